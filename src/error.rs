@@ -1,0 +1,85 @@
+//! What can go wrong, said once: each error names the file, tensor or setting it is about and, where there is one, the
+//! next move.
+
+use std::path::{Path, PathBuf};
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error a person can act on. The text of every variant starts with what it is about.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused: missing file, no permission, full disk.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was opened, read or written.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file was read, but its content is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting of a configuration file or of the command line has an impossible value.
+    #[error("`{field}`: {problem}")]
+    Setting {
+        /// The key or option.
+        field: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+    /// Several things of one kind are wrong with one source: all of them, so that one run finds them all.
+    #[error("{}: {} problem{}\n  {}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, problems.join("\n  "))]
+    Many {
+        /// The source.
+        path: PathBuf,
+        /// One line each.
+        problems: Vec<String>,
+    },
+    /// A number that must be finite was not, so the run stopped before it could be saved.
+    #[error("step {step}: {what} is not finite")]
+    NotFinite {
+        /// The optimizer step.
+        step: u64,
+        /// The number, and where it came from.
+        what: String,
+    },
+}
+
+impl Error {
+    /// An operating-system error about `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().into(), source }
+    }
+
+    /// `path` holds something else than expected.
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().into(), problem: problem.into() }
+    }
+
+    /// The setting `field` (a configuration key such as `lora.rank`, or an option such as `--device`) cannot be used.
+    pub fn setting(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Setting { field: field.into(), problem: problem.into() }
+    }
+
+    /// Appends the next move, on a line of its own. Errors of the operating system stay as they are.
+    pub fn hint(mut self, next_move: impl AsRef<str>) -> Self {
+        let line = format!("\nhint: {}", next_move.as_ref());
+        match &mut self {
+            Self::File { problem, .. } | Self::Setting { problem, .. } => problem.push_str(&line),
+            Self::Many { problems, .. } => {
+                if let Some(last) = problems.last_mut() {
+                    last.push_str(&line);
+                }
+            }
+            Self::NotFinite { what, .. } => what.push_str(&line),
+            Self::Io { .. } => {}
+        }
+        self
+    }
+}

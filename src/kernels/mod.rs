@@ -1,0 +1,26 @@
+//! The operations a transformer block spends its time on, each one function from tensors to tensors.
+//!
+//! Chains of elementwise operations cost one pass over memory each on a CPU and one launch each on a GPU; behind these
+//! functions they can be one. Everything here works on plain and on autodiff tensors alike.
+
+mod activation;
+mod attention;
+mod linear;
+mod norm;
+
+pub use activation::gelu_tanh;
+pub use attention::{attention, attention_biased};
+pub use linear::{linear, low_rank};
+pub use norm::{gated_add, layer_norm_modulate, rms_norm_rope};
+
+use burn::tensor::Tensor;
+
+/// Brings a constant to where `like` lives: onto its autodiff device if it is being tracked. The pinned Burn panics when
+/// a plain tensor meets a tracked one.
+pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E>) -> Tensor<D> {
+    if like.device().is_autodiff() && !constant.device().is_autodiff() {
+        Tensor::from_inner(constant)
+    } else {
+        constant
+    }
+}

@@ -1,0 +1,235 @@
+//! From a folder of safetensors files to the tensors of a module.
+//!
+//! A module takes its tensors from [`Weights`] by their checkpoint names, with the shapes its configuration implies:
+//! `Linear::load(&weights.at("to_q"), inputs, outputs)`. So the code that defines a layer is also its key table, and no
+//! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
+
+mod file;
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    error::{Error, Result},
+    rng::{Purpose, Seed},
+};
+pub use file::{TensorFile, write_tensors};
+
+/// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    source: Rc<Source>,
+    prefix: String,
+}
+
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    content: Content,
+    device: Device,
+    dtype: Option<FloatDType>,
+    taken: RefCell<BTreeSet<String>>,
+    problems: RefCell<Vec<String>>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Files { files: Vec<TensorFile>, home: BTreeMap<String, usize> },
+    Random(Seed),
+}
+
+impl Weights {
+    /// Opens the weights of one component (`transformer/`, `vae/`, …): a single file, or shards named by an index.
+    /// With `dtype`, tensors are converted to it as they are read; without, they keep the file's type.
+    ///
+    /// # Errors
+    /// The folder holds no safetensors files, or one of them is missing or broken.
+    pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let files: Vec<_> = shards(folder)?.iter().map(TensorFile::open).collect::<Result<_>>()?;
+        let mut home = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            home.extend(file.names().into_iter().map(|name| (name, i)));
+        }
+        Ok(Self::root(folder, Content::Files { files, home }, device, dtype))
+    }
+
+    /// Weights made up from `seed`, for measuring a model of real size without its checkpoint: matrices have unit gain,
+    /// vectors are near one (`…weight`) or near zero (`…bias`).
+    pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
+        Self::root(Path::new("random weights"), Content::Random(seed), device, dtype)
+    }
+
+    fn root(path: &Path, content: Content, device: &Device, dtype: Option<FloatDType>) -> Self {
+        let source = Source {
+            path: path.into(),
+            content,
+            device: device.clone(),
+            dtype,
+            taken: RefCell::default(),
+            problems: RefCell::default(),
+        };
+        Self { source: Rc::new(source), prefix: String::new() }
+    }
+
+    /// The tensors below `name`.
+    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { source: self.source.clone(), prefix: self.full(&name.to_string()) }
+    }
+
+    /// The tensors below the first of `names` that the checkpoint has anything under, else below the first: for parts
+    /// that were renamed between versions of a format. The empty name means this level.
+    pub fn at_any(&self, names: &[&str]) -> Self {
+        let found = names.iter().find(|name| {
+            let start = format!("{}.", self.full(name));
+            let start = start.strip_prefix('.').unwrap_or(&start);
+            match &self.source.content {
+                Content::Files { home, .. } => {
+                    home.range(start.to_string()..).next().is_some_and(|(k, _)| k.starts_with(start))
+                }
+                Content::Random(_) => true,
+            }
+        });
+        match found.copied().unwrap_or(names[0]) {
+            "" => self.clone(),
+            name => self.at(name),
+        }
+    }
+
+    /// Whether the checkpoint has a tensor `name` at this level.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source.content {
+            Content::Files { home, .. } => home.contains_key(&self.full(name)),
+            Content::Random(_) => true,
+        }
+    }
+
+    /// The device that tensors are put on.
+    pub fn device(&self) -> &Device {
+        &self.source.device
+    }
+
+    /// Takes the tensor `name`, which must have `shape`. If it is missing or misshapen, that is noted for
+    /// [`finish`](Self::finish), and an empty tensor stands in for it until then.
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
+        let full = self.full(name);
+        self.source.read(&full, shape).unwrap_or_else(|problem| {
+            self.source.problems.borrow_mut().push(problem);
+            Tensor::zeros([1; D], &self.source.device)
+        })
+    }
+
+    /// Marks a tensor as known although nothing is computed from it.
+    pub fn ignore(&self, name: &str) {
+        self.source.taken.borrow_mut().insert(self.full(name));
+    }
+
+    /// Ends loading.
+    ///
+    /// # Errors
+    /// Tensors were missing, misshapen or left over: one error that lists them all.
+    pub fn finish(&self) -> Result<()> {
+        let mut problems = self.source.problems.take();
+        if let Content::Files { home, .. } = &self.source.content {
+            let taken = self.source.taken.borrow();
+            let unused = home.keys().filter(|name| !taken.contains(*name));
+            problems.extend(unused.map(|name| format!("tensor `{name}` belongs to no part of the model")));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Many { path: self.source.path.clone(), problems }
+            .hint("the weights and config.json beside them must be of one model, in the layout of diffusers"))
+    }
+
+    fn full(&self, name: &str) -> String {
+        match (self.prefix.as_str(), name) {
+            ("", name) => name.into(),
+            (prefix, "") => prefix.into(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
+    }
+}
+
+impl Source {
+    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> std::result::Result<Tensor<D>, String> {
+        let data = match &self.content {
+            Content::Random(seed) => random(*seed, name, &shape),
+            Content::Files { files, home } => {
+                let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
+                self.taken.borrow_mut().insert(name.into());
+                let found = files[file].shape(name).expect("the index was made from the files");
+                if found != shape {
+                    return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
+                }
+                files[file].read(name).map_err(|e| e.to_string())?
+            }
+        };
+        let dtype = data.dtype;
+        let tensor = Tensor::<D>::from_data(data, (&self.device, dtype));
+        Ok(match self.dtype {
+            Some(wanted) if dtype != wanted.into() => tensor.cast(wanted),
+            _ => tensor,
+        })
+    }
+}
+
+fn random(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
+    let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
+    let (gain, offset) = match shape {
+        [_] if name.ends_with("weight") => (0.1, 1.0),
+        [_] => (0.1, 0.0),
+        [_, fan_in @ ..] => (1.0 / (fan_in.iter().product::<usize>() as f32).sqrt(), 0.0),
+        [] => (1.0, 0.0),
+    };
+    values.iter_mut().for_each(|v| *v = *v * gain + offset);
+    TensorData::new(values, shape)
+}
+
+/// The weight files of a component folder.
+fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    let index = names.iter().find(|n| n.ends_with(".safetensors.index.json") && !n.contains(".fp16."));
+    let single = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
+    if let Some(single) = single.iter().find(|single| names.iter().any(|name| name == **single)) {
+        return Ok(vec![folder.join(single)]);
+    }
+    if let Some(index) = index {
+        let index: Index = read_json(folder.join(index))?;
+        let shards: BTreeSet<_> = index.weight_map.into_values().collect();
+        return Ok(shards.into_iter().map(|shard| folder.join(shard)).collect());
+    }
+    let found: Vec<_> = names.iter().filter(|n| n.ends_with(".safetensors")).map(|n| folder.join(n)).collect();
+    match found.len() {
+        1 => Ok(found),
+        _ => Err(Error::file(
+            folder,
+            "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards",
+        )
+        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors")),
+    }
+}
+
+/// Reads a JSON file, such as a component's `config.json`.
+///
+/// # Errors
+/// The file is missing, no JSON, or lacks a field; the message names the file and the place in it.
+pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+}
