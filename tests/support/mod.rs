@@ -96,7 +96,9 @@ impl Golden {
         let want = self.floats(name);
         assert_eq!(got.len(), want.len(), "{}: size of {name}", self.folder.display());
         let pairs = got.iter().zip(&want);
-        let difference = pairs.map(|(g, w)| f64::from((g - w).abs())).fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst });
+        let difference = pairs
+            .map(|(g, w)| f64::from((g - w).abs()))
+            .fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst });
         let tolerance = self.tolerance(name);
         assert!(
             difference <= tolerance,

@@ -1,1 +1,13 @@
-//! The FLUX.1 transformer.
+//! The FLUX.1 transformer: a stem, a list of blocks, a head.
+//!
+//! Shapes: `B` batch, `L` image tokens, `T` text tokens, `D` width, `N` heads, `K` head size.
+
+mod blocks;
+mod latents;
+mod rope;
+mod transformer;
+
+pub use blocks::{DoubleBlock, SingleBlock};
+pub use latents::{pack, position_ids, unpack};
+pub use rope::Rope;
+pub use transformer::{FluxConfig, FluxInputs, FluxSegment, FluxTransformer};
