@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use kiln::weights::{TensorFile, read_json};
+use kiln::weights::TensorFile;
 use serde_json::Value;
 
 /// One pair of a model folder and what diffusers computed with it.
@@ -26,7 +26,10 @@ pub fn goldens(pipeline: &str) -> Vec<Golden> {
         let folder = entry.path();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         let Some(model) = name.strip_suffix("_golden") else { continue };
-        let info: Value = read_json(folder.join("golden.json")).unwrap();
+        let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
+        // Python writes numbers that JSON does not have.
+        let text = ["-Infinity", "Infinity", "NaN"].iter().fold(text, |text, word| text.replace(word, "null"));
+        let info: Value = serde_json::from_str(&text).unwrap();
         if info["pipeline"] == pipeline {
             let tensors = TensorFile::open(folder.join("golden.safetensors")).unwrap();
             found.push(Golden { model: root.join(model), folder, tensors, info });
@@ -75,11 +78,13 @@ impl Golden {
         self.tensors.read(name).unwrap().into_vec().unwrap()
     }
 
-    /// The largest difference this golden allows: twenty times the noise of float32 in diffusers itself, and a little for
-    /// values whose noise happened to be zero.
+    /// The largest difference this golden allows: twenty times the noise of float32 in diffusers itself, or a
+    /// ten-thousandth of the values' spread where that noise does not show: `noise` compares two runs that share their
+    /// float32 sinusoids, whose last bits depend on the machine's `exp` and are multiplied by a thousand.
     pub fn tolerance(&self, name: &str) -> f64 {
         let info = &self.info["tensors"][name];
-        20.0 * info["noise"].as_f64().unwrap() + 1e-5 * info["std"].as_f64().unwrap()
+        let number = |key: &str| info[key].as_f64().unwrap();
+        (20.0 * number("noise")).max(1e-4 * number("std"))
     }
 
     /// Asserts that `got` has the golden's shape and, within its noise, its values.
