@@ -7,11 +7,13 @@ mod activation;
 mod attention;
 mod linear;
 mod norm;
+mod optimizer;
 
 pub use activation::gelu_tanh;
 pub use attention::{attention, attention_biased};
 pub use linear::{linear, low_rank};
 pub use norm::{gated_add, layer_norm_modulate, rms_norm_rope};
+pub use optimizer::{AdamW, adamw};
 
 use burn::tensor::Tensor;
 

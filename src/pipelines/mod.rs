@@ -1,1 +1,3 @@
 //! From weights to images; inference only.
+
+pub mod flux;

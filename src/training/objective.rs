@@ -1,0 +1,246 @@
+//! What a FLUX adapter learns: the velocity between latents and noise, at noise levels drawn from a chosen distribution.
+
+use std::f64::consts::PI;
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    models::{
+        flux::{FluxConfig, FluxInputs, pack},
+        text::PromptEmbeds,
+    },
+    rng::{Purpose, Seed},
+    schedulers::{
+        FlowMatchEuler,
+        flow_match::{add_noise, shift_sigma, velocity},
+    },
+};
+
+/// The distribution that noise levels are drawn from, before the shift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampling {
+    /// Every level as often.
+    Uniform,
+    /// `sigmoid(N(logit_mean, logit_std))`: the middle more often (Esser et al. 2024).
+    #[default]
+    LogitNormal,
+    /// `1 - u - 1.29·(cos²(πu/2) - 1 + u)`: the middle more often, the ends still reached (Esser et al. 2024).
+    Mode,
+}
+
+/// How much the loss at a noise level counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// All levels the same.
+    #[default]
+    None,
+    /// `sigma^-2`.
+    SigmaSqrt,
+    /// `2 / (π·(1 - 2·sigma + 2·sigma²))`.
+    Cosmap,
+}
+
+/// How noise levels are shifted after they are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Shift {
+    /// By this factor; 1 is no shift.
+    Factor(f64),
+    /// As a word.
+    Named(NamedShift),
+}
+
+/// Shifts that depend on the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamedShift {
+    /// As sampling does for a picture of this size: 1.88 at 512², 3.16 at 1024².
+    Resolution,
+}
+
+/// The `[objective]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectiveConfig {
+    /// Where noise levels come from: `uniform`, `logit_normal` or `mode`. A style lives at high levels, fine detail at low
+    /// ones; `logit_normal` is right for most.
+    pub sampling: Sampling,
+    /// Of `logit_normal`: above zero means more noise, below zero less.
+    pub logit_mean: f64,
+    /// Of `logit_normal`: larger reaches further to both ends.
+    pub logit_std: f64,
+    /// `"resolution"`, or a factor (1 is none). Leave it at `"resolution"` unless you compare with another trainer.
+    pub shift: Shift,
+    /// `none`, `sigma_sqrt` or `cosmap`.
+    pub weighting: Weighting,
+    /// What the distilled guidance input is while training. 1 trains the model itself; sampling uses 3.5.
+    pub guidance: f64,
+}
+
+impl Default for ObjectiveConfig {
+    fn default() -> Self {
+        Self {
+            sampling: Sampling::LogitNormal,
+            logit_mean: 0.0,
+            logit_std: 1.0,
+            shift: Shift::Named(NamedShift::Resolution),
+            weighting: Weighting::None,
+            guidance: 1.0,
+        }
+    }
+}
+
+impl ObjectiveConfig {
+    /// # Errors
+    /// A number is outside of what makes sense.
+    pub fn validate(&self) -> Result<()> {
+        if matches!(self.shift, Shift::Factor(factor) if factor.is_nan() || factor <= 0.0) {
+            return Err(Error::setting("objective.shift", "must be above zero, or \"resolution\""));
+        }
+        if self.logit_std.is_nan() || self.logit_std <= 0.0 {
+            return Err(Error::setting("objective.logit_std", "must be above zero"));
+        }
+        Ok(())
+    }
+}
+
+/// The sampling of `mode`: how strongly the middle is preferred.
+const MODE_SCALE: f64 = 1.29;
+
+/// Draws what a flow-matching loss needs and computes it.
+#[derive(Clone, Debug)]
+pub struct FlowMatching {
+    /// Its settings.
+    pub config: ObjectiveConfig,
+    /// For the shift that depends on the resolution.
+    pub scheduler: FlowMatchEuler,
+}
+
+/// One batch, ready for the model.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// What the model is called with.
+    pub inputs: FluxInputs,
+    /// What it should predict, `[B, L, 4·C]`, f32.
+    pub target: Tensor<3>,
+    /// How much each sample counts, `[B]`, f32.
+    pub weight: Tensor<1>,
+}
+
+impl FlowMatching {
+    /// The noise level of one sample: a function of seed, step and sample number alone.
+    pub fn draw_sigma(&self, seed: Seed, step: u64, sample: u64, image_tokens: usize) -> f32 {
+        let mut draw = seed.draw(Purpose::Sigma, step, sample);
+        let sigma = match self.config.sampling {
+            Sampling::Uniform => f64::from(draw.uniform(1)[0]),
+            Sampling::LogitNormal => {
+                let logit = self.config.logit_mean + self.config.logit_std * f64::from(draw.normal(1)[0]);
+                1.0 / (1.0 + (-logit).exp())
+            }
+            Sampling::Mode => {
+                let u = f64::from(draw.uniform(1)[0]);
+                1.0 - u - MODE_SCALE * ((PI * u / 2.0).cos().powi(2) - 1.0 + u)
+            }
+        };
+        let shift = match self.config.shift {
+            Shift::Factor(factor) => factor,
+            Shift::Named(NamedShift::Resolution) => self.scheduler.resolution_shift(image_tokens),
+        };
+        shift_sigma(sigma, shift).clamp(0.0, 1.0) as f32
+    }
+
+    /// Noise of the shape `[B, C, H, W]`, each sample from a stream of its own.
+    pub fn draw_normal(seed: Seed, purpose: Purpose, step: u64, first: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
+        let each = shape[1..].iter().product();
+        let rows = (0..shape[0] as u64).flat_map(|row| seed.draw(purpose, step, first + row).normal(each));
+        Tensor::from_data(TensorData::new(rows.collect::<Vec<f32>>(), shape), device)
+    }
+
+    /// The model's inputs and target for normalized `latents` `[B, C, H, W]` mixed with `noise` at the levels `sigma`.
+    /// `dtype` is the model's.
+    pub fn example(
+        &self,
+        model: &FluxConfig,
+        latents: Tensor<4>,
+        text: PromptEmbeds,
+        noise: Tensor<4>,
+        sigma: &[f32],
+        dtype: FloatDType,
+    ) -> Example {
+        let [batch, _, height, width] = latents.dims();
+        let device = latents.device();
+        let levels = Tensor::<1>::from_floats(sigma, &device);
+        let noisy = add_noise(latents.clone(), noise.clone(), levels.clone());
+        let weight = sigma.iter().map(|&sigma| self.weight(f64::from(sigma)) as f32).collect::<Vec<_>>();
+        Example {
+            inputs: FluxInputs {
+                img: pack(noisy).cast(dtype),
+                rope: model.rope(text.prompt.dims()[1], height, width, &device),
+                txt: text.prompt.cast(dtype),
+                pooled: text.pooled.cast(dtype),
+                sigma: levels,
+                guidance: Tensor::full([batch], self.config.guidance, &device),
+            },
+            target: pack(velocity(latents, noise)),
+            weight: Tensor::from_floats(weight.as_slice(), &device),
+        }
+    }
+
+    fn weight(&self, sigma: f64) -> f64 {
+        match self.config.weighting {
+            Weighting::None => 1.0,
+            Weighting::SigmaSqrt => sigma.powi(-2),
+            Weighting::Cosmap => 2.0 / (PI * (1.0 - 2.0 * sigma + 2.0 * sigma * sigma)),
+        }
+    }
+}
+
+impl Example {
+    /// The weighted mean squared error of `prediction` `[B, L, 4·C]`, in f32: a scalar `[1]`.
+    pub fn loss(&self, prediction: Tensor<3>) -> Tensor<1> {
+        use crate::kernels::lift;
+        let difference = prediction.cast(FloatDType::F32);
+        let target = lift(self.target.clone(), &difference);
+        let weight = lift(self.weight.clone(), &difference).reshape([-1, 1, 1]);
+        ((difference - target).square() * weight).mean()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(config: ObjectiveConfig) -> Vec<f32> {
+        let objective = FlowMatching { config, scheduler: FlowMatchEuler::default() };
+        (0..2000).map(|sample| objective.draw_sigma(Seed(1), 0, sample, 4096)).collect()
+    }
+
+    fn mean(values: &[f32]) -> f32 {
+        values.iter().sum::<f32>() / values.len() as f32
+    }
+
+    #[test]
+    fn drawn_levels_follow_their_distribution() {
+        let unshifted = ObjectiveConfig { shift: Shift::Factor(1.0), ..Default::default() };
+        for sampling in [Sampling::Uniform, Sampling::LogitNormal, Sampling::Mode] {
+            let drawn = levels(ObjectiveConfig { sampling, ..unshifted.clone() });
+            assert!(drawn.iter().all(|s| (0.0..=1.0).contains(s)));
+            assert!((mean(&drawn) - 0.5).abs() < 0.02, "{sampling:?}: mean {}", mean(&drawn));
+        }
+        let noisier = levels(ObjectiveConfig { logit_mean: 1.0, ..unshifted });
+        assert!(mean(&noisier) > 0.6, "a positive logit mean means more noise");
+    }
+
+    #[test]
+    fn the_resolution_shift_of_a_large_picture_means_more_noise() {
+        let drawn = levels(ObjectiveConfig { sampling: Sampling::Uniform, ..Default::default() });
+        // E[s·u/(1+(s-1)·u)] for s = e^1.15
+        let (shift, scale) = (1.15f64.exp(), 1.15f64.exp() - 1.0);
+        let expected = shift / scale - shift * shift.ln() / (scale * scale);
+        assert!((f64::from(mean(&drawn)) - expected).abs() < 0.02, "{} against {expected}", mean(&drawn));
+    }
+}
