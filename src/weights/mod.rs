@@ -111,6 +111,17 @@ impl Weights {
         }
     }
 
+    /// The shape of the tensor `name` at this level, if the checkpoint has it: for tensors stored in more than one way.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match &self.source.content {
+            Content::Files { files, home } => {
+                let full = self.full(name);
+                home.get(&full).and_then(|&file| files[file].shape(&full))
+            }
+            Content::Random(_) => None,
+        }
+    }
+
     /// The device that tensors are put on.
     pub fn device(&self) -> &Device {
         &self.source.device

@@ -111,4 +111,21 @@ impl Golden {
             self.folder.display()
         );
     }
+
+    /// Asserts that `got` has the golden's shape and differs from it by no more than `share` of its size (root mean
+    /// squares): for models run in a lower precision than the golden's.
+    #[track_caller]
+    pub fn check_roughly<const D: usize>(&self, name: &str, got: Tensor<D>, share: f64) {
+        assert_eq!(got.dims().to_vec(), self.shape(name), "{}: shape of {name}", self.folder.display());
+        let got: Vec<f32> = got.into_data().convert_dtype(DType::F32).into_vec().unwrap();
+        let want = self.floats(name);
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+        let difference = square(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / square(&mut want.iter().copied());
+        assert!(
+            difference.sqrt() <= share,
+            "{}: {name} differs by {:.3} of its size, allowed are {share}",
+            self.folder.display(),
+            difference.sqrt()
+        );
+    }
 }

@@ -1,0 +1,63 @@
+//! Latents to pixels.
+
+use burn::tensor::Tensor;
+
+use super::{
+    VaeConfig,
+    blocks::{EPSILON, MidBlock, ResnetBlock, resnets},
+};
+use crate::{
+    nn::{Conv2d, GroupNorm, upsample_nearest},
+    weights::Weights,
+};
+
+/// Doubles the picture's sides once for each level but the last. Levels run from the lowest resolution up.
+#[derive(Clone, Debug)]
+pub(super) struct Decoder {
+    conv_in: Conv2d,
+    middle: MidBlock,
+    levels: Vec<Level>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+#[derive(Clone, Debug)]
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    upsample: Option<Conv2d>,
+}
+
+impl Decoder {
+    pub(super) fn load(weights: &Weights, config: &VaeConfig) -> Self {
+        let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let (groups, last) = (config.norm_num_groups, channels.len() - 1);
+        let level = |i: usize| {
+            let weights = weights.at(format!("up_blocks.{i}"));
+            let upsample = || Conv2d::load(&weights.at("upsamplers.0.conv"), channels[i], channels[i], 3);
+            let count = config.layers_per_block + 1;
+            Level {
+                resnets: resnets(&weights, count, channels[i.saturating_sub(1)], channels[i], groups),
+                upsample: (i < last).then(upsample),
+            }
+        };
+        Self {
+            conv_in: Conv2d::load(&weights.at("conv_in"), config.latent_channels, channels[0], 3),
+            middle: MidBlock::load(&weights.at("mid_block"), channels[0], groups, config.mid_block_add_attention),
+            levels: (0..=last).map(level).collect(),
+            norm_out: GroupNorm::load(&weights.at("conv_norm_out"), channels[last], groups, EPSILON),
+            conv_out: Conv2d::load(&weights.at("conv_out"), channels[last], config.out_channels, 3),
+        }
+    }
+
+    /// `[B, C, h, w]` → `[B, 3, H, W]`.
+    pub(super) fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let mut x = self.middle.forward(self.conv_in.forward(latents));
+        for level in &self.levels {
+            x = level.resnets.iter().fold(x, |x, block| block.forward(x));
+            if let Some(upsample) = &level.upsample {
+                x = upsample.forward(upsample_nearest(x));
+            }
+        }
+        self.conv_out.forward(self.norm_out.forward_silu(x))
+    }
+}

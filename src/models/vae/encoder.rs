@@ -1,0 +1,71 @@
+//! Pixels to moments.
+
+use burn::tensor::{FloatDType, Tensor};
+
+use super::{
+    VaeConfig,
+    blocks::{EPSILON, MidBlock, ResnetBlock, resnets},
+};
+use crate::{
+    nn::{Conv2d, GroupNorm, pad_bottom_right},
+    weights::Weights,
+};
+
+/// Halves the picture's sides once for each level but the last.
+#[derive(Clone, Debug)]
+pub(super) struct Encoder {
+    conv_in: Conv2d,
+    levels: Vec<Level>,
+    middle: MidBlock,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+#[derive(Clone, Debug)]
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    downsample: Option<Conv2d>,
+}
+
+impl Encoder {
+    pub(super) fn load(weights: &Weights, config: &VaeConfig) -> Self {
+        let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let last = channels.len() - 1;
+        let level = |i: usize| {
+            let weights = weights.at(format!("down_blocks.{i}"));
+            let downsample = || Conv2d {
+                stride: 2,
+                padding: 0,
+                ..Conv2d::load(&weights.at("downsamplers.0.conv"), channels[i], channels[i], 3)
+            };
+            Level {
+                resnets: resnets(&weights, config.layers_per_block, channels[i.saturating_sub(1)], channels[i], groups),
+                downsample: (i < last).then(downsample),
+            }
+        };
+        Self {
+            conv_in: Conv2d::load(&weights.at("conv_in"), config.in_channels, channels[0], 3),
+            levels: (0..=last).map(level).collect(),
+            middle: MidBlock::load(&weights.at("mid_block"), channels[last], groups, config.mid_block_add_attention),
+            norm_out: GroupNorm::load(&weights.at("conv_norm_out"), channels[last], groups, EPSILON),
+            conv_out: Conv2d::load(&weights.at("conv_out"), channels[last], 2 * config.latent_channels, 3),
+        }
+    }
+
+    /// Of the weights.
+    pub(super) fn dtype(&self) -> FloatDType {
+        self.conv_in.weight.dtype().into()
+    }
+
+    /// `[B, 3, H, W]` → `[B, 2C, h, w]`.
+    pub(super) fn forward(&self, pixels: Tensor<4>) -> Tensor<4> {
+        let mut x = self.conv_in.forward(pixels);
+        for level in &self.levels {
+            x = level.resnets.iter().fold(x, |x, block| block.forward(x));
+            if let Some(downsample) = &level.downsample {
+                x = downsample.forward(pad_bottom_right(x));
+            }
+        }
+        self.conv_out.forward(self.norm_out.forward_silu(self.middle.forward(x)))
+    }
+}

@@ -1,0 +1,159 @@
+//! Normalisation with learned weights. Statistics are computed in f32 whatever the input is; the output has the input's
+//! type.
+
+use burn::tensor::{FloatDType, Tensor, activation};
+
+use crate::{kernels, weights::Weights};
+
+/// `(x − mean) / √(variance + ε)·weight + bias` over the last axis (Ba et al. 2016).
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// `[D]`.
+    pub weight: Tensor<1>,
+    /// `[D]`.
+    pub bias: Tensor<1>,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+impl LayerNorm {
+    /// Takes `weight` and `bias` `[width]`.
+    pub fn load(weights: &Weights, width: usize, epsilon: f64) -> Self {
+        Self { weight: weights.tensor("weight", [width]), bias: weights.tensor("bias", [width]), epsilon }
+    }
+
+    /// `[…, D]` → `[…, D]`.
+    pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
+        let dtype: FloatDType = x.dtype().into();
+        let weight = kernels::lift(self.weight.clone(), &x).cast(FloatDType::F32);
+        let bias = kernels::lift(self.bias.clone(), &x).cast(FloatDType::F32);
+        let x = x.cast(FloatDType::F32);
+        let centred = x.clone() - x.mean_dim(N - 1);
+        let deviation = (centred.clone().square().mean_dim(N - 1) + self.epsilon).sqrt();
+        (centred / deviation * weight.unsqueeze() + bias.unsqueeze()).cast(dtype)
+    }
+}
+
+/// `x / √(mean(x²) + ε)·weight` over the last axis: no mean is taken off, no bias added (Zhang & Sennrich 2019).
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// `[D]`.
+    pub weight: Tensor<1>,
+    /// Added to the mean square.
+    pub epsilon: f64,
+}
+
+impl RmsNorm {
+    /// Takes `weight` `[width]`.
+    pub fn load(weights: &Weights, width: usize, epsilon: f64) -> Self {
+        Self { weight: weights.tensor("weight", [width]), epsilon }
+    }
+
+    /// `[…, D]` → `[…, D]`. Rounded to the input's type before the weight is applied, as T5 does.
+    pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
+        let dtype: FloatDType = x.dtype().into();
+        let weight = kernels::lift(self.weight.clone(), &x).cast(dtype);
+        let x = x.cast(FloatDType::F32);
+        let deviation = (x.clone().square().mean_dim(N - 1) + self.epsilon).sqrt();
+        (x / deviation).cast(dtype) * weight.unsqueeze()
+    }
+}
+
+/// Normalisation over groups of neighbouring channels and all places (Wu & He 2018).
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    /// `[C]`.
+    pub weight: Tensor<1>,
+    /// `[C]`.
+    pub bias: Tensor<1>,
+    /// How many groups the channels are divided into.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+impl GroupNorm {
+    /// Takes `weight` and `bias` `[channels]`; `groups` must divide `channels`.
+    pub fn load(weights: &Weights, channels: usize, groups: usize, epsilon: f64) -> Self {
+        Self { weight: weights.tensor("weight", [channels]), bias: weights.tensor("bias", [channels]), groups, epsilon }
+    }
+
+    /// `[B, C, H, W]` → `[B, C, H, W]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, |y| y)
+    }
+
+    /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
+    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, activation::silu)
+    }
+
+    fn normalize(&self, x: Tensor<4>, activation: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<4> {
+        let dtype: FloatDType = x.dtype().into();
+        let [batch, channels, height, width] = x.dims();
+        let affine = |t: &Tensor<1>| {
+            let t = kernels::lift(t.clone(), &x).cast(FloatDType::F32);
+            t.reshape([1, self.groups, channels / self.groups]).expand([batch, self.groups, channels / self.groups])
+        };
+        let (weight, bias) = (affine(&self.weight), affine(&self.bias));
+        let x = x.cast(FloatDType::F32);
+        // Means of means: a single sum over the millions of places of a large picture would lose digits.
+        let rows = x.reshape([batch * self.groups, channels / self.groups * height, width]);
+        let mean = rows.clone().mean_dim(2).mean_dim(1);
+        let variance = (rows.clone() - mean.clone()).square().mean_dim(2).mean_dim(1);
+        let statistic = |t: Tensor<3>| t.reshape([batch, self.groups, 1]);
+        // One factor and one offset for each channel, so that the picture is passed over once more, not five times.
+        let scale = weight / (statistic(variance) + self.epsilon).sqrt();
+        let offset = bias - statistic(mean) * scale.clone();
+        let planes = |t: Tensor<3>| t.reshape([batch * channels, 1]);
+        let y = rows.reshape([batch * channels, height * width]) * planes(scale) + planes(offset);
+        activation(y).cast(dtype).reshape([batch, channels, height, width])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device, TensorData, Tolerance};
+
+    use super::*;
+
+    fn tensor<const N: usize>(values: &[f32], shape: [usize; N]) -> Tensor<N> {
+        Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+    }
+
+    #[test]
+    fn group_norm_takes_its_statistics_per_sample_and_group() {
+        let norm = GroupNorm {
+            weight: tensor(&[1.0, 2.0, 1.0, 1.0], [4]),
+            bias: tensor(&[0.0, 1.0, 0.0, 0.0], [4]),
+            groups: 2,
+            epsilon: 0.0,
+        };
+        // Group one: −1, 1, −1, 1; group two: 0, 4, 0, 4 (mean 2, deviation 2). The second sample is ten times the first.
+        let one = [-1.0, 1.0, -1.0, 1.0, 0.0, 4.0, 0.0, 4.0];
+        let both: Vec<f32> = one.iter().copied().chain(one.map(|v| v * 10.0)).collect();
+        let expected = [-1.0, 1.0, -1.0, 3.0, -1.0, 1.0, -1.0, 1.0];
+        let expected: Vec<f32> = [expected, expected].concat();
+        let got = norm.forward(tensor(&both, [2, 4, 1, 2]));
+        got.into_data().assert_approx_eq::<f32>(&TensorData::new(expected, [2, 4, 1, 2]), Tolerance::absolute(1e-5));
+    }
+
+    #[test]
+    fn group_norm_in_bf16_keeps_its_statistics_in_f32() {
+        let ones = || tensor(&[1.0; 2], [2]);
+        let norm = GroupNorm { weight: ones(), bias: ones() - 1.0, groups: 1, epsilon: 0.0 };
+        // 256 and 258 are neighbours in bf16; their mean, 257, is not representable.
+        let x = tensor(&[256.0, 258.0, 256.0, 258.0], [1, 2, 1, 2]).cast(DType::BF16);
+        let y = norm.forward(x);
+        assert_eq!(y.dtype(), DType::BF16);
+        let y: Vec<f32> = y.into_data().convert_dtype(DType::F32).into_vec().unwrap();
+        assert_eq!(y, [-1.0, 1.0, -1.0, 1.0]);
+    }
+
+    #[test]
+    fn rms_norm_takes_no_mean_off() {
+        let norm = RmsNorm { weight: tensor(&[1.0, 10.0], [2]), epsilon: 0.0 };
+        let y = norm.forward(tensor(&[3.0, 3.0], [1, 2]));
+        y.into_data().assert_approx_eq::<f32>(&TensorData::from([[1.0, 10.0]]), Tolerance::absolute(1e-6));
+    }
+}
