@@ -27,6 +27,8 @@ pub enum Purpose {
     Weights,
     /// The split into training and held-out samples.
     Split,
+    /// The noise of held-out losses.
+    Validation,
 }
 
 /// The root of all randomness of a run.
@@ -44,15 +46,26 @@ impl Seed {
         self.keyed(purpose, &[name.as_bytes()])
     }
 
+    /// A seed of its own for the thing called `name`.
+    pub fn derive(self, name: &str) -> Self {
+        let key = self.hash(&[b"derive", name.as_bytes()]);
+        Self(u64::from_le_bytes(key[..8].try_into().expect("a hash has 32 bytes")))
+    }
+
     fn keyed(self, purpose: Purpose, parts: &[&[u8]]) -> Draw {
+        let purpose = format!("{purpose:?}");
+        let parts: Vec<&[u8]> = std::iter::once(purpose.as_bytes()).chain(parts.iter().copied()).collect();
+        Draw(ChaCha8Rng::from_seed(self.hash(&parts)))
+    }
+
+    fn hash(self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("kiln random stream, version 1");
         hasher.update(&self.0.to_le_bytes());
-        hasher.update(format!("{purpose:?}").as_bytes());
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
-        Draw(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
+        *hasher.finalize().as_bytes()
     }
 }
 

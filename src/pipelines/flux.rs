@@ -98,10 +98,10 @@ impl FluxPipeline {
         Ok(())
     }
 
-    /// The start of picture number `index` of `seed`, `[1, C, h, w]`: the same on every device and in every batch.
-    pub fn start_noise(&self, seed: u64, index: u64, width: usize, height: usize) -> Tensor<4> {
+    /// What a picture of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
+    pub fn start_noise(&self, seed: u64, width: usize, height: usize) -> Tensor<4> {
         let shape = [1, self.vae.latent_channels(), height / self.vae.downsampling(), width / self.vae.downsampling()];
-        let values = Seed(seed).draw(Purpose::Noise, 0, index).normal(shape.iter().product());
+        let values = Seed(seed).draw(Purpose::Noise, 0, 0).normal(shape.iter().product());
         Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 

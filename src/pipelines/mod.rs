@@ -1,3 +1,9 @@
 //! From weights to images; inference only.
 
-pub mod flux;
+mod encoders;
+mod flux;
+mod generate;
+
+pub use encoders::FluxEncoders;
+pub use flux::{FluxPipeline, Request};
+pub use generate::{GenerateRequest, generate};

@@ -1,0 +1,113 @@
+//! The models that data preparation and prompts need, loaded when they are first asked for.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use serde::Deserialize;
+
+use crate::{
+    data::{Encoders, fingerprint},
+    error::Result,
+    memory,
+    models::{
+        flux::FluxConfig,
+        text::{PromptEmbeds, TextEncoders},
+        vae::{AutoencoderKl, Moments},
+    },
+    tokenizer::{PromptIds, Tokenizers},
+    weights::read_json,
+};
+
+/// Tokenizers, text encoders and VAE of a FLUX.1 folder.
+pub struct FluxEncoders {
+    model: PathBuf,
+    device: Device,
+    dtype: FloatDType,
+    vae_fingerprint: String,
+    text_fingerprint: String,
+    tokenizers: Tokenizers,
+    text: Option<TextEncoders>,
+    vae: Option<AutoencoderKl>,
+}
+
+/// T5 tokens of FLUX.1-dev, and of the models without guidance (schnell).
+const T5_TOKENS: [usize; 2] = [512, 256];
+
+/// How many T5 tokens a prompt of this model has: its tokenizer's own limit, up to what it was trained with.
+fn t5_tokens(model: &Path) -> Result<usize> {
+    #[derive(Deserialize)]
+    struct TokenizerConfig {
+        model_max_length: Option<f64>, // "no limit" is written as 1e30
+    }
+    let config: FluxConfig = read_json(model.join("transformer/config.json"))?;
+    let tokenizer: TokenizerConfig = read_json(model.join("tokenizer_2/tokenizer_config.json"))?;
+    let trained = T5_TOKENS[usize::from(!config.guidance_embeds)];
+    Ok(tokenizer.model_max_length.map_or(trained, |own| trained.min(own as usize)))
+}
+
+impl FluxEncoders {
+    /// Reads the tokenizers and identifies the models; nothing else is loaded yet. `dtype` is that of the text encoders;
+    /// the VAE is always f32.
+    ///
+    /// # Errors
+    /// A part of the model folder is missing or broken.
+    pub fn open(model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let tokens = t5_tokens(model)?;
+        let tokenizers = Tokenizers::open(model, tokens)?;
+        let settings = format!("{dtype:?} {tokens} {}", tokenizers.fingerprint());
+        Ok(Self {
+            vae_fingerprint: fingerprint(&[model.join("vae")], "F32")?,
+            text_fingerprint: fingerprint(&[model.join("text_encoder"), model.join("text_encoder_2")], &settings)?,
+            model: model.into(),
+            device: device.clone(),
+            dtype,
+            tokenizers,
+            text: None,
+            vae: None,
+        })
+    }
+
+    /// The embeddings of many prompts as one batch.
+    ///
+    /// # Errors
+    /// The text encoders cannot be loaded.
+    pub fn encode_prompts(&mut self, ids: &[PromptIds]) -> Result<PromptEmbeds> {
+        if self.text.is_none() {
+            tracing::debug!("loading the text encoders");
+            self.text = Some(TextEncoders::open(&self.model, &self.device, Some(self.dtype))?);
+        }
+        Ok(self.text.as_ref().expect("just loaded").encode(ids))
+    }
+}
+
+impl Encoders for FluxEncoders {
+    fn vae_fingerprint(&self) -> &str {
+        &self.vae_fingerprint
+    }
+
+    fn text_fingerprint(&self) -> &str {
+        &self.text_fingerprint
+    }
+
+    fn tokenize(&mut self, prompt: &str) -> Result<PromptIds> {
+        self.tokenizers.tokenize(prompt)
+    }
+
+    fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds> {
+        self.encode_prompts(std::slice::from_ref(ids))
+    }
+
+    fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
+        if self.vae.is_none() {
+            tracing::debug!("loading the VAE");
+            self.vae = Some(AutoencoderKl::open(self.model.join("vae"), &self.device, Some(FloatDType::F32))?);
+        }
+        Ok(self.vae.as_ref().expect("just loaded").encode(Tensor::from_data(pixels, &self.device)))
+    }
+
+    fn release(&mut self) {
+        self.text = None;
+        self.vae = None;
+        memory::release(&self.device);
+    }
+}

@@ -1,0 +1,163 @@
+//! A moment of a run on disk: everything that the next step depends on.
+//!
+//! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads), `optimizer.safetensors` and `state.json`. The
+//! folder appears under its name only when it is complete, and older ones go only after that.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    backward::{name_a, name_b},
+    config::OptimizerConfig,
+    optimizer::AdamW,
+};
+use crate::{
+    error::{Error, Result},
+    lora::{Lora, LoraLayer},
+    weights::{TensorFile, read_json, write_tensors},
+};
+
+const ADAPTER: &str = "adapter.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// `state.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done. All randomness and the place in the data follow from it and the seed.
+    pub step: u64,
+    /// What the run was trained on; a resumed run must have the same.
+    pub dataset: String,
+    /// The version of kiln that wrote it.
+    pub version: String,
+}
+
+/// One `step-NNNNNN` folder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Checkpoint {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+impl Checkpoint {
+    /// All complete checkpoints of a run, oldest first.
+    ///
+    /// # Errors
+    /// The run folder cannot be read.
+    pub fn all(run: &Path) -> Result<Vec<Self>> {
+        let entries = fs::read_dir(run).map_err(|e| Error::io(run, e))?;
+        let mut found: Vec<_> = entries.flatten().filter_map(|entry| Self::at(&entry.path())).collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// The checkpoint in this very folder, if it is one.
+    pub fn at(folder: &Path) -> Option<Self> {
+        let step = folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        folder.join(STATE).is_file().then(|| Self { step, folder: folder.into() })
+    }
+
+    /// What `path` means where a run or a checkpoint is asked for: the run's folder and its checkpoints, oldest first, or
+    /// the one checkpoint.
+    ///
+    /// # Errors
+    /// It is neither, or a run that has not saved anything.
+    pub fn resolve(path: &Path) -> Result<(PathBuf, Vec<Self>)> {
+        // Canonical, so that `step-000100/.` and a relative name inside the run have a parent.
+        let path = fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
+        if let Some(checkpoint) = Self::at(&path) {
+            let run = path.parent().expect("the folder has a name, so it is not the root");
+            return Ok((run.into(), vec![checkpoint]));
+        }
+        let found = if path.is_dir() { Self::all(&path)? } else { Vec::new() };
+        match found.is_empty() {
+            false => Ok((path, found)),
+            true => Err(Error::file(path, "neither a run folder with checkpoints nor a checkpoint")
+                .hint("give `checkpoints/NAME` or `checkpoints/NAME/step-NNNNNN`")),
+        }
+    }
+
+    /// The adapter's file.
+    pub fn adapter(&self) -> PathBuf {
+        self.folder.join(ADAPTER)
+    }
+
+    /// Its `state.json`.
+    ///
+    /// # Errors
+    /// It is missing or broken.
+    pub fn state(&self) -> Result<State> {
+        read_json(self.folder.join(STATE))
+    }
+
+    /// The optimizer as it was, for the parameters of `lora`.
+    ///
+    /// # Errors
+    /// Its file is broken or does not fit the adapter.
+    pub fn optimizer(&self, config: OptimizerConfig, lora: &Lora, device: &Device) -> Result<AdamW> {
+        let file = TensorFile::open(self.folder.join(OPTIMIZER))?;
+        AdamW::restore(config, self.step, &file, parameters(lora), device)
+    }
+
+    /// Writes a checkpoint into the folder of a run.
+    ///
+    /// # Errors
+    /// The disk refuses; what was there before is still there.
+    pub fn save(run: &Path, state: &State, lora: &Lora, optimizer: &AdamW) -> Result<Self> {
+        let folder = run.join(format!("step-{:06}", state.step));
+        let partial = run.join(format!("step-{:06}.partial", state.step));
+        let io = |path: &Path| { let path = path.to_path_buf(); move |e| Error::io(path, e) };
+        remove(&partial)?;
+        fs::create_dir_all(&partial).map_err(io(&partial))?;
+        write_tensors(partial.join(ADAPTER), &adapter_tensors(lora), &lora.metadata)?;
+        write_tensors(partial.join(OPTIMIZER), &optimizer.tensors(), &BTreeMap::new())?;
+        let text = serde_json::to_string_pretty(state).expect("the state is text and numbers");
+        fs::write(partial.join(STATE), text).map_err(io(&partial))?;
+        for synced in [partial.join(STATE), partial.clone()] {
+            fs::File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;
+        }
+        remove(&folder)?;
+        fs::rename(&partial, &folder).map_err(io(&folder))?;
+        Ok(Self { step: state.step, folder })
+    }
+
+    /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all.
+    ///
+    /// # Errors
+    /// A folder cannot be removed.
+    pub fn prune(run: &Path, keep: usize) -> Result<()> {
+        let all = Self::all(run)?;
+        let excess = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
+        all[..excess].iter().try_for_each(|old| remove(&old.folder))
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
+        _ => Ok(()),
+    }
+}
+
+/// The trained tensors by name.
+fn parameters(lora: &Lora) -> impl Iterator<Item = (String, &burn::tensor::Tensor<2>)> {
+    lora.layers.iter().flat_map(|layer| [(name_a(&layer.name), &layer.a), (name_b(&layer.name), &layer.b)])
+}
+
+/// The adapter bit for bit, its alpha beside each layer, under diffusers' names.
+fn adapter_tensors(lora: &Lora) -> BTreeMap<String, TensorData> {
+    let of = |layer: &LoraLayer| {
+        let name = format!("transformer.{}", layer.name);
+        let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
+        [(name_a(&name), layer.a.to_data()), (name_b(&name), layer.b.to_data()), (format!("{name}.alpha"), alpha)]
+    };
+    lora.layers.iter().flat_map(of).collect()
+}

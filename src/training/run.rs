@@ -1,0 +1,400 @@
+//! The training loop, from a configuration to a run folder.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use super::{
+    CONFIG,
+    backward::{self, Gradients, backward, name_a, name_b},
+    checkpoint::{Checkpoint, State},
+    config::{Activations, TrainConfig},
+    display::Display,
+    metrics::{Metrics, StepMetrics, ValidationMetrics},
+    objective::FlowMatching,
+    optimizer::{AdamW, accumulate, clip},
+    validation::{Validator, save_grid},
+};
+use crate::{
+    data::{self, Batch, Encoders, LatentDataset, Prefetch},
+    error::{Error, Result},
+    hub, lora,
+    lora::Lora,
+    memory::{self, Stage},
+    models::{Segmented, text::PromptEmbeds, vae::Moments},
+    nn::{Dropout, Linears},
+    pipelines::{FluxEncoders, FluxPipeline},
+    rng::{Purpose, Seed},
+};
+
+/// Batches that are read ahead of their use.
+const READ_AHEAD: usize = 4;
+
+/// Checks and encodes what the cache lacks; returns the model's folder and the dataset.
+pub(super) fn prepare_dataset(
+    config: &TrainConfig,
+    device: &Device,
+    display: &mut dyn Display,
+) -> Result<(PathBuf, LatentDataset)> {
+    let model = hub::resolve(&config.model.path)?;
+    let _stage = Stage::enter("prepare", device);
+    let mut encoders = FluxEncoders::open(&model, device, config.model.dtype.into())?;
+    let display = RefCell::new(display);
+    let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
+    let mut prompts = config.validation.prompts.clone();
+    prompts.push(String::new()); // what a dropped caption becomes
+    let dataset = data::prepare(&config.data, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+    Ok((model, dataset))
+}
+
+/// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.
+///
+/// # Errors
+/// Pictures, captions, settings or the model are wrong, or the disk refuses.
+pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
+    prepare_dataset(config, device, display)?;
+    Ok(config.data.cache_folder())
+}
+
+/// Trains an adapter; returns the run folder. With `resume`, a run folder or a checkpoint, goes on from there, bit for bit.
+///
+/// # Errors
+/// Something cannot be read or written, settings do not fit together, or a number is not finite any more.
+pub fn train(config: &TrainConfig, resume: Option<&Path>, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
+    let resumed = resume.map(|path| resumable(config, path)).transpose()?;
+    let (model, dataset) = prepare_dataset(config, device, display)?;
+    let dataset = Arc::new(dataset);
+    let pipeline = {
+        let _stage = Stage::enter("load", device);
+        FluxPipeline::open(&model, device, config.model.dtype.into())?
+    };
+    let mut run = Run::open(config, resumed, &model, &dataset, pipeline)?;
+    let mut validator = Validator::new(config, &dataset, &run.pipeline)?;
+    let plan = dataset.plan(run.seed);
+    if plan.batches_per_epoch() == 0 {
+        return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
+    }
+    let mut batches = Prefetch::start(dataset.clone(), plan, run.step * config.training.gradient_accumulation, READ_AHEAD);
+    display.progress(run.step, config.training.max_steps);
+    if run.step == 0 {
+        run.validate(&mut validator, display)?;
+    }
+    let mut interval = Interval::start();
+    while run.step < config.training.max_steps {
+        let outcome = run.train_step(&mut batches)?;
+        interval.add(outcome);
+        display.progress(run.step, config.training.max_steps);
+        let stop = display.stop_requested();
+        let last = stop || run.step == config.training.max_steps;
+        let due = |every: u64| every > 0 && run.step.is_multiple_of(every);
+        let (log, save, check) = (due(config.training.log_every), due(config.checkpoint.every), due(config.validation.every));
+        if log || save || check || last {
+            run.metrics.step(&interval.read(&run)?, display)?;
+            if save || last {
+                run.save()?;
+            }
+            if check || (last && !stop) {
+                run.validate(&mut validator, display)?;
+            }
+            interval = Interval::start();
+        }
+        if stop {
+            tracing::info!("stopped after step {}; `--resume {}` goes on", run.step, run.folder.display());
+            return Ok(run.folder);
+        }
+    }
+    run.export()?;
+    Ok(run.folder)
+}
+
+/// What one optimizer step leaves: scalars that are still on the device.
+struct Outcome {
+    loss: Tensor<1>,
+    grad_norm: Tensor<1>,
+    learning_rate: f64,
+}
+
+/// The steps since the last record.
+struct Interval {
+    started: Instant,
+    steps: Vec<Outcome>,
+}
+
+impl Interval {
+    fn start() -> Self {
+        Self { started: Instant::now(), steps: Vec::new() }
+    }
+
+    fn add(&mut self, outcome: Outcome) {
+        self.steps.push(outcome);
+    }
+
+    /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.
+    fn read(&self, run: &Run) -> Result<StepMetrics> {
+        let host = |tensors: Vec<Tensor<1>>| -> Vec<f32> {
+            Tensor::cat(tensors, 0).into_data().into_vec().expect("scalars are f32")
+        };
+        let losses = host(self.steps.iter().map(|s| s.loss.clone()).collect());
+        let norms = host(self.steps.iter().map(|s| s.grad_norm.clone()).collect());
+        let first = run.step + 1 - self.steps.len() as u64;
+        for (step, (loss, norm)) in (first..).zip(losses.iter().zip(&norms)) {
+            for (what, value) in [("the loss", loss), ("the norm of the gradients", norm)] {
+                if !value.is_finite() {
+                    return Err(Error::NotFinite { step, what: format!("{what} ({value})") }
+                        .hint("lower `optimizer.learning_rate`, or use `model.dtype = \"bf16\"` or \"f32\"; the last \
+                               checkpoint is from before this"));
+                }
+            }
+        }
+        Ok(StepMetrics {
+            step: run.step,
+            loss: losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64,
+            learning_rate: self.steps.last().map_or(0.0, |outcome| outcome.learning_rate),
+            grad_norm: norms.last().copied().map_or(0.0, f64::from),
+            seconds_per_step: self.started.elapsed().as_secs_f64() / self.steps.len() as f64,
+            memory_mib: memory::usage(run.pipeline.device()).resident_mib(),
+        })
+    }
+}
+
+/// Everything that changes while training, and what it is trained against.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    folder: PathBuf,
+    seed: Seed,
+    step: u64,
+    lora: Lora,
+    optimizer: AdamW,
+    pipeline: FluxPipeline,
+    objective: FlowMatching,
+    metrics: Metrics,
+    dataset: String,
+}
+
+impl<'a> Run<'a> {
+    /// Starts a new run in a folder of its own, or takes up a checkpoint.
+    fn open(
+        config: &'a TrainConfig,
+        resumed: Option<(PathBuf, Checkpoint)>,
+        model: &Path,
+        dataset: &LatentDataset,
+        mut pipeline: FluxPipeline,
+    ) -> Result<Self> {
+        let seed = Seed(config.run.seed);
+        let device = pipeline.device().clone();
+        let fingerprint = dataset.fingerprint();
+        let (folder, step, mut lora, optimizer) = match resumed {
+            None => {
+                let lora = Lora::init(&config.lora, seed, &mut pipeline.transformer)?;
+                (new_folder(config)?, 0, lora, AdamW::new(config.optimizer.clone()))
+            }
+            Some((folder, checkpoint)) => {
+                let state = checkpoint.state()?;
+                if state.dataset != fingerprint {
+                    let problem = "the pictures or captions are not those that the run was started with";
+                    return Err(Error::file(&config.data.path, problem)
+                        .hint("bring the data back, or start a new run from this adapter's base without `--resume`"));
+                }
+                let lora = on_device(Lora::read(checkpoint.adapter())?, &device);
+                let optimizer = checkpoint.optimizer(config.optimizer.clone(), &lora, &device)?;
+                tracing::info!("resuming after step {}", state.step);
+                (folder, state.step, lora, optimizer)
+            }
+        };
+        lora.attach(&mut pipeline.transformer, 1.0)?;
+        let path = folder.join(CONFIG);
+        fs::write(&path, config.to_toml()?).map_err(|e| Error::io(&path, e))?;
+        lora.metadata = describe(config, model, &fingerprint)?;
+        tracing::info!("{} trained numbers in {} layers", lora.parameters(), lora.layers.len());
+        let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
+        let metrics = Metrics::open(&folder, step)?;
+        Ok(Self { config, folder, seed, step, lora, optimizer, pipeline, objective, metrics, dataset: fingerprint })
+    }
+
+    /// One optimizer step over `gradient_accumulation` batches.
+    fn train_step(&mut self, batches: &mut Prefetch) -> Result<Outcome> {
+        let mut gradients = Gradients::new();
+        let mut losses = Vec::new();
+        let mut samples = 0;
+        for _ in 0..self.config.training.gradient_accumulation {
+            let batch = batches.next().expect("a plan with samples never ends")?.upload(self.pipeline.device());
+            let rows = batch.samples.len();
+            let (loss, new) = self.gradients(batch, samples as u64);
+            losses.push(loss);
+            accumulate(&mut gradients, new);
+            samples += rows;
+        }
+        let optimizer = &self.config.optimizer;
+        let grad_norm = clip(&mut gradients, 1.0 / samples as f64, optimizer.max_grad_norm);
+        let max_steps = self.config.training.max_steps;
+        let learning_rate = self.config.schedule.learning_rate(optimizer.learning_rate, self.step, max_steps);
+        let layers = self.lora.layers.iter_mut();
+        let parameters = layers.flat_map(|layer| [(name_a(&layer.name), &mut layer.a), (name_b(&layer.name), &mut layer.b)]);
+        self.optimizer.step(learning_rate, parameters, gradients);
+        lora::detach_all(&mut self.pipeline.transformer);
+        self.lora.attach(&mut self.pipeline.transformer, 1.0)?;
+        self.step += 1;
+        let loss = losses.into_iter().reduce(|a, b| a + b).expect("at least one batch") / samples as f64;
+        Ok(Outcome { loss, grad_norm, learning_rate })
+    }
+
+    /// The summed loss of a batch and its gradients. `first` is the number of the batch's first sample within the step.
+    fn gradients(&mut self, batch: Batch, first: u64) -> (Tensor<1>, Gradients) {
+        let device = self.pipeline.device().clone();
+        let moments = Moments::from_tensor(batch.moments);
+        let shape = moments.mean.dims();
+        let [rows, _, height, width] = shape;
+        let normal = |purpose| FlowMatching::draw_normal(self.seed, purpose, self.step, first, shape, &device);
+        let latents = self.pipeline.vae.latent_scale().normalize(moments.sample(normal(Purpose::Posterior)));
+        let tokens = (height / 2) * (width / 2);
+        let sigmas = (first..first + rows as u64).map(|sample| self.objective.draw_sigma(self.seed, self.step, sample, tokens));
+        let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
+        let (sigmas, dtype): (Vec<f32>, FloatDType) = (sigmas.collect(), self.pipeline.dtype());
+        let model = &self.pipeline.transformer.config;
+        let example = self.objective.example(model, latents, text, normal(Purpose::Noise), &sigmas, dtype);
+        self.drop_out(first);
+        let count = self.pipeline.transformer.segments().len();
+        let groups = match self.config.training.activations {
+            Activations::Blockwise => backward::blockwise(count),
+            Activations::Full => backward::full(count),
+        };
+        // Summed over the batch, so that batches of different sizes add up to a mean over all samples of the step.
+        let loss = |prediction| example.loss(prediction) * rows as f64;
+        backward(&self.pipeline.transformer, &example.inputs, &groups, loss)
+    }
+
+    /// Turns on dropout in the adapters, for the samples from `first` on.
+    fn drop_out(&mut self, first_sample: u64) {
+        let (probability, seed, step) = (self.config.lora.dropout, self.seed, self.step);
+        if probability == 0.0 {
+            return;
+        }
+        self.pipeline.transformer.linears("", &mut |name, layer| {
+            for adapter in &mut layer.adapters {
+                adapter.dropout = Some(Dropout { probability, seed: seed.derive(name), step, first_sample });
+            }
+        });
+    }
+
+    /// Measures the adapter as it is now. At step 0 that is the base model.
+    fn validate(&mut self, validator: &mut Validator, display: &mut dyn Display) -> Result<()> {
+        let losses = validator.losses(&self.pipeline)?;
+        if !losses.is_empty() {
+            self.metrics.validation(&ValidationMetrics::new(self.step, &losses), display)?;
+        }
+        if let Some(grid) = validator.grid(&self.pipeline)? {
+            save_grid(&self.folder, self.step, &grid)?;
+            self.metrics.image("samples", &grid, self.step);
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint, then removes those that are too old.
+    fn save(&self) -> Result<()> {
+        let version = env!("CARGO_PKG_VERSION").to_string();
+        let state = State { step: self.step, dataset: self.dataset.clone(), version };
+        Checkpoint::save(&self.folder, &state, &self.lora, &self.optimizer)?;
+        Checkpoint::prune(&self.folder, self.config.checkpoint.keep_last)
+    }
+
+    /// Leaves the finished adapter as a LoRA file that other programs load.
+    fn export(&self) -> Result<()> {
+        let path = self.folder.join(format!("{}.safetensors", self.config.run.name));
+        lora::export(&self.lora, &path, lora::Format::Diffusers, FloatDType::BF16, &self.lora.metadata)?;
+        tracing::info!("wrote {}", path.display());
+        Ok(())
+    }
+}
+
+/// The run and checkpoint that `path` means, if `config` may go on with it.
+fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, Checkpoint)> {
+    let (run, mut checkpoints) = Checkpoint::resolve(path)?;
+    let before = TrainConfig::load(run.join(CONFIG), &[])?;
+    let mut problems = Vec::new();
+    compare("", &table(&before)?, &table(config)?, &mut problems);
+    if !problems.is_empty() {
+        return Err(Error::Many { path: run.join(CONFIG), problems }
+            .hint("go on with the settings the run was started with, or start a new run without `--resume`"));
+    }
+    Ok((run, checkpoints.pop().expect("at least one was found")))
+}
+
+/// Settings that do not change what a step computes.
+const FREE: [&str; 10] = [
+    "run.name", "run.output", "data.cache", "data.path", "model.path", "training.max_steps", "training.log_every", "training.activations",
+    "checkpoint", "validation",
+];
+
+fn table(config: &TrainConfig) -> Result<toml::Value> {
+    toml::Value::try_from(config).map_err(|e| Error::setting("configuration", e.to_string()))
+}
+
+/// Notes where two configurations differ, apart from what is [`FREE`].
+fn compare(key: &str, before: &toml::Value, now: &toml::Value, problems: &mut Vec<String>) {
+    if FREE.contains(&key) || before == now {
+        return;
+    }
+    let (Some(old), Some(new)) = (before.as_table(), now.as_table()) else {
+        problems.push(format!("`{key}` was {before} and is now {now}"));
+        return;
+    };
+    let missing = toml::Value::String("not given".into());
+    let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    for name in keys {
+        let full = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+        compare(&full, old.get(name).unwrap_or(&missing), new.get(name).unwrap_or(&missing), problems);
+    }
+}
+
+/// A folder for a new run: `NAME`, or `NAME-2` and so on if there is one already.
+fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
+    let wanted = config.run_folder();
+    fs::create_dir_all(&config.run.output).map_err(|e| Error::io(&config.run.output, e))?;
+    let numbered = (2..).map(|n: u32| wanted.with_file_name(format!("{}-{n}", config.run.name)));
+    for folder in std::iter::once(wanted.clone()).chain(numbered) {
+        match fs::create_dir(&folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            created => return created.map(|()| folder.clone()).map_err(|e| Error::io(&folder, e)),
+        }
+    }
+    unreachable!("the numbers go on")
+}
+
+/// What an adapter's file says about where it comes from.
+fn describe(config: &TrainConfig, model: &Path, dataset: &str) -> Result<BTreeMap<String, String>> {
+    let base = data::fingerprint(&[model.join("transformer")], "")?;
+    Ok(BTreeMap::from([
+        ("kiln.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ("kiln.config".to_string(), config.to_toml()?),
+        ("kiln.base_model".to_string(), config.model.path.clone()),
+        ("kiln.base_model_fingerprint".to_string(), base),
+        ("kiln.dataset_fingerprint".to_string(), dataset.to_string()),
+    ]))
+}
+
+/// The tensors of an adapter that was read from a file, moved to where it is trained.
+fn on_device(mut lora: Lora, device: &Device) -> Lora {
+    for layer in &mut lora.layers {
+        layer.a = layer.a.clone().to_device(device);
+        layer.b = layer.b.clone().to_device(device);
+    }
+    lora
+}
+
+/// Writes the adapter of a checkpoint, or of a run's newest one, as a LoRA file.
+///
+/// # Errors
+/// `path` is neither, or the file does not read back as what was written.
+pub fn export(path: &Path, output: &Path, format: lora::Format, dtype: FloatDType) -> Result<()> {
+    let (_, mut checkpoints) = Checkpoint::resolve(path)?;
+    let adapter = Lora::read(checkpoints.pop().expect("at least one was found").adapter())?;
+    lora::export(&adapter, output, format, dtype, &adapter.metadata)?;
+    Ok(())
+}
