@@ -1,1 +1,384 @@
-//! From a model name to files on disk.
+//! `org/name` or a folder → a local model folder, through the cache that Hugging Face's own tools share.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{ApiBuilder, ApiError},
+};
+use serde_json::Value;
+
+use crate::{
+    error::{Error, Result},
+    weights::read_json,
+};
+
+/// The parts of a pipeline that kiln reads, each a folder of its own. Others (safety checker, image encoder) are left.
+const COMPONENTS: [&str; 8] =
+    ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "unet", "vae"];
+
+/// The file every diffusers folder starts from.
+const INDEX: &str = "model_index.json";
+
+/// The local folder of `model`: a folder in the layout of diffusers, or the name `org/name` of a repository on the Hugging
+/// Face hub. What the hub's cache (`HF_HOME`, else `~/.cache/huggingface`) has whole is not looked up again; the rest is
+/// downloaded into it, with the token of `HF_TOKEN` or of `huggingface-cli login`. `HF_HUB_OFFLINE=1` forbids that.
+///
+/// # Errors
+/// The folder has no `model_index.json`; `model` is neither folder nor name; or the cache lacks files and they cannot be
+/// fetched.
+pub fn resolve(model: &str) -> Result<PathBuf> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let source = Source {
+        cache: Cache::from_env(),
+        endpoint: set("HF_ENDPOINT"),
+        token: set("HF_TOKEN"),
+        online: set("HF_HUB_OFFLINE").is_none_or(|value| value == "0"),
+    };
+    source.resolve(model)
+}
+
+/// Where models come from.
+struct Source {
+    cache: Cache,
+    /// Instead of huggingface.co.
+    endpoint: Option<String>,
+    /// Instead of the one that a login stored.
+    token: Option<String>,
+    online: bool,
+}
+
+impl Source {
+    fn resolve(&self, model: &str) -> Result<PathBuf> {
+        let folder = Path::new(model);
+        if folder.is_dir() {
+            return if folder.join(INDEX).is_file() {
+                Ok(folder.into())
+            } else {
+                Err(Error::file(folder, format!("no `{INDEX}`")).hint(
+                    "point `model.path` at the folder that holds `transformer/`, `vae/` and so on, in the layout of diffusers",
+                ))
+            };
+        }
+        if !is_repository(model) {
+            return Err(Error::file(folder, "no such folder, and not the `org/name` of a repository either"));
+        }
+        let cached = self.cached(model);
+        if let Some(snapshot) = &cached
+            && missing(snapshot)?.is_empty()
+        {
+            return Ok(snapshot.clone());
+        }
+        if self.online {
+            let fetched = self.fetch(model).map_err(|e| self.unavailable(model, &cached, &explain(&e)))?;
+            let missing = missing(&fetched)?;
+            return if missing.is_empty() {
+                Ok(fetched)
+            } else {
+                Err(self.unavailable(model, &Some(fetched), "the repository is not in the layout of diffusers"))
+            };
+        }
+        Err(self.unavailable(model, &cached, "looking for them is forbidden by HF_HUB_OFFLINE"))
+    }
+
+    /// The cached copy of the main branch, if there is one, whole or not.
+    fn cached(&self, model: &str) -> Option<PathBuf> {
+        let index = self.cache.model(model.into()).get(INDEX)?;
+        index.parent().map(Path::to_path_buf)
+    }
+
+    /// Downloads what the cache lacks of the present commit of the main branch.
+    fn fetch(&self, model: &str) -> std::result::Result<PathBuf, ApiError> {
+        let mut builder = ApiBuilder::from_cache(self.cache.clone());
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        if let Some(token) = &self.token {
+            builder = builder.with_token(Some(token.clone()));
+        }
+        let api = builder.with_retries(3).build()?;
+        let info = api.model(model.into()).info()?;
+        // By commit, not by branch: all files are of one version even if the branch moves meanwhile.
+        let commit = Repo::with_revision(model.into(), RepoType::Model, info.sha.clone());
+        self.cache.repo(commit.clone()).create_ref(&info.sha)?;
+        let commit = api.repo(commit);
+        let mut index = commit.get(INDEX)?;
+        let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        for name in wanted(&names) {
+            tracing::info!(model, file = name, "fetching");
+            commit.get(name)?;
+        }
+        self.cache.model(model.into()).create_ref(&info.sha)?;
+        index.pop();
+        Ok(index)
+    }
+
+    fn unavailable(&self, model: &str, cached: &Option<PathBuf>, reason: &str) -> Error {
+        let lacking = cached.as_deref().and_then(|snapshot| missing(snapshot).ok()).unwrap_or_default();
+        let lacking = if lacking.is_empty() { "model".into() } else { format!("{} of the model", lacking.join(", ")) };
+        let cache = self.cache.path().display();
+        Error::setting("model.path", format!("`{model}`: {lacking} not in the cache {cache}, and {reason}")).hint(format!(
+            "where there is a network, run `huggingface-cli download {model}` (for gated models: accept the licence on the \
+             model's page and set HF_TOKEN), then copy the cache here, or point `model.path` at the model's folder"
+        ))
+    }
+}
+
+/// What to say about a failed request, in one line.
+fn explain(error: &ApiError) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    format!("they cannot be fetched: {first}")
+}
+
+/// Whether `model` is of the form `org/name` that the hub allows.
+fn is_repository(model: &str) -> bool {
+    let parts: Vec<&str> = model.split('/').collect();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    parts.len() == 2 && parts.iter().all(|p| !p.is_empty() && !p.starts_with('.') && p.chars().all(allowed))
+}
+
+/// Of the files of a repository, those that kiln reads: configuration, vocabularies and full-precision safetensors of the
+/// known components. Not: other formats, variants (`fp16`, `non_ema`), or one big file at the top.
+fn wanted(names: &[String]) -> Vec<&str> {
+    let is_wanted = |name: &&str| {
+        let Some((component, file)) = name.split_once('/') else { return *name == INDEX };
+        let kind = file.rsplit_once('.').map_or("", |(_, kind)| kind);
+        let weights = file.strip_suffix(".safetensors").or_else(|| file.strip_suffix(".safetensors.index.json"));
+        COMPONENTS.contains(&component)
+            && !file.contains('/')
+            && match weights {
+                Some(stem) => is_plain(stem),
+                None => ["json", "txt", "model"].contains(&kind) && !file.contains(".index."),
+            }
+    };
+    names.iter().map(String::as_str).filter(is_wanted).collect()
+}
+
+/// `model`, `diffusion_pytorch_model`, and their shards `…-00001-of-00003`.
+fn is_plain(stem: &str) -> bool {
+    let whole = match stem.split_once('-') {
+        Some((whole, shard)) if shard.chars().all(|c| c.is_ascii_digit() || "-of".contains(c)) => whole,
+        Some(_) => return false,
+        None => stem,
+    };
+    ["model", "diffusion_pytorch_model"].contains(&whole)
+}
+
+/// What a model folder lacks of the components that its index names: an interrupted download leaves such folders.
+fn missing(folder: &Path) -> Result<Vec<String>> {
+    let index: BTreeMap<String, Value> = read_json(folder.join(INDEX))?;
+    let used =
+        |name: &&&str| index.get(**name).is_some_and(|class| class.get(0).is_some_and(|library| !library.is_null()));
+    let mut lacking = Vec::new();
+    for component in COMPONENTS.iter().filter(used) {
+        let has = |file: &str| folder.join(component).join(file).is_file();
+        let enough = match *component {
+            "scheduler" => has("scheduler_config.json"),
+            "tokenizer" => {
+                has("tokenizer_config.json") && (has("tokenizer.json") || has("vocab.json") && has("merges.txt"))
+            }
+            "tokenizer_2" => has("tokenizer_config.json") && (has("tokenizer.json") || has("spiece.model")),
+            _ => has("config.json") && has_weights(&folder.join(component))?,
+        };
+        if !enough {
+            lacking.push(format!("{component}/"));
+        }
+    }
+    Ok(lacking)
+}
+
+/// Whether a component has its one weights file, or an index and all the shards it names.
+fn has_weights(component: &Path) -> Result<bool> {
+    for stem in ["diffusion_pytorch_model", "model"] {
+        if component.join(format!("{stem}.safetensors")).is_file() {
+            return Ok(true);
+        }
+        let index = component.join(format!("{stem}.safetensors.index.json"));
+        if index.is_file() {
+            let index: Value = read_json(index)?;
+            let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+            return Ok(shards.filter_map(Value::as_str).all(|shard| component.join(shard).is_file()));
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// The files of a small model: one component in shards, one not, one that kiln has no use for.
+    const FILES: [(&str, &str); 11] = [
+        (
+            INDEX,
+            r#"{"_class_name": "P", "safety_checker": [null, null], "scheduler": ["d", "S"], "tokenizer": ["t", "T"],
+            "transformer": ["d", "M"], "vae": ["d", "A"]}"#,
+        ),
+        ("scheduler/scheduler_config.json", "{}"),
+        ("tokenizer/tokenizer_config.json", "{}"),
+        ("tokenizer/vocab.json", "{}"),
+        ("tokenizer/merges.txt", "#version"),
+        ("transformer/config.json", "{}"),
+        (
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            r#"{"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors",
+                "b": "diffusion_pytorch_model-00002-of-00002.safetensors"}}"#,
+        ),
+        ("transformer/diffusion_pytorch_model-00001-of-00002.safetensors", "one"),
+        ("transformer/diffusion_pytorch_model-00002-of-00002.safetensors", "two"),
+        ("vae/config.json", "{}"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae"),
+    ];
+
+    fn source(cache: &Path) -> Source {
+        Source { cache: Cache::new(cache.into()), endpoint: None, token: None, online: false }
+    }
+
+    /// Puts files of `org/name` into a cache as the hub's own tools lay it out; returns the snapshot.
+    fn fill(cache: &Path, leave_out: &str) -> PathBuf {
+        let repository = cache.join("models--org--name");
+        fs::create_dir_all(repository.join("refs")).unwrap();
+        fs::write(repository.join("refs/main"), COMMIT).unwrap();
+        let snapshot = repository.join("snapshots").join(COMMIT);
+        for (name, content) in FILES.iter().filter(|(name, _)| *name != leave_out) {
+            let path = snapshot.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        snapshot
+    }
+
+    #[test]
+    fn a_folder_is_itself_if_it_holds_a_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().to_str().unwrap();
+        let error = resolve(name).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(INDEX) && error.contains("hint"), "{error}");
+        fs::write(folder.path().join(INDEX), "{}").unwrap();
+        assert_eq!(resolve(name).unwrap(), folder.path());
+    }
+
+    #[test]
+    fn what_is_neither_folder_nor_name_is_not_looked_up() {
+        for model in ["", "no-slash", "./models/flux", "/nowhere/at/all", "../up", "a/b/c", "org/", "org/na me"] {
+            let error = resolve(model).unwrap_err().to_string();
+            assert!(error.contains("no such folder"), "{model}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_whole_cached_model_needs_no_network() {
+        let cache = tempfile::tempdir().unwrap();
+        let snapshot = fill(cache.path(), "");
+        assert_eq!(source(cache.path()).resolve("org/name").unwrap(), snapshot);
+    }
+
+    #[test]
+    fn a_missing_model_is_one_error_with_repository_cache_and_next_move() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = source(cache.path()).resolve("org/name").unwrap_err().to_string();
+        for part in ["`org/name`", cache.path().to_str().unwrap(), "huggingface-cli download org/name", "HF_TOKEN"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn a_half_cached_model_names_the_parts_it_lacks() {
+        for (file, _) in &FILES[1..] {
+            let cache = tempfile::tempdir().unwrap();
+            fill(cache.path(), file);
+            let error = source(cache.path()).resolve("org/name").unwrap_err().to_string();
+            let component = file.split_once('/').unwrap().0;
+            assert!(error.contains(&format!("{component}/ of the model")), "{file}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_files_that_are_read_are_fetched() {
+        let others = [
+            "README.md",
+            "flux1-dev.safetensors",
+            "dev_grid.jpg",
+            "vae/diffusion_pytorch_model.fp16.safetensors",
+            "vae/diffusion_pytorch_model.non_ema.safetensors",
+            "vae/diffusion_pytorch_model.bin",
+            "text_encoder/model.fp16-00001-of-00002.safetensors",
+            "text_encoder/model.safetensors.index.fp16.json",
+            "text_encoder/pytorch_model.bin.index.json",
+            "text_encoder/flax_model.msgpack",
+            "safety_checker/model.safetensors",
+            "transformer/deeper/config.json",
+        ];
+        let names: Vec<String> = FILES.iter().map(|(name, _)| *name).chain(others).map(String::from).collect();
+        let expected: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(wanted(&names), expected);
+    }
+
+    /// Answers as the hub does, for the few requests of this test.
+    fn serve(listener: TcpListener) {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(std::result::Result::ok);
+            let Some(request) = lines.next() else { continue };
+            let range = lines.by_ref().take_while(|line| !line.is_empty());
+            let one_byte = range.filter(|line| line.ends_with("bytes=0-0")).count() > 0;
+            let path = request.split(' ').nth(1).unwrap();
+            let names = FILES.iter().map(|(name, _)| *name).chain(["vae/diffusion_pytorch_model.fp16.safetensors"]);
+            let names: Vec<String> = names.map(|name| format!(r#"{{"rfilename": "{name}"}}"#)).collect();
+            let info = format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, names.join(","));
+            let file = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/"));
+            let body = match file {
+                Some(file) => FILES.iter().find(|(name, _)| *name == file).map(|(_, content)| *content),
+                None => path.starts_with("/api/models/org/name").then_some(info.as_str()),
+            };
+            let (status, body) = body.map_or(("404 Not Found", ""), |body| ("200 OK", body));
+            let sent = if one_byte { &body[..1.min(body.len())] } else { body };
+            let etag = format!("etag-{}", path.replace('/', "-"));
+            let head = format!(
+                "HTTP/1.1 {status}\r\nx-repo-commit: {COMMIT}\r\netag: \"{etag}\"\r\ncontent-range: bytes 0-0/{}\r\n\
+                 content-length: {}\r\nconnection: close\r\n\r\n",
+                body.len(),
+                sent.len()
+            );
+            stream.write_all(format!("{head}{sent}").as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_the_cache_lacks_is_fetched_into_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(|| serve(listener));
+        let cache = tempfile::tempdir().unwrap();
+        let online = Source { endpoint: Some(endpoint), online: true, ..source(cache.path()) };
+        let snapshot = online.resolve("org/name").unwrap();
+        for (name, content) in FILES {
+            assert_eq!(fs::read_to_string(snapshot.join(name)).unwrap(), content, "{name}");
+        }
+        assert!(!snapshot.join("vae/diffusion_pytorch_model.fp16.safetensors").exists());
+        assert_eq!(source(cache.path()).resolve("org/name").unwrap(), snapshot, "without a network from now on");
+    }
+
+    #[test]
+    fn an_unreachable_hub_is_the_same_error() {
+        let cache = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let unreachable = Source { endpoint: Some(endpoint), online: true, ..source(cache.path()) };
+        let error = unreachable.resolve("org/name").unwrap_err().to_string();
+        assert!(error.contains("`org/name`") && error.contains("cannot be fetched"), "{error}");
+    }
+}

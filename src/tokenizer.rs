@@ -1,1 +1,247 @@
-//! From text to token ids.
+//! Text to token ids. Padding and truncation are decided here only.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokenizers::{
+    AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams,
+    models::bpe::BPE,
+    normalizers::{NFC, Replace, Sequence as Normalizers, replace::ReplacePattern, utils::Lowercase},
+    pre_tokenizers::{
+        byte_level::ByteLevel,
+        sequence::Sequence as PreTokenizers,
+        split::{Split, SplitPattern},
+    },
+    processors::roberta::RobertaProcessing,
+    tokenizer::SplitDelimiterBehavior,
+};
+
+use crate::{
+    error::{Error, Result},
+    weights::read_json,
+};
+
+/// The pieces of text that byte pairs are merged within: special tokens, English contractions, words, single digits,
+/// runs of other signs (OpenAI's CLIP).
+const CLIP_PIECES: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// One prompt as the text encoders read it: padded and cut to the length of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptIds {
+    /// For the first text encoder.
+    pub clip: Vec<i64>,
+    /// For the second; empty where the model has none.
+    pub t5: Vec<i64>,
+}
+
+/// The tokenizers of one model.
+#[derive(Clone, Debug)]
+pub struct Tokenizers {
+    clip: Tokenizer,
+    t5: Option<Tokenizer>,
+    fingerprint: String,
+}
+
+impl Tokenizers {
+    /// Opens `tokenizer/` (CLIP) and, if it is there, `tokenizer_2/` (T5) of a model folder. CLIP prompts have the length
+    /// that the folder names (77); T5 prompts have `t5_length` tokens.
+    ///
+    /// # Errors
+    /// Files are missing or broken, a length leaves no room for text, or a tokenizer knows more tokens than the text
+    /// encoder beside it.
+    pub fn open(model: impl AsRef<Path>, t5_length: usize) -> Result<Self> {
+        let model = model.as_ref();
+        let mut hash = blake3::Hasher::new();
+        let clip = Folder::open(model, "", &mut hash)?.clip(&mut hash)?;
+        let second = model.join("tokenizer_2");
+        let t5 = second.is_dir().then(|| Folder::open(model, "_2", &mut hash)?.t5(t5_length, &mut hash)).transpose()?;
+        Ok(Self { clip, t5, fingerprint: hash.finalize().to_hex().to_string() })
+    }
+
+    /// The ids of one prompt. A prompt that is too long loses its last tokens, never the end token.
+    ///
+    /// # Errors
+    /// The tokenizer cannot express the text.
+    pub fn tokenize(&self, prompt: &str) -> Result<PromptIds> {
+        let ids = |tokenizer: &Tokenizer| {
+            let encoding = tokenizer.encode(prompt, true);
+            let encoding = encoding.map_err(|e| Error::setting("prompt", format!("{prompt:?} has no tokens: {e}")))?;
+            Ok(encoding.get_ids().iter().copied().map(i64::from).collect::<Vec<_>>())
+        };
+        Ok(PromptIds { clip: ids(&self.clip)?, t5: self.t5.as_ref().map(ids).transpose()?.unwrap_or_default() })
+    }
+
+    /// Changes exactly when ids may change: a hash over the contents of the files and the lengths that decide them.
+    pub fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+}
+
+/// A tokenizer folder and what its configuration says.
+struct Folder {
+    path: PathBuf,
+    /// `tokenizer_config.json`, and `special_tokens_map.json` where the former is silent about added tokens.
+    config: Map<String, Value>,
+    encoder: EncoderLimits,
+}
+
+/// What the config of the text encoder beside a tokenizer has to say about ids.
+#[derive(Default, Deserialize)]
+struct EncoderLimits {
+    vocab_size: Option<usize>,
+    max_position_embeddings: Option<usize>,
+}
+
+impl Folder {
+    /// `tokenizer{suffix}` of `model`, which is read by `text_encoder{suffix}`.
+    fn open(model: &Path, suffix: &str, hash: &mut blake3::Hasher) -> Result<Self> {
+        let path = model.join(format!("tokenizer{suffix}"));
+        if !path.is_dir() {
+            return Err(Error::file(path, "no such folder")
+                .hint("point `model.path` at a folder in the layout of diffusers, with its tokenizers"));
+        }
+        let mut folder = Self { path, config: Map::new(), encoder: EncoderLimits::default() };
+        folder.config = folder.json("tokenizer_config.json", hash)?;
+        let special = folder.json("special_tokens_map.json", hash)?;
+        if !folder.config.contains_key("added_tokens_decoder") {
+            // Older folders: the map has the last word, as in transformers.
+            folder.config.extend(special);
+        }
+        let encoder = model.join(format!("text_encoder{suffix}/config.json"));
+        if encoder.is_file() {
+            folder.encoder = read_json(encoder)?;
+        }
+        Ok(folder)
+    }
+
+    /// The content of a file, hashed under its name.
+    fn read(&self, name: &str, hash: &mut blake3::Hasher) -> Result<Vec<u8>> {
+        let path = self.path.join(name);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        note(hash, name.as_bytes());
+        note(hash, &bytes);
+        Ok(bytes)
+    }
+
+    /// A JSON object; a missing file is an empty one.
+    fn json(&self, name: &str, hash: &mut blake3::Hasher) -> Result<Map<String, Value>> {
+        if !self.path.join(name).exists() {
+            return Ok(Map::new());
+        }
+        serde_json::from_slice(&self.read(name, hash)?).map_err(|e| Error::file(self.path.join(name), e.to_string()))
+    }
+
+    /// A special token of the configuration: a string, or an object with its `content`.
+    fn token(&self, name: &str, default: &str) -> String {
+        let token = self.config.get(name);
+        let content = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+        content.unwrap_or(default).into()
+    }
+
+    /// A CLIP tokenizer: from `tokenizer.json`, else from `vocab.json` and `merges.txt`.
+    fn clip(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+        let tokenizer =
+            if self.path.join("tokenizer.json").exists() { self.whole(hash)? } else { self.from_merges(hash)? };
+        let named = self.config.get("model_max_length").and_then(Value::as_f64);
+        // Configurations say 1e30 where they mean "no limit".
+        let named = named.filter(|&length| length < 1e6).map(|length| length as usize);
+        let length = named.into_iter().chain(self.encoder.max_position_embeddings).min();
+        let length = length.ok_or_else(|| {
+            Error::file(self.path.join("tokenizer_config.json"), "`model_max_length` is missing")
+                .hint("SD 1.x, SD 2.x and FLUX.1 all have 77")
+        })?;
+        self.finish(tokenizer, length, "<|endoftext|>", hash)
+    }
+
+    /// A T5 tokenizer, from `tokenizer.json`.
+    fn t5(&self, length: usize, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+        if !self.path.join("tokenizer.json").exists() {
+            return Err(Error::file(&self.path, "no `tokenizer.json`").hint(
+                "kiln does not read `spiece.model`; convert it once in Python: \
+                 transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            ));
+        }
+        let tokenizer = self.whole(hash)?;
+        self.finish(tokenizer, length, "<pad>", hash)
+    }
+
+    fn whole(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+        let bytes = self.read("tokenizer.json", hash)?;
+        Tokenizer::from_bytes(bytes).map_err(|e| self.broken("tokenizer.json", e))
+    }
+
+    /// What transformers' `CLIPTokenizer` builds: NFC, single spaces, lower case; then byte pairs within [`CLIP_PIECES`],
+    /// with `</w>` at the end of each.
+    fn from_merges(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+        let [vocab, merges] =
+            ["vocab.json", "merges.txt"].map(|name| self.path.join(name).to_string_lossy().into_owned());
+        self.read("vocab.json", hash)?;
+        self.read("merges.txt", hash)?;
+        let [begin, end] = [("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>")]
+            .map(|(name, default)| self.token(name, default));
+        let broken = |e| self.broken("vocab.json", e);
+        let model = BPE::from_file(&vocab, &merges)
+            .unk_token(self.token("unk_token", "<|endoftext|>"))
+            .continuing_subword_prefix(String::new())
+            .end_of_word_suffix("</w>".into())
+            .build()
+            .map_err(broken)?;
+        let mut tokenizer = Tokenizer::new(model);
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(broken)?;
+        tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])));
+        let pieces = SplitPattern::Regex(CLIP_PIECES.into());
+        let pieces = Split::new(pieces, SplitDelimiterBehavior::Removed, true).map_err(broken)?;
+        let bytes = ByteLevel::new(false, true, true);
+        tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![pieces.into(), bytes.into()])));
+        tokenizer.add_special_tokens(&[&begin, &end].map(|token| AddedToken::from(token, true).normalized(true)));
+        let known = |token: String| Ok::<_, Error>((token.clone(), self.id(&tokenizer, &token)?));
+        let ends = RobertaProcessing::new(known(end)?, known(begin)?).trim_offsets(false).add_prefix_space(false);
+        tokenizer.with_post_processor(Some(ends));
+        Ok(tokenizer)
+    }
+
+    /// Sets padding and truncation to `length`, and checks that the text encoder knows every id.
+    fn finish(
+        &self,
+        mut tokenizer: Tokenizer,
+        length: usize,
+        padding: &str,
+        hash: &mut blake3::Hasher,
+    ) -> Result<Tokenizer> {
+        // Room for the tokens that every prompt begins and ends with, and for one of its own.
+        if length < 3 {
+            return Err(Error::setting("max_sequence_length", format!("{length} tokens leave no room for text")));
+        }
+        let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        if let Some(rows) = self.encoder.vocab_size.filter(|&rows| rows < ids) {
+            let problem = format!("the tokenizer has {ids} tokens, the text encoder beside it only {rows}");
+            return Err(Error::file(&self.path, problem).hint("tokenizer and text encoder must be of one model"));
+        }
+        let pad_token = self.token("pad_token", padding);
+        let pad_id = self.id(&tokenizer, &pad_token)?;
+        let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| self.broken("tokenizer.json", e))?;
+        let strategy = PaddingStrategy::Fixed(length);
+        tokenizer.with_padding(Some(PaddingParams { strategy, pad_id, pad_token, ..PaddingParams::default() }));
+        note(hash, &(length as u64).to_le_bytes());
+        Ok(tokenizer)
+    }
+
+    fn id(&self, tokenizer: &Tokenizer, token: &str) -> Result<u32> {
+        let unknown = || Error::file(&self.path, format!("the special token `{token}` is not in the vocabulary"));
+        tokenizer.token_to_id(token).ok_or_else(unknown)
+    }
+
+    fn broken(&self, name: &str, problem: tokenizers::Error) -> Error {
+        Error::file(self.path.join(name), format!("not a tokenizer: {problem}"))
+            .hint("the download or copy may have been cut short: fetch the folder again")
+    }
+}
+
+/// Hashes `bytes` so that their end is known.
+fn note(hash: &mut blake3::Hasher, bytes: &[u8]) {
+    hash.update(&(bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}

@@ -1,1 +1,63 @@
-//! Text encoders.
+//! Text encoders: prompts, as token ids, to what a diffusion model is conditioned on.
+
+mod clip;
+mod t5;
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use crate::{error::Result, tokenizer::PromptIds};
+pub use clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
+pub use t5::{FeedForwardKind, T5Config, T5Encoder, T5Type};
+
+/// What a diffusion model reads instead of text.
+#[derive(Clone, Debug)]
+pub struct PromptEmbeds {
+    /// One row for each token, `[B, L, D]`: of T5 where the model has it, else of CLIP.
+    pub prompt: Tensor<3>,
+    /// One row for each prompt, `[B, P]`: CLIP's.
+    pub pooled: Tensor<2>,
+}
+
+/// The text encoders of one model.
+#[derive(Clone, Debug)]
+pub struct TextEncoders {
+    /// `text_encoder/`.
+    pub clip: ClipTextModel,
+    /// `text_encoder_2/`: FLUX.1 has one, SD 1.x has not.
+    pub t5: Option<T5Encoder>,
+}
+
+impl TextEncoders {
+    /// Opens `text_encoder/` and, if it is there, `text_encoder_2/` of a model folder.
+    ///
+    /// # Errors
+    /// Files are missing, a config describes another model, or config and weights do not fit.
+    pub fn open(model: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        let model = model.as_ref();
+        let second = model.join("text_encoder_2");
+        Ok(Self {
+            clip: ClipTextModel::open(model.join("text_encoder"), device, dtype)?,
+            t5: second.is_dir().then(|| T5Encoder::open(second, device, dtype)).transpose()?,
+        })
+    }
+
+    /// Encodes a batch of at least one prompt, tokenized with the tokenizers of the same model; the embeddings are in the
+    /// dtype of the weights.
+    pub fn encode(&self, prompts: &[PromptIds]) -> PromptEmbeds {
+        let ids: Vec<&[i64]> = prompts.iter().map(|prompt| prompt.clip.as_slice()).collect();
+        let clip = self.clip.forward(&ids);
+        let prompt = match &self.t5 {
+            Some(t5) => t5.forward(&prompts.iter().map(|prompt| prompt.t5.as_slice()).collect::<Vec<_>>()),
+            None => clip.last_hidden_state,
+        };
+        PromptEmbeds { prompt, pooled: clip.pooled }
+    }
+}
+
+/// Divides the last axis among heads: `[B, L, N·K]` → `[B, N, L, K]`.
+fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, length, width] = x.dims();
+    x.reshape([batch, length, heads, width / heads]).swap_dims(1, 2)
+}

@@ -1,0 +1,271 @@
+//! CLIP's text transformer (Radford et al. 2021), named like transformers' `CLIPTextModel`.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, activation};
+use serde::Deserialize;
+
+use super::heads;
+use crate::{
+    error::{Error, Result},
+    kernels,
+    nn::{Embedding, LayerNorm, Linear},
+    weights::{Weights, read_json},
+};
+
+/// `text_encoder/config.json`. Classes and activations that kiln does not know are refused while reading.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipTextConfig {
+    /// The transformers class.
+    pub architectures: Option<Vec<ClipClass>>,
+    /// How many ids there are.
+    pub vocab_size: usize,
+    /// The width D.
+    pub hidden_size: usize,
+    /// The width inside the feed-forward part.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Heads N of each block.
+    pub num_attention_heads: usize,
+    /// The longest prompt, in tokens.
+    #[serde(default = "positions")]
+    pub max_position_embeddings: usize,
+    /// Inside the feed-forward part.
+    #[serde(default)]
+    pub hidden_act: ClipActivation,
+    /// Of every layer norm.
+    #[serde(default = "epsilon")]
+    pub layer_norm_eps: f64,
+    /// Where the pooled output is taken; see [`ClipTextModel::forward`].
+    #[serde(default = "end")]
+    pub eos_token_id: i64,
+}
+
+/// The text models kiln knows for `text_encoder/`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub enum ClipClass {
+    /// Without a projection.
+    #[serde(rename = "CLIPTextModel")]
+    ClipTextModel,
+}
+
+/// The activations of CLIP models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipActivation {
+    /// `x·sigmoid(1.702·x)`: OpenAI's models (SD 1.x, FLUX.1).
+    #[default]
+    QuickGelu,
+    /// `x·Φ(x)`: OpenCLIP's models (SD 2.x).
+    Gelu,
+}
+
+fn positions() -> usize {
+    77
+}
+fn epsilon() -> f64 {
+    1e-5
+}
+fn end() -> i64 {
+    49407
+}
+
+/// The text model of SD 1.x, SD 2.x and FLUX.1.
+#[derive(Clone, Debug)]
+pub struct ClipTextModel {
+    /// What it was built from.
+    pub config: ClipTextConfig,
+    tokens: Embedding,
+    positions: Embedding,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+}
+
+/// What a CLIP text model says about a batch of prompts.
+#[derive(Clone, Debug)]
+pub struct ClipOutput {
+    /// After the last block and the final norm, `[B, L, D]`.
+    pub last_hidden_state: Tensor<3>,
+    /// What the last block reads, without the final norm ("clip skip 2"), `[B, L, D]`.
+    pub hidden_state_before_last: Tensor<3>,
+    /// The row of `last_hidden_state` at the end token, `[B, D]`.
+    pub pooled: Tensor<2>,
+}
+
+impl ClipTextModel {
+    /// Opens a `text_encoder/` folder. With `dtype`, the weights are converted to it.
+    ///
+    /// # Errors
+    /// Files are missing, the config describes another model, or config and weights do not fit.
+    pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
+        let config: ClipTextConfig = read_json(&path)?;
+        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+            return Err(Error::file(path, "`num_attention_heads` does not divide `hidden_size`"));
+        }
+        let weights = Weights::open(folder, device, dtype)?;
+        let model = Self::load(&weights, config);
+        weights.finish()?;
+        Ok(model)
+    }
+
+    /// Takes the model's tensors, with or without the prefix `text_model`.
+    pub fn load(weights: &Weights, config: ClipTextConfig) -> Self {
+        let weights = weights.at_any(&["text_model", ""]);
+        let width = config.hidden_size;
+        // 0, 1, 2, …: a buffer that older releases of transformers saved.
+        weights.ignore("embeddings.position_ids");
+        Self {
+            tokens: Embedding::load(&weights.at("embeddings.token_embedding"), config.vocab_size, width),
+            positions: Embedding::load(
+                &weights.at("embeddings.position_embedding"),
+                config.max_position_embeddings,
+                width,
+            ),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::load(&weights.at(format!("encoder.layers.{i}")), &config))
+                .collect(),
+            final_norm: LayerNorm::load(&weights.at("final_layer_norm"), width, config.layer_norm_eps),
+            config,
+        }
+    }
+
+    /// Reads token ids, all of one length. Tokens see those before them; padding is no exception.
+    ///
+    /// The pooled output is taken at the first end token. Published configs say `"eos_token_id": 2` where the real one is
+    /// the highest id of the vocabulary; transformers takes such a 2 to mean "the highest id of the prompt", and so do we.
+    pub fn forward(&self, ids: &[&[i64]]) -> ClipOutput {
+        let (batch, length, width) = (ids.len(), ids.first().map_or(0, |ids| ids.len()), self.config.hidden_size);
+        let places: Vec<i64> = (0..length as i64).collect();
+        let mut x = self.tokens.forward(&ids.concat()).reshape([batch, length, width])
+            + self.positions.forward(&places).unsqueeze();
+        let mask = causal_mask(length, &x.device());
+        let mut before_last = x.clone();
+        for layer in &self.layers {
+            before_last = x.clone();
+            x = layer.forward(x, mask.clone());
+        }
+        let last_hidden_state = self.final_norm.forward(x);
+        let ends = ids.iter().enumerate().map(|(i, ids)| (i * length + self.end_position(ids)) as i64);
+        let ends = Tensor::<1, Int>::from_data(
+            TensorData::new(ends.collect::<Vec<_>>(), [batch]),
+            &last_hidden_state.device(),
+        );
+        ClipOutput {
+            pooled: last_hidden_state.clone().reshape([batch * length, width]).select(0, ends),
+            last_hidden_state,
+            hidden_state_before_last: before_last,
+        }
+    }
+
+    fn end_position(&self, ids: &[i64]) -> usize {
+        let end = match self.config.eos_token_id {
+            2 => ids.iter().copied().max(),
+            end => Some(end),
+        };
+        ids.iter().position(|&id| Some(id) == end).unwrap_or(0)
+    }
+}
+
+/// Minus infinity where a key comes after its query, `[1, 1, L, L]`.
+fn causal_mask(length: usize, device: &Device) -> Tensor<4> {
+    let row = |query: usize| (0..length).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 });
+    let mask: Vec<f32> = (0..length).flat_map(row).collect();
+    Tensor::from_data(TensorData::new(mask, [1, 1, length, length]), device)
+}
+
+/// Attention, then a feed-forward part, each with a norm before it and added to its input.
+#[derive(Clone, Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    activation: ClipActivation,
+}
+
+impl Layer {
+    fn load(weights: &Weights, config: &ClipTextConfig) -> Self {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let projection = |name: &str| Linear::load(&weights.at(format!("self_attn.{name}")), width, width);
+        Self {
+            norm1: LayerNorm::load(&weights.at("layer_norm1"), width, config.layer_norm_eps),
+            q_proj: projection("q_proj"),
+            k_proj: projection("k_proj"),
+            v_proj: projection("v_proj"),
+            out_proj: projection("out_proj"),
+            norm2: LayerNorm::load(&weights.at("layer_norm2"), width, config.layer_norm_eps),
+            fc1: Linear::load(&weights.at("mlp.fc1"), width, inner),
+            fc2: Linear::load(&weights.at("mlp.fc2"), inner, width),
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+        }
+    }
+
+    /// `[B, L, D]` → `[B, L, D]`.
+    fn forward(&self, x: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
+        let h = self.norm1.forward(x.clone());
+        let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
+        let (q, k, v) = (head(&self.q_proj), head(&self.k_proj), head(&self.v_proj));
+        let scale = 1.0 / (q.dims()[3] as f64).sqrt();
+        let h = kernels::attention_biased(q, k, v, Some(mask), scale);
+        let x = x.clone() + self.out_proj.forward(h.swap_dims(1, 2).reshape(x.dims()));
+        let h = self.fc1.forward(self.norm2.forward(x.clone()));
+        let h = match self.activation {
+            ClipActivation::QuickGelu => h.clone() * activation::sigmoid(h * 1.702),
+            ClipActivation::Gelu => activation::gelu(h),
+        };
+        x + self.fc2.forward(h)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Seed;
+
+    fn model(change: &str) -> ClipTextModel {
+        let mut config: serde_json::Value = serde_json::from_str(
+            r#"{"vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "max_position_embeddings": 5, "eos_token_id": 2}"#,
+        )
+        .unwrap();
+        let change: serde_json::Value = serde_json::from_str(change).unwrap();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let weights = Weights::random(Seed(1), &Device::flex(), None);
+        ClipTextModel::load(&weights, serde_json::from_value(config).unwrap())
+    }
+
+    #[test]
+    fn pooling_takes_the_highest_id_or_the_first_end_token() {
+        let ids = [5, 7, 19, 6, 19];
+        assert_eq!(model("{}").end_position(&ids), 2);
+        assert_eq!(model(r#"{"eos_token_id": 6}"#).end_position(&ids), 3);
+        let output = model("{}").forward(&[&ids]);
+        output
+            .pooled
+            .into_data()
+            .assert_eq(&output.last_hidden_state.narrow(1, 2, 1).reshape([1, 8]).into_data(), true);
+    }
+
+    #[test]
+    fn tokens_do_not_see_those_after_them() {
+        let state = |ids: &[i64]| model("{}").forward(&[ids]).last_hidden_state.narrow(1, 0, 3).into_data();
+        state(&[1, 2, 3, 4, 5]).assert_eq(&state(&[1, 2, 3, 9, 9]), true);
+    }
+
+    #[test]
+    fn activations_differ() {
+        let state = |change: &str| {
+            let output = model(change).forward(&[&[1, 2, 3]]);
+            output.last_hidden_state.into_data().into_vec::<f32>().unwrap()
+        };
+        assert_ne!(state(r#"{"hidden_act": "quick_gelu"}"#), state(r#"{"hidden_act": "gelu"}"#));
+    }
+}

@@ -1,0 +1,247 @@
+//! The encoder half of T5 (Raffel et al. 2020), named like transformers' `T5EncoderModel`.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor, activation};
+use serde::Deserialize;
+
+use super::heads;
+use crate::{
+    error::Result,
+    kernels,
+    nn::{Embedding, Linear, RmsNorm},
+    weights::{Weights, read_json},
+};
+
+/// `text_encoder_2/config.json`. Other models and unknown feed-forward parts are refused while reading.
+#[derive(Clone, Debug, Deserialize)]
+pub struct T5Config {
+    /// The family of models.
+    pub model_type: T5Type,
+    /// How many ids there are.
+    pub vocab_size: usize,
+    /// The width D.
+    pub d_model: usize,
+    /// The size K of a head; heads times this need not be the width.
+    pub d_kv: usize,
+    /// The width inside the feed-forward part.
+    pub d_ff: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Heads N of each block.
+    pub num_heads: usize,
+    /// Kinds of distance that attention tells apart.
+    #[serde(default = "buckets")]
+    pub relative_attention_num_buckets: usize,
+    /// From here on, all distances are of one kind.
+    #[serde(default = "distance")]
+    pub relative_attention_max_distance: usize,
+    /// Of every norm.
+    #[serde(default = "epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// The kind of feed-forward part.
+    #[serde(default)]
+    pub feed_forward_proj: FeedForwardKind,
+}
+
+/// The families kiln knows.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum T5Type {
+    /// T5 and T5 v1.1.
+    T5,
+}
+
+/// The feed-forward parts of T5 models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FeedForwardKind {
+    /// `relu(x·W)`: the first T5.
+    #[default]
+    Relu,
+    /// `gelu(x·W₀)·(x·W₁)`: T5 v1.1, which FLUX.1 uses.
+    GatedGelu,
+}
+
+fn buckets() -> usize {
+    32
+}
+fn distance() -> usize {
+    128
+}
+fn epsilon() -> f64 {
+    1e-6
+}
+
+/// The second text encoder of FLUX.1.
+#[derive(Clone, Debug)]
+pub struct T5Encoder {
+    /// What it was built from.
+    pub config: T5Config,
+    tokens: Embedding,
+    distances: Embedding,
+    layers: Vec<Layer>,
+    final_norm: RmsNorm,
+}
+
+impl T5Encoder {
+    /// Opens a `text_encoder_2/` folder. With `dtype`, the weights are converted to it.
+    ///
+    /// # Errors
+    /// Files are missing, the config describes another model, or config and weights do not fit.
+    pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        let config = read_json(folder.as_ref().join("config.json"))?;
+        let weights = Weights::open(folder, device, dtype)?;
+        let model = Self::load(&weights, config);
+        weights.finish()?;
+        Ok(model)
+    }
+
+    /// Takes the model's tensors. Files name the token table `shared`, `encoder.embed_tokens` or, as two copies, both.
+    pub fn load(weights: &Weights, config: T5Config) -> Self {
+        let tokens = weights.at_any(&["shared", "encoder.embed_tokens"]);
+        weights.ignore("encoder.embed_tokens.weight");
+        let distances = weights.at("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
+        Self {
+            tokens: Embedding::load(&tokens, config.vocab_size, config.d_model),
+            distances: Embedding::load(&distances, config.relative_attention_num_buckets, config.num_heads),
+            layers: (0..config.num_layers)
+                .map(|i| Layer::load(&weights.at(format!("encoder.block.{i}.layer")), &config))
+                .collect(),
+            final_norm: RmsNorm::load(
+                &weights.at("encoder.final_layer_norm"),
+                config.d_model,
+                config.layer_norm_epsilon,
+            ),
+            config,
+        }
+    }
+
+    /// Reads token ids, all of one length; padding is attended to, as FLUX.1 was trained. Returns `[B, L, D]`.
+    pub fn forward(&self, ids: &[&[i64]]) -> Tensor<3> {
+        let (batch, length) = (ids.len(), ids.first().map_or(0, |ids| ids.len()));
+        let mut x = self.tokens.forward(&ids.concat()).reshape([batch, length, self.config.d_model]);
+        let bias = self.position_bias(length);
+        for layer in &self.layers {
+            x = layer.forward(x, bias.clone());
+        }
+        self.final_norm.forward(x)
+    }
+
+    /// What every block adds to its attention scores, in f32: `[1, N, L, L]`.
+    fn position_bias(&self, length: usize) -> Tensor<4> {
+        let kind = |query: i64, key: i64| {
+            let (count, far) =
+                (self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance);
+            bucket(key - query, count, far)
+        };
+        let length_i64 = length as i64;
+        let kinds: Vec<i64> = (0..length_i64).flat_map(|q| (0..length_i64).map(move |k| kind(q, k))).collect();
+        let bias = self.distances.forward(&kinds).cast(FloatDType::F32);
+        bias.reshape([1, length, length, self.config.num_heads]).permute([0, 3, 1, 2])
+    }
+}
+
+/// The kind of distance `offset` (key minus query) is: half of the `count` kinds for keys after the query, and of each
+/// half one kind for each of the nearest distances, then kinds that grow logarithmically up to distance `far`.
+fn bucket(offset: i64, count: usize, far: usize) -> i64 {
+    let half = count as i64 / 2;
+    let exact = half / 2;
+    let distance = offset.abs();
+    let kind = if distance < exact {
+        distance
+    } else {
+        // In f32 as in transformers, so that distances on a border fall on the same side.
+        let steps = (distance as f32 / exact as f32).ln() / (far as f64 / exact as f64).ln() as f32;
+        (exact + (steps * (half - exact) as f32) as i64).min(half - 1)
+    };
+    kind + if offset > 0 { half } else { 0 }
+}
+
+/// Attention, then a feed-forward part, each with a norm before it and added to its input. No biases.
+#[derive(Clone, Debug)]
+struct Layer {
+    norm1: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    norm2: RmsNorm,
+    feed_forward: FeedForward,
+    wo: Linear,
+    heads: usize,
+}
+
+#[derive(Clone, Debug)]
+enum FeedForward {
+    Relu(Linear),
+    GatedGelu(Linear, Linear),
+}
+
+impl Layer {
+    fn load(weights: &Weights, config: &T5Config) -> Self {
+        let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
+        let (attention, dense) = (weights.at("0.SelfAttention"), weights.at("1.DenseReluDense"));
+        let widen = |name: &str| Linear::load(&dense.at(name), width, hidden);
+        let norm = |name: &str| RmsNorm::load(&weights.at(name), width, config.layer_norm_epsilon);
+        Self {
+            norm1: norm("0.layer_norm"),
+            q: Linear::load(&attention.at("q"), width, inner),
+            k: Linear::load(&attention.at("k"), width, inner),
+            v: Linear::load(&attention.at("v"), width, inner),
+            o: Linear::load(&attention.at("o"), inner, width),
+            norm2: norm("1.layer_norm"),
+            feed_forward: match config.feed_forward_proj {
+                FeedForwardKind::Relu => FeedForward::Relu(widen("wi")),
+                FeedForwardKind::GatedGelu => FeedForward::GatedGelu(widen("wi_0"), widen("wi_1")),
+            },
+            wo: Linear::load(&dense.at("wo"), hidden, width),
+            heads: config.num_heads,
+        }
+    }
+
+    /// `[B, L, D]` → `[B, L, D]`.
+    fn forward(&self, x: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
+        let [batch, length, _] = x.dims();
+        let h = self.norm1.forward(x.clone());
+        let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
+        // Scores are not divided by √K: T5's initial weights made up for it.
+        let h = kernels::attention_biased(head(&self.q), head(&self.k), head(&self.v), Some(bias), 1.0);
+        let inner = self.o.weight.dims()[1];
+        let x = x + self.o.forward(h.swap_dims(1, 2).reshape([batch, length, inner]));
+        let h = self.norm2.forward(x.clone());
+        let h = match &self.feed_forward {
+            FeedForward::Relu(wi) => activation::relu(wi.forward(h)),
+            FeedForward::GatedGelu(wi_0, wi_1) => kernels::gelu_tanh(wi_0.forward(h.clone())) * wi_1.forward(h),
+        };
+        x + self.wo.forward(h)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_change_kind_where_they_do_in_transformers() {
+        let kinds: Vec<i64> = (0..600).map(|distance| bucket(-distance, 32, 128)).collect();
+        let starts: Vec<usize> = (1..600).filter(|&d| kinds[d] != kinds[d - 1]).collect();
+        assert_eq!(starts, [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]);
+        assert_eq!((kinds[0], kinds[599]), (0, 15));
+        assert_eq!((bucket(1, 32, 128), bucket(599, 32, 128)), (17, 31));
+    }
+
+    #[test]
+    fn other_families_and_feed_forward_parts_are_refused_by_name() {
+        for (kind, feed_forward, named) in [("umt5", "relu", "umt5"), ("t5", "gated-silu", "gated-silu")] {
+            let config = format!(
+                r#"{{"model_type": "{kind}", "feed_forward_proj": "{feed_forward}", "vocab_size": 9, "d_model": 4,
+                    "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 2}}"#
+            );
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            let error = T5Encoder::open(folder.path(), &Device::flex(), None).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains("config.json"), "{error}");
+        }
+    }
+}
