@@ -12,7 +12,7 @@ use super::{read::Index, read::Module};
 use crate::{error::Result, weights::TensorFile};
 
 /// What the names of a file's tensors contain, and what the file then is. The first that fits counts.
-const KINDS: [(&str, &str); 20] = [
+const KINDS: [(&str, &str); 26] = [
     ("single_transformer_blocks.", "FLUX transformer, layout of diffusers"),
     ("attn.add_q_proj.", "FLUX transformer, layout of diffusers"),
     ("double_blocks.", "FLUX transformer, original layout"),
@@ -25,12 +25,20 @@ const KINDS: [(&str, &str); 20] = [
     ("down_blocks.", "UNet, layout of diffusers"),
     ("up_blocks.", "UNet, layout of diffusers"),
     ("text_model.", "CLIP text encoder"),
-    ("SelfAttention.", "T5 text encoder"),
-    ("DenseReluDense.", "T5 text encoder"),
+    ("encoder.layers.", "CLIP text encoder"),
+    ("encoder.block.", "T5 text encoder"),
+    // What the last or first shard of a model may be left with.
+    ("time_text_embed.", "FLUX transformer, layout of diffusers"),
+    ("norm_out.linear.", "FLUX transformer, layout of diffusers"),
+    ("encoder.conv_", "VAE"),
+    ("decoder.conv_", "VAE"),
+    ("shared.weight", "T5 text encoder"),
+    // Files that kiln writes.
     ("exp_avg", "optimizer state"),
     ("log_variance", "cached latents of kiln"),
     ("moments", "cached latents of kiln"),
     ("pooled", "cached text embeddings of kiln"),
+    ("clip", "prompt ids"),
     ("latents", "latents"),
     ("noise", "noise"),
 ];
