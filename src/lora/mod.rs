@@ -1,1 +1,201 @@
-//! LoRA adapters: targets, files, merging.
+//! LoRA adapters (Hu et al. 2021): which layers get one, how it starts, the files of diffusers, PEFT, kohya and ComfyUI, and
+//! merging into the weights.
+//!
+//! In memory an adapter has one form only: diffusers' layer names without a prefix, A `[rank, in]` and B `[out, rank]` in
+//! f32, and alpha. What the file formats do differently is undone when reading and redone when writing.
+
+mod config;
+mod export;
+mod inspect;
+mod keys;
+mod matrix;
+mod read;
+mod targets;
+mod write;
+
+use std::{cmp::Ordering, collections::BTreeMap, path::Path};
+
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+
+use crate::{
+    error::{Error, Result},
+    nn::{Adapter, Linear, Linears},
+    rng::{Purpose, Seed},
+};
+pub use config::{Init, LoraConfig};
+pub use export::{ExportReport, export};
+pub use inspect::{Inspection, LoraSummary, inspect};
+pub use targets::{ATTENTION, Targets};
+pub use write::Format;
+
+/// A set of low-rank changes to the linear layers of one model.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// In the order of the model when made by [`init`](Self::init), in natural order of names when read from a file.
+    pub layers: Vec<LoraLayer>,
+    /// What the file said about itself, or is to say: free text by key. Formats add their own keys when writing.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The change of one layer: `W' = W + alpha / rank · B·A`.
+#[derive(Clone, Debug)]
+pub struct LoraLayer {
+    /// diffusers' name of the layer inside its model, such as `transformer_blocks.0.attn.to_q`.
+    pub name: String,
+    /// `[rank, in]`, f32.
+    pub a: Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: Tensor<2>,
+    /// The change is scaled by `alpha / rank`.
+    pub alpha: f64,
+}
+
+impl LoraLayer {
+    /// The inner size.
+    pub fn rank(&self) -> usize {
+        self.a.dims()[0]
+    }
+
+    /// `alpha / rank`.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank() as f64
+    }
+
+    /// The change itself, `scale · B·A`: `[out, in]`, f32.
+    pub fn delta(&self) -> Tensor<2> {
+        self.b.clone().matmul(self.a.clone()) * self.scale()
+    }
+
+    /// The Frobenius norm of [`delta`](Self::delta), without making that matrix: `‖BA‖² = Σ (BᵀB)∘(AAᵀ)`.
+    pub fn norm(&self) -> f64 {
+        let b = self.b.clone().transpose().matmul(self.b.clone());
+        let a = self.a.clone().matmul(self.a.clone().transpose());
+        let square: f32 = (a * b).sum().into_scalar();
+        f64::from(square).max(0.0).sqrt() * self.scale()
+    }
+
+    /// As it is put onto a linear layer.
+    fn adapter(&self, layer: &Linear, strength: f64) -> Adapter {
+        let place = |tensor: &Tensor<2>| {
+            if tensor.device().is_autodiff() {
+                tensor.clone()
+            } else {
+                tensor.clone().to_device(&layer.weight.device())
+            }
+        };
+        Adapter { a: place(&self.a), b: place(&self.b), scale: self.scale() * strength, dropout: None }
+    }
+}
+
+impl Lora {
+    /// New adapters on the layers of `model` that the configuration means, on their devices. Each layer's numbers depend on
+    /// `seed` and its name only.
+    ///
+    /// # Errors
+    /// A setting is impossible, or a pattern matches no layer.
+    pub fn init(config: &LoraConfig, seed: Seed, model: &mut (impl Linears + ?Sized)) -> Result<Self> {
+        config.validate()?;
+        let mut names = Vec::new();
+        model.linears("", &mut |name, _| names.push(name.to_string()));
+        let targets = config.targets.resolve(&names)?;
+        let (rank, alpha) = (config.rank, config.alpha());
+        let mut layers = Vec::with_capacity(targets.len());
+        let mut next = targets.iter().peekable();
+        model.linears("", &mut |name, layer| {
+            if next.next_if(|target| *target == name).is_none() {
+                return;
+            }
+            let [outputs, inputs] = layer.weight.dims();
+            let mut draw = seed.named(Purpose::Init, name);
+            let a: Vec<f32> = match config.init {
+                Init::Gaussian => draw.normal(rank * inputs).iter().map(|z| z / rank as f32).collect(),
+                Init::Kaiming => {
+                    let bound = 1.0 / (inputs as f32).sqrt();
+                    draw.uniform(rank * inputs).iter().map(|u| (2.0 * u - 1.0) * bound).collect()
+                }
+            };
+            let device = layer.weight.device().inner();
+            let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), (&device, DType::F32));
+            let b = Tensor::zeros([outputs, rank], (&device, DType::F32));
+            layers.push(LoraLayer { name: name.into(), a, b, alpha });
+        });
+        Ok(Self { layers, metadata: BTreeMap::new() })
+    }
+
+    /// Puts the adapters onto the layers of `model`, at `strength` (1 is as trained), beside what is already there.
+    ///
+    /// # Errors
+    /// Layers are missing from the model or of another size: one error that lists all. Then nothing was attached.
+    pub fn attach(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
+        self.on_layers(model, |layer, linear| linear.adapters.push(layer.adapter(linear, strength)))
+    }
+
+    /// Adds the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn merge(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
+        self.on_layers(model, |layer, linear| {
+            let dtype: FloatDType = linear.weight.dtype().into();
+            let change = layer.adapter(linear, strength);
+            let change = change.b.matmul(change.a) * change.scale;
+            linear.weight = (linear.weight.clone().cast(FloatDType::F32) + change).cast(dtype);
+        })
+    }
+
+    fn on_layers(
+        &self,
+        model: &mut (impl Linears + ?Sized),
+        mut change: impl FnMut(&LoraLayer, &mut Linear),
+    ) -> Result<()> {
+        let mut sizes = BTreeMap::new();
+        model.linears("", &mut |name, linear| _ = sizes.insert(name.to_string(), linear.weight.dims()));
+        let misfit = |layer: &LoraLayer| {
+            let wanted = [layer.b.dims()[0], layer.a.dims()[1]];
+            match sizes.get(&layer.name) {
+                None => Some(format!("`{}`: the model has no such linear layer", layer.name)),
+                Some(found) if *found != wanted => Some(format!(
+                    "`{}`: the adapter is for {} inputs and {} outputs, the layer has {} and {}",
+                    layer.name, wanted[1], wanted[0], found[1], found[0]
+                )),
+                Some(_) => None,
+            }
+        };
+        let problems: Vec<_> = self.layers.iter().filter_map(misfit).collect();
+        if !problems.is_empty() {
+            return Err(Error::Many { path: Path::new("LoRA").into(), problems }
+                .hint("this adapter was made for another model; `kiln inspect` shows for which"));
+        }
+        let layers: BTreeMap<_, _> = self.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
+        model.linears("", &mut |name, linear| {
+            if let Some(layer) = layers.get(name) {
+                change(layer, linear);
+            }
+        });
+        Ok(())
+    }
+
+    /// The number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.layers.iter().map(|layer| layer.a.shape().num_elements() + layer.b.shape().num_elements()).sum()
+    }
+
+    /// What diffusers calls the part of a pipeline that these layers belong to: `unet` or `transformer`.
+    fn component(&self) -> &'static str {
+        let unet = ["down_blocks.", "mid_block.", "up_blocks."];
+        let is_unet = self.layers.iter().any(|layer| unet.iter().any(|start| layer.name.starts_with(start)));
+        if is_unet { "unet" } else { "transformer" }
+    }
+}
+
+/// Takes all adapters off the layers of `model`.
+pub fn detach_all(model: &mut (impl Linears + ?Sized)) {
+    model.linears("", &mut |_, linear| linear.adapters.clear());
+}
+
+/// The order in which people count: numbers between dots by value, so block 2 before block 10.
+fn natural(one: &str, other: &str) -> Ordering {
+    let parts =
+        |name: &str| name.split('.').map(|part| (part.parse::<u64>().ok(), part.to_string())).collect::<Vec<_>>();
+    parts(one).cmp(&parts(other))
+}

@@ -1,0 +1,188 @@
+//! Writing an adapter file and proving that it says what was trained.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::FloatDType;
+use serde::Serialize;
+
+use super::{Format, Lora, LoraLayer, keys, matrix::Matrix};
+use crate::{
+    error::{Error, Result},
+    rng::{Purpose, Seed},
+};
+
+/// What was written and how well it was read back.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportReport {
+    /// The file.
+    pub path: PathBuf,
+    /// Its layout.
+    pub format: Format,
+    /// How many layers it changes.
+    pub layers: usize,
+    /// How many values it holds, padding not counted.
+    pub parameters: usize,
+    /// Its size.
+    pub bytes: u64,
+    /// The largest relative difference that any layer's change has after reading the file back; 0 is exact.
+    pub difference: f64,
+    /// What a reader of this file should know.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Display for ExportReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { path, format, layers, parameters, bytes, difference, notes } = self;
+        write!(
+            f,
+            "{}: {format}, {layers} layers, {parameters} parameters, {:.1} MB; ",
+            path.display(),
+            *bytes as f64 / 1e6
+        )?;
+        write!(f, "read back with relative difference {difference:.1e}")?;
+        notes.iter().try_for_each(|note| write!(f, "\nnote: {note}"))
+    }
+}
+
+/// Writes `lora` to `path` (see [`Lora::write`]), reads the file back and compares the set of layers and every layer's
+/// change with what was to be written.
+///
+/// # Errors
+/// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
+pub fn export(
+    lora: &Lora,
+    path: impl AsRef<Path>,
+    format: Format,
+    dtype: FloatDType,
+    metadata: &BTreeMap<String, String>,
+) -> Result<ExportReport> {
+    let path = path.as_ref();
+    lora.write(path, format, dtype, metadata)?;
+    let difference = compare(lora, &Lora::read(path)?, dtype).map_err(|problems| {
+        Error::Many { path: path.into(), problems }.hint("the file was written but must not be used")
+    })?;
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    Ok(ExportReport {
+        path: path.into(),
+        format,
+        layers: lora.layers.len(),
+        parameters: lora.parameters(),
+        bytes,
+        difference,
+        notes: notes(lora, format),
+    })
+}
+
+/// diffusers converts the embedders and the final layer of such files and then drops them without a word.
+fn notes(lora: &Lora, format: Format) -> Vec<String> {
+    let in_block =
+        |layer: &&LoraLayer| keys::original_of(&layer.name).is_some_and(|module| module.name.contains("_blocks."));
+    let outside = lora.layers.iter().filter(|layer| !in_block(layer)).count();
+    if format == Format::Diffusers || outside == 0 {
+        return Vec::new();
+    }
+    vec![format!(
+        "{outside} of the layers stand outside the blocks; diffusers leaves these out when it reads this format (use `diffusers` there)"
+    )]
+}
+
+/// The largest relative difference between the changes of two adapters, or what is different beyond the rounding of `dtype`.
+fn compare(wanted: &Lora, found: &Lora, dtype: FloatDType) -> std::result::Result<f64, Vec<String>> {
+    // Unit roundoff of both matrices, their effect on a product being about their quadratic mean, times four. In f32 only a
+    // scale that is no power of two is rounded.
+    let allowed = match dtype {
+        FloatDType::BF16 => 2f64.powi(-7),
+        FloatDType::F16 => 2f64.powi(-10),
+        _ => 1e-6,
+    };
+    let mut others: BTreeMap<_, _> = found.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
+    let (mut largest, mut problems) = (0.0, Vec::new());
+    for layer in &wanted.layers {
+        let other = others.remove(layer.name.as_str());
+        let difference = difference(layer, other);
+        if difference <= allowed {
+            largest = f64::max(largest, difference);
+        } else if other.is_none() {
+            problems.push(format!("`{}` is missing when the file is read back", layer.name));
+        } else {
+            problems
+                .push(format!("`{}`: its change differs by {difference:.1e}, allowed are {allowed:.1e}", layer.name));
+        }
+    }
+    problems.extend(others.keys().map(|name| format!("`{name}` was not to be written")));
+    if problems.is_empty() { Ok(largest) } else { Err(problems) }
+}
+
+/// `‖(ΔW − ΔW')·X‖ / ‖ΔW·X‖` for a few random columns X, in f64: the matrices ΔW themselves are never made, and two that
+/// differ anywhere differ here. No layer at all is a change of zero. Not a number if there is none to give.
+fn difference(wanted: &LoraLayer, found: Option<&LoraLayer>) -> f64 {
+    const PROBES: usize = 4;
+    let change = |layer: &LoraLayer| {
+        let (a, b, scale) = (Matrix::from_tensor(&layer.a), Matrix::from_tensor(&layer.b), layer.scale());
+        move |x: &[f64]| b.times(&a.times(x)).iter().map(|y| scale * y).collect::<Vec<_>>()
+    };
+    let inputs = wanted.a.dims()[1];
+    let outputs = wanted.b.dims()[0];
+    if found.is_some_and(|found| (found.a.dims()[1], found.b.dims()[0]) != (inputs, outputs)) {
+        return f64::NAN;
+    }
+    let (one, other) = (change(wanted), found.map(change));
+    let mut draw = Seed(0).named(Purpose::Noise, &wanted.name);
+    let (mut apart, mut size) = (0.0, 0.0);
+    for _ in 0..PROBES {
+        let x: Vec<_> = draw.normal(inputs).into_iter().map(f64::from).collect();
+        let y = one(&x);
+        let z = other.as_ref().map_or_else(|| vec![0.0; outputs], |other| other(&x));
+        size += y.iter().map(|y| y * y).sum::<f64>();
+        apart += y.iter().zip(&z).map(|(y, z)| (y - z).powi(2)).sum::<f64>();
+    }
+    if apart == 0.0 { 0.0 } else { (apart / size).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(name: &str, scale: f32) -> LoraLayer {
+        let values = |count, seed| Seed(seed).named(Purpose::Init, name).normal(count);
+        let b = values(12, 1).into_iter().map(|v| v * scale).collect();
+        LoraLayer {
+            name: name.into(),
+            a: Matrix { rows: 2, columns: 8, values: values(16, 0) }.into_tensor(),
+            b: Matrix { rows: 6, columns: 2, values: b }.into_tensor(),
+            alpha: 2.0,
+        }
+    }
+
+    fn lora(layers: Vec<LoraLayer>) -> Lora {
+        Lora { layers, metadata: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_change_that_differs_is_noticed() {
+        let wanted = lora(vec![layer("x", 1.0), layer("y", 1.0)]);
+        assert_eq!(compare(&wanted, &wanted, FloatDType::F32), Ok(0.0));
+        let scaled = lora(vec![layer("x", 1.0), layer("y", 1.001)]);
+        let problems = compare(&wanted, &scaled, FloatDType::F32).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains("`y`"), "{problems:?}");
+        assert!(compare(&wanted, &scaled, FloatDType::BF16).is_ok());
+        let mut broken = wanted.clone();
+        broken.layers[0].alpha = f64::NAN;
+        assert!(compare(&wanted, &broken, FloatDType::BF16).is_err());
+    }
+
+    #[test]
+    fn missing_and_foreign_layers_are_noticed() {
+        let both = lora(vec![layer("x", 1.0), layer("y", 1.0)]);
+        let one = lora(vec![layer("x", 1.0)]);
+        assert!(compare(&both, &one, FloatDType::F32).unwrap_err()[0].contains("`y` is missing"));
+        assert!(compare(&one, &both, FloatDType::F32).unwrap_err()[0].contains("`y` was not"));
+        // A change of zero may be left out: it is what formats with fused layers do.
+        let zero = lora(vec![layer("x", 1.0), layer("y", 0.0)]);
+        assert_eq!(compare(&zero, &one, FloatDType::F32), Ok(0.0));
+    }
+}

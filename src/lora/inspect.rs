@@ -1,0 +1,179 @@
+//! What a safetensors file is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{read::Index, read::Module};
+use crate::{error::Result, weights::TensorFile};
+
+/// What the names of a file's tensors contain, and what the file then is. The first that fits counts.
+const KINDS: [(&str, &str); 26] = [
+    ("single_transformer_blocks.", "FLUX transformer, layout of diffusers"),
+    ("attn.add_q_proj.", "FLUX transformer, layout of diffusers"),
+    ("double_blocks.", "FLUX transformer, original layout"),
+    ("single_blocks.", "FLUX transformer, original layout"),
+    ("encoder.down_blocks.", "VAE, layout of diffusers"),
+    ("decoder.up_blocks.", "VAE, layout of diffusers"),
+    ("encoder.down.", "VAE, original layout"),
+    ("decoder.up.", "VAE, original layout"),
+    ("input_blocks.", "UNet, original layout"),
+    ("down_blocks.", "UNet, layout of diffusers"),
+    ("up_blocks.", "UNet, layout of diffusers"),
+    ("text_model.", "CLIP text encoder"),
+    ("encoder.layers.", "CLIP text encoder"),
+    ("encoder.block.", "T5 text encoder"),
+    // What the last or first shard of a model may be left with.
+    ("time_text_embed.", "FLUX transformer, layout of diffusers"),
+    ("norm_out.linear.", "FLUX transformer, layout of diffusers"),
+    ("encoder.conv_", "VAE"),
+    ("decoder.conv_", "VAE"),
+    ("shared.weight", "T5 text encoder"),
+    // Files that kiln writes.
+    ("exp_avg", "optimizer state"),
+    ("log_variance", "cached latents of kiln"),
+    ("moments", "cached latents of kiln"),
+    ("pooled", "cached text embeddings of kiln"),
+    ("clip", "prompt ids"),
+    ("latents", "latents"),
+    ("noise", "noise"),
+];
+
+/// What [`inspect`] found out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// The file.
+    pub path: PathBuf,
+    /// In words: `LoRA`, `VAE, layout of diffusers`, `unknown`, …
+    pub kind: String,
+    /// How many tensors it holds.
+    pub tensors: usize,
+    /// How many values these have.
+    pub parameters: usize,
+    /// How many tensors there are of each element type.
+    pub dtypes: BTreeMap<String, usize>,
+    /// If it is an adapter.
+    pub lora: Option<LoraSummary>,
+    /// The text pairs the file carries.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The adapter in a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoraSummary {
+    /// Whose layout it is: diffusers, PEFT, kohya, ComfyUI, OneTrainer, or bare names.
+    pub format: String,
+    /// How many modules have each rank. A format that fuses layers has their common rank.
+    pub ranks: BTreeMap<usize, usize>,
+    /// How many modules have each alpha.
+    pub alphas: BTreeMap<String, usize>,
+    /// The layers in diffusers' names: below each kind of block (`transformer_blocks`; empty for what stands outside) how
+    /// many blocks have each.
+    pub targets: BTreeMap<String, BTreeMap<String, usize>>,
+    /// What kiln cannot apply, and why.
+    pub problems: Vec<String>,
+}
+
+/// Looks at the names, shapes and metadata of any safetensors file; only scalars are read.
+///
+/// # Errors
+/// The file is missing, cut short or no safetensors file.
+pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
+    let file = TensorFile::open(path)?;
+    let names = file.names();
+    let index = Index::of(&file)?;
+    let lora = if index.is_adapter() { Some(LoraSummary::of(&index)?) } else { None };
+    let known = KINDS.iter().find(|(mark, _)| names.iter().any(|name| name.contains(mark)));
+    let kind = if lora.is_some() { "LoRA" } else { known.map_or("unknown", |(_, kind)| kind) };
+    let parameters =
+        names.iter().filter_map(|name| file.shape(name)).map(|shape| shape.iter().product::<usize>()).sum();
+    let mut dtypes = BTreeMap::new();
+    for dtype in names.iter().filter_map(|name| file.dtype(name)) {
+        *dtypes.entry(dtype).or_default() += 1;
+    }
+    let (path, metadata) = (file.path().into(), file.metadata());
+    Ok(Inspection { path, kind: kind.into(), tensors: names.len(), parameters, dtypes, lora, metadata })
+}
+
+impl LoraSummary {
+    fn of(index: &Index) -> Result<Self> {
+        let (modules, mut problems) = index.modules()?;
+        problems.extend(index.foreign());
+        let (mut ranks, mut alphas, mut targets) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::<_, BTreeMap<_, _>>::new());
+        for Module { layers, rank, alpha, .. } in &modules {
+            *ranks.entry(*rank).or_default() += 1;
+            *alphas.entry(alpha.to_string()).or_default() += 1;
+            for (kind, target) in layers.iter().map(|layer| in_block(layer)) {
+                *targets.entry(kind).or_default().entry(target).or_default() += 1;
+            }
+        }
+        Ok(Self { format: index.layout().into(), ranks, alphas, targets, problems })
+    }
+}
+
+/// The kind of block and the name inside it, taken apart at the first number: `transformer_blocks` and `attn.to_q`. Names
+/// with a number further in than that keep it.
+fn in_block(layer: &str) -> (String, String) {
+    let parts: Vec<_> = layer.split('.').collect();
+    match parts.iter().position(|part| part.parse::<usize>().is_ok()) {
+        Some(number) if number > 0 && number + 1 < parts.len() => {
+            (parts[..number].join("."), parts[number + 1..].join("."))
+        }
+        _ => (String::new(), layer.into()),
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "{}: {}", self.path.display(), self.kind)?;
+        writeln!(f, "  tensors     {} ({})", self.tensors, counted(&self.dtypes))?;
+        writeln!(f, "  parameters  {}", self.parameters)?;
+        if let Some(lora) = &self.lora {
+            writeln!(f, "  format      {}", lora.format)?;
+            writeln!(f, "  rank        {}", counted(&lora.ranks))?;
+            writeln!(f, "  alpha       {}", counted(&lora.alphas))?;
+            for (kind, targets) in &lora.targets {
+                let counts: BTreeSet<_> = targets.values().collect();
+                let kind = if kind.is_empty() { "outside blocks" } else { kind };
+                writeln!(f, "  {kind}")?;
+                for count in counts {
+                    let names: Vec<_> =
+                        targets.iter().filter(|(_, c)| *c == count).map(|(name, _)| name.as_str()).collect();
+                    writeln!(f, "    {count} × {}", names.join(", "))?;
+                }
+            }
+            lora.problems.iter().try_for_each(|problem| writeln!(f, "  problem: {problem}"))?;
+        }
+        for (key, value) in &self.metadata {
+            let line: String = value.split_whitespace().collect::<Vec<_>>().join(" ");
+            let short: String = line.chars().take(160).collect();
+            writeln!(f, "  {key} = {short}{}", if short.len() < line.len() { " …" } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// `16`, or `16 (200), 8 (12)` where there are several.
+fn counted(counts: &BTreeMap<impl fmt::Display, usize>) -> String {
+    let several = counts.len() > 1;
+    let one = |(value, count): (_, &usize)| if several { format!("{value} ({count})") } else { format!("{value}") };
+    if counts.is_empty() { "none".into() } else { counts.iter().map(one).collect::<Vec<_>>().join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_grouped_by_the_block_they_are_in() {
+        let pair = |name| in_block(name);
+        assert_eq!(pair("transformer_blocks.3.attn.to_out.0"), ("transformer_blocks".into(), "attn.to_out.0".into()));
+        assert_eq!(pair("norm_out.linear"), (String::new(), "norm_out.linear".into()));
+        assert_eq!(pair("to_out.0"), (String::new(), "to_out.0".into()));
+    }
+}

@@ -1,0 +1,521 @@
+//! LoRA files: what diffusers and kohya's layout hold, read and written, on the files that diffusers wrote.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
+use kiln::{
+    lora::{Format, Init, Lora, LoraConfig, LoraLayer, Targets, detach_all, export, inspect},
+    nn::{Linear, Linears},
+    rng::Seed,
+    weights::{TensorFile, write_tensors},
+};
+use support::{Golden, goldens};
+
+const FORMATS: [Format; 3] = [Format::Diffusers, Format::Kohya, Format::ComfyUi];
+
+/// Every linear layer of a checkpoint, and nothing else.
+struct Layers(Vec<(String, Linear)>);
+
+impl Linears for Layers {
+    fn linears(&mut self, _path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        self.0.iter_mut().for_each(|(name, layer)| visit(name, layer));
+    }
+}
+
+fn transformer(golden: &Golden) -> Layers {
+    let mut layers = Vec::new();
+    for entry in std::fs::read_dir(golden.model.join("transformer")).unwrap().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let file = TensorFile::open(path).unwrap();
+        for name in file.names() {
+            if let (Some(layer), 2) = (name.strip_suffix(".weight"), file.shape(&name).unwrap().len()) {
+                let data = file.read(&name).unwrap();
+                let dtype = data.dtype;
+                let weight = Tensor::from_data(data, (&Device::flex(), dtype));
+                layers.push((layer.to_string(), Linear { weight, bias: None, adapters: Vec::new() }));
+            }
+        }
+    }
+    Layers(layers)
+}
+
+/// The folders with LoRA files of a golden.
+fn folders(golden: &Golden) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(&golden.folder).unwrap().flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = entries.filter(|path| path.join("kohya.safetensors").is_file()).collect();
+    found.sort();
+    assert!(found.len() > 2, "{} has few LoRA files", golden.folder.display());
+    found
+}
+
+fn diffusers_file(folder: &Path) -> PathBuf {
+    folder.join("pytorch_lora_weights.safetensors")
+}
+
+/// Every (golden, LoRA folder).
+fn each(mut check: impl FnMut(&Golden, &Path)) {
+    for golden in goldens("FluxPipeline") {
+        for folder in folders(&golden) {
+            check(&golden, &folder);
+        }
+    }
+}
+
+fn deltas(lora: &Lora) -> BTreeMap<String, Tensor<2>> {
+    lora.layers.iter().map(|layer| (layer.name.clone(), layer.delta())).collect()
+}
+
+/// The largest difference of any layer's change, relative to the largest value of that change.
+#[track_caller]
+fn distance(one: &Lora, other: &Lora) -> f64 {
+    let (one, other) = (deltas(one), deltas(other));
+    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+    let pairs = one.into_values().zip(other.into_values()).map(|(a, b)| {
+        let size: f32 = a.clone().abs().max().into_scalar();
+        let apart: f32 = (a - b).abs().max().into_scalar();
+        if apart == 0.0 { 0.0 } else { f64::from(apart / size) }
+    });
+    pairs.fold(0.0, f64::max)
+}
+
+fn keys(path: &Path) -> BTreeSet<String> {
+    TensorFile::open(path).unwrap().names().into_iter().collect()
+}
+
+fn write(path: &Path, tensors: Vec<(&str, Vec<usize>, f32)>) {
+    let one = |(name, shape, value): (&str, Vec<usize>, f32)| {
+        (name.to_string(), TensorData::full(shape, value).convert_dtype(DType::F32))
+    };
+    write_tensors(path, &tensors.into_iter().map(one).collect(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn the_files_of_diffusers_and_of_kohya_hold_the_same_changes() {
+    each(|_, folder| {
+        let one = Lora::read(diffusers_file(folder)).unwrap();
+        let other = Lora::read(folder.join("kohya.safetensors")).unwrap();
+        assert!(distance(&one, &other) < 1e-6, "{}", folder.display());
+    });
+}
+
+#[test]
+fn alpha_over_rank_is_read_from_the_metadata_of_diffusers() {
+    each(|_, folder| {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let Some((rank, alpha)) = name.split_once("_r").and_then(|(_, rest)| rest.split_once("_a")) else { return };
+        for layer in Lora::read(diffusers_file(folder)).unwrap().layers {
+            assert_eq!((layer.rank(), layer.alpha), (rank.parse().unwrap(), alpha.parse().unwrap()), "{}", layer.name);
+        }
+    });
+}
+
+#[test]
+fn every_format_reads_back_as_it_was_written() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    each(|_, folder| {
+        let lora = Lora::read(diffusers_file(folder)).unwrap();
+        for format in FORMATS {
+            for (dtype, allowed) in [(FloatDType::F32, 0.0), (FloatDType::BF16, 0.02), (FloatDType::F16, 0.002)] {
+                let report = export(&lora, &path, format, dtype, &BTreeMap::new()).unwrap();
+                assert_eq!(report.layers, lora.layers.len());
+                // The scales of the goldens are powers of two, so f32 is exact; sums of fused layers may be in another order.
+                assert!(report.difference <= f64::max(allowed, 1e-12), "{format} {dtype:?}: {report}");
+                let back = Lora::read(&path).unwrap();
+                let apart = distance(&lora, &back);
+                assert!(apart <= f64::max(allowed, 1e-6), "{}: {format} {dtype:?}: {apart}", folder.display());
+                assert!(back.layers.iter().all(|layer| layer.scale() == 1.0));
+            }
+        }
+    });
+}
+
+#[test]
+fn written_files_have_the_keys_that_diffusers_and_kohya_write() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    each(|_, folder| {
+        let lora = Lora::read(diffusers_file(folder)).unwrap();
+        export(&lora, &path, Format::Diffusers, FloatDType::F32, &BTreeMap::new()).unwrap();
+        assert_eq!(keys(&path), keys(&diffusers_file(folder)));
+        export(&lora, &path, Format::Kohya, FloatDType::F32, &BTreeMap::new()).unwrap();
+        let kohya = folder.join("kohya.safetensors");
+        assert_eq!(keys(&path), keys(&kohya));
+        let (ours, theirs) = (TensorFile::open(&path).unwrap(), TensorFile::open(&kohya).unwrap());
+        for key in keys(&path) {
+            assert_eq!(ours.shape(&key), theirs.shape(&key), "{key}");
+        }
+    });
+}
+
+#[test]
+fn metadata_is_kept_and_formats_add_theirs() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    let golden = &goldens("FluxPipeline")[0];
+    let lora = Lora::read(diffusers_file(&folders(golden)[0])).unwrap();
+    let ours = BTreeMap::from([("dataset".to_string(), "cats".to_string()), ("ss_network_dim".into(), "7".into())]);
+    export(&lora, &path, Format::Kohya, FloatDType::F32, &ours).unwrap();
+    let back = Lora::read(&path).unwrap();
+    assert_eq!((back.metadata["dataset"].as_str(), back.metadata["ss_network_dim"].as_str()), ("cats", "7"));
+    assert_eq!(back.metadata["ss_network_module"], "networks.lora_flux");
+    export(&back, &path, Format::Diffusers, FloatDType::F32, &BTreeMap::new()).unwrap();
+    let metadata = TensorFile::open(&path).unwrap().metadata();
+    assert_eq!((metadata["dataset"].as_str(), metadata["format"].as_str()), ("cats", "pt"));
+}
+
+/// Ranks, scales and targets as no trainer would choose them: some layers of each fused group, of different ranks.
+fn uneven(golden: &Golden) -> Lora {
+    let patterns = [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.attn.to_v",
+        "transformer_blocks.0.attn.add_k_proj",
+        "single_transformer_blocks.0.attn.to_k",
+        "single_transformer_blocks.*.proj_mlp",
+        "single_transformer_blocks.0.norm.linear",
+        "norm1_context.linear",
+        "norm_out.linear",
+        "proj_out",
+    ];
+    let targets = Targets::Patterns(patterns.map(String::from).to_vec());
+    let config = LoraConfig { targets, init: Init::Kaiming, ..LoraConfig::default() };
+    let mut lora = Lora::init(&config, Seed(5), &mut transformer(golden)).unwrap();
+    for (i, layer) in lora.layers.iter_mut().enumerate() {
+        let rank = 1 + i % 5;
+        layer.a = layer.a.clone().slice([0..rank]);
+        layer.b = Tensor::random([layer.b.dims()[0], rank], Distribution::Normal(0.0, 1e-3), &Device::flex());
+        layer.alpha = 0.3 * (i + 1) as f64;
+    }
+    // The model's proj_out alone, not those of the blocks, which end in the same name.
+    lora.layers.retain(|layer| !layer.name.ends_with(".proj_out"));
+    lora
+}
+
+#[test]
+fn uneven_ranks_scales_and_partly_trained_groups_survive_every_format() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    for golden in goldens("FluxPipeline") {
+        let lora = uneven(&golden);
+        for format in FORMATS {
+            export(&lora, &path, format, FloatDType::F32, &BTreeMap::new()).unwrap();
+            let back = Lora::read(&path).unwrap();
+            assert!(distance(&lora, &back) < 1e-6, "{format}");
+            let ranks =
+                |lora: &Lora| lora.layers.iter().map(|l| (l.name.clone(), l.rank())).collect::<BTreeMap<_, _>>();
+            assert_eq!(ranks(&lora), ranks(&back), "{format}");
+        }
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_and_can_be_exported() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    let golden = &goldens("FluxPipeline")[0];
+    let config = LoraConfig { targets: Targets::All, rank: 3, ..LoraConfig::default() };
+    let lora = Lora::init(&config, Seed(1), &mut transformer(golden)).unwrap();
+    assert!(lora.layers.iter().all(|layer| layer.norm() == 0.0));
+    for format in FORMATS {
+        assert_eq!(export(&lora, &path, format, FloatDType::BF16, &BTreeMap::new()).unwrap().difference, 0.0);
+        assert_eq!(Lora::read(&path).unwrap().layers.len(), lora.layers.len());
+    }
+}
+
+#[test]
+fn named_targets_are_the_layers_that_diffusers_trains() {
+    each(|golden, folder| {
+        let theirs: BTreeSet<_> =
+            Lora::read(diffusers_file(folder)).unwrap().layers.into_iter().map(|l| l.name).collect();
+        let all = folder.file_name().unwrap().to_str().unwrap().contains("_all");
+        let targets = if all { Targets::All } else { Targets::Attention };
+        let config = LoraConfig { targets, ..LoraConfig::default() };
+        let ours = Lora::init(&config, Seed(0), &mut transformer(golden)).unwrap();
+        assert_eq!(ours.layers.iter().map(|l| l.name.clone()).collect::<BTreeSet<_>>(), theirs, "{}", folder.display());
+    });
+}
+
+#[test]
+fn initial_values_depend_on_seed_and_name_and_have_the_stated_spread() {
+    let golden = &goldens("FluxPipeline")[0];
+    let init = |seed, init, targets| {
+        let config = LoraConfig { rank: 8, init, targets, ..LoraConfig::default() };
+        Lora::init(&config, Seed(seed), &mut transformer(golden)).unwrap()
+    };
+    let values = |layer: &LoraLayer| layer.a.to_data().into_vec::<f32>().unwrap();
+    let find = |lora: Lora| lora.layers.into_iter().find(|l| l.name == "transformer_blocks.0.attn.to_k").unwrap();
+    let some = find(init(1, Init::Gaussian, Targets::Attention));
+    assert_eq!(values(&some), values(&find(init(1, Init::Gaussian, Targets::All))));
+    assert_ne!(values(&some), values(&find(init(2, Init::Gaussian, Targets::Attention))));
+    for (kind, spread) in [
+        (Init::Gaussian, 1.0 / 8.0),
+        // The deviation of a uniform number is its bound over the root of three.
+        (Init::Kaiming, 1.0 / (3.0 * some.a.dims()[1] as f64).sqrt()),
+    ] {
+        let all: Vec<f32> = init(3, kind, Targets::Attention).layers.iter().take(6).flat_map(values).collect();
+        let found = (all.iter().map(|v| f64::from(v * v)).sum::<f64>() / all.len() as f64).sqrt();
+        assert!((found / spread - 1.0).abs() < 0.1, "{kind:?}: {found}, expected {spread}");
+    }
+}
+
+#[test]
+fn attaching_merging_and_adding_the_change_are_the_same() {
+    each(|golden, folder| {
+        let lora = Lora::read(diffusers_file(folder)).unwrap();
+        let deltas = deltas(&lora);
+        let (mut attached, mut merged, mut base) = (transformer(golden), transformer(golden), transformer(golden));
+        for model in [&mut attached, &mut merged, &mut base] {
+            model.0.iter_mut().for_each(|(_, layer)| layer.weight = layer.weight.clone().cast(FloatDType::F32));
+        }
+        lora.attach(&mut attached, 0.5).unwrap();
+        lora.merge(&mut merged, 0.5).unwrap();
+        for (i, (name, layer)) in base.0.iter().enumerate() {
+            let x = Tensor::<2>::random([3, layer.weight.dims()[1]], Distribution::Default, &Device::flex());
+            let mut y = layer.forward(x.clone());
+            if let Some(delta) = deltas.get(name) {
+                y = y + x.clone().matmul(delta.clone().transpose()) * 0.5;
+            }
+            for model in [&attached, &merged] {
+                let apart: f32 = (model.0[i].1.forward(x.clone()) - y.clone()).abs().max().into_scalar();
+                assert!(apart < 1e-4, "{name}: {apart}");
+            }
+        }
+        detach_all(&mut attached);
+        assert!(attached.0.iter().all(|(_, layer)| layer.adapters.is_empty()));
+        for layer in &lora.layers {
+            let norm: f32 = layer.delta().square().sum().sqrt().into_scalar();
+            assert!((layer.norm() - f64::from(norm)).abs() < 1e-4 * f64::from(norm), "{}", layer.name);
+        }
+    });
+}
+
+#[test]
+fn merging_keeps_the_dtype_of_the_weights() {
+    for golden in goldens("FluxPipeline") {
+        let lora = Lora::read(diffusers_file(&folders(&golden)[0])).unwrap();
+        let (mut merged, base) = (transformer(&golden), transformer(&golden));
+        lora.merge(&mut merged, 1.0).unwrap();
+        for ((name, new), (_, old)) in merged.0.iter().zip(&base.0) {
+            assert_eq!(new.weight.dtype(), old.weight.dtype(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_for_another_model_is_refused_with_every_misfit() {
+    let golden = &goldens("FluxPipeline")[0];
+    let lora = Lora::read(diffusers_file(&folders(golden)[0])).unwrap();
+    let mut wider = transformer(golden);
+    let spared = lora.layers[0].name.clone();
+    wider.0.retain(|(name, _)| *name != lora.layers[1].name);
+    for (name, layer) in &mut wider.0 {
+        if *name != spared {
+            layer.weight = Tensor::zeros(layer.weight.dims().map(|size| size + 2), &Device::flex());
+        }
+    }
+    let text = lora.attach(&mut wider, 1.0).unwrap_err().to_string();
+    assert!(text.contains("no such linear layer"), "{text}");
+    for layer in &lora.layers[1..] {
+        assert!(text.contains(&format!("`{}`", layer.name)), "{} in {text}", layer.name);
+    }
+    assert!(!text.contains(&format!("`{spared}`")), "{text}");
+    assert!(wider.0.iter().all(|(_, layer)| layer.adapters.is_empty()), "some were attached");
+    assert!(lora.merge(&mut wider, 1.0).is_err());
+}
+
+#[test]
+fn all_spellings_of_one_adapter_are_read_alike() {
+    let temporary = tempfile::tempdir().unwrap();
+    let golden = &goldens("FluxPipeline")[0];
+    let folder = folders(golden).pop().unwrap();
+    let source = TensorFile::open(diffusers_file(&folder)).unwrap();
+    let lora = Lora::read(source.path()).unwrap();
+    let scale = lora.layers[0].scale();
+    let spell = |name: &str, rename: &dyn Fn(&str) -> String, metadata: &BTreeMap<String, String>, alpha: bool| {
+        let mut tensors = BTreeMap::new();
+        for key in source.names() {
+            let data = source.read(&key).unwrap();
+            if alpha && key.contains("lora_A") {
+                let alpha = TensorData::new(vec![data.shape.as_slice()[0] as f32 * scale as f32], Vec::<usize>::new());
+                tensors.insert(rename(&key).split(".lora").next().unwrap().to_string() + ".alpha", alpha);
+            }
+            tensors.insert(rename(&key), data);
+        }
+        let path = temporary.path().join(name);
+        write_tensors(&path, &tensors, metadata).unwrap();
+        path
+    };
+    let none = BTreeMap::new();
+    let bare = |key: &str| key.strip_prefix("transformer.").unwrap().to_string();
+    let down = |key: &str| key.replace("lora_A", "lora_down").replace("lora_B", "lora_up");
+    let files = [
+        spell("bare", &bare, &none, true),
+        spell("down", &|key| down(key), &none, true),
+        spell("dots", &|key| key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"), &none, true),
+        spell("named", &|key| key.replace(".weight", ".default.weight"), &source.metadata(), false),
+        spell("comfy", &|key| format!("diffusion_model.{}", bare(key)), &none, true),
+        spell(
+            "onetrainer",
+            &|key| {
+                let (module, rest) = key.split_once(".lora").unwrap();
+                format!("lora_transformer_{}{}", bare(module).replace('.', "_"), down(&format!(".lora{rest}")))
+            },
+            &none,
+            true,
+        ),
+    ];
+    for path in files {
+        assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6, "{}", path.display());
+    }
+    // PEFT keeps the scale in a file of its own.
+    let peft = spell("peft.safetensors", &|key| format!("base_model.model.{}", bare(key)), &none, false);
+    let rank = lora.layers[0].rank();
+    let alpha = rank as f64 * scale;
+    let config = format!("{{\"r\": {rank}, \"lora_alpha\": {alpha}, \"use_rslora\": false}}");
+    std::fs::write(temporary.path().join("adapter_config.json"), config).unwrap();
+    assert!(distance(&lora, &Lora::read(&peft).unwrap()) < 1e-6);
+    std::fs::remove_file(temporary.path().join("adapter_config.json")).unwrap();
+    assert!(Lora::read(&peft).unwrap().layers.iter().all(|layer| layer.scale() == 1.0), "no alpha means scale 1");
+}
+
+#[test]
+fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("dense.safetensors");
+    let module = "lora_unet_single_blocks_0_linear1";
+    let (down, up) = (format!("{module}.lora_down.weight"), format!("{module}.lora_up.weight"));
+    let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+    let (width, rank) = (6, 4);
+    let (a, b) = (random([rank, width]), random([7 * width, rank]));
+    let alpha = TensorData::new(vec![2f32], Vec::<usize>::new());
+    let tensors = BTreeMap::from([(down, a.to_data()), (up, b.to_data()), (format!("{module}.alpha"), alpha)]);
+    write_tensors(&path, &tensors, &BTreeMap::new()).unwrap();
+    let lora = Lora::read(&path).unwrap();
+    let whole = b.matmul(a) * 0.5;
+    let mut top = 0;
+    for (suffix, rows) in [("attn.to_q", width), ("attn.to_k", width), ("attn.to_v", width), ("proj_mlp", 4 * width)] {
+        let layer = lora.layers.iter().find(|l| l.name == format!("single_transformer_blocks.0.{suffix}")).unwrap();
+        let apart: f32 = (layer.delta() - whole.clone().slice([top..top + rows])).abs().max().into_scalar();
+        assert!(apart < 1e-5, "{suffix}: {apart}");
+        top += rows;
+    }
+    // And it can be written again, each layer now with a block of its own.
+    for format in FORMATS {
+        export(&lora, &path, format, FloatDType::F32, &BTreeMap::new()).unwrap();
+        assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6);
+    }
+}
+
+#[test]
+fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("bad.safetensors");
+    let q = "transformer.transformer_blocks.0.attn.to_q";
+    let refuse = |extra: Vec<(&str, Vec<usize>)>, expected: &[&str]| {
+        let (a, b) = (format!("{q}.lora_A.weight"), format!("{q}.lora_B.weight"));
+        let mut tensors = vec![(a.as_str(), vec![2, 4], 1.0), (b.as_str(), vec![4, 2], 1.0)];
+        tensors.extend(extra.into_iter().map(|(name, shape)| (name, shape, 1.0)));
+        write(&path, tensors);
+        let text = Lora::read(&path).unwrap_err().to_string();
+        for part in expected.iter().chain(&["bad.safetensors"]) {
+            assert!(text.contains(part), "`{part}` in {text}");
+        }
+    };
+    refuse(
+        vec![
+            ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", vec![2, 4]),
+            ("transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector", vec![4]),
+            ("transformer.transformer_blocks.0.attn.to_k.lora_A.weight", vec![2, 4]),
+            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", vec![2, 4]),
+        ],
+        &["3 problems", "text encoder", "DoRA", "attn.to_k` has only one", "lora_te1_"],
+    );
+    refuse(vec![("lora_unet_single_blocks_0_linear9.lora_down.weight", vec![2, 4])], &["linear9` has only one"]);
+    let fused = "lora_unet_double_blocks_0_img_attn_qkv";
+    let (down, up) = (format!("{fused}.lora_down.weight"), format!("{fused}.lora_up.weight"));
+    refuse(vec![(&down, vec![3, 4]), (&up, vec![13, 3])], &["13 rows"]);
+    refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 3])], &["a second time"]);
+    refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 6])], &["different rank"]);
+    refuse(vec![("a.lora_down.weight", vec![2, 4, 3, 3]), ("a.lora_up.weight", vec![4, 2, 1, 1])], &["two axes"]);
+    refuse(
+        vec![
+            ("lora_unet_down_blocks_0.lora_down.weight", vec![2, 4]),
+            ("lora_unet_down_blocks_0.lora_up.weight", vec![4, 2]),
+        ],
+        &["no layer of FLUX"],
+    );
+    let mut lora = Lora::read(diffusers_file(&folders(&goldens("FluxPipeline")[0])[0])).unwrap();
+    lora.layers[0].b = lora.layers[0].b.clone() * f64::NAN;
+    let text = export(&lora, &path, Format::Kohya, FloatDType::F32, &BTreeMap::new()).unwrap_err().to_string();
+    assert!(text.contains("not finite"), "{text}");
+    lora.layers[0].name = "transformer_blocks.0.attn.norm_q".into();
+    let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32, &BTreeMap::new()).unwrap_err().to_string();
+    assert!(text.contains("attn.norm_q` has no name"), "{text}");
+}
+
+#[test]
+fn foreign_truncated_and_missing_files_are_errors() {
+    let temporary = tempfile::tempdir().unwrap();
+    let golden = &goldens("FluxPipeline")[0];
+    let source = diffusers_file(&folders(golden)[0]);
+    let path = temporary.path().join("cut.safetensors");
+    let bytes = std::fs::read(&source).unwrap();
+    for keep in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..keep]).unwrap();
+        assert!(Lora::read(&path).unwrap_err().to_string().contains("cut.safetensors"));
+        assert!(inspect(&path).is_err());
+    }
+    let text = Lora::read(golden.folder.join("golden.json")).unwrap_err().to_string();
+    assert!(text.contains("not a complete safetensors file"), "{text}");
+    let vae = golden.folder.join("golden.safetensors");
+    assert!(Lora::read(&vae).is_err());
+    write(&path, vec![("conv_in.weight", vec![2, 4], 1.0), ("conv_in.bias", vec![2], 1.0)]);
+    assert!(Lora::read(&path).unwrap_err().to_string().contains("holds no LoRA"));
+    assert!(Lora::read(temporary.path().join("none.safetensors")).is_err());
+}
+
+#[test]
+fn inspection_says_what_a_file_is() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("out.safetensors");
+    for golden in goldens("FluxPipeline") {
+        for (folder, kind) in [
+            ("transformer", "FLUX transformer"),
+            ("vae", "VAE"),
+            ("text_encoder", "CLIP text encoder"),
+            ("text_encoder_2", "T5 text encoder"),
+        ] {
+            for entry in std::fs::read_dir(golden.model.join(folder)).unwrap().flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+                    let inspection = inspect(entry.path()).unwrap();
+                    assert!(inspection.kind.starts_with(kind), "{inspection}");
+                    assert!(inspection.lora.is_none() && inspection.parameters > 0);
+                }
+            }
+        }
+        for folder in folders(&golden) {
+            let lora = Lora::read(diffusers_file(&folder)).unwrap();
+            let rank = lora.layers[0].rank();
+            for (format, name) in FORMATS.into_iter().zip(["diffusers", "kohya", "ComfyUI"]) {
+                export(&lora, &path, format, FloatDType::BF16, &BTreeMap::new()).unwrap();
+                let inspection = inspect(&path).unwrap();
+                let summary = inspection.lora.as_ref().unwrap();
+                assert_eq!((inspection.kind.as_str(), summary.format.as_str()), ("LoRA", name));
+                assert!(summary.ranks.contains_key(&rank), "{inspection}");
+                assert!(summary.targets["transformer_blocks"].contains_key("attn.to_q"), "{inspection}");
+                assert!(summary.problems.is_empty() && inspection.dtypes.contains_key("BF16"), "{inspection}");
+                let text = inspection.to_string();
+                assert!(text.contains("attn.to_out.0") && text.contains(name), "{text}");
+                assert!(serde_json::to_string(&inspection).unwrap().contains("\"ranks\""));
+            }
+        }
+    }
+}
