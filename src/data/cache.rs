@@ -55,13 +55,9 @@ impl Cache {
     }
 
     /// Whether the entry is there and whole. One that was not touched since `trusted` is not read again for that.
-    pub fn holds(&self, kind: Kind, key: &str, trusted: Option<SystemTime>) -> bool {
+    pub fn holds(&self, kind: Kind, key: &str, trusted: SystemTime) -> bool {
         let modified = std::fs::metadata(self.path(kind, key)).and_then(|m| m.modified());
-        match (modified, trusted) {
-            (Ok(modified), Some(trusted)) if modified <= trusted => true,
-            (Ok(_), _) => self.read(kind, key).is_ok(),
-            (Err(_), _) => false,
-        }
+        modified.is_ok_and(|modified| modified <= trusted || self.read(kind, key).is_ok())
     }
 
     /// The tensors of an entry, compared with their checksum.
@@ -180,9 +176,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(folder.path().join("cache"));
         let key = key(&["a"]);
-        assert!(!cache.holds(Kind::Latents, &key, None));
+        assert!(!cache.holds(Kind::Latents, &key, SystemTime::UNIX_EPOCH));
         cache.write(Kind::Latents, &key, &entry()).unwrap();
-        assert!(cache.holds(Kind::Latents, &key, None) && !cache.holds(Kind::Prompts, &key, None));
+        assert!(
+            cache.holds(Kind::Latents, &key, SystemTime::UNIX_EPOCH)
+                && !cache.holds(Kind::Prompts, &key, SystemTime::UNIX_EPOCH)
+        );
         assert_eq!(cache.read(Kind::Latents, &key).unwrap(), entry());
 
         let path = cache.path(Kind::Latents, &key);
@@ -191,6 +190,20 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         assert!(cache.read(Kind::Latents, &key).unwrap_err().to_string().contains("damaged"));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_entry_from_before_the_last_check_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().into());
+        let key = key(&["a"]);
+        cache.write(Kind::Prompts, &key, &entry()).unwrap();
+        let path = cache.path(Kind::Prompts, &key);
+        std::fs::write(&path, "damaged without a trace").unwrap();
+        let checked = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(checked).unwrap();
+        assert!(cache.holds(Kind::Prompts, &key, checked));
+        assert!(!cache.holds(Kind::Prompts, &key, checked - std::time::Duration::from_secs(1)));
     }
 
     #[test]

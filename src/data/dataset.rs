@@ -223,3 +223,57 @@ impl LatentDataset {
         Ok(TensorData::new(values, shape))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A dataset of pictures that hold the given names.
+    fn dataset(pictures: impl IntoIterator<Item = usize>, validation_split: f64) -> LatentDataset {
+        let bucket = Bucket { width: 64, height: 64 };
+        let sample = |i: usize| {
+            let (file, hash) = (format!("{i:04}.png"), key(&[&i.to_string()]));
+            let picture = Picture { file, latents: vec![hash.clone()], hash, size: (64, 64), bucket, stamp: (0, 0) };
+            Sample { picture, caption: format!("picture {i}"), prompt: key(&["p", &i.to_string()]) }
+        };
+        LatentDataset {
+            config: DataConfig { validation_split, ..Default::default() },
+            cache: Cache::new("nowhere".into()),
+            samples: pictures.into_iter().map(sample).collect(),
+            text: String::new(),
+        }
+    }
+
+    fn held_out(dataset: &LatentDataset) -> Vec<&str> {
+        dataset.split(Seed(1)).held_out.iter().map(|&i| dataset.samples[i].picture.file.as_str()).collect()
+    }
+
+    #[test]
+    fn a_picture_keeps_its_side_when_others_are_added() {
+        let (some, more) = (dataset((0..500).map(|i| i * 2), 0.2), dataset(0..1000, 0.2));
+        assert!((70..130).contains(&held_out(&some).len()), "{} of 500", held_out(&some).len());
+        let still: Vec<_> = held_out(&more).into_iter().filter(|f| f[..4].parse::<usize>().unwrap() % 2 == 0).collect();
+        assert_eq!(still, held_out(&some));
+        assert_ne!(some.split(Seed(1)), some.split(Seed(2)));
+    }
+
+    #[test]
+    fn both_sides_have_a_picture_when_there_are_two() {
+        let sizes = |count, fraction| {
+            let split = dataset(0..count, fraction).split(Seed(1));
+            (split.train.len(), split.held_out.len())
+        };
+        assert_eq!(sizes(2, 0.001), (1, 1));
+        assert_eq!(sizes(9, 0.001), (8, 1));
+        assert_eq!(sizes(9, 0.9999), (1, 8));
+        assert_eq!(sizes(1, 0.5), (1, 0));
+        assert_eq!(sizes(9, 0.0), (9, 0));
+        assert_eq!(dataset([3, 3, 3], 0.5).split(Seed(1)).held_out, [] as [usize; 0], "copies stay together");
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_content_not_of_order() {
+        assert_eq!(dataset([1, 2, 3], 0.1).fingerprint(), dataset([3, 1, 2], 0.5).fingerprint());
+        assert_ne!(dataset([1, 2, 3], 0.1).fingerprint(), dataset([1, 2, 4], 0.1).fingerprint());
+    }
+}

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use burn::tensor::{DType, TensorData};
@@ -145,10 +145,8 @@ impl Survey {
         config.validate()?;
         let manifest = Manifest::read(config)?;
         let cache = Cache::new(config.cache_folder());
-        let index: Option<Index> = read_json(cache.folder().join("index.json")).ok();
-        let index_time = index.as_ref().and_then(|_| modified(&cache.folder().join("index.json")));
-        let known = index.filter(|index| index.folder == config.path).map(|index| index.samples).unwrap_or_default();
-        let pictures = check(config, vae, &manifest, known, progress)?;
+        let (known, trusted) = recall(&cache, &config.path);
+        let pictures = check(config, vae, &manifest, &known, progress)?;
 
         let mut dataset = LatentDataset { config: config.clone(), cache, samples: Vec::new(), text: text.into() };
         let samples = pictures.into_iter().zip(manifest.rows).map(|(picture, Row { caption, .. })| {
@@ -157,7 +155,7 @@ impl Survey {
         });
         dataset.samples = samples.collect();
         let mut survey = Self { dataset, vae: vae.into(), prompts: Vec::new(), pictures: Vec::new() };
-        survey.find_missing(prompts, index_time)?;
+        survey.find_missing(prompts, trusted)?;
         Ok(survey)
     }
 
@@ -167,7 +165,7 @@ impl Survey {
     }
 
     /// Lists prompts and pictures without whole entries; equal ones once. Entries from before `trusted` need not be read.
-    fn find_missing(&mut self, prompts: &[String], trusted: Option<SystemTime>) -> Result<()> {
+    fn find_missing(&mut self, prompts: &[String], trusted: SystemTime) -> Result<()> {
         let dataset = &self.dataset;
         let captions = dataset.samples.iter().map(|sample| &sample.caption);
         let prompts: BTreeSet<String> = prompts.iter().chain(captions).cloned().chain([String::new()]).collect();
@@ -292,10 +290,9 @@ fn check(
     config: &DataConfig,
     vae: &str,
     manifest: &Manifest,
-    known: Vec<Sample>,
+    known: &HashMap<String, Picture>,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<Picture>> {
-    let known: HashMap<String, Picture> = known.into_iter().map(|s| (s.picture.file.clone(), s.picture)).collect();
     let buckets = Buckets::new(config);
     let look = |row: &Row| -> std::result::Result<Picture, String> {
         let path = config.path.join(&row.file);
@@ -337,12 +334,24 @@ fn check(
     Ok(pictures)
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+/// What need not be read again: the pictures that `index.json` knows, by file, and the time up to which entries count as
+/// checked. Files of the last seconds before it was written are left out, for the clocks of file systems are coarse.
+fn recall(cache: &Cache, folder: &Path) -> (HashMap<String, Picture>, SystemTime) {
+    let path = cache.folder().join("index.json");
+    let index: Option<Index> = read_json(&path).ok();
+    let written = index.as_ref().and_then(|_| std::fs::metadata(&path).and_then(|m| m.modified()).ok());
+    let trusted = written.and_then(|time| time.checked_sub(Duration::from_secs(2))).unwrap_or(SystemTime::UNIX_EPOCH);
+    let samples = index.filter(|index| index.folder == folder).map(|index| index.samples).unwrap_or_default();
+    let pictures = samples.into_iter().map(|sample| sample.picture);
+    let known = pictures.filter(|picture| picture.stamp.1 <= nanoseconds(trusted));
+    (known.map(|picture| (picture.file.clone(), picture)).collect(), trusted)
 }
 
 fn stamp(path: &Path) -> std::io::Result<Stamp> {
     let metadata = std::fs::metadata(path)?;
-    let since = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok((metadata.len(), since.as_nanos() as u64))
+    Ok((metadata.len(), nanoseconds(metadata.modified()?)))
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
