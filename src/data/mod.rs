@@ -1,1 +1,25 @@
 //! From pictures and captions to training batches.
+//!
+//! ```text
+//! folder ─► manifest ─► images, buckets ─► prepare (VAE, text encoders) ─► cache ─► dataset ─► batch
+//! ```
+//!
+//! [`prepare`] turns pictures into VAE moments and captions into embeddings, once, and keeps them in a cache that is
+//! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`Plan`] says which samples
+//! make up which micro-batch, as a pure function of the seed, so that a loader has no state to save.
+
+mod batch;
+mod buckets;
+mod cache;
+mod config;
+mod dataset;
+mod images;
+mod manifest;
+mod prepare;
+
+pub use batch::{Batch, HostBatch, Plan, Prefetch, SampleIndex};
+pub use buckets::{Bucket, Buckets};
+pub use cache::fingerprint;
+pub use config::{CacheDtype, DataConfig};
+pub use dataset::{LatentDataset, Picture, Sample, Split};
+pub use prepare::{Encoders, Phase, Progress, prepare};

@@ -1,0 +1,243 @@
+//! Encoded pictures and captions on disk, found by what they were made from.
+//!
+//! An entry is one safetensors file, `latents/ab/abcd….safetensors` or `prompts/…`, whose name is a hash of all that its
+//! content depends on; the first two digits spread a large set over 256 folders. So nothing is found by position, a
+//! change of one input names other entries and leaves the rest, and what was written before an interruption is there
+//! afterwards. Files are replaced by renaming and carry a checksum of their tensors. Entries that no configuration names
+//! any more are left alone: deleting the folder is always safe.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use burn::tensor::TensorData;
+
+use crate::{
+    error::{Error, Result},
+    weights::{TensorFile, write_tensors},
+};
+
+/// What an entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `moments` `[2C, h, w]`: means, then log variances.
+    Latents,
+    /// `prompt` `[L, D]` and `pooled` `[P]`, and the ids they were made from: `clip`, and `t5` where there is one.
+    Prompts,
+}
+
+/// A folder of entries.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// The cache in `folder`, which need not exist yet.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn path(&self, kind: Kind, key: &str) -> PathBuf {
+        let kind = match kind {
+            Kind::Latents => "latents",
+            Kind::Prompts => "prompts",
+        };
+        self.folder.join(kind).join(&key[..2]).join(key).with_extension("safetensors")
+    }
+
+    /// Whether the entry is there and whole. One that was not touched since `trusted` is not read again for that.
+    pub fn holds(&self, kind: Kind, key: &str, trusted: SystemTime) -> bool {
+        let modified = std::fs::metadata(self.path(kind, key)).and_then(|m| m.modified());
+        modified.is_ok_and(|modified| modified <= trusted || self.read(kind, key).is_ok())
+    }
+
+    /// The tensors of an entry, compared with their checksum.
+    ///
+    /// # Errors
+    /// The entry is missing, or is not what was written.
+    pub fn read(&self, kind: Kind, key: &str) -> Result<BTreeMap<String, TensorData>> {
+        let path = self.path(kind, key);
+        let file = TensorFile::open(&path)?;
+        let names = file.names().into_iter();
+        let tensors: BTreeMap<_, _> = names.map(|name| Ok((name.clone(), file.read(&name)?))).collect::<Result<_>>()?;
+        if file.metadata().get("checksum") == Some(&checksum(&tensors)) {
+            return Ok(tensors);
+        }
+        // Gone from here, it is missing to the next preparation, which makes it again.
+        std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        Err(Error::file(path, "this cache entry was damaged and has been removed")
+            .hint("run the command again: only this entry is made anew"))
+    }
+
+    /// Writes an entry.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write(&self, kind: Kind, key: &str, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+        let path = self.path(kind, key);
+        let parent = path.parent().expect("an entry lies in a folder");
+        std::fs::create_dir_all(parent).map_err(|e| {
+            Error::file(parent, format!("cannot be made ({e})"))
+                .hint("set `data.cache` to a folder that can be written to")
+        })?;
+        write_tensors(&path, tensors, &BTreeMap::from([("checksum".into(), checksum(tensors))]))
+    }
+}
+
+/// The key of an entry: a hash of `parts`, each with its length, so that no two lists of parts run together.
+pub fn key(parts: &[&str]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("kiln cache entry, version 1");
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn checksum(tensors: &BTreeMap<String, TensorData>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, data) in tensors {
+        hasher.update(format!("{name} {:?} {:?} ", data.dtype, data.shape.as_slice()).as_bytes());
+        hasher.update(data.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// What identifies the files of model parts, such as `vae/` or the tokenizers and text encoders together, and the
+/// `settings` they are used with (lengths, element type).
+///
+/// A file up to 512 MiB counts with every byte. Hashing 24 GB at every start would take longer than it is worth: of a larger
+/// file count its name, its length, its first MiB (for safetensors: names, types, shapes and places of all tensors) and
+/// 1024 pieces of 64 KiB spread evenly over it, so that a model that was retrained or converted is told apart, while an
+/// edit of a few bytes in place may not be. A folder that is missing counts as missing.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
+    let mut hasher = blake3::Hasher::new_derive_key("kiln model fingerprint, version 1");
+    hasher.update(settings.as_bytes());
+    for folder in folders {
+        hasher.update(format!("\nfolder {}", folder.is_dir()).as_bytes());
+        if !folder.is_dir() {
+            continue;
+        }
+        let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+        let mut files: Vec<PathBuf> =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files.sort_unstable();
+        for path in files {
+            hash_file(&mut hasher, &path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn hash_file(hasher: &mut blake3::Hasher, path: &Path) -> std::io::Result<()> {
+    const WHOLE: u64 = 512 << 20;
+    const HEAD: u64 = 1 << 20;
+    const PIECE: u64 = 64 << 10;
+    const PIECES: u64 = 1024;
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    hasher.update(format!("\nfile {} {name} {length}\n", name.len()).as_bytes());
+    if length <= WHOLE {
+        hasher.update_reader(file)?;
+        return Ok(());
+    }
+    hasher.update_reader((&mut file).take(HEAD))?;
+    for piece in 1..=PIECES {
+        file.seek(SeekFrom::Start((length - PIECE) / PIECES * piece))?;
+        hasher.update_reader((&mut file).take(PIECE))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn entry() -> BTreeMap<String, TensorData> {
+        BTreeMap::from([("moments".into(), TensorData::new(vec![1f32, 2.0, 3.0, 4.0], [2, 2]))])
+    }
+
+    #[test]
+    fn a_damaged_entry_is_refused_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().join("cache"));
+        let key = key(&["a"]);
+        assert!(!cache.holds(Kind::Latents, &key, SystemTime::UNIX_EPOCH));
+        cache.write(Kind::Latents, &key, &entry()).unwrap();
+        assert!(
+            cache.holds(Kind::Latents, &key, SystemTime::UNIX_EPOCH)
+                && !cache.holds(Kind::Prompts, &key, SystemTime::UNIX_EPOCH)
+        );
+        assert_eq!(cache.read(Kind::Latents, &key).unwrap(), entry());
+
+        let path = cache.path(Kind::Latents, &key);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(cache.read(Kind::Latents, &key).unwrap_err().to_string().contains("damaged"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_entry_from_before_the_last_check_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().into());
+        let key = key(&["a"]);
+        cache.write(Kind::Prompts, &key, &entry()).unwrap();
+        let path = cache.path(Kind::Prompts, &key);
+        std::fs::write(&path, "damaged without a trace").unwrap();
+        let checked = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(checked).unwrap();
+        assert!(cache.holds(Kind::Prompts, &key, checked));
+        assert!(!cache.holds(Kind::Prompts, &key, checked - std::time::Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn keys_do_not_run_together() {
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+        assert_ne!(key(&["a"]), key(&["a", ""]));
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_names_settings_and_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |settings| fingerprint(&[folder.path().into(), folder.path().join("none")], settings).unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        let first = of("512");
+        assert_eq!(of("512"), first);
+        assert_ne!(of("256"), first);
+        std::fs::write(&path, [1, 2, 4]).unwrap();
+        let second = of("512");
+        assert_ne!(second, first);
+        std::fs::rename(&path, folder.path().join("other.safetensors")).unwrap();
+        assert_ne!(of("512"), second);
+    }
+
+    #[test]
+    fn a_large_file_is_told_apart_by_samples() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = || fingerprint(&[folder.path().into()], "").unwrap();
+        let mut file = std::fs::File::create(folder.path().join("model.safetensors")).unwrap();
+        file.set_len(600 << 20).unwrap(); // a hole: takes no space
+        let empty = of();
+        file.seek(SeekFrom::Start(300 << 20)).unwrap();
+        file.write_all(&vec![1; 1 << 20]).unwrap();
+        assert_ne!(of(), empty);
+    }
+}

@@ -1,0 +1,279 @@
+//! The prepared data: samples and where their latents and embeddings are in the cache.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Batch, Bucket, DataConfig, HostBatch, Plan, SampleIndex,
+    cache::{Cache, Kind, key},
+    prepare::Survey,
+};
+use crate::{
+    error::{Error, Result},
+    models::text::PromptEmbeds,
+    rng::{Purpose, Seed},
+    tokenizer::PromptIds,
+};
+
+/// A picture of the data folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Picture {
+    /// Where it is, relative to the data folder.
+    pub file: String,
+    /// blake3 of the file: what the picture is known by.
+    pub hash: String,
+    /// Its size in pixels, after the EXIF orientation.
+    pub size: (usize, usize),
+    /// The size it is trained at.
+    pub bucket: Bucket,
+    /// The keys of its latents: as it is and, if `data.flip` is on, mirrored.
+    pub latents: Vec<String>,
+    /// Length and time of the file when it was inspected; while they stay, it is not read again.
+    pub(super) stamp: Stamp,
+}
+
+/// The length of a file and its time of change in nanoseconds since 1970.
+pub(super) type Stamp = (u64, u64);
+
+/// What is trained on at once: a picture and its caption.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// The picture.
+    pub picture: Picture,
+    /// Its caption, with the trigger word.
+    pub caption: String,
+    /// The key of the caption's embeddings.
+    pub prompt: String,
+}
+
+/// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Trained on.
+    pub train: Vec<usize>,
+    /// Held out.
+    pub held_out: Vec<usize>,
+}
+
+/// Encoded samples on disk.
+#[derive(Clone, Debug)]
+pub struct LatentDataset {
+    pub(super) config: DataConfig,
+    pub(super) cache: Cache,
+    pub(super) samples: Vec<Sample>,
+    /// The fingerprint of tokenizers and text encoders.
+    pub(super) text: String,
+}
+
+impl LatentDataset {
+    /// Opens data that [`prepare`](super::prepare()) has encoded with the VAE and text encoders of these fingerprints.
+    /// `prompts` are further texts that must have embeddings.
+    ///
+    /// # Errors
+    /// A setting, picture or caption is wrong (all of them are listed), or something is not encoded yet.
+    pub fn open(config: &DataConfig, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
+        let survey = Survey::of(config, prompts, vae, text, &|_| ())?;
+        if survey.is_complete() {
+            return Ok(survey.dataset);
+        }
+        let (pictures, prompts) = (survey.pictures.len(), survey.prompts.len());
+        let problem = format!("{pictures} pictures and {prompts} prompts are not encoded for this configuration");
+        Err(Error::file(config.cache_folder(), problem).hint("run `kiln prepare` with the same configuration"))
+    }
+
+    /// The samples, sorted by file.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// The settings it was opened with.
+    pub fn config(&self) -> &DataConfig {
+        &self.config
+    }
+
+    /// What the dataset is, in 64 hexadecimal digits: its pictures at their sizes, its captions, and what encoded them.
+    /// File names and the place of the folder do not count.
+    pub fn fingerprint(&self) -> String {
+        let mut parts: Vec<_> =
+            self.samples.iter().map(|s| format!("{} {}", s.picture.latents.join(" "), s.prompt)).collect();
+        parts.sort_unstable();
+        key(&parts.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Splits the samples by what their pictures hold: a picture is held out if a number drawn from the seed and its content
+    /// is below `data.validation_split`. So its side stays when others are added, and copies of one picture are on one side.
+    /// If that would leave a side empty, the picture with the lowest, or highest, number changes over; a set of one
+    /// picture is trained on.
+    pub fn split(&self, seed: Seed) -> Split {
+        let fraction = self.config.validation_split as f32;
+        let drawn = |sample: &Sample| seed.named(Purpose::Split, &sample.picture.hash).uniform(1)[0];
+        let draws: Vec<f32> = self.samples.iter().map(drawn).collect();
+        let mut order: Vec<f32> = draws.clone();
+        order.sort_unstable_by(f32::total_cmp);
+        order.dedup();
+        let limit = match order.as_slice() {
+            _ if fraction == 0.0 => 0.0,
+            [] | [_] => 0.0,
+            [.., last] if fraction > *last => *last,
+            [first, ..] => fraction.max(first.next_up()),
+        };
+        let (held_out, train) = (0..draws.len()).partition(|&i| draws[i] < limit);
+        Split { train, held_out }
+    }
+
+    /// The order of training for `seed`.
+    pub fn plan(&self, seed: Seed) -> Plan {
+        let train = self.split(seed).train.into_iter();
+        Plan::new(&self.config, seed, train.map(|i| (i, self.samples[i].picture.bucket)).collect())
+    }
+
+    /// The held-out samples as batches of one size each, always the same ones, none mirrored.
+    pub fn held_out(&self, seed: Seed) -> Vec<Vec<SampleIndex>> {
+        let mut groups: BTreeMap<Bucket, Vec<SampleIndex>> = BTreeMap::new();
+        for sample in self.split(seed).held_out {
+            groups.entry(self.samples[sample].picture.bucket).or_default().push(SampleIndex { sample, flipped: false });
+        }
+        groups.values().flat_map(|group| group.chunks(self.config.batch_size)).map(<[_]>::to_vec).collect()
+    }
+
+    /// Reads samples of one size into one batch on the host; those marked in `dropped` get the empty prompt.
+    ///
+    /// # Errors
+    /// An entry is missing or damaged, or the samples are of different sizes.
+    pub fn read(&self, samples: &[SampleIndex], dropped: &[bool]) -> Result<HostBatch> {
+        let null = self.prompt_key("");
+        let (mut moments, mut prompt, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, dropped) in samples.iter().zip(dropped) {
+            let sample = &self.samples[index.sample];
+            let mut latents = self.cache.read(Kind::Latents, &sample.picture.latents[usize::from(index.flipped)])?;
+            let mut embeds = self.cache.read(Kind::Prompts, if *dropped { &null } else { &sample.prompt })?;
+            moments.push(self.take(&mut latents, "moments")?);
+            prompt.push(self.take(&mut embeds, "prompt")?);
+            pooled.push(self.take(&mut embeds, "pooled")?);
+        }
+        Ok(HostBatch {
+            moments: self.stack(moments)?,
+            prompt: self.stack(prompt)?,
+            pooled: self.stack(pooled)?,
+            samples: samples.to_vec(),
+        })
+    }
+
+    /// [`read`](Self::read), put on a device.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn batch(&self, samples: &[SampleIndex], dropped: &[bool], device: &Device) -> Result<Batch> {
+        Ok(self.read(samples, dropped)?.upload(device))
+    }
+
+    /// The cached embeddings of `prompts`, in their order; each must be a caption, the empty prompt, or one of the
+    /// prompts that the dataset was prepared with.
+    ///
+    /// # Errors
+    /// A prompt was not encoded, or its entry is damaged.
+    pub fn embeds(&self, prompts: &[&str], device: &Device) -> Result<PromptEmbeds> {
+        let (mut prompt, mut pooled) = (Vec::new(), Vec::new());
+        for text in prompts {
+            let mut entry = self.cache.read(Kind::Prompts, &self.prompt_key(text))?;
+            prompt.push(self.take(&mut entry, "prompt")?);
+            pooled.push(self.take(&mut entry, "pooled")?);
+        }
+        Ok(PromptEmbeds {
+            prompt: Tensor::from_data(self.stack(prompt)?, (device, DType::F32)),
+            pooled: Tensor::from_data(self.stack(pooled)?, (device, DType::F32)),
+        })
+    }
+
+    /// The cached token ids of a prompt, under the same condition as [`embeds`](Self::embeds).
+    ///
+    /// # Errors
+    /// The prompt was not encoded, or its entry is damaged.
+    pub fn prompt_ids(&self, prompt: &str) -> Result<PromptIds> {
+        let mut entry = self.cache.read(Kind::Prompts, &self.prompt_key(prompt))?;
+        let mut ids = |name| entry.remove(name).and_then(|data| data.into_vec().ok()).unwrap_or_default();
+        Ok(PromptIds { clip: ids("clip"), t5: ids("t5") })
+    }
+
+    /// The key of the embeddings of `prompt`.
+    pub(super) fn prompt_key(&self, prompt: &str) -> String {
+        key(&["prompt", prompt, &self.text, &format!("{:?}", self.config.cache_dtype)])
+    }
+
+    fn take(&self, entry: &mut BTreeMap<String, TensorData>, name: &str) -> Result<TensorData> {
+        let data =
+            entry.remove(name).ok_or_else(|| Error::file(self.cache.folder(), format!("an entry has no `{name}`")))?;
+        Ok(data.convert_dtype(DType::F32))
+    }
+
+    /// `[…]` tensors to one `[B, …]`.
+    fn stack(&self, rows: Vec<TensorData>) -> Result<TensorData> {
+        let shape = rows.first().map(|row| row.shape.to_vec()).unwrap_or_default();
+        if let Some(other) = rows.iter().find(|row| row.shape.as_slice() != shape) {
+            let problem = format!("entries of shapes {shape:?} and {:?} cannot be one batch", other.shape.as_slice());
+            return Err(Error::file(self.cache.folder(), problem));
+        }
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(shape).collect();
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for row in &rows {
+            values.extend_from_slice(row.as_slice::<f32>().expect("the rows were converted to f32"));
+        }
+        Ok(TensorData::new(values, shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A dataset of pictures that hold the given names.
+    fn dataset(pictures: impl IntoIterator<Item = usize>, validation_split: f64) -> LatentDataset {
+        let bucket = Bucket { width: 64, height: 64 };
+        let sample = |i: usize| {
+            let (file, hash) = (format!("{i:04}.png"), key(&[&i.to_string()]));
+            let picture = Picture { file, latents: vec![hash.clone()], hash, size: (64, 64), bucket, stamp: (0, 0) };
+            Sample { picture, caption: format!("picture {i}"), prompt: key(&["p", &i.to_string()]) }
+        };
+        LatentDataset {
+            config: DataConfig { validation_split, ..Default::default() },
+            cache: Cache::new("nowhere".into()),
+            samples: pictures.into_iter().map(sample).collect(),
+            text: String::new(),
+        }
+    }
+
+    fn held_out(dataset: &LatentDataset) -> Vec<&str> {
+        dataset.split(Seed(1)).held_out.iter().map(|&i| dataset.samples[i].picture.file.as_str()).collect()
+    }
+
+    #[test]
+    fn a_picture_keeps_its_side_when_others_are_added() {
+        let (some, more) = (dataset((0..500).map(|i| i * 2), 0.2), dataset(0..1000, 0.2));
+        assert!((70..130).contains(&held_out(&some).len()), "{} of 500", held_out(&some).len());
+        let still: Vec<_> = held_out(&more).into_iter().filter(|f| f[..4].parse::<usize>().unwrap() % 2 == 0).collect();
+        assert_eq!(still, held_out(&some));
+        assert_ne!(some.split(Seed(1)), some.split(Seed(2)));
+    }
+
+    #[test]
+    fn both_sides_have_a_picture_when_there_are_two() {
+        let sizes = |count, fraction| {
+            let split = dataset(0..count, fraction).split(Seed(1));
+            (split.train.len(), split.held_out.len())
+        };
+        assert_eq!(sizes(2, 0.001), (1, 1));
+        assert_eq!(sizes(9, 0.001), (8, 1));
+        assert_eq!(sizes(9, 0.9999), (1, 8));
+        assert_eq!(sizes(1, 0.5), (1, 0));
+        assert_eq!(sizes(9, 0.0), (9, 0));
+        assert_eq!(dataset([3, 3, 3], 0.5).split(Seed(1)).held_out, [] as [usize; 0], "copies stay together");
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_content_not_of_order() {
+        assert_eq!(dataset([1, 2, 3], 0.1).fingerprint(), dataset([3, 1, 2], 0.5).fingerprint());
+        assert_ne!(dataset([1, 2, 3], 0.1).fingerprint(), dataset([1, 2, 4], 0.1).fingerprint());
+    }
+}

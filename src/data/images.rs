@@ -1,0 +1,229 @@
+//! From a picture file to pixels of a bucket's size, on several threads.
+
+use std::{
+    io::Cursor,
+    num::NonZero,
+    path::Path,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::sync_channel,
+    },
+};
+
+use burn::tensor::TensorData;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+
+use super::Bucket;
+use crate::error::{Error, Result};
+
+/// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
+pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
+
+/// What is known of a picture that was decoded once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// blake3 of the file, in hexadecimal.
+    pub hash: String,
+    /// Pixels from left to right, after the EXIF orientation.
+    pub width: usize,
+    /// Pixels from top to bottom, after the EXIF orientation.
+    pub height: usize,
+}
+
+/// Reads the whole picture, so that a damaged one is found now and not in the middle of encoding.
+///
+/// # Errors
+/// One line that says why the picture cannot be used.
+pub fn inspect(path: &Path) -> std::result::Result<Inspected, String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    let image = decode(&bytes)?;
+    Ok(Inspected { hash: hash(&bytes), width: image.width() as usize, height: image.height() as usize })
+}
+
+/// The pixels of `path` in `bucket`, `[1, 3, H, W]` in [-1, 1], one for each entry of `flips`.
+///
+/// # Errors
+/// The file cannot be read any more, or is not the one that was inspected.
+pub fn pixels(path: &Path, expected_hash: &str, bucket: Bucket, flips: &[bool]) -> Result<Vec<TensorData>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    if hash(&bytes) != expected_hash {
+        return Err(Error::file(path, "was changed while it was being prepared").hint("run the command again"));
+    }
+    let image = fit(&decode(&bytes).map_err(|problem| Error::file(path, problem))?, bucket);
+    Ok(flips
+        .iter()
+        .map(|&flip| if flip { to_data(&imageops::flip_horizontal(&image)) } else { to_data(&image) })
+        .collect())
+}
+
+fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
+fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_has_end(bytes) {
+        return Err("is cut short: the end of the JPEG is missing".into());
+    }
+    let image = || {
+        let mut decoder = reader.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(image)
+    };
+    let image = image().map_err(|e: image::ImageError| format!("cannot be decoded ({e})"))?;
+    if !image.color().has_alpha() {
+        return Ok(image.into_rgb8());
+    }
+    let rgba = image.into_rgba8();
+    Ok(RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, alpha] = rgba.get_pixel(x, y).0.map(u32::from);
+        image::Rgb([r, g, b].map(|c| ((c * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+    }))
+}
+
+/// Whether the end marker follows the start of the picture data. The decoder itself fills what is missing with grey.
+fn jpeg_has_end(bytes: &[u8]) -> bool {
+    let mut at = 2; // after the start marker
+    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xFF => at += 1, // padding between segments
+            0xDA => return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]),
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    false
+}
+
+/// Scales the picture so that it just covers the bucket, with a filter that is wide enough not to alias, and cuts the
+/// same amount off opposite sides.
+fn fit(image: &RgbImage, bucket: Bucket) -> RgbImage {
+    let scale = bucket.scale(image.width() as usize, image.height() as usize);
+    let cover = |side: u32, target: usize| ((f64::from(side) * scale).round() as u32).max(target as u32);
+    let (width, height) = (cover(image.width(), bucket.width), cover(image.height(), bucket.height));
+    let scaled = imageops::resize(image, width, height, imageops::FilterType::Lanczos3);
+    let (left, top) = ((width - bucket.width as u32) / 2, (height - bucket.height as u32) / 2);
+    imageops::crop_imm(&scaled, left, top, bucket.width as u32, bucket.height as u32).to_image()
+}
+
+/// `[1, 3, H, W]`: `2·x/255 - 1`.
+fn to_data(image: &RgbImage) -> TensorData {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let raw = image.as_raw();
+    let channel = |c: usize| raw.iter().skip(c).step_by(3).map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0);
+    TensorData::new((0..3).flat_map(channel).collect::<Vec<f32>>(), [1, 3, height, width])
+}
+
+/// Runs `work` on every item on several threads, and `collect` on this one, in whatever order results come. At most one
+/// result for each thread waits, so memory stays bounded however slow `collect` is.
+///
+/// The threads are our own: a task of the backend's pool that waits here would block the arithmetic of `collect`.
+///
+/// # Errors
+/// The first error of `collect`; the threads then stop after the item they are at.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    mut collect: impl FnMut(&T, R) -> Result<()>,
+) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (sender, results) = sync_channel(threads);
+        for _ in 0..threads {
+            let sender = sender.clone();
+            scope.spawn(|| {
+                let sender = sender;
+                while let Some((i, item)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?)))
+                {
+                    if sender.send((i, work(item))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        results.into_iter().try_for_each(|(i, result)| collect(&items[i], result))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn transparent_pixels_become_white() {
+        let clear = image::RgbaImage::from_fn(2, 1, |x, _| image::Rgba([255, 0, 0, if x == 0 { 0 } else { 255 }]));
+        assert_eq!(decode(&png(clear)).unwrap().as_raw(), &[255, 255, 255, 255, 0, 0]);
+    }
+
+    #[test]
+    fn grey_and_sixteen_bit_pictures_are_read() {
+        let grey = image::GrayImage::from_pixel(3, 2, image::Luma([100]));
+        assert_eq!(decode(&png(grey)).unwrap(), RgbImage::from_pixel(3, 2, Rgb([100; 3])));
+        let deep = image::ImageBuffer::from_pixel(3, 2, Rgb([51400u16, 0, 65535]));
+        assert_eq!(
+            decode(&png(DynamicImage::ImageRgb16(deep))).unwrap(),
+            RgbImage::from_pixel(3, 2, Rgb([200, 0, 255]))
+        );
+    }
+
+    #[test]
+    fn a_picture_covers_its_bucket_and_is_cut_in_the_middle() {
+        // Left to right: black, then white, then black; the middle is what stays.
+        let image = RgbImage::from_fn(96, 32, |x, _| Rgb([if (32..64).contains(&x) { 255 } else { 0 }; 3]));
+        let cut = fit(&image, Bucket { width: 32, height: 32 });
+        assert_eq!(cut, RgbImage::from_pixel(32, 32, Rgb([255; 3])));
+    }
+
+    #[test]
+    fn pixels_lie_between_minus_one_and_one_channel_by_channel() {
+        let data = to_data(&RgbImage::from_fn(2, 1, |x, _| if x == 0 { Rgb([0, 255, 0]) } else { Rgb([255, 0, 0]) }));
+        assert_eq!(data.shape.as_slice(), [1, 3, 1, 2]);
+        assert_eq!(data.into_vec::<f32>().unwrap(), [-1.0, 1.0, 1.0, -1.0, -1.0, -1.0]);
+    }
+
+    #[test]
+    fn cut_files_are_refused() {
+        let image = DynamicImage::from(RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, (x * y) as u8])));
+        for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            let bytes = bytes.into_inner();
+            assert!(decode(&bytes).is_ok());
+            for cut in [0, 10, bytes.len() / 2, bytes.len() - 16] {
+                assert!(decode(&bytes[..cut]).is_err(), "{format:?} cut to {cut} of {}", bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn parallel_work_reaches_everything_once_and_stops_at_an_error() {
+        let items: Vec<usize> = (0..100).collect();
+        let mut seen = vec![0; 100];
+        in_parallel(
+            &items,
+            |i| i * 2,
+            |&i, twice| {
+                assert_eq!(twice, i * 2);
+                seen[i] += 1;
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(seen, vec![1; 100]);
+        let stop = in_parallel(&items, |_| (), |_, ()| Err(Error::setting("a", "b")));
+        assert!(stop.is_err());
+        in_parallel(&[] as &[usize], |_| (), |_, ()| Ok(())).unwrap();
+    }
+}

@@ -1,0 +1,357 @@
+//! From pictures and captions to the cache: what is missing is encoded, the rest is left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use burn::tensor::{DType, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Bucket, Buckets, DataConfig, LatentDataset, Picture, Sample,
+    cache::{Cache, Kind, key},
+    dataset::Stamp,
+    images::{Inspected, TRANSFORM, in_parallel, inspect, pixels},
+    manifest::{Manifest, Row},
+};
+use crate::{
+    error::{Error, Result},
+    models::{text::PromptEmbeds, vae::Moments},
+    tokenizer::PromptIds,
+    weights::read_json,
+};
+
+/// What turns text and pixels into what is cached. An implementation loads a model when it is first asked to encode, so
+/// that nothing is loaded for a complete cache.
+///
+/// One prompt and one picture at a time: an entry then does not depend on what happened to be encoded with it, and memory
+/// is that of one picture.
+pub trait Encoders {
+    /// Identifies the VAE and how it is used; see [`fingerprint`](super::fingerprint).
+    fn vae_fingerprint(&self) -> &str;
+    /// Identifies the tokenizers, the text encoders, and the lengths that prompts are padded or cut to.
+    fn text_fingerprint(&self) -> &str;
+    /// The ids of a prompt.
+    ///
+    /// # Errors
+    /// The tokenizers cannot be loaded or used.
+    fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
+    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`.
+    ///
+    /// # Errors
+    /// The text encoders cannot be loaded or used.
+    fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds>;
+    /// The moments of one picture, from f32 pixels `[1, 3, H, W]` in [-1, 1].
+    ///
+    /// # Errors
+    /// The VAE cannot be loaded or used.
+    fn encode_image(&mut self, pixels: TensorData) -> Result<Moments>;
+    /// Drops whatever is loaded. Called between the prompts and the pictures and after both.
+    fn release(&mut self);
+}
+
+/// A part of the preparation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Pictures are read and checked.
+    Check,
+    /// Prompts are encoded.
+    Prompts,
+    /// Pictures are encoded.
+    Pictures,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Check => "checking pictures",
+            Self::Prompts => "encoding prompts",
+            Self::Pictures => "encoding pictures",
+        })
+    }
+}
+
+/// How far a phase is. Each phase starts with `done` 0 and, unless it fails, ends with `done` = `total`; a phase without work
+/// is not reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The phase.
+    pub phase: Phase,
+    /// Pictures or prompts finished.
+    pub done: usize,
+    /// Pictures or prompts in all.
+    pub total: usize,
+}
+
+/// Checks every picture and caption, encodes what the cache does not hold yet, and opens the result. `prompts` are further
+/// texts to encode, such as those of the validation. If everything is there, no model is loaded.
+///
+/// An interrupted preparation goes on where it stopped when it is called again.
+///
+/// # Errors
+/// Settings, captions or pictures are wrong: all of them in one error, before anything is encoded. Or an encoder fails, or
+/// gives a number that is not finite, or the disk refuses.
+pub fn prepare(
+    config: &DataConfig,
+    prompts: &[String],
+    encoders: &mut dyn Encoders,
+    progress: &dyn Fn(Progress),
+) -> Result<LatentDataset> {
+    let survey = Survey::of(config, prompts, encoders.vae_fingerprint(), encoders.text_fingerprint(), progress)?;
+    survey.log();
+    let encoded = survey.encode_prompts(encoders, progress);
+    encoders.release();
+    let encoded = encoded.and_then(|()| survey.encode_pictures(encoders, progress));
+    encoders.release();
+    encoded?;
+    if let Err(error) = survey.record() {
+        tracing::warn!("the next start will check all pictures again: {error}");
+    }
+    Ok(survey.dataset)
+}
+
+/// A data folder compared with its cache.
+pub(super) struct Survey {
+    pub dataset: LatentDataset,
+    vae: String,
+    /// Prompts without embeddings.
+    pub prompts: Vec<String>,
+    /// Samples without latents: the index, and for which of plain (false) and mirrored (true).
+    pub pictures: Vec<(usize, Vec<bool>)>,
+}
+
+/// What `index.json` in the cache folder says about the last preparation. It is a record for people, and it spares reading
+/// unchanged files again; without it everything is found by content alone.
+#[derive(Serialize, Deserialize)]
+struct Index {
+    fingerprint: String,
+    vae: String,
+    text: String,
+    folder: PathBuf,
+    samples: Vec<Sample>,
+}
+
+impl Survey {
+    /// Checks all settings, captions and pictures, and finds what is not in the cache.
+    pub fn of(
+        config: &DataConfig,
+        prompts: &[String],
+        vae: &str,
+        text: &str,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Self> {
+        config.validate()?;
+        let manifest = Manifest::read(config)?;
+        let cache = Cache::new(config.cache_folder());
+        let (known, trusted) = recall(&cache, &config.path);
+        let pictures = check(config, vae, &manifest, &known, progress)?;
+
+        let mut dataset = LatentDataset { config: config.clone(), cache, samples: Vec::new(), text: text.into() };
+        let samples = pictures.into_iter().zip(manifest.rows).map(|(picture, Row { caption, .. })| {
+            let prompt = dataset.prompt_key(&caption);
+            Sample { picture, caption, prompt }
+        });
+        dataset.samples = samples.collect();
+        let mut survey = Self { dataset, vae: vae.into(), prompts: Vec::new(), pictures: Vec::new() };
+        survey.find_missing(prompts, trusted)?;
+        Ok(survey)
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_complete(&self) -> bool {
+        self.prompts.is_empty() && self.pictures.is_empty()
+    }
+
+    /// Lists prompts and pictures without whole entries; equal ones once. Entries from before `trusted` need not be read.
+    fn find_missing(&mut self, prompts: &[String], trusted: SystemTime) -> Result<()> {
+        let dataset = &self.dataset;
+        let captions = dataset.samples.iter().map(|sample| &sample.caption);
+        let prompts: BTreeSet<String> = prompts.iter().chain(captions).cloned().chain([String::new()]).collect();
+        let prompts: Vec<String> = prompts.into_iter().collect();
+        let has_embeds = |prompt: &String| dataset.cache.holds(Kind::Prompts, &dataset.prompt_key(prompt), trusted);
+        in_parallel(&prompts, has_embeds, |prompt, there| {
+            self.prompts.extend((!there).then(|| prompt.clone()));
+            Ok(())
+        })?;
+
+        let mut seen = BTreeSet::new();
+        let different = |&i: &usize| seen.insert(&dataset.samples[i].picture.latents);
+        let different: Vec<usize> = (0..dataset.samples.len()).filter(different).collect();
+        let lacks = |&i: &usize| -> Vec<bool> {
+            let variants = [false, true].into_iter().zip(&dataset.samples[i].picture.latents);
+            variants
+                .filter(|(_, key)| !dataset.cache.holds(Kind::Latents, key, trusted))
+                .map(|(flip, _)| flip)
+                .collect()
+        };
+        in_parallel(&different, lacks, |&i, flips| {
+            self.pictures.extend((!flips.is_empty()).then_some((i, flips)));
+            Ok(())
+        })?;
+        self.prompts.sort_unstable();
+        self.pictures.sort_unstable();
+        Ok(())
+    }
+
+    fn log(&self) {
+        let LatentDataset { samples, cache, .. } = &self.dataset;
+        let mut buckets: BTreeMap<Bucket, usize> = BTreeMap::new();
+        samples.iter().for_each(|sample| *buckets.entry(sample.picture.bucket).or_default() += 1);
+        let sizes: Vec<_> = buckets.iter().map(|(bucket, count)| format!("{count} of {bucket}")).collect();
+        let (prompts, pictures) = (self.prompts.len(), self.pictures.len());
+        tracing::info!("{} samples: {}", samples.len(), sizes.join(", "));
+        tracing::info!("{} lacks {pictures} pictures and {prompts} prompts", cache.folder().display());
+    }
+
+    fn encode_prompts(&self, encoders: &mut dyn Encoders, progress: &dyn Fn(Progress)) -> Result<()> {
+        let total = self.prompts.len();
+        for (done, prompt) in self.prompts.iter().enumerate() {
+            progress(Progress { phase: Phase::Prompts, done, total });
+            let ids = encoders.tokenize(prompt)?;
+            let embeds = encoders.encode_prompt(&ids)?;
+            let what = format!("the prompt `{prompt}`");
+            let mut entry = BTreeMap::from([
+                ("prompt".to_string(), self.stored(embeds.prompt.into_data(), &what)?),
+                ("pooled".to_string(), self.stored(embeds.pooled.into_data(), &what)?),
+            ]);
+            for (name, ids) in [("clip", ids.clip), ("t5", ids.t5)] {
+                let length = ids.len();
+                entry.extend((length > 0).then(|| (name.to_string(), TensorData::new(ids, [length]))));
+            }
+            self.dataset.cache.write(Kind::Prompts, &self.dataset.prompt_key(prompt), &entry)?;
+            if done + 1 == total {
+                progress(Progress { phase: Phase::Prompts, done: total, total });
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_pictures(&self, encoders: &mut dyn Encoders, progress: &dyn Fn(Progress)) -> Result<()> {
+        let LatentDataset { config, cache, samples, .. } = &self.dataset;
+        let total = self.pictures.len();
+        let mut done = 0;
+        let decode = |(i, flips): &(usize, Vec<bool>)| {
+            let picture = &samples[*i].picture;
+            pixels(&config.path.join(&picture.file), &picture.hash, picture.bucket, flips)
+        };
+        in_parallel(&self.pictures, decode, |(i, flips), variants| {
+            if done == 0 {
+                progress(Progress { phase: Phase::Pictures, done, total });
+            }
+            let picture = &samples[*i].picture;
+            for (flip, pixels) in flips.iter().zip(variants?) {
+                let moments = encoders.encode_image(pixels)?.into_tensor().into_data();
+                let moments = self.stored(moments, &format!("the picture {}", picture.file))?;
+                let key = &picture.latents[usize::from(*flip)];
+                cache.write(Kind::Latents, key, &BTreeMap::from([("moments".into(), moments)]))?;
+            }
+            done += 1;
+            progress(Progress { phase: Phase::Pictures, done, total });
+            Ok(())
+        })
+    }
+
+    /// `[1, …]` as it is stored: `[…]`, in the cache's element type.
+    fn stored(&self, data: TensorData, what: &str) -> Result<TensorData> {
+        let data = data.convert_dtype(DType::F32);
+        if !data.iter::<f32>().all(f32::is_finite) {
+            let problem = format!("encoding {what} gave numbers that are not finite");
+            return Err(Error::file(&self.dataset.config.path, problem)
+                .hint("encode in f32 or bf16: some VAEs and text encoders overflow in f16"));
+        }
+        let shape = data.shape[1..].to_vec();
+        let values =
+            data.into_vec::<f32>().map_err(|e| Error::file(&self.dataset.config.path, format!("{what}: {e:?}")))?;
+        Ok(TensorData::new(values, shape).convert_dtype(self.dataset.config.cache_dtype.into()))
+    }
+
+    /// Writes `index.json`, after all the entries that it vouches for.
+    fn record(&self) -> Result<()> {
+        let LatentDataset { config, cache, samples, text } = &self.dataset;
+        let index = Index {
+            fingerprint: self.dataset.fingerprint(),
+            vae: self.vae.clone(),
+            text: text.clone(),
+            folder: config.path.clone(),
+            samples: samples.clone(),
+        };
+        let path = cache.folder().join("index.json");
+        let partial = path.with_extension("partial");
+        let json = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e.to_string()))?;
+        let written = std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, &path));
+        written.map_err(|e| Error::io(&path, e))
+    }
+}
+
+/// Inspects the picture of each row, except those `known` and unchanged since; in the order of the rows.
+fn check(
+    config: &DataConfig,
+    vae: &str,
+    manifest: &Manifest,
+    known: &HashMap<String, Picture>,
+    progress: &dyn Fn(Progress),
+) -> Result<Vec<Picture>> {
+    let buckets = Buckets::new(config);
+    let look = |row: &Row| -> std::result::Result<Picture, String> {
+        let path = config.path.join(&row.file);
+        let stamp = stamp(&path).map_err(|e| e.to_string())?;
+        let (hash, size) = match known.get(&row.file) {
+            Some(picture) if picture.stamp == stamp => (picture.hash.clone(), picture.size),
+            _ => inspect(&path).map(|Inspected { hash, width, height }| (hash, (width, height)))?,
+        };
+        let bucket = buckets.choose(size.0, size.1).ok_or_else(|| {
+            let step = config.bucket_step;
+            format!("is too small: {} × {} pixels, but each side needs {step} without enlarging", size.0, size.1)
+        })?;
+        let variants = if config.flip { &["plain", "mirrored"][..] } else { &["plain"] };
+        let dtype = format!("{:?}", config.cache_dtype);
+        let latents =
+            variants.iter().map(|flip| key(&["latents", &hash, &bucket.to_string(), flip, TRANSFORM, vae, &dtype]));
+        Ok(Picture { file: row.file.clone(), latents: latents.collect(), hash, size, bucket, stamp })
+    };
+    let total = manifest.rows.len();
+    let (mut pictures, mut bad, mut done) = (Vec::with_capacity(total), Vec::new(), 0);
+    in_parallel(&manifest.rows, look, |row, picture| {
+        if done == 0 {
+            progress(Progress { phase: Phase::Check, done, total });
+        }
+        done += 1;
+        progress(Progress { phase: Phase::Check, done, total });
+        match picture {
+            Ok(picture) => pictures.push(picture),
+            Err(problem) => bad.push(format!("{}: {problem}", row.file)),
+        }
+        Ok(())
+    })?;
+    bad.sort_unstable();
+    let problems: Vec<String> = manifest.problems.iter().cloned().chain(bad).collect();
+    if !problems.is_empty() {
+        return Err(Error::Many { path: config.path.clone(), problems });
+    }
+    pictures.sort_unstable_by(|a, b| a.file.cmp(&b.file));
+    Ok(pictures)
+}
+
+/// What need not be read again: the pictures that `index.json` knows, by file, and the time up to which entries count as
+/// checked. Files of the last seconds before it was written are left out, for the clocks of file systems are coarse.
+fn recall(cache: &Cache, folder: &Path) -> (HashMap<String, Picture>, SystemTime) {
+    let path = cache.folder().join("index.json");
+    let index: Option<Index> = read_json(&path).ok();
+    let written = index.as_ref().and_then(|_| std::fs::metadata(&path).and_then(|m| m.modified()).ok());
+    let trusted = written.and_then(|time| time.checked_sub(Duration::from_secs(2))).unwrap_or(SystemTime::UNIX_EPOCH);
+    let samples = index.filter(|index| index.folder == folder).map(|index| index.samples).unwrap_or_default();
+    let pictures = samples.into_iter().map(|sample| sample.picture);
+    let known = pictures.filter(|picture| picture.stamp.1 <= nanoseconds(trusted));
+    (known.map(|picture| (picture.file.clone(), picture)).collect(), trusted)
+}
+
+fn stamp(path: &Path) -> std::io::Result<Stamp> {
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.len(), nanoseconds(metadata.modified()?)))
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
