@@ -1,0 +1,188 @@
+//! The `[data]` table.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Which pictures and captions are trained on, and how they become batches.
+///
+/// Changing `path`, a picture or a caption, `resolution`, `flip`, `trigger` or one of the bucket settings makes new cache
+/// entries for what changed. `batch_size`, `repeats`, `caption_dropout` and `validation_split` need no new entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// The folder of pictures (JPEG, PNG, WebP; sub-folders too). Captions are `.txt` files of the same name beside them, or
+    /// the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name` column. Required.
+    pub path: PathBuf,
+    /// Pictures are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
+    /// grows with the area); keep it near the size that images will be generated at.
+    pub resolution: usize,
+    /// Pictures in one forward pass. Raise it while memory allows; for larger batches than fit, raise
+    /// `training.gradient_accumulation` instead.
+    pub batch_size: usize,
+    /// How often each picture is seen in one epoch. Raise it when few pictures of different shapes leave batches short.
+    pub repeats: usize,
+    /// Also train on mirror images, each time with probability one half. Leave it off for text, faces that must stay
+    /// recognisable, and anything else that has a left and a right. Doubles the cached latents.
+    pub flip: bool,
+    /// The probability that a sample is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
+    /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
+    pub caption_dropout: f64,
+    /// A word that is put before every caption that does not contain it yet. Use a rare one to call the trained thing by;
+    /// leave it empty for none.
+    pub trigger: String,
+    /// The fraction of pictures that is held out to measure the loss on, from 0 to below 1. A picture's side is drawn from
+    /// its content, so it stays when others are added. Use 0 to train on everything and measure nothing.
+    pub validation_split: f64,
+    /// Where encoded pictures and captions are kept; default: `.kiln-cache` in `path`. Set it when `path` is read-only or
+    /// on a slow disk. Several configurations may share one folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// How cached numbers are stored. `bf16` halves the disk space, at the cost of rounding the latents and embeddings.
+    pub cache_dtype: CacheDtype,
+    /// The most that a picture is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
+    /// about 1.5 a model learns the blur of enlarging.
+    pub max_upscale: f64,
+    /// The sides of buckets are multiples of this, a multiple of 16 pixels. Raise it to 32 or 64 to get fewer bucket sizes
+    /// and so fuller batches, at the cost of cropping more.
+    pub bucket_step: usize,
+    /// The narrowest bucket, width over height. What is narrower is cropped.
+    pub min_aspect: f64,
+    /// The widest bucket, width over height. What is wider is cropped.
+    pub max_aspect: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            resolution: 1024,
+            batch_size: 1,
+            repeats: 1,
+            flip: false,
+            caption_dropout: 0.05,
+            trigger: String::new(),
+            validation_split: 0.1,
+            cache: None,
+            cache_dtype: CacheDtype::F32,
+            max_upscale: 1.0,
+            bucket_step: 16,
+            min_aspect: 0.5,
+            max_aspect: 2.0,
+        }
+    }
+}
+
+/// The element type of cached moments and embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheDtype {
+    /// 32-bit floats: what the encoders computed.
+    F32,
+    /// bfloat16: half the size.
+    Bf16,
+}
+
+impl From<CacheDtype> for DType {
+    fn from(dtype: CacheDtype) -> Self {
+        match dtype {
+            CacheDtype::F32 => DType::F32,
+            CacheDtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Where encoded pictures and captions are kept.
+    pub fn cache_folder(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| self.path.join(".kiln-cache"))
+    }
+
+    /// Checks every value against its limits.
+    ///
+    /// # Errors
+    /// Names the first field that cannot be used and what to write instead.
+    pub fn validate(&self) -> Result<()> {
+        let fraction = 0.0..=1.0;
+        let limits = [
+            ("path", self.path != Path::new(""), "name the folder of the pictures".to_string()),
+            (
+                "bucket_step",
+                self.bucket_step >= 16 && self.bucket_step.is_multiple_of(16),
+                format!("is {}, but sides must be multiples of 16 pixels: use 16, 32 or 64", self.bucket_step),
+            ),
+            (
+                "resolution",
+                (self.bucket_step..=8192).contains(&self.resolution),
+                format!("is {}: use {} to 8192 pixels, such as 512 or 1024", self.resolution, self.bucket_step),
+            ),
+            ("batch_size", self.batch_size > 0, "is 0: use at least 1".into()),
+            ("repeats", self.repeats > 0, "is 0: use 1 to see each picture once in an epoch".into()),
+            (
+                "caption_dropout",
+                fraction.contains(&self.caption_dropout),
+                format!("is {}, but it is a probability: use 0 to 1", self.caption_dropout),
+            ),
+            (
+                "validation_split",
+                (0.0..1.0).contains(&self.validation_split),
+                format!("is {}, but it is a fraction of the pictures: use 0 to below 1", self.validation_split),
+            ),
+            (
+                "max_upscale",
+                (1.0..=8.0).contains(&self.max_upscale),
+                format!("is {}: use 1 to enlarge nothing, at most 8", self.max_upscale),
+            ),
+            (
+                "min_aspect",
+                self.min_aspect > 0.0 && self.min_aspect <= 1.0,
+                format!(
+                    "is {}, but it is the width over the height of the narrowest bucket: use 0.25 to 1",
+                    self.min_aspect
+                ),
+            ),
+            (
+                "max_aspect",
+                self.max_aspect >= 1.0 && self.max_aspect.is_finite(),
+                format!("is {}, but it is the width over the height of the widest bucket: use 1 to 4", self.max_aspect),
+            ),
+        ];
+        match limits.into_iter().find(|(_, holds, _)| !holds) {
+            Some((field, _, problem)) => Err(Error::setting(format!("data.{field}"), problem)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_range_is_named() {
+        let good = DataConfig { path: "pictures".into(), ..Default::default() };
+        good.validate().unwrap();
+        let named = |config: DataConfig, field: &str| {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("`data.{field}`: ")), "{message}");
+        };
+        named(DataConfig::default(), "path");
+        named(DataConfig { caption_dropout: 1.5, ..good.clone() }, "caption_dropout");
+        named(DataConfig { caption_dropout: f64::NAN, ..good.clone() }, "caption_dropout");
+        named(DataConfig { validation_split: 1.0, ..good.clone() }, "validation_split");
+        named(DataConfig { bucket_step: 24, ..good.clone() }, "bucket_step");
+        named(DataConfig { resolution: 8, ..good.clone() }, "resolution");
+        named(DataConfig { min_aspect: 0.0, ..good }, "min_aspect");
+    }
+
+    #[test]
+    fn a_configuration_reads_back_the_same_and_unknown_keys_are_errors() {
+        let config = DataConfig { path: "pictures".into(), cache_dtype: CacheDtype::Bf16, ..Default::default() };
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<DataConfig>(&text).unwrap(), config);
+        assert!(toml::from_str::<DataConfig>("path = 'pictures'\nresolutoin = 512").is_err());
+    }
+}

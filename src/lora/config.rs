@@ -1,0 +1,98 @@
+//! The `[lora]` table of a configuration file.
+
+use serde::{Deserialize, Serialize};
+
+use super::Targets;
+use crate::error::{Error, Result};
+
+/// Which layers get an adapter, how large it is and how it starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// The inner size of every adapter, at least 1. More can hold more detail, costs memory in proportion and overfits a
+    /// small data set sooner. Default 16.
+    pub rank: usize,
+    /// An adapter's output is scaled by `alpha / rank`, so that one learning rate fits every rank. Default: equal to `rank`,
+    /// which is scale 1.
+    pub alpha: Option<f64>,
+    /// `"attention"`: the attention and feed-forward layers that diffusers trains by default. `"all"`: every linear layer.
+    /// Or a list of patterns, see [`Targets`]. Default `"attention"`.
+    pub targets: Targets,
+    /// How the adapters start. Default `"gaussian"`.
+    pub init: Init,
+    /// The probability with which each input of an adapter is dropped in training, in [0, 1). Default 0.
+    pub dropout: f64,
+}
+
+/// How the matrix A of an adapter starts; B starts at zero, so the model is unchanged at first. The two differ much in
+/// scale, so learning rates do not carry over from one to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// N(0, 1/rank²), that is standard deviation 1/rank, as diffusers does (PEFT's "gaussian").
+    #[default]
+    Gaussian,
+    /// U(−1/√in, 1/√in), as kohya and ai-toolkit do (Kaiming-uniform with a = √5).
+    Kaiming,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 16, alpha: None, targets: Targets::Attention, init: Init::default(), dropout: 0.0 }
+    }
+}
+
+impl LoraConfig {
+    /// `alpha`, or the rank where it is not set.
+    pub fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(self.rank as f64)
+    }
+
+    /// Checks every value by itself. Whether the targets exist shows when there is a model.
+    ///
+    /// # Errors
+    /// Names the first field with an impossible value.
+    pub fn validate(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::setting("lora.rank", "is 0, but must be at least 1"));
+        }
+        if !(self.alpha().is_finite() && self.alpha() > 0.0) {
+            return Err(Error::setting("lora.alpha", format!("is {}, but must be above 0", self.alpha()))
+                .hint("leave it out to get alpha = rank"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::setting("lora.dropout", format!("is {}, but must be in [0, 1)", self.dropout)));
+        }
+        self.targets.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_table_is_the_default_and_unknown_keys_are_refused() {
+        assert_eq!(toml::from_str::<LoraConfig>("").unwrap(), LoraConfig::default());
+        assert!(toml::from_str::<LoraConfig>("rnak = 4").unwrap_err().to_string().contains("rnak"));
+        let text = "rank = 4\nalpha = 8.0\ntargets = [\"attn.to_q\"]\ninit = \"kaiming\"\ndropout = 0.5\n";
+        let config: LoraConfig = toml::from_str(text).unwrap();
+        assert_eq!(toml::from_str::<LoraConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        assert_eq!((config.rank, config.alpha(), config.init), (4, 8.0, Init::Kaiming));
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        for (text, field) in [
+            ("rank = 0", "lora.rank"),
+            ("alpha = 0.0", "lora.alpha"),
+            ("alpha = inf", "lora.alpha"),
+            ("dropout = 1.0", "lora.dropout"),
+            ("targets = []", "lora.targets"),
+            ("targets = [\"blocks.{1,x}.a\"]", "lora.targets"),
+        ] {
+            let error = toml::from_str::<LoraConfig>(text).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(field), "{text}: {error}");
+        }
+    }
+}
