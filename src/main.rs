@@ -1,1 +1,19 @@
-fn main() {}
+//! `kiln`: parse, log, run, and say what went wrong.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kiln::cli::{Cli, report_error, report_panics, run, start_logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    report_panics();
+    start_logging(&cli);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

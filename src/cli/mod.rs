@@ -1,1 +1,95 @@
-//! The command line.
+//! The command line: one file a command, each with its `Args` and a `run`. Data goes to standard output, everything else
+//! to standard error.
+
+mod device;
+mod export;
+mod generate;
+mod inspect;
+mod prepare;
+mod report;
+mod train;
+mod validate;
+
+use std::{io::Write, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::training::TrainConfig;
+pub use device::DeviceChoice;
+pub use report::{report_error, report_panics, start_logging};
+
+/// Fine-tunes image models: FLUX.1 with LoRA.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Say more on standard error (-vv: also what libraries say)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say only warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Prepare(prepare::Args),
+    Train(train::Args),
+    Validate(validate::Args),
+    Export(export::Args),
+    Generate(generate::Args),
+    Inspect(inspect::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever went wrong, with its causes.
+pub fn run(cli: Cli) -> Result<()> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Prepare(args) => prepare::run(args, global),
+        Command::Train(args) => train::run(args, global),
+        Command::Validate(args) => validate::run(args, global),
+        Command::Export(args) => export::run(args),
+        Command::Generate(args) => generate::run(args, global),
+        Command::Inspect(args) => inspect::run(args),
+    }
+}
+
+/// The configuration file and its overrides.
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// Configuration of the run (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Replaces one value of the configuration, such as `lora.rank=8`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<TrainConfig> {
+        TrainConfig::load(&self.config, &self.set).context("the configuration cannot be used")
+    }
+}
+
+/// Writes a result to standard output. A reader that has seen enough (`kiln … | head`) is no error.
+fn print(text: impl std::fmt::Display) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("standard output cannot be written"),
+        _ => Ok(()),
+    }
+}

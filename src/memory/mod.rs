@@ -1,1 +1,84 @@
 //! How much memory is in use, and giving it back.
+
+mod stage;
+
+use burn::tensor::Device;
+pub use stage::Stage;
+
+/// Memory of this process on the host, in bytes; zero where the system does not say (only Linux does).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In use now (resident set). For the CPU device this is all there is: weights, activations and program.
+    pub resident: u64,
+    /// The most that was in use since the process started.
+    pub peak: u64,
+}
+
+impl Usage {
+    /// [`resident`](Self::resident) in MiB.
+    pub fn resident_mib(&self) -> f64 {
+        self.resident as f64 / f64::from(1 << 20)
+    }
+
+    /// [`peak`](Self::peak) in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        self.peak as f64 / f64::from(1 << 20)
+    }
+}
+
+/// The memory in use. Waits for `device` first, so that what is still being computed counts.
+pub fn usage(device: &Device) -> Usage {
+    wait_for(device);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // "VmRSS:     123456 kB"
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    Usage { resident: bytes("VmRSS:").unwrap_or(0), peak: bytes("VmHWM:").unwrap_or(0) }
+}
+
+/// Gives back what nothing holds any more: the device's free pages, and the allocator's.
+pub fn release(device: &Device) {
+    wait_for(device);
+    device.memory_cleanup();
+    trim();
+}
+
+fn wait_for(device: &Device) {
+    if let Err(e) = device.sync() {
+        tracing::warn!("the device failed while it was waited for: {e}");
+    }
+}
+
+/// glibc keeps freed memory for later; this hands it to the system.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn trim() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> i32;
+    }
+    // SAFETY: `malloc_trim` (malloc.h of glibc) may be called at any time from any thread; it takes a number.
+    unsafe { malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn trim() {}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_allocation_shows_and_its_release_too() {
+        let device = Device::flex();
+        let before = usage(&device);
+        let pages = vec![1u8; 256 << 20];
+        let during = usage(&device);
+        assert!(during.resident_mib() > before.resident_mib() + 200.0, "{before:?} {during:?}");
+        drop(std::hint::black_box(pages));
+        release(&device);
+        let after = usage(&device);
+        assert!(after.resident_mib() < during.resident_mib() - 200.0, "{during:?} {after:?}");
+        assert!(after.peak >= during.resident, "{during:?} {after:?}");
+    }
+}

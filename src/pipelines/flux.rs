@@ -92,7 +92,9 @@ impl FluxPipeline {
         for (field, side) in [("width", width), ("height", height)] {
             if side == 0 || side % step != 0 {
                 let near = ((side as f64 / step as f64).round() as usize).max(1) * step;
-                return Err(Error::setting(field, format!("{side} is not a multiple of {step}")).hint(format!("use {near}")));
+                return Err(
+                    Error::setting(field, format!("{side} is not a multiple of {step}")).hint(format!("use {near}"))
+                );
             }
         }
         Ok(())

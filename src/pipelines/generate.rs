@@ -159,7 +159,11 @@ fn repeat(text: PromptEmbeds, count: usize) -> PromptEmbeds {
     let [rows, tokens, width] = text.prompt.dims();
     let pooled = text.pooled.dims()[1];
     PromptEmbeds {
-        prompt: text.prompt.reshape([rows, 1, tokens, width]).repeat_dim(1, count).reshape([rows * count, tokens, width]),
+        prompt: text.prompt.reshape([rows, 1, tokens, width]).repeat_dim(1, count).reshape([
+            rows * count,
+            tokens,
+            width,
+        ]),
         pooled: text.pooled.reshape([rows, 1, pooled]).repeat_dim(1, count).reshape([rows * count, pooled]),
     }
 }
@@ -178,6 +182,9 @@ fn start_noise(request: &GenerateRequest, pipeline: &FluxPipeline, rows: usize) 
         &[b, c, h, w] if b == rows && c == channels && h > 0 && w > 0 && h % 2 == 0 && w % 2 == 0 => {
             Ok(Tensor::from_data(data, pipeline.device()))
         }
-        shape => Err(Error::file(path, format!("tensor `noise` has shape {shape:?}, expected [{rows}, {channels}, even, even]"))),
+        shape => Err(Error::file(
+            path,
+            format!("tensor `noise` has shape {shape:?}, expected [{rows}, {channels}, even, even]"),
+        )),
     }
 }

@@ -9,9 +9,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use burn::tensor::Tensor;
 
-use crate::{
-    models::{Inputs, Segment, Segmented, State},
-};
+use crate::models::{Inputs, Segment, Segmented, State};
 
 /// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`; plain f32 tensors.
 pub type Gradients = BTreeMap<String, Tensor<2>>;

@@ -13,8 +13,8 @@ use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    OptimizerConfig,
     backward::{name_a, name_b},
-    config::OptimizerConfig,
     optimizer::AdamW,
 };
 use crate::{
@@ -114,7 +114,10 @@ impl Checkpoint {
     pub fn save(run: &Path, state: &State, lora: &Lora, optimizer: &AdamW) -> Result<Self> {
         let folder = run.join(format!("step-{:06}", state.step));
         let partial = run.join(format!("step-{:06}.partial", state.step));
-        let io = |path: &Path| { let path = path.to_path_buf(); move |e| Error::io(path, e) };
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |e| Error::io(path, e)
+        };
         remove(&partial)?;
         fs::create_dir_all(&partial).map_err(io(&partial))?;
         write_tensors(partial.join(ADAPTER), &adapter_tensors(lora), &lora.metadata)?;

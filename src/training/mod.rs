@@ -1,6 +1,36 @@
 //! The training loop and what surrounds it.
+//!
+//! A run folder `checkpoints/NAME/` holds `config.toml` (every value, resolved), `metrics.jsonl`, `tensorboard/`, `samples/`,
+//! checkpoints `step-NNNNNN/`, and at the end `NAME.safetensors`, the LoRA for other programs.
 
 pub mod backward;
+mod bars;
+mod checkpoint;
+mod config;
+mod dashboard;
+mod display;
+mod metrics;
 pub mod objective;
+mod objective_config;
 pub mod optimizer;
-pub mod schedule;
+mod run;
+mod schedule;
+mod tensorboard;
+mod terminal;
+mod validation;
+
+pub use checkpoint::Checkpoint;
+pub use config::{
+    Activations, CheckpointConfig, Dtype, LoopConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, OptimizerName,
+    RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
+};
+pub use display::{Display, Silent, Ui, open_display};
+pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};
+pub use run::{export, prepare, train};
+pub use terminal::{LogWriter, stop_on_signals};
+pub use validation::{CheckpointScore, ValidationReport, validate};
+
+use run::prepare_dataset;
+
+/// The resolved configuration in a run folder.
+const CONFIG: &str = "config.toml";

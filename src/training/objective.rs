@@ -3,10 +3,9 @@
 use std::f64::consts::PI;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
+use super::{ObjectiveConfig, Sampling, Shift, Weighting};
 use crate::{
-    error::{Error, Result},
     models::{
         flux::{FluxConfig, FluxInputs, pack},
         text::PromptEmbeds,
@@ -17,99 +16,6 @@ use crate::{
         flow_match::{add_noise, shift_sigma, velocity},
     },
 };
-
-/// The distribution that noise levels are drawn from, before the shift.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sampling {
-    /// Every level as often.
-    Uniform,
-    /// `sigmoid(N(logit_mean, logit_std))`: the middle more often (Esser et al. 2024).
-    #[default]
-    LogitNormal,
-    /// `1 - u - 1.29·(cos²(πu/2) - 1 + u)`: the middle more often, the ends still reached (Esser et al. 2024).
-    Mode,
-}
-
-/// How much the loss at a noise level counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Weighting {
-    /// All levels the same.
-    #[default]
-    None,
-    /// `sigma^-2`.
-    SigmaSqrt,
-    /// `2 / (π·(1 - 2·sigma + 2·sigma²))`.
-    Cosmap,
-}
-
-/// How noise levels are shifted after they are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Shift {
-    /// By this factor; 1 is no shift.
-    Factor(f64),
-    /// As a word.
-    Named(NamedShift),
-}
-
-/// Shifts that depend on the picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NamedShift {
-    /// As sampling does for a picture of this size: 1.88 at 512², 3.16 at 1024².
-    Resolution,
-}
-
-/// The `[objective]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ObjectiveConfig {
-    /// Where noise levels come from: `uniform`, `logit_normal` or `mode`. A style lives at high levels, fine detail at low
-    /// ones; `logit_normal` is right for most.
-    pub sampling: Sampling,
-    /// Of `logit_normal`: above zero means more noise, below zero less.
-    pub logit_mean: f64,
-    /// Of `logit_normal`: larger reaches further to both ends.
-    pub logit_std: f64,
-    /// `"resolution"`, or a factor (1 is none). Leave it at `"resolution"` unless you compare with another trainer.
-    pub shift: Shift,
-    /// `none`, `sigma_sqrt` or `cosmap`.
-    pub weighting: Weighting,
-    /// What the distilled guidance input is while training. 1 trains the model itself; sampling uses 3.5.
-    pub guidance: f64,
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self {
-            sampling: Sampling::LogitNormal,
-            logit_mean: 0.0,
-            logit_std: 1.0,
-            shift: Shift::Named(NamedShift::Resolution),
-            weighting: Weighting::None,
-            guidance: 1.0,
-        }
-    }
-}
-
-impl ObjectiveConfig {
-    /// # Errors
-    /// A number is outside of what makes sense.
-    pub fn validate(&self) -> Result<()> {
-        if matches!(self.shift, Shift::Factor(factor) if factor.is_nan() || factor <= 0.0) {
-            return Err(Error::setting("objective.shift", "must be above zero, or \"resolution\""));
-        }
-        if self.logit_std.is_nan() || self.logit_std <= 0.0 {
-            return Err(Error::setting("objective.logit_std", "must be above zero"));
-        }
-        Ok(())
-    }
-}
-
-/// The sampling of `mode`: how strongly the middle is preferred.
-const MODE_SCALE: f64 = 1.29;
 
 /// Draws what a flow-matching loss needs and computes it.
 #[derive(Clone, Debug)]
@@ -143,18 +49,26 @@ impl FlowMatching {
             }
             Sampling::Mode => {
                 let u = f64::from(draw.uniform(1)[0]);
-                1.0 - u - MODE_SCALE * ((PI * u / 2.0).cos().powi(2) - 1.0 + u)
+                1.0 - u - self.config.mode_scale * ((PI * u / 2.0).cos().powi(2) - 1.0 + u)
             }
         };
         let shift = match self.config.shift {
-            Shift::Factor(factor) => factor,
-            Shift::Named(NamedShift::Resolution) => self.scheduler.resolution_shift(image_tokens),
+            Shift::None => 1.0,
+            Shift::Static(factor) => factor,
+            Shift::Resolution => self.scheduler.resolution_shift(image_tokens),
         };
         shift_sigma(sigma, shift).clamp(0.0, 1.0) as f32
     }
 
     /// Noise of the shape `[B, C, H, W]`, each sample from a stream of its own.
-    pub fn draw_normal(seed: Seed, purpose: Purpose, step: u64, first: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
+    pub fn draw_normal(
+        seed: Seed,
+        purpose: Purpose,
+        step: u64,
+        first: u64,
+        shape: [usize; 4],
+        device: &Device,
+    ) -> Tensor<4> {
         let each = shape[1..].iter().product();
         let rows = (0..shape[0] as u64).flat_map(|row| seed.draw(purpose, step, first + row).normal(each));
         Tensor::from_data(TensorData::new(rows.collect::<Vec<f32>>(), shape), device)
@@ -225,7 +139,7 @@ mod tests {
 
     #[test]
     fn drawn_levels_follow_their_distribution() {
-        let unshifted = ObjectiveConfig { shift: Shift::Factor(1.0), ..Default::default() };
+        let unshifted = ObjectiveConfig { shift: Shift::None, ..Default::default() };
         for sampling in [Sampling::Uniform, Sampling::LogitNormal, Sampling::Mode] {
             let drawn = levels(ObjectiveConfig { sampling, ..unshifted.clone() });
             assert!(drawn.iter().all(|s| (0.0..=1.0).contains(s)));

@@ -3,54 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
-use super::backward::Gradients;
+use super::{OptimizerConfig, backward::Gradients};
 use crate::{
     error::{Error, Result},
     kernels,
     weights::TensorFile,
 };
-
-/// Which optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// Adam with decoupled weight decay (Loshchilov & Hutter 2019).
-    #[default]
-    AdamW,
-}
-
-/// The `[optimizer]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// `adamw`.
-    pub name: OptimizerName,
-    /// The full learning rate, before the schedule. Halve it if the samples burn in; the right value depends on `lora.init`.
-    pub learning_rate: f64,
-    /// Decay of the running mean and of the running square of the gradients.
-    pub betas: [f64; 2],
-    /// Added to the denominator.
-    pub epsilon: f64,
-    /// Share of each weight that is taken away per unit of learning rate.
-    pub weight_decay: f64,
-    /// Gradients are scaled down together when their common norm is larger; 0 turns it off.
-    pub max_grad_norm: f64,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            name: OptimizerName::AdamW,
-            learning_rate: 1e-4,
-            betas: [0.9, 0.999],
-            epsilon: 1e-8,
-            weight_decay: 1e-4,
-            max_grad_norm: 1.0,
-        }
-    }
-}
 
 /// AdamW and its moments, by the name of each parameter.
 #[derive(Clone, Debug)]
@@ -147,20 +106,19 @@ pub fn accumulate(sum: &mut Gradients, new: Gradients) {
     }
 }
 
-/// Scales all gradients by `share`, then clips them: the common norm (as it was before clipping) is returned.
+/// Scales all gradients by `share`, then clips them to `max_norm` (0: not at all). Returns their common norm as it was before
+/// clipping, still on the device.
 ///
 /// As `torch.nn.utils.clip_grad_norm_`: every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`.
-pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> f64 {
-    let squares = gradients.values().map(|g| g.clone().square().sum());
-    let Some(sum) = squares.reduce(|a, b| a + b) else { return 0.0 };
-    // Sync point: the norm is needed on the host to stop a run that has become NaN before the weights do.
-    let norm = f64::from(sum.into_scalar::<f32>()).sqrt() * share;
-    let coefficient = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-    let factor = coefficient * share;
-    if factor != 1.0 {
-        for gradient in gradients.values_mut() {
-            *gradient = gradient.clone() * factor;
-        }
-    }
+pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> Tensor<1> {
+    let squares = gradients.values().map(|gradient| gradient.clone().square().sum());
+    let sum = squares.reduce(|a, b| a + b).expect("an adapter has at least one tensor with a gradient");
+    let norm = sum.sqrt() * share;
+    let factor = match max_norm > 0.0 {
+        true => ((norm.clone() + 1e-6).recip() * max_norm).clamp_max(1.0) * share,
+        false => norm.ones_like() * share,
+    };
+    let factor = factor.reshape([1, 1]);
+    gradients.values_mut().for_each(|gradient| *gradient = gradient.clone() * factor.clone());
     norm
 }

@@ -12,12 +12,9 @@ use std::{
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
-    CONFIG,
+    Activations, CONFIG, Display, Metrics, StepMetrics, TrainConfig, ValidationMetrics,
     backward::{self, Gradients, backward, name_a, name_b},
     checkpoint::{Checkpoint, State},
-    config::{Activations, TrainConfig},
-    display::Display,
-    metrics::{Metrics, StepMetrics, ValidationMetrics},
     objective::FlowMatching,
     optimizer::{AdamW, accumulate, clip},
     validation::{Validator, save_grid},
@@ -67,7 +64,12 @@ pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display)
 ///
 /// # Errors
 /// Something cannot be read or written, settings do not fit together, or a number is not finite any more.
-pub fn train(config: &TrainConfig, resume: Option<&Path>, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
+pub fn train(
+    config: &TrainConfig,
+    resume: Option<&Path>,
+    device: &Device,
+    display: &mut dyn Display,
+) -> Result<PathBuf> {
     let resumed = resume.map(|path| resumable(config, path)).transpose()?;
     let (model, dataset) = prepare_dataset(config, device, display)?;
     let dataset = Arc::new(dataset);
@@ -81,7 +83,8 @@ pub fn train(config: &TrainConfig, resume: Option<&Path>, device: &Device, displ
     if plan.batches_per_epoch() == 0 {
         return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
     }
-    let mut batches = Prefetch::start(dataset.clone(), plan, run.step * config.training.gradient_accumulation, READ_AHEAD);
+    let mut batches =
+        Prefetch::start(dataset.clone(), plan, run.step * config.training.gradient_accumulation, READ_AHEAD);
     display.progress(run.step, config.training.max_steps);
     if run.step == 0 {
         run.validate(&mut validator, display)?;
@@ -94,7 +97,8 @@ pub fn train(config: &TrainConfig, resume: Option<&Path>, device: &Device, displ
         let stop = display.stop_requested();
         let last = stop || run.step == config.training.max_steps;
         let due = |every: u64| every > 0 && run.step.is_multiple_of(every);
-        let (log, save, check) = (due(config.training.log_every), due(config.checkpoint.every), due(config.validation.every));
+        let (log, save, check) =
+            (due(config.training.log_every), due(config.checkpoint.every), due(config.validation.every));
         if log || save || check || last {
             run.metrics.step(&interval.read(&run)?, display)?;
             if save || last {
@@ -147,9 +151,10 @@ impl Interval {
         for (step, (loss, norm)) in (first..).zip(losses.iter().zip(&norms)) {
             for (what, value) in [("the loss", loss), ("the norm of the gradients", norm)] {
                 if !value.is_finite() {
-                    return Err(Error::NotFinite { step, what: format!("{what} ({value})") }
-                        .hint("lower `optimizer.learning_rate`, or use `model.dtype = \"bf16\"` or \"f32\"; the last \
-                               checkpoint is from before this"));
+                    return Err(Error::NotFinite { step, what: format!("{what} ({value})") }.hint(
+                        "lower `optimizer.learning_rate`, or use `model.dtype = \"bf16\"` or \"f32\"; the last \
+                               checkpoint is from before this",
+                    ));
                 }
             }
         }
@@ -236,7 +241,8 @@ impl<'a> Run<'a> {
         let max_steps = self.config.training.max_steps;
         let learning_rate = self.config.schedule.learning_rate(optimizer.learning_rate, self.step, max_steps);
         let layers = self.lora.layers.iter_mut();
-        let parameters = layers.flat_map(|layer| [(name_a(&layer.name), &mut layer.a), (name_b(&layer.name), &mut layer.b)]);
+        let parameters =
+            layers.flat_map(|layer| [(name_a(&layer.name), &mut layer.a), (name_b(&layer.name), &mut layer.b)]);
         self.optimizer.step(learning_rate, parameters, gradients);
         lora::detach_all(&mut self.pipeline.transformer);
         self.lora.attach(&mut self.pipeline.transformer, 1.0)?;
@@ -254,7 +260,8 @@ impl<'a> Run<'a> {
         let normal = |purpose| FlowMatching::draw_normal(self.seed, purpose, self.step, first, shape, &device);
         let latents = self.pipeline.vae.latent_scale().normalize(moments.sample(normal(Purpose::Posterior)));
         let tokens = (height / 2) * (width / 2);
-        let sigmas = (first..first + rows as u64).map(|sample| self.objective.draw_sigma(self.seed, self.step, sample, tokens));
+        let sigmas =
+            (first..first + rows as u64).map(|sample| self.objective.draw_sigma(self.seed, self.step, sample, tokens));
         let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
         let (sigmas, dtype): (Vec<f32>, FloatDType) = (sigmas.collect(), self.pipeline.dtype());
         let model = &self.pipeline.transformer.config;
@@ -328,8 +335,16 @@ fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, Checkpoint)>
 
 /// Settings that do not change what a step computes.
 const FREE: [&str; 10] = [
-    "run.name", "run.output", "data.cache", "data.path", "model.path", "training.max_steps", "training.log_every", "training.activations",
-    "checkpoint", "validation",
+    "run.name",
+    "run.output",
+    "data.cache",
+    "data.path",
+    "model.path",
+    "training.max_steps",
+    "training.log_every",
+    "training.activations",
+    "checkpoint",
+    "validation",
 ];
 
 fn table(config: &TrainConfig) -> Result<toml::Value> {

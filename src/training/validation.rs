@@ -8,11 +8,7 @@ use burn::tensor::{Device, Tensor};
 use image::{RgbImage, imageops};
 use serde::Serialize;
 
-use super::{
-    checkpoint::Checkpoint,
-    config::{TrainConfig, ValidationConfig},
-    objective::FlowMatching,
-};
+use super::{TrainConfig, ValidationConfig, checkpoint::Checkpoint, objective::FlowMatching};
 use crate::{
     data::{LatentDataset, SampleIndex},
     error::{Error, Result},

@@ -1,0 +1,20 @@
+//! `kiln inspect`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::print;
+use crate::lora;
+
+/// Says what a safetensors file is: model or adapter, format, rank, targets, metadata
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A .safetensors file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    print(lora::inspect(&args.file)?)
+}

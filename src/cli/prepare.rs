@@ -1,0 +1,27 @@
+//! `kiln prepare`
+
+use anyhow::Result;
+
+use super::{ConfigArgs, Global, print};
+use crate::training::{self, Ui, open_display};
+
+/// Encodes pictures and captions into the cache, so that training starts at once
+///
+/// `train` does the same by itself where something is missing. An interrupted run goes on where it stopped.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// How progress is shown [default: bar on a terminal, else plain]
+    #[arg(long, value_enum)]
+    ui: Option<Ui>,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let config = args.config.load()?;
+    let device = global.device.open()?;
+    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), Default::default())?;
+    let cache = training::prepare(&config, &device, display.as_mut())?;
+    drop(display);
+    print(cache.display())
+}

@@ -1,0 +1,89 @@
+//! Log lines, errors and panics, as a person reads them.
+
+use std::{backtrace::Backtrace, io::IsTerminal};
+
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use super::Cli;
+use crate::training::LogWriter;
+
+/// Sends log lines to standard error: ours from `info` on, less with `-q`, more with `-v`. `RUST_LOG` overrules.
+pub fn start_logging(cli: &Cli) {
+    let filter = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "warn",
+        (_, 0) => "warn,kiln=info",
+        (_, 1) => "warn,kiln=debug",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let chatty = filter.max_level_hint() > Some(LevelFilter::INFO);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| LogWriter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(chatty)
+        .without_time()
+        .init();
+}
+
+/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines.
+pub fn report_error(error: &anyhow::Error) {
+    eprintln!("{}", describe(error));
+}
+
+fn describe(error: &anyhow::Error) -> String {
+    let (mut said, mut hints) = (String::new(), vec![]);
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // An error may repeat its cause in its own words; once is enough.
+        if said.contains(&text) {
+            continue;
+        }
+        let start = if said.is_empty() { "error: " } else { "\n  because: " };
+        let mut lines = vec![];
+        for line in text.lines() {
+            match line.trim_start().strip_prefix("hint: ") {
+                Some(hint) => hints.push(format!("\nhint: {hint}")),
+                None => lines.push(line),
+            }
+        }
+        said += start;
+        said += &lines.join("\n");
+    }
+    said + &hints.concat()
+}
+
+/// Makes a panic, which is always a mistake of ours, one clear message. The exit code is then 101.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
+        let message = panic.payload_as_str().unwrap_or("no message");
+        eprintln!(
+            "error: kiln failed on a mistake of its own{place}: {message}\nhint: please report this with the command, the \
+             configuration and what `RUST_BACKTRACE=1` adds"
+        );
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            eprintln!("{backtrace}");
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn causes_follow_hints_come_last_and_nothing_is_said_twice() {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = Err::<(), _>(Error::io("a.toml", missing)).context("the configuration cannot be used").unwrap_err();
+        let told = describe(&error);
+        assert_eq!(told, "error: the configuration cannot be used\n  because: a.toml: entity not found");
+
+        let error = Error::setting("lora.rank", "is 0").hint("use 16");
+        assert_eq!(describe(&error.into()), "error: `lora.rank`: is 0\nhint: use 16");
+    }
+}

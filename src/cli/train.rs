@@ -1,0 +1,35 @@
+//! `kiln train`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn_train::Interrupter;
+
+use super::{ConfigArgs, Global, print};
+use crate::training::{self, Ui, open_display, stop_on_signals};
+
+/// Trains a LoRA and prints its run folder
+///
+/// Ctrl-c ends the run after the current step, with a checkpoint from which --resume goes on.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Goes on from a run folder (its last checkpoint) or from one of its checkpoints
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+    /// How progress is shown [default: bar on a terminal, else plain]
+    #[arg(long, value_enum)]
+    ui: Option<Ui>,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let config = args.config.load()?;
+    let device = global.device.open()?;
+    let interrupter = Interrupter::new();
+    stop_on_signals(&interrupter)?;
+    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), interrupter)?;
+    let folder = training::train(&config, args.resume.as_deref(), &device, display.as_mut())?;
+    drop(display); // gives the terminal back before the result is printed
+    print(folder.display())
+}

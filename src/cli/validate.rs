@@ -1,0 +1,27 @@
+//! `kiln validate`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::{Global, print};
+use crate::training;
+
+/// Measures the held-out loss of a checkpoint, or of all checkpoints of a run, and names the best
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A run folder, or one of its checkpoints `step-NNNNNN`
+    #[arg(value_name = "RUN|CHECKPOINT")]
+    path: PathBuf,
+    /// Prints JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let report = training::validate(&args.path, &global.device.open()?)?;
+    match args.json {
+        true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?),
+        false => print(report),
+    }
+}

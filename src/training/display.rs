@@ -1,0 +1,137 @@
+//! What a person sees while kiln works.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use burn_train::Interrupter;
+
+use super::{StepMetrics, ValidationMetrics, bars::Bars, dashboard::Dashboard};
+use crate::error::{Error, Result};
+
+/// Shows how far the work is. All of it goes to standard error or to the terminal; standard output is for results.
+pub trait Display {
+    /// A part of the work other than training steps, such as `encoding images`: `done` of `total`. The first call begins
+    /// it, the one with `done == total` ends it.
+    fn phase(&mut self, name: &str, done: u64, total: u64);
+
+    /// Training is at `step` of `max_steps`. To be called before the first step and after each.
+    fn progress(&mut self, step: u64, max_steps: u64);
+
+    /// The numbers of a logging step.
+    fn training(&mut self, metrics: &StepMetrics);
+
+    /// The held-out loss.
+    fn validation(&mut self, metrics: &ValidationMetrics);
+
+    /// Whether the person asked to stop: the loop then ends after the current step, with a checkpoint.
+    fn stop_requested(&self) -> bool;
+}
+
+/// The ways of showing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ui {
+    /// A dashboard that fills the terminal, with curves.
+    Tui,
+    /// Progress bars.
+    Bar,
+    /// Lines of text.
+    Plain,
+}
+
+impl Ui {
+    /// Bars on a terminal; lines elsewhere, and when little is to be said (lines go through the log, which hides them).
+    pub fn detect(quiet: bool) -> Self {
+        if std::io::stderr().is_terminal() && !quiet { Self::Bar } else { Self::Plain }
+    }
+}
+
+/// Starts to show work. `interrupter` is how the display, or a signal, asks the loop to stop.
+///
+/// # Errors
+/// The dashboard was asked for, but there is no terminal.
+pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>> {
+    Ok(match ui {
+        Ui::Plain => Box::new(Plain::new(interrupter)),
+        Ui::Bar => Box::new(Bars::new(interrupter)),
+        Ui::Tui if std::io::stdout().is_terminal() && std::io::stdin().is_terminal() => {
+            Box::new(Dashboard::new(interrupter))
+        }
+        Ui::Tui => {
+            return Err(Error::setting("--ui tui", "the dashboard needs a terminal on standard input and output")
+                .hint("use `--ui plain` here, and look at `metrics.jsonl` or `tensorboard/` in the run folder"));
+        }
+    })
+}
+
+/// Shows nothing.
+pub struct Silent;
+
+impl Display for Silent {
+    fn phase(&mut self, _: &str, _: u64, _: u64) {}
+    fn progress(&mut self, _: u64, _: u64) {}
+    fn training(&mut self, _: &StepMetrics) {}
+    fn validation(&mut self, _: &ValidationMetrics) {}
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// The numbers of a step as one line.
+pub(super) fn describe(metrics: &StepMetrics) -> String {
+    format!(
+        "loss {:.4}  lr {:.2e}  grad_norm {:.3}  {:.2} s/step  {:.0} MiB",
+        metrics.loss, metrics.learning_rate, metrics.grad_norm, metrics.seconds_per_step, metrics.memory_mib
+    )
+}
+
+/// The held-out loss as one line.
+pub(super) fn describe_validation(metrics: &ValidationMetrics) -> String {
+    let each: Vec<_> = metrics.validation_loss_at_sigma.iter().map(|(s, loss)| format!("{s}: {loss:.4}")).collect();
+    format!("step {}  validation_loss {:.4}  (at sigma {})", metrics.step, metrics.validation_loss, each.join(", "))
+}
+
+/// Lines of text, through the log.
+struct Plain {
+    interrupter: Interrupter,
+    max_steps: u64,
+    phase_shown: Option<(String, Instant)>,
+}
+
+impl Plain {
+    /// Time between two lines about the same phase.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn new(interrupter: Interrupter) -> Self {
+        Self { interrupter, max_steps: 0, phase_shown: None }
+    }
+}
+
+impl Display for Plain {
+    fn phase(&mut self, name: &str, done: u64, total: u64) {
+        let fresh = matches!(&self.phase_shown, Some((shown, at)) if shown == name && at.elapsed() < Self::PATIENCE);
+        if !fresh || done >= total {
+            tracing::info!("{name}: {done}/{total}");
+            self.phase_shown = (done < total).then(|| (name.to_string(), Instant::now()));
+        }
+    }
+
+    fn progress(&mut self, _step: u64, max_steps: u64) {
+        self.max_steps = max_steps;
+    }
+
+    fn training(&mut self, metrics: &StepMetrics) {
+        let left = self.max_steps.saturating_sub(metrics.step) as f64 * metrics.seconds_per_step.max(0.0);
+        let left = indicatif::HumanDuration(Duration::try_from_secs_f64(left).unwrap_or_default());
+        tracing::info!("step {}/{}  {}  {left:#} left", metrics.step, self.max_steps, describe(metrics));
+    }
+
+    fn validation(&mut self, metrics: &ValidationMetrics) {
+        tracing::info!("{}", describe_validation(metrics));
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.interrupter.should_stop()
+    }
+}

@@ -1,0 +1,236 @@
+//! The record of a run: `metrics.jsonl`, TensorBoard's files and the display, fed from one place.
+//!
+//! A line of `metrics.jsonl` is one [`Record`]; its keys are the names used everywhere else.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use super::{Display, tensorboard::TensorBoard};
+use crate::error::{Error, Result};
+
+/// What is known about training at a logging step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepMetrics {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Mean training loss over the steps since the last record.
+    pub loss: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Length of the gradient over the whole adapter, before clipping.
+    pub grad_norm: f64,
+    /// Mean duration of a step since the last record, without validation and checkpoints.
+    pub seconds_per_step: f64,
+    /// Memory in use on the host, in MiB.
+    pub memory_mib: f64,
+}
+
+impl StepMetrics {
+    /// Names, units and values, in the order in which they are shown.
+    pub fn values(&self) -> [(&'static str, &'static str, f64); 5] {
+        [
+            ("loss", "", self.loss),
+            ("learning_rate", "", self.learning_rate),
+            ("grad_norm", "", self.grad_norm),
+            ("seconds_per_step", "s", self.seconds_per_step),
+            ("memory_mib", "MiB", self.memory_mib),
+        ]
+    }
+}
+
+/// The held-out loss after a step; step 0 is the model without what was learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationMetrics {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Mean over all held-out samples and noise levels.
+    pub validation_loss: f64,
+    /// Mean over the held-out samples, for each noise level.
+    pub validation_loss_at_sigma: BTreeMap<String, f64>,
+}
+
+impl ValidationMetrics {
+    /// From the losses at each sigma, whose mean is the overall loss.
+    pub fn new(step: u64, losses: &[(f64, f64)]) -> Self {
+        let validation_loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64;
+        let validation_loss_at_sigma = losses.iter().map(|(sigma, loss)| (sigma.to_string(), *loss)).collect();
+        Self { step, validation_loss, validation_loss_at_sigma }
+    }
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// Of training.
+    Step(StepMetrics),
+    /// Of validation.
+    Validation(ValidationMetrics),
+}
+
+impl Record {
+    fn step(&self) -> u64 {
+        match self {
+            Self::Step(metrics) => metrics.step,
+            Self::Validation(metrics) => metrics.step,
+        }
+    }
+}
+
+/// Writes what a run measures into its folder.
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+    board: TensorBoard,
+}
+
+impl Metrics {
+    /// Opens `metrics.jsonl` and `tensorboard/` in the folder of a run, after `resumed_step` steps: 0 for a new run.
+    /// Lines of later steps, which will be trained again, are taken out, and so is a last line that was cut off.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn open(run_folder: &Path, resumed_step: u64) -> Result<Self> {
+        let path = run_folder.join("metrics.jsonl");
+        let kept: Vec<_> = match resumed_step {
+            0 => vec![],
+            step => Self::read(run_folder)?.into_iter().filter(|record| record.step() <= step).collect(),
+        };
+        let partial = run_folder.join("metrics.jsonl.partial");
+        let mut text = String::new();
+        kept.iter().for_each(|record| text += &line(record));
+        std::fs::write(&partial, text).map_err(|e| Error::io(&partial, e))?;
+        std::fs::rename(&partial, &path).map_err(|e| Error::io(&path, e))?;
+        let file = File::options().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self { path, file, board: TensorBoard::open(&run_folder.join("tensorboard"))? })
+    }
+
+    /// All records of a run, in the order they were made; none if it has not recorded anything yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line other than the last is no record.
+    pub fn read(run_folder: &Path) -> Result<Vec<Record>> {
+        let path = run_folder.join("metrics.jsonl");
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            text => text.map_err(|e| Error::io(&path, e))?,
+        };
+        let mut records = vec![];
+        for (i, line) in text.split_inclusive('\n').enumerate() {
+            match serde_json::from_str(line) {
+                Ok(record) => records.push(record),
+                Err(_) if !line.ends_with('\n') => {} // the program was ended while it wrote this
+                Err(e) => return Err(Error::file(&path, format!("line {}: {e}", i + 1))),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Records a logging step.
+    ///
+    /// # Errors
+    /// The file cannot be written, such as for a full disk.
+    pub fn step(&mut self, metrics: &StepMetrics, display: &mut dyn Display) -> Result<()> {
+        self.append(&Record::Step(metrics.clone()))?;
+        for (name, _, value) in metrics.values() {
+            self.board.scalar(&format!("train/{name}"), value, metrics.step);
+        }
+        display.training(metrics);
+        Ok(())
+    }
+
+    /// Records a validation.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn validation(&mut self, metrics: &ValidationMetrics, display: &mut dyn Display) -> Result<()> {
+        self.append(&Record::Validation(metrics.clone()))?;
+        self.board.scalar("validation/loss", metrics.validation_loss, metrics.step);
+        for (sigma, loss) in &metrics.validation_loss_at_sigma {
+            self.board.scalar(&format!("validation/loss_at_sigma/{sigma}"), *loss, metrics.step);
+        }
+        display.validation(metrics);
+        Ok(())
+    }
+
+    /// Puts a picture, such as a grid of samples, beside the curves of TensorBoard.
+    pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) {
+        self.board.image(name, image, step);
+    }
+
+    fn append(&mut self, record: &Record) -> Result<()> {
+        self.file.write_all(line(record).as_bytes()).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+fn line(record: &Record) -> String {
+    serde_json::to_string(record).expect("a record is numbers under string keys, which JSON can hold") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::{Ui, open_display};
+
+    fn at(step: u64) -> StepMetrics {
+        StepMetrics { step, loss: 0.5, learning_rate: 1e-4, grad_norm: 0.1, seconds_per_step: 0.2, memory_mib: 100.0 }
+    }
+
+    #[test]
+    fn a_resumed_run_drops_the_lines_after_its_step_and_a_torn_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut display = open_display(Ui::Plain, Default::default()).unwrap();
+        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        let validation = ValidationMetrics::new(2, &[(0.1, 1.0), (0.9, 0.5)]);
+        assert_eq!(validation.validation_loss, 0.75);
+        (1..=2).for_each(|step| metrics.step(&at(step), display.as_mut()).unwrap());
+        metrics.validation(&validation, display.as_mut()).unwrap();
+        metrics.step(&at(3), display.as_mut()).unwrap();
+        metrics.file.write_all(b"{\"step\":4,\"lo").unwrap();
+        drop(metrics);
+
+        let mut metrics = Metrics::open(folder.path(), 2).unwrap();
+        metrics.step(&at(3), display.as_mut()).unwrap();
+        let expected = [Record::Step(at(1)), Record::Step(at(2)), Record::Validation(validation), Record::Step(at(3))];
+        assert_eq!(Metrics::read(folder.path()).unwrap(), expected);
+
+        Metrics::open(folder.path(), 0).unwrap();
+        assert_eq!(Metrics::read(folder.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn scalars_and_pictures_reach_the_files_of_tensorboard() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut display = open_display(Ui::Plain, Default::default()).unwrap();
+        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        metrics.step(&at(1), display.as_mut()).unwrap();
+        metrics.image("samples/grid", &RgbImage::from_pixel(3, 2, image::Rgb([9, 8, 7])), 1);
+        drop(metrics);
+        let files: Vec<_> = std::fs::read_dir(folder.path().join("tensorboard")).unwrap().flatten().collect();
+        assert_eq!(files.len(), 1);
+        let bytes = std::fs::read(files[0].path()).unwrap();
+        let holds = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+        for text in ["train/loss", "train/learning_rate", "train/grad_norm", "train/memory_mib", "samples/grid"] {
+            assert!(holds(text.as_bytes()), "{text}");
+        }
+        // The PNG inside: its header chunk says 3 wide, 2 high.
+        assert!(holds(b"IHDR\0\0\0\x03\0\0\0\x02"));
+    }
+
+    #[test]
+    fn a_broken_line_in_the_middle_is_an_error_with_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("metrics.jsonl"), "{\"step\": 1}\n").unwrap();
+        let error = Metrics::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl: line 1: "), "{error}");
+    }
+}

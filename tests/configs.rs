@@ -1,0 +1,54 @@
+//! Every configuration that is shipped can be used, and says what the code says.
+
+use std::path::PathBuf;
+
+use kiln::training::TrainConfig;
+
+fn shipped() -> Vec<PathBuf> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    files
+}
+
+#[test]
+fn every_shipped_configuration_parses_validates_and_reads_back() {
+    let files = shipped();
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        let config = TrainConfig::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let resolved = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(resolved.path(), config.to_toml().unwrap()).unwrap();
+        assert_eq!(TrainConfig::load(resolved.path(), &[]).unwrap(), config, "{}", file.display());
+        let stem = file.file_stem().unwrap().to_string_lossy();
+        assert_eq!(config.run.name, stem, "two configurations must not share a run folder");
+    }
+}
+
+#[test]
+fn an_unknown_key_in_any_table_is_refused_with_its_line() {
+    for file in shipped() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let tables: Vec<_> = text.lines().filter(|line| line.starts_with('[')).map(|line| line.trim()).collect();
+        for table in tables {
+            let broken = text.replacen(table, &format!("{table}\nlerning_rate = 1"), 1);
+            let line = broken.lines().position(|line| line.starts_with("lerning_rate")).unwrap() + 1;
+            let name = table.trim_matches(['[', ']']);
+            let target = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(target.path(), broken).unwrap();
+            let error = TrainConfig::load(target.path(), &[]).unwrap_err().to_string();
+            let expected = format!("line {line}: `{name}.lerning_rate`: unknown key `lerning_rate`");
+            assert!(error.contains(&expected), "{}: {error}", file.display());
+        }
+    }
+}
+
+#[test]
+fn an_unknown_table_is_refused_with_a_suggestion() {
+    let text = std::fs::read_to_string(&shipped()[0]).unwrap() + "\n[optimiser]\nlearning_rate = 1\n";
+    let target = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(target.path(), text).unwrap();
+    let error = TrainConfig::load(target.path(), &[]).unwrap_err().to_string();
+    assert!(error.contains("unknown key `optimiser`") && error.ends_with("did you mean `optimizer`?"), "{error}");
+}
