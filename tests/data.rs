@@ -414,3 +414,21 @@ fn progress_is_reported_from_nothing_to_everything() {
         assert_eq!(done, (0..=total).collect::<Vec<_>>(), "{phase}");
     }
 }
+
+#[test]
+fn the_quickstart_pictures_are_ready_to_train_on() {
+    let cache = tempfile::tempdir().unwrap();
+    let config = DataConfig {
+        path: Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/quickstart"),
+        resolution: 64,
+        trigger: "two-drum print".into(),
+        cache: Some(cache.path().into()),
+        ..Default::default()
+    };
+    let (dataset, prompts, pictures) = run(&config, Fake::default());
+    assert_eq!((dataset.samples().len(), prompts.len(), pictures), (24, 25, 24));
+    let sizes: BTreeSet<_> =
+        dataset.samples().iter().map(|s| (s.picture.bucket.width, s.picture.bucket.height)).collect();
+    assert_eq!(sizes, [(64, 64), (80, 48), (48, 80)].into());
+    assert!(dataset.samples().iter().all(|sample| sample.caption.starts_with("two-drum print, ")));
+}
