@@ -1,11 +1,10 @@
 //! The training loop and what surrounds it.
 
 mod bars;
-mod config;
+pub mod config;
 mod dashboard;
 mod display;
 mod metrics;
-mod objective_config;
 mod placeholder;
 mod tensorboard;
 mod terminal;
