@@ -84,7 +84,6 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["export", "a", "--output", "b", "--format", "gguf"],
         &["generate", "--model", "m", "--output", "o"],
         &["generate", "--model", "m", "--prompt", "p"],
-        &["generate", "--model", "m", "--prompt", "p", "--output", "o", "--lora", "a.safetensors@inf"],
     ] {
         fails(2, arguments);
     }

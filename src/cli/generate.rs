@@ -3,14 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::ArgGroup;
 
 use super::{Global, print};
 use crate::pipelines::{self, GenerateRequest};
 
 /// Generates pictures from prompts, with any number of LoRA files, and prints the files written
 #[derive(Debug, clap::Args)]
-#[command(group(ArgGroup::new("text").required(true).args(["prompt", "prompt_ids"])))]
 pub struct Args {
     /// A model in the layout of diffusers: a folder, or `org/name` on the Hugging Face hub
     #[arg(long, value_name = "DIR")]
@@ -19,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE[@SCALE]", value_parser = lora)]
     lora: Vec<(PathBuf, f64)>,
     /// What to show; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Vec<String>,
     /// Prompts that are tokenized already: safetensors with `clip` [B, 77] and `t5` [B, L]
     #[arg(long, value_name = "FILE")]
@@ -79,18 +77,12 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         latents,
         output,
     };
-    for file in pipelines::generate(&request, &global.device.open()?)? {
-        print(file.display())?;
-    }
-    Ok(())
+    pipelines::generate(&request, &global.device.open()?)?.iter().try_for_each(|file| print(file.display()))
 }
 
 /// `FILE@SCALE` or `FILE`. What follows the last `@` is a scale only if it is a number.
-fn lora(text: &str) -> std::result::Result<(PathBuf, f64), String> {
-    let scaled = text.rsplit_once('@').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
-    match scaled {
-        Some((_, scale)) if !scale.is_finite() => Err(format!("the strength {scale} is not finite")),
-        Some((file, scale)) => Ok((file.into(), scale)),
-        None => Ok((text.into(), 1.0)),
-    }
+fn lora(text: &str) -> std::result::Result<(PathBuf, f64), std::convert::Infallible> {
+    let scale = |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite());
+    let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file.into(), scale(end)?)));
+    Ok(scaled.unwrap_or_else(|| (text.into(), 1.0)))
 }

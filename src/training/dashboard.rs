@@ -62,7 +62,6 @@ impl Display for Dashboard {
         let renderer = self.renderer();
         if done >= total {
             renderer.end_split();
-            renderer.log_event_training(name.to_string()); // a counter in the status box
             if max_steps > 0 {
                 renderer.start_split("train", max_steps as usize);
                 renderer.update_split(step as usize);

@@ -11,7 +11,6 @@ mod dashboard;
 mod display;
 mod metrics;
 pub mod objective;
-mod objective_config;
 pub mod optimizer;
 mod run;
 mod schedule;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::Rule;
+
 /// `[objective]`. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the picture, 1
 /// is noise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,10 +82,10 @@ impl Default for ObjectiveConfig {
 }
 
 impl ObjectiveConfig {
-    /// What must hold: whether it does, the key, and the rule.
-    pub(super) fn rules(&self) -> [(bool, &'static str, &'static str); 5] {
+    /// What must hold.
+    pub(super) fn rules(&self) -> Vec<Rule> {
         let shift_is_positive = !matches!(self.shift, Shift::Static(s) if !(s.is_finite() && s > 0.0));
-        [
+        vec![
             (self.logit_mean.is_finite(), "objective.logit_mean", "must be a finite number"),
             (self.logit_std.is_finite() && self.logit_std > 0.0, "objective.logit_std", "must be above 0"),
             (self.mode_scale.is_finite(), "objective.mode_scale", "must be a finite number"),

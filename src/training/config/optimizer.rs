@@ -1,0 +1,115 @@
+//! `[optimizer]` and `[schedule]`: how gradients become steps, and how large these are.
+
+use serde::{Deserialize, Serialize};
+
+use super::Rule;
+
+/// `[optimizer]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// The only one is `adamw`, with torch's semantics: decay is decoupled, moments are bias-corrected, state is f32.
+    pub name: OptimizerName,
+    /// Step size after warm-up. Default 1e-4, the usual one for LoRA with gaussian start. Lower it (3e-5) when samples
+    /// become noisy or over-saturated; raise it (3e-4) for small ranks or very short runs.
+    pub learning_rate: f64,
+    /// How slowly the running means of the gradient and of its square forget. Default `[0.9, 0.999]`. A second value of
+    /// 0.99 reacts faster in runs of a few hundred steps.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment. Default 1e-8, as torch. Rarely changed.
+    pub epsilon: f64,
+    /// Pull of every adapter value to zero, a step: learning_rate × weight_decay. Default 1e-4, as diffusers' trainers
+    /// (torch and others use 1e-2). Even 1e-2 moves a value by one part in a million a step at the default learning
+    /// rate, so it hardly matters in a LoRA run of a few thousand steps; to hold an adapter back, lower the rank.
+    pub weight_decay: f64,
+    /// Gradients longer than this, as one vector over the whole adapter, are scaled down to it. Default 1.0; 0 turns it
+    /// off. It bounds the damage of a single odd batch.
+    pub max_grad_norm: f64,
+}
+
+/// Which rule turns gradients into steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    #[default]
+    Adamw,
+}
+
+/// `[schedule]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Shape of the learning rate after warm-up. Default `constant`, which lets a run be lengthened; `cosine` ends
+    /// smoother when `max_steps` is final.
+    pub name: ScheduleName,
+    /// Optimizer steps over which the rate rises from 0. Default 0: AdamW's bias correction and clipping are enough for
+    /// a LoRA, which starts as no change at all. Use 50 to 100 with large learning rates.
+    pub warmup_steps: u64,
+    /// Waves of `cosine_with_restarts`. Default 1.
+    pub cycles: u64,
+    /// Exponent of `polynomial`. Default 1.0, a straight line.
+    pub power: f64,
+}
+
+/// Shape of the learning rate over the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleName {
+    /// Stays.
+    #[default]
+    Constant,
+    /// Falls evenly to 0 at `max_steps`.
+    Linear,
+    /// Falls as half a cosine wave to 0.
+    Cosine,
+    /// Falls `cycles` times, and jumps back in between.
+    CosineWithRestarts,
+    /// Falls to 1e-7 as a power of what remains.
+    Polynomial,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            name: OptimizerName::Adamw,
+            learning_rate: 1e-4,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 1e-4,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { name: ScheduleName::Constant, warmup_steps: 0, cycles: 1, power: 1.0 }
+    }
+}
+
+impl OptimizerConfig {
+    /// What must hold.
+    pub(super) fn rules(&self) -> Vec<Rule> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
+        let betas_hold = self.betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        vec![
+            (positive(self.learning_rate), "optimizer.learning_rate", "must be above 0"),
+            (betas_hold, "optimizer.betas", "must both be at least 0 and below 1"),
+            (positive(self.epsilon), "optimizer.epsilon", "must be above 0"),
+            (not_negative(self.weight_decay), "optimizer.weight_decay", "must be at least 0"),
+            (not_negative(self.max_grad_norm), "optimizer.max_grad_norm", "must be at least 0 (0 turns it off)"),
+        ]
+    }
+}
+
+impl ScheduleConfig {
+    /// What must hold.
+    pub(super) fn rules(&self) -> Vec<Rule> {
+        vec![
+            (self.cycles > 0, "schedule.cycles", "must be at least 1"),
+            (self.power.is_finite() && self.power > 0.0, "schedule.power", "must be above 0"),
+        ]
+    }
+}
