@@ -190,7 +190,7 @@ fn uneven(golden: &Golden) -> Lora {
     let mut lora = Lora::init(&config, Seed(5), &mut transformer(golden)).unwrap();
     for (i, layer) in lora.layers.iter_mut().enumerate() {
         let rank = 1 + i % 5;
-        layer.a = layer.a.clone().slice([0..rank]);
+        layer.a = layer.a.clone().narrow(0, 0, rank);
         layer.b = Tensor::random([layer.b.dims()[0], rank], Distribution::Normal(0.0, 1e-3), &Device::flex());
         layer.alpha = 0.3 * (i + 1) as f64;
     }
@@ -403,7 +403,7 @@ fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
     let mut top = 0;
     for (suffix, rows) in [("attn.to_q", width), ("attn.to_k", width), ("attn.to_v", width), ("proj_mlp", 4 * width)] {
         let layer = lora.layers.iter().find(|l| l.name == format!("single_transformer_blocks.0.{suffix}")).unwrap();
-        let apart: f32 = (layer.delta() - whole.clone().slice([top..top + rows])).abs().max().into_scalar();
+        let apart: f32 = (layer.delta() - whole.clone().narrow(0, top, rows)).abs().max().into_scalar();
         assert!(apart < 1e-5, "{suffix}: {apart}");
         top += rows;
     }
