@@ -158,10 +158,14 @@ impl Folder {
     /// A T5 tokenizer, from `tokenizer.json`.
     fn t5(&self, length: usize, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         if !self.path.join("tokenizer.json").exists() {
-            return Err(Error::file(&self.path, "no `tokenizer.json`").hint(
-                "kiln does not read `spiece.model`; convert it once in Python: \
-                 transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-            ));
+            let error = Error::file(&self.path, "no `tokenizer.json`");
+            return Err(match self.path.join("spiece.model").exists() {
+                true => error.hint(
+                    "kiln does not read `spiece.model`; convert it once in Python: \
+                     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                ),
+                false => error.hint("of second text encoders, kiln knows the T5 of FLUX.1"),
+            });
         }
         let tokenizer = self.whole(hash)?;
         self.finish(tokenizer, length, "<pad>", hash)

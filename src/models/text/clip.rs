@@ -261,6 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn other_classes_and_activations_are_refused_by_name() {
+        for (class, activation) in [("CLIPTextModelWithProjection", "gelu"), ("CLIPTextModel", "relu6")] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = format!(r#"{{"architectures": ["{class}"], "hidden_act": "{activation}"}}"#);
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            let error = ClipTextModel::open(folder.path(), &Device::flex(), None).unwrap_err().to_string();
+            let named = if activation == "gelu" { class } else { activation };
+            assert!(error.contains(named) && error.contains("config.json"), "{error}");
+        }
+    }
+
+    #[test]
     fn activations_differ() {
         let state = |change: &str| {
             let output = model(change).forward(&[&[1, 2, 3]]);
