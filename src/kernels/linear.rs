@@ -54,7 +54,7 @@ impl Operation<1> for Linear {
                         };
                         let bias = cpu::in_order(bias);
                         let bias = cpu::numbers(&bias);
-                        let mut y = cpu::build(x.rows, weight.rows, |_, y| {
+                        let mut y = cpu::build(x.rows * weight.rows, weight.rows, |_, y| {
                             y.write_copy_of_slice(bias);
                         });
                         add_matmul(&mut y, x, weight.t(), 1.0);
