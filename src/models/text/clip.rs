@@ -101,7 +101,7 @@ impl ClipTextModel {
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: ClipTextConfig = read_json(&path)?;
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(Error::file(path, "`num_attention_heads` does not divide `hidden_size`"));
         }
         let weights = Weights::open(folder, device, dtype)?;
