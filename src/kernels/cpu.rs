@@ -14,28 +14,6 @@ const SERIAL: usize = 16 * 1024;
 /// Numbers in one piece of parallel work. A constant, so that sums over pieces never depend on the number of cores.
 const PIECE: usize = 16 * 1024;
 
-/// Asks the C library to keep the memory of freed tensors for the next ones, for the life of the process.
-///
-/// By default glibc hands large blocks back to the system at once, and the first touch of every page of the next block is
-/// an interrupt: for the elementwise operations that costs more than the operation. Elsewhere this does nothing.
-pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        unsafe extern "C" {
-            fn mallopt(parameter: i32, value: i32) -> i32;
-        }
-        const M_TRIM_THRESHOLD: i32 = -1;
-        const M_TOP_PAD: i32 = -2;
-        const M_MMAP_THRESHOLD: i32 = -3;
-        // SAFETY: glibc's own function, safe to call at any time from any thread.
-        unsafe {
-            mallopt(M_MMAP_THRESHOLD, 1 << 30);
-            mallopt(M_TRIM_THRESHOLD, i32::MAX);
-            mallopt(M_TOP_PAD, 64 << 20);
-        }
-    }
-}
-
 /// The inputs as tensors of the CPU backend, if all of them are that and f32; otherwise the inputs again.
 pub(super) fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; N], [Plain; N]> {
     let ours =
