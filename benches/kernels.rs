@@ -54,7 +54,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    kernels::keep_freed_memory();
+    kiln::memory::keep_freed();
     println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
     for case in cases() {
         let mut medians = Vec::new();
