@@ -11,8 +11,12 @@ use serde::Serialize;
 use super::{read::Index, read::Module};
 use crate::{error::Result, weights::TensorFile};
 
+/// In the names of an optimizer's tensors, after those of an adapter's.
+const OPTIMIZER: &str = "exp_avg";
+
 /// What the names of a file's tensors contain, and what the file then is. The first that fits counts.
 const KINDS: [(&str, &str); 26] = [
+    (OPTIMIZER, "optimizer state"),
     ("single_transformer_blocks.", "FLUX transformer, layout of diffusers"),
     ("attn.add_q_proj.", "FLUX transformer, layout of diffusers"),
     ("double_blocks.", "FLUX transformer, original layout"),
@@ -34,7 +38,6 @@ const KINDS: [(&str, &str); 26] = [
     ("decoder.conv_", "VAE"),
     ("shared.weight", "T5 text encoder"),
     // Files that kiln writes.
-    ("exp_avg", "optimizer state"),
     ("log_variance", "cached latents of kiln"),
     ("moments", "cached latents of kiln"),
     ("pooled", "cached text embeddings of kiln"),
@@ -86,7 +89,8 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     let file = TensorFile::open(path)?;
     let names = file.names();
     let index = Index::of(&file)?;
-    let lora = if index.is_adapter() { Some(LoraSummary::of(&index)?) } else { None };
+    let is_adapter = index.is_adapter() && !names.iter().any(|name| name.contains(OPTIMIZER));
+    let lora = if is_adapter { Some(LoraSummary::of(&index)?) } else { None };
     let known = KINDS.iter().find(|(mark, _)| names.iter().any(|name| name.contains(mark)));
     let kind = if lora.is_some() { "LoRA" } else { known.map_or("unknown", |(_, kind)| kind) };
     let parameters =
