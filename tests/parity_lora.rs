@@ -38,7 +38,9 @@ fn inputs(golden: &Golden, model: &FluxTransformer) -> FluxInputs {
 
 /// The files of a case: one adapter, as diffusers and as kohya store it.
 fn files(golden: &Golden, case: &str) -> Vec<PathBuf> {
-    ["pytorch_lora_weights", "kohya"].map(|name| golden.folder.join(case).join(name).with_extension("safetensors")).into()
+    ["pytorch_lora_weights", "kohya"]
+        .map(|name| golden.folder.join(case).join(name).with_extension("safetensors"))
+        .into()
 }
 
 /// `model` with an adapter at a strength.
