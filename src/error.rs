@@ -67,6 +67,14 @@ impl Error {
         Self::Setting { field: field.into(), problem: problem.into() }
     }
 
+    /// The same, about `path`: for what only a caller knows the file of.
+    pub fn at(mut self, file: impl AsRef<Path>) -> Self {
+        if let Self::Io { path, .. } | Self::File { path, .. } | Self::Many { path, .. } = &mut self {
+            *path = file.as_ref().into();
+        }
+        self
+    }
+
     /// Appends the next move, on a line of its own. Errors of the operating system stay as they are.
     pub fn hint(mut self, next_move: impl AsRef<str>) -> Self {
         let line = format!("\nhint: {}", next_move.as_ref());

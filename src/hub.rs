@@ -55,12 +55,13 @@ impl Source {
     fn resolve(&self, model: &str) -> Result<PathBuf> {
         let folder = Path::new(model);
         if folder.is_dir() {
-            return if folder.join(INDEX).is_file() {
-                Ok(folder.into())
-            } else {
-                Err(Error::file(folder, format!("no `{INDEX}`")).hint(
-                    "point `model.path` at the folder that holds `transformer/`, `vae/` and so on, in the layout of diffusers",
-                ))
+            let lacking = if folder.join(INDEX).is_file() { missing(folder)? } else { vec![INDEX.into()] };
+            return match lacking.is_empty() {
+                true => Ok(folder.into()),
+                false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
+                    "point `model.path` at a whole model in the layout of diffusers: each part a folder with its \
+                     configuration and its weights as safetensors",
+                )),
             };
         }
         if !is_repository(model) {

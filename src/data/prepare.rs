@@ -278,7 +278,7 @@ impl Survey {
             samples: samples.clone(),
         };
         let path = cache.folder().join("index.json");
-        let partial = path.with_extension("partial");
+        let partial = path.with_extension(format!("{}.partial", std::process::id()));
         let json = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e.to_string()))?;
         let written = std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, &path));
         written.map_err(|e| Error::io(&path, e))

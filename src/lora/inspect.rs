@@ -11,9 +11,13 @@ use serde::Serialize;
 use super::{read::Index, read::Module};
 use crate::{error::Result, weights::TensorFile};
 
+/// An optimizer's tensors are named after those of the adapter or model.
+const OPTIMIZER: (&str, &[&str]) = ("optimizer state", &["exp_avg"]);
+
 /// What a file is whose tensors have one of these in their names. The first line that fits counts, and each part of a
 /// model in shards fits one.
 const KINDS: [(&str, &[&str]); 14] = [
+    OPTIMIZER,
     ("FLUX transformer, original layout", &["double_blocks.", "single_blocks."]),
     (
         "VAE, layout of diffusers",
@@ -30,7 +34,6 @@ const KINDS: [(&str, &[&str]); 14] = [
     ("T5 text encoder", &["encoder.block.", "encoder.final_layer_norm.", "shared.weight"]),
     ("VAE", &["encoder.conv_", "decoder.conv_", "quant_conv."]),
     // Files that kiln writes.
-    ("optimizer state", &["exp_avg"]),
     ("cached latents of kiln", &["moments"]),
     ("cached text embeddings of kiln", &["pooled"]),
     ("prompt ids", &["clip"]),
@@ -80,8 +83,9 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     let file = TensorFile::open(path)?;
     let names = file.names();
     let index = Index::of(&file)?;
-    let lora = if index.is_adapter() { Some(LoraSummary::of(&index)?) } else { None };
     let has = |mark: &&str| names.iter().any(|name| name.contains(mark));
+    let is_adapter = index.is_adapter() && !OPTIMIZER.1.iter().any(has);
+    let lora = if is_adapter { Some(LoraSummary::of(&index)?) } else { None };
     let known = KINDS.iter().find(|(_, marks)| marks.iter().any(has));
     let kind = if lora.is_some() { "LoRA" } else { known.map_or("unknown", |(kind, _)| kind) };
     let parameters =

@@ -67,16 +67,24 @@ impl FluxEncoders {
         })
     }
 
+    /// The text encoders, loaded if they are not.
+    ///
+    /// # Errors
+    /// They cannot be loaded.
+    pub fn text(&mut self) -> Result<&TextEncoders> {
+        if self.text.is_none() {
+            tracing::debug!("loading the text encoders");
+            self.text = Some(TextEncoders::open(&self.model, &self.device, Some(self.dtype))?);
+        }
+        Ok(self.text.as_ref().expect("just loaded"))
+    }
+
     /// The embeddings of many prompts as one batch.
     ///
     /// # Errors
     /// The text encoders cannot be loaded.
     pub fn encode_prompts(&mut self, ids: &[PromptIds]) -> Result<PromptEmbeds> {
-        if self.text.is_none() {
-            tracing::debug!("loading the text encoders");
-            self.text = Some(TextEncoders::open(&self.model, &self.device, Some(self.dtype))?);
-        }
-        Ok(self.text.as_ref().expect("just loaded").encode(ids))
+        Ok(self.text()?.encode(ids))
     }
 }
 

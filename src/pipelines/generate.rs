@@ -78,8 +78,8 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         let _stage = Stage::enter("load", device);
         FluxPipeline::open(&model, device, dtype)?
     };
-    for (lora, strength) in &loras {
-        lora.attach(&mut pipeline.transformer, *strength)?;
+    for ((lora, strength), (path, _)) in loras.iter().zip(&request.loras) {
+        lora.attach(&mut pipeline.transformer, *strength).map_err(|e| e.at(path))?;
     }
     let rows = text.prompt.dims()[0] * request.count;
     let noise = start_noise(request, &pipeline, rows)?;
@@ -121,7 +121,12 @@ fn encode(
 ) -> Result<(PromptEmbeds, Option<(PromptEmbeds, f64)>)> {
     let mut encoders = FluxEncoders::open(model, device, dtype)?;
     let ids = match &request.prompt_ids {
-        Some(path) => read_ids(path)?,
+        Some(path) => {
+            let ids = read_ids(path)?;
+            let text = encoders.text()?;
+            ids.iter().try_for_each(|ids| text.check(ids)).map_err(|problem| Error::file(path, problem))?;
+            ids
+        }
         None => request.prompts.iter().map(|prompt| encoders.tokenize(prompt)).collect::<Result<_>>()?,
     };
     let text = encoders.encode_prompts(&ids)?;

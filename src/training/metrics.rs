@@ -101,13 +101,14 @@ impl Metrics {
     /// The folder cannot be written.
     pub fn open(run_folder: &Path, resumed_step: u64) -> Result<Self> {
         let path = run_folder.join("metrics.jsonl");
-        let kept: Vec<_> = match resumed_step {
+        // The lines as they are: numbers that are read and written again may lose their last digit.
+        let kept = match resumed_step {
             0 => vec![],
-            step => Self::read(run_folder)?.into_iter().filter(|record| record.step() <= step).collect(),
+            _ => lines(&path)?,
         };
+        let kept = kept.into_iter().filter(|(_, record)| record.step() <= resumed_step);
+        let text: String = kept.map(|(line, _)| line).collect();
         let partial = run_folder.join("metrics.jsonl.partial");
-        let mut text = String::new();
-        kept.iter().for_each(|record| text += &line(record));
         std::fs::write(&partial, text).map_err(|e| Error::io(&partial, e))?;
         std::fs::rename(&partial, &path).map_err(|e| Error::io(&path, e))?;
         let file = File::options().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
@@ -119,20 +120,7 @@ impl Metrics {
     /// # Errors
     /// The file cannot be read, or a line other than the last is no record.
     pub fn read(run_folder: &Path) -> Result<Vec<Record>> {
-        let path = run_folder.join("metrics.jsonl");
-        let text = match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-            text => text.map_err(|e| Error::io(&path, e))?,
-        };
-        let mut records = vec![];
-        for (i, line) in text.split_inclusive('\n').enumerate() {
-            match serde_json::from_str(line) {
-                Ok(record) => records.push(record),
-                Err(_) if !line.ends_with('\n') => {} // the program was ended while it wrote this
-                Err(e) => return Err(Error::file(&path, format!("line {}: {e}", i + 1))),
-            }
-        }
-        Ok(records)
+        Ok(lines(&run_folder.join("metrics.jsonl"))?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Records a logging step.
@@ -170,6 +158,23 @@ impl Metrics {
     fn append(&mut self, record: &Record) -> Result<()> {
         self.file.write_all(line(record).as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
+}
+
+/// The lines of a file of records and what they say.
+fn lines(path: &Path) -> Result<Vec<(String, Record)>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        text => text.map_err(|e| Error::io(path, e))?,
+    };
+    let mut lines = vec![];
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        if !line.ends_with('\n') {
+            break; // the program was ended while it wrote this
+        }
+        let record = serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))?;
+        lines.push((line.to_string(), record));
+    }
+    Ok(lines)
 }
 
 fn line(record: &Record) -> String {

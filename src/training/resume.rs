@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CONFIG, Checkpoint, TrainConfig};
+use super::{CONFIG, Checkpoint, ScheduleName, TrainConfig};
 use crate::error::{Error, Result};
 
 /// The run and checkpoint that `path` means, if `config` may go on with it.
@@ -14,6 +14,10 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, C
     let before = TrainConfig::load(run.join(CONFIG), &[])?;
     let mut problems = Vec::new();
     compare("", &table(&before)?, &table(config)?, &mut problems);
+    let (length, now) = (before.training.max_steps, config.training.max_steps);
+    if length != now && config.schedule.name != ScheduleName::Constant {
+        problems.push(format!("`training.max_steps` was {length} and is now {now}, which changes the learning rates"));
+    }
     if !problems.is_empty() {
         return Err(Error::Many { path: run.join(CONFIG), problems }
             .hint("go on with the settings the run was started with, or start a new run without `--resume`"));
@@ -21,7 +25,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, C
     Ok((run, checkpoints.pop().expect("at least one was found")))
 }
 
-/// Settings that do not change what a step computes.
+/// Settings that do not change what a step computes (`training.max_steps` does not while the learning rate is constant).
 const FREE: [&str; 10] = [
     "run.name",
     "run.output",

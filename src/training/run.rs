@@ -78,12 +78,12 @@ pub fn train(
         let _stage = Stage::enter("load", device);
         FluxPipeline::open(&model, device, config.model.dtype.into())?
     };
-    let mut run = Run::open(config, resumed, &model, &dataset, pipeline)?;
-    let mut validator = Validator::new(config, &dataset, &run.pipeline)?;
-    let plan = dataset.plan(run.seed);
+    let mut validator = Validator::new(config, &dataset, &pipeline)?;
+    let plan = dataset.plan(Seed(config.run.seed));
     if plan.batches_per_epoch() == 0 {
         return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
     }
+    let mut run = Run::open(config, resumed, &model, &dataset, pipeline)?;
     let mut batches =
         Prefetch::start(dataset.clone(), plan, run.step * config.training.gradient_accumulation, READ_AHEAD);
     display.progress(run.step, config.training.max_steps);
@@ -196,6 +196,7 @@ impl<'a> Run<'a> {
         let seed = Seed(config.run.seed);
         let device = pipeline.device().clone();
         let fingerprint = dataset.fingerprint();
+        let metadata = describe(config, model, &fingerprint)?;
         let (folder, step, mut lora, optimizer) = match resumed {
             None => {
                 let lora = Lora::init(&config.lora, seed, &mut pipeline.transformer)?;
@@ -209,6 +210,11 @@ impl<'a> Run<'a> {
                         .hint("bring the data back, or start a new run from this adapter's base without `--resume`"));
                 }
                 let lora = on_device(Lora::read(checkpoint.adapter())?, &device);
+                if lora.metadata.get(BASE).is_some_and(|base| *base != metadata[BASE]) {
+                    let problem = "the base model is not the one that the run was started with";
+                    return Err(Error::file(&config.model.path, problem)
+                        .hint("bring that model back, or start a new run without `--resume`"));
+                }
                 let optimizer = checkpoint.optimizer(config.optimizer.clone(), &lora, &device)?;
                 tracing::info!("resuming after step {}", state.step);
                 (folder, state.step, lora, optimizer)
@@ -217,7 +223,7 @@ impl<'a> Run<'a> {
         lora.attach(&mut pipeline.transformer, 1.0)?;
         let path = folder.join(CONFIG);
         fs::write(&path, config.to_toml()?).map_err(|e| Error::io(&path, e))?;
-        lora.metadata = describe(config, model, &fingerprint)?;
+        lora.metadata = metadata;
         tracing::info!("{} trained numbers in {} layers", lora.parameters(), lora.layers.len());
         let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
         let metrics = Metrics::open(&folder, step)?;
@@ -315,8 +321,9 @@ impl<'a> Run<'a> {
     /// Leaves the finished adapter as a LoRA file that other programs load.
     fn export(&self) -> Result<()> {
         let path = self.folder.join(format!("{}.safetensors", self.config.run.name));
-        lora::export(&self.lora, &path, lora::Format::Diffusers, FloatDType::F32, &self.lora.metadata)?;
-        tracing::info!("wrote {}", path.display());
+        let dtype = FloatDType::F32;
+        let report = lora::export(&self.lora, &path, lora::Format::Diffusers, dtype, &self.lora.metadata)?;
+        tracing::info!("{report}");
         Ok(())
     }
 }
@@ -335,14 +342,17 @@ fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
     unreachable!("the numbers go on")
 }
 
+/// The key under which an adapter's file says what it was trained on.
+const BASE: &str = "kiln.base_model_fingerprint";
+
 /// What an adapter's file says about where it comes from.
 fn describe(config: &TrainConfig, model: &Path, dataset: &str) -> Result<BTreeMap<String, String>> {
-    let base = data::fingerprint(&[model.join("transformer")], "")?;
+    let base = data::fingerprint(&[model.join("transformer"), model.join("scheduler")], "")?;
     Ok(BTreeMap::from([
         ("kiln.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
         ("kiln.config".to_string(), config.to_toml()?),
         ("kiln.base_model".to_string(), config.model.path.clone()),
-        ("kiln.base_model_fingerprint".to_string(), base),
+        (BASE.to_string(), base),
         ("kiln.dataset_fingerprint".to_string(), dataset.to_string()),
     ]))
 }
@@ -363,6 +373,6 @@ fn on_device(mut lora: Lora, device: &Device) -> Lora {
 pub fn export(path: &Path, output: &Path, format: lora::Format, dtype: FloatDType) -> Result<()> {
     let (_, mut checkpoints) = Checkpoint::resolve(path)?;
     let adapter = Lora::read(checkpoints.pop().expect("at least one was found").adapter())?;
-    lora::export(&adapter, output, format, dtype, &adapter.metadata)?;
+    tracing::info!("{}", lora::export(&adapter, output, format, dtype, &adapter.metadata)?);
     Ok(())
 }

@@ -184,7 +184,11 @@ impl fmt::Display for ValidationReport {
         write!(f, "{:>8}  {:>8}", "step", "loss")?;
         sigmas.iter().try_for_each(|(sigma, _)| write!(f, "  {:>8}", format!("σ {sigma}")))?;
         for score in &self.checkpoints {
-            write!(f, "\n{:>8}  {:>8.5}", score.step, score.loss)?;
+            write!(f, "\n{:>8}", score.step)?;
+            match score.loss.is_finite() {
+                true => write!(f, "  {:>8.5}", score.loss)?,
+                false => write!(f, "  {:>8}", "-")?,
+            }
             score.loss_at_sigma.iter().try_for_each(|(_, loss)| write!(f, "  {loss:>8.5}"))?;
             if let Some(path) = &score.samples {
                 write!(f, "  {}", path.display())?;
@@ -219,6 +223,12 @@ pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::resolve(path)?;
     let config = TrainConfig::load(run.join(super::CONFIG), &[])?;
     let (model, dataset) = super::prepare_dataset(&config, device, &mut super::Silent)?;
+    if dataset.held_out(Seed(config.run.seed)).is_empty() && config.validation.prompts.is_empty() {
+        let problem = "no picture was held out, and there are no prompts to generate: there is nothing to validate";
+        return Err(Error::setting("data.validation_split", problem).hint(
+            "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's config.toml",
+        ));
+    }
     let mut pipeline = FluxPipeline::open(&model, device, config.model.dtype.into())?;
     let mut validator = Validator::new(&config, &dataset, &pipeline)?;
     let before = crate::memory::usage(device).resident_mib();
@@ -230,7 +240,8 @@ pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
     for checkpoint in checkpoints {
         tracing::info!("validating {}", checkpoint.folder.display());
         lora::detach_all(&mut pipeline.transformer);
-        Lora::read(checkpoint.adapter())?.attach(&mut pipeline.transformer, 1.0)?;
+        let adapter = checkpoint.adapter();
+        Lora::read(&adapter)?.attach(&mut pipeline.transformer, 1.0).map_err(|e| e.at(&adapter))?;
         let losses = validator.losses(&pipeline)?;
         let samples = validator.grid(&pipeline)?.map(|grid| save_grid(&run, checkpoint.step, &grid)).transpose()?;
         scores.push(score(checkpoint.step, losses, samples));

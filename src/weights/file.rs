@@ -171,9 +171,10 @@ pub fn write_tensors(
         stored.push((name, Stored(data, dtype)));
     }
     let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
-    let partial = path.with_extension("partial");
+    // Two processes that fill one cache may write the same entry at the same time.
+    let partial = path.with_extension(format!("{}.partial", std::process::id()));
     safetensors::serialize_to_file(stored, Some(metadata), &partial)
-        .map_err(|e| Error::file(&partial, format!("cannot be written ({e})")))?;
+        .map_err(|e| Error::file(path, format!("cannot be written ({e})")))?;
     let sync = File::open(&partial).and_then(|file| file.sync_all());
     sync.and_then(|()| std::fs::rename(&partial, path)).map_err(|e| Error::io(path, e))
 }

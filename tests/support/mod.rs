@@ -1,6 +1,8 @@
 //! Goldens: inputs and outputs of diffusers, written by `golden.py` beside the tiny models they were made with.
 #![allow(dead_code)] // each test crate uses its own part
 
+pub mod program;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};

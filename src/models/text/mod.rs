@@ -20,6 +20,9 @@ pub struct PromptEmbeds {
     pub pooled: Tensor<2>,
 }
 
+/// The longest prompt that FLUX.1 was trained with, in tokens of T5, which by itself has no limit.
+const T5_LONGEST: usize = 512;
+
 /// The text encoders of one model.
 #[derive(Clone, Debug)]
 pub struct TextEncoders {
@@ -41,6 +44,26 @@ impl TextEncoders {
             clip: ClipTextModel::open(model.join("text_encoder"), device, dtype)?,
             t5: second.is_dir().then(|| T5Encoder::open(second, device, dtype)).transpose()?,
         })
+    }
+
+    /// Whether the models can read a prompt that did not come from their tokenizers: at least one id for each, none outside
+    /// the vocabulary, and no more than there are positions.
+    ///
+    /// # Errors
+    /// What they cannot read.
+    pub fn check(&self, prompt: &PromptIds) -> std::result::Result<(), String> {
+        let within = |name: &str, ids: &[i64], vocabulary: usize, longest: usize| {
+            if ids.is_empty() || ids.len() > longest {
+                return Err(format!("`{name}` has {} ids for a prompt, expected 1 to {longest}", ids.len()));
+            }
+            match ids.iter().find(|&&id| id < 0 || id >= vocabulary as i64) {
+                Some(id) => Err(format!("`{name}` holds {id}, but the model's ids go from 0 to {}", vocabulary - 1)),
+                None => Ok(()),
+            }
+        };
+        let clip = &self.clip.config;
+        within("clip", &prompt.clip, clip.vocab_size, clip.max_position_embeddings)?;
+        self.t5.as_ref().map_or(Ok(()), |t5| within("t5", &prompt.t5, t5.config.vocab_size, T5_LONGEST))
     }
 
     /// Encodes a batch of at least one prompt, tokenized with the tokenizers of the same model; the embeddings are in the

@@ -1,0 +1,208 @@
+//! `kiln generate`: the latents of diffusers from its noise and ids, and what seeds, strengths and files mean.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use burn::tensor::{Tensor, TensorData};
+use kiln::{models::flux::unpack, tokenizer::Tokenizers, weights::write_tensors};
+use support::{
+    goldens,
+    program::{MODEL, fails, kiln, succeeds, tensors, train, workshop},
+};
+
+/// What `model_max_length` of the model's second tokenizer says.
+const T5_TOKENS: usize = 64;
+
+static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("generate"));
+
+/// A trained adapter.
+static LORA: LazyLock<String> = LazyLock::new(|| {
+    let run = train(&WORKSHOP, "adapter", &["optimizer.learning_rate=0.05", "training.max_steps=5"]);
+    run.join("adapter.safetensors").to_str().unwrap().to_string()
+});
+
+fn write(path: &Path, content: Vec<(&str, TensorData)>) -> String {
+    let content: BTreeMap<_, _> = content.into_iter().map(|(name, data)| (name.to_string(), data)).collect();
+    write_tensors(path, &content, &BTreeMap::new()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn noise_and_ids_of_a_golden_give_its_latents_with_and_without_lora_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for golden in goldens("FluxPipeline") {
+        let rows = |name: &str| {
+            let length = golden.shape(name)[1];
+            TensorData::new(golden.ids(name)[..length].to_vec(), [1, length])
+        };
+        let ids = vec![("clip", rows("clip.input_ids")), ("t5", rows("t5.input_ids"))];
+        let ids = write(&at("ids.safetensors"), ids);
+        let mut cases = vec![("pipe.txt2img".to_string(), None), ("pipe.txt2img_wide".to_string(), None)];
+        for case in ["lora_r4_a4", "lora_r4_a8", "lora_all_r4_a2"] {
+            for file in ["pytorch_lora_weights", "kohya"] {
+                let file = golden.folder.join(case).join(file).with_extension("safetensors");
+                cases.push((format!("{case}.txt2img"), Some(file.to_str().unwrap().to_string())));
+            }
+        }
+        for (section, lora) in cases {
+            let number = |key: &str| golden.section(&section)[key].as_f64().unwrap();
+            let start: Tensor<3> = golden.tensor(&format!("{section}.latents"));
+            // The places of the noise follow from its tokens and the shape of the picture.
+            let ratio = number("width") / number("height");
+            let rows = ((start.dims()[1] as f64 / ratio).sqrt().round() as usize) * 2;
+            let noise = unpack(start.clone(), rows, start.dims()[1] * 4 / rows);
+            let noise = write(&at("noise.safetensors"), vec![("noise", noise.into_data())]);
+            let (steps, guidance) = (number("num_inference_steps").to_string(), number("guidance_scale").to_string());
+            let latents = at("latents.safetensors");
+            let mut arguments = vec!["generate", "--model", golden.model.to_str().unwrap(), "--prompt-ids", &ids];
+            arguments.extend(["--noise", &noise, "--steps", &steps, "--guidance", &guidance]);
+            arguments.extend(["--latents", latents.to_str().unwrap()]);
+            arguments.extend(lora.iter().flat_map(|file| ["--lora", file.as_str()]));
+            let (out, _) = succeeds(&arguments);
+            assert_eq!(out, format!("{}\n", latents.display()));
+            let [(name, found)] = tensors(&latents).try_into().unwrap();
+            assert_eq!(name, "latents");
+            golden.check(&format!("{section}.output"), Tensor::<3>::from_data(found, &burn::tensor::Device::flex()));
+        }
+    }
+}
+
+/// Generates into a folder of its own with these arguments added; returns the pictures' bytes.
+fn pictures(more: &[&str]) -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut arguments = vec!["generate", "--model", MODEL, "--output", folder.path().to_str().unwrap()];
+    arguments.extend(["--width", "64", "--height", "32", "--steps", "2"]);
+    if !more.contains(&"--prompt-ids") {
+        arguments.extend(["--prompt", "a red circle on white"]);
+    }
+    arguments.extend(more);
+    let (out, _) = succeeds(&arguments);
+    let files: Vec<_> = out.lines().map(PathBuf::from).collect();
+    assert_eq!(files.len(), std::fs::read_dir(folder.path()).unwrap().count());
+    let read = |path: &PathBuf| {
+        let picture = image::open(path).unwrap();
+        assert_eq!((picture.width(), picture.height()), (64, 32));
+        std::fs::read(path).unwrap()
+    };
+    files.iter().map(read).collect()
+}
+
+#[test]
+fn equal_seeds_give_equal_bytes_and_other_seeds_do_not() {
+    let one = pictures(&["--seed", "7"]);
+    assert_eq!(one, pictures(&["--seed", "7"]));
+    assert_ne!(one, pictures(&["--seed", "8"]));
+}
+
+#[test]
+fn each_prompt_gets_as_many_pictures_as_are_asked_for() {
+    let many = pictures(&["--prompt", "another", "--count", "3"]);
+    assert_eq!(many.len(), 6);
+    assert!((1..6).all(|i| !many[..i].contains(&many[i])), "two pictures are the same");
+}
+
+#[test]
+fn a_prompt_and_its_ids_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = Tokenizers::open(MODEL, T5_TOKENS).unwrap().tokenize("a red circle on white").unwrap();
+    let row = |ids: Vec<i64>| {
+        let length = ids.len();
+        TensorData::new(ids, [1, length])
+    };
+    let content = vec![("clip", row(ids.clip)), ("t5", row(ids.t5))];
+    let file = write(&folder.path().join("ids.safetensors"), content);
+    assert_eq!(pictures(&["--prompt-ids", &file]), pictures(&[]));
+}
+
+#[test]
+fn strengths_scale_an_adapter_and_several_add_up() {
+    let [half, none] = ["0.5", "0"].map(|scale| format!("{}@{scale}", *LORA));
+    let plain = pictures(&[]);
+    let full = pictures(&["--lora", &LORA]);
+    assert_ne!(full, plain);
+    assert_eq!(pictures(&["--lora", &none]), plain);
+    let halves = pictures(&["--lora", &half]);
+    assert!(halves != plain && halves != full);
+    // Twice a half is one, up to rounding: no pixel may be off by more than one level.
+    let pixels = |bytes: &[u8]| image::load_from_memory(bytes).unwrap().into_rgb8().into_raw();
+    let twice = pictures(&["--lora", &half, "--lora", &half]);
+    let pairs = pixels(&twice[0]).into_iter().zip(pixels(&full[0]));
+    assert!(pairs.into_iter().all(|(one, other)| one.abs_diff(other) <= 1));
+}
+
+#[test]
+fn a_negative_prompt_changes_the_picture() {
+    let negative = ["--negative-prompt", "a blue square"];
+    assert_ne!(pictures(&negative), pictures(&[]));
+    // At strength one the negative prompt has no say.
+    let one = pictures(&[&negative[..], &["--true-guidance", "1"]].concat());
+    let pixels = |bytes: &[u8]| image::load_from_memory(bytes).unwrap().into_rgb8().into_raw();
+    let pairs = pixels(&one[0]).into_iter().zip(pixels(&pictures(&[])[0]));
+    assert!(pairs.into_iter().all(|(one, other)| one.abs_diff(other) <= 1));
+}
+
+#[test]
+fn pictures_that_are_there_are_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().to_str().unwrap();
+    let arguments = ["generate", "--model", MODEL, "--prompt", "p", "--width", "32", "--height", "32", "--steps", "1"];
+    let names = [0, 1].map(|_| succeeds(&[&arguments[..], &["--output", output]].concat()).0);
+    assert_eq!(names, ["0000.png", "0001.png"].map(|name| format!("{output}/{name}\n")));
+}
+
+#[test]
+fn wrong_sizes_ids_and_noise_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let latents = folder.path().join("latents.safetensors");
+    let start = ["generate", "--model", MODEL, "--latents", latents.to_str().unwrap()];
+    let said = |more: &[&str]| {
+        let said = fails(&[&start[..], more].concat());
+        assert!(!latents.exists(), "{more:?}");
+        said
+    };
+    let text = ["--prompt", "p", "--steps", "1", "--width", "64", "--height", "64"];
+    let with_text = |more: &[&str]| said(&[&text[..], more].concat());
+    for (option, size, near) in [("--width", "100", "96"), ("--height", "0", "16"), ("--width", "65", "64")] {
+        let answer = said(&["--prompt", "p", option, size]);
+        assert!(answer.contains(&format!("{size} is not a multiple of 16")), "{answer}");
+        assert!(answer.contains(&option[2..]) && answer.contains(&format!("hint: use {near}")), "{answer}");
+    }
+    for (option, value) in [("--steps", "0"), ("--count", "0")] {
+        let answer = said(&["--prompt", "p", option, value]);
+        assert!(answer.contains(option), "{answer}");
+    }
+
+    let ids = |length: usize, value: i64| TensorData::new(vec![value; length], [1, length]);
+    let file = |name: &str, content| write(&folder.path().join(name), content);
+    for (name, content, problem) in [
+        ("flat", vec![("clip", TensorData::new(vec![1i64; 77], [77])), ("t5", ids(8, 1))], "`clip` has shape [77]"),
+        ("lacking", vec![("clip", ids(77, 1))], "tensor `t5` is missing"),
+        ("rows", vec![("clip", ids(77, 1)), ("t5", TensorData::new(vec![1i64; 16], [2, 8]))], "1 rows, `t5` has 2"),
+        ("long", vec![("clip", ids(78, 1)), ("t5", ids(8, 1))], "`clip`"),
+        ("empty", vec![("clip", ids(77, 1)), ("t5", ids(0, 1))], "`t5`"),
+        ("beyond", vec![("clip", ids(77, 1)), ("t5", ids(8, 1 << 20))], "`t5`"),
+        ("below", vec![("clip", ids(77, -1)), ("t5", ids(8, 1))], "`clip`"),
+    ] {
+        let file = file(name, content);
+        let answer = said(&["--prompt-ids", &file, "--width", "64", "--height", "64", "--steps", "1"]);
+        assert!(answer.contains(&file) && answer.contains(problem), "{name}: {answer}");
+    }
+    let zeros = |shape: [usize; 4]| TensorData::zeros::<f32, _>(shape);
+    for (name, content, problem) in [
+        ("none", vec![("other", zeros([1, 16, 8, 8]))], "tensor `noise` is missing"),
+        ("channels", vec![("noise", zeros([1, 4, 8, 8]))], "expected [1, 16, even, even]"),
+        ("batch", vec![("noise", zeros([2, 16, 8, 8]))], "expected [1, 16, even, even]"),
+        ("odd", vec![("noise", zeros([1, 16, 7, 8]))], "expected [1, 16, even, even]"),
+    ] {
+        let file = file(name, content);
+        let answer = with_text(&["--noise", &file]);
+        assert!(answer.contains(&file) && answer.contains(problem), "{name}: {answer}");
+    }
+    assert!(kiln(&[&start[..], &text].concat()).status.success());
+}

@@ -1,0 +1,156 @@
+//! LoRA files of diffusers and kohya, and our own, do to the model what they do in diffusers.
+
+mod support;
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use kiln::{
+    lora::{Format, Lora, detach_all, export},
+    models::{
+        flux::{FluxInputs, FluxTransformer, pack, unpack},
+        text::PromptEmbeds,
+    },
+    pipelines::{FluxPipeline, Request},
+};
+use support::{Golden, goldens};
+
+const CASES: [&str; 3] = ["lora_r4_a4", "lora_r4_a8", "lora_all_r4_a2"];
+
+fn open(golden: &Golden) -> FluxTransformer {
+    FluxTransformer::open(golden.model.join("transformer"), &Device::flex(), Some(FloatDType::F32)).unwrap()
+}
+
+/// The inputs of the section `lora`.
+fn inputs(golden: &Golden, model: &FluxTransformer) -> FluxInputs {
+    let latents: Tensor<4> = golden.tensor("lora.latents");
+    let [_, _, height, width] = latents.dims();
+    let txt: Tensor<3> = golden.tensor("lora.encoder_hidden_states");
+    FluxInputs {
+        img: pack(latents),
+        pooled: golden.tensor("lora.pooled_projections"),
+        sigma: golden.tensor("lora.timestep"),
+        guidance: golden.tensor("lora.guidance"),
+        rope: model.config.rope(txt.dims()[1], height, width, &Device::flex()),
+        txt,
+    }
+}
+
+/// The files of a case: one adapter, as diffusers and as kohya store it.
+fn files(golden: &Golden, case: &str) -> Vec<PathBuf> {
+    ["pytorch_lora_weights", "kohya"]
+        .map(|name| golden.folder.join(case).join(name).with_extension("safetensors"))
+        .into()
+}
+
+/// `model` with an adapter at a strength.
+fn with(model: &FluxTransformer, lora: &Lora, strength: f64) -> FluxTransformer {
+    let mut model = model.clone();
+    lora.attach(&mut model, strength).unwrap();
+    model
+}
+
+#[test]
+fn attached_files_give_the_output_of_diffusers_at_full_and_half_strength() {
+    for golden in goldens("FluxPipeline") {
+        let model = open(&golden);
+        let inputs = inputs(&golden, &model);
+        golden.check("lora.output_base", model.forward(&inputs));
+        for case in CASES {
+            for file in files(&golden, case) {
+                let lora = Lora::read(&file).unwrap();
+                assert_eq!(lora.layers.len() as u64, golden.section(case)["modules"].as_u64().unwrap());
+                golden.check(&format!("{case}.output"), with(&model, &lora, 1.0).forward(&inputs));
+                golden.check(&format!("{case}.output_scale_half"), with(&model, &lora, 0.5).forward(&inputs));
+            }
+        }
+    }
+}
+
+#[test]
+fn merged_files_give_the_output_of_diffusers() {
+    for golden in goldens("FluxPipeline") {
+        let model = open(&golden);
+        let inputs = inputs(&golden, &model);
+        for case in CASES {
+            for file in files(&golden, case) {
+                let lora = Lora::read(&file).unwrap();
+                for (strength, output) in [(1.0, "output"), (0.5, "output_scale_half")] {
+                    let mut merged = model.clone();
+                    lora.merge(&mut merged, strength).unwrap();
+                    golden.check(&format!("{case}.{output}"), merged.forward(&inputs));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_adapters_add_up_and_detaching_leaves_the_base() {
+    for golden in goldens("FluxPipeline") {
+        let model = open(&golden);
+        let inputs = inputs(&golden, &model);
+        let base = model.forward(&inputs).into_data();
+        for case in CASES {
+            let [one, other] = files(&golden, case).try_into().unwrap();
+            let mut both = with(&model, &Lora::read(one).unwrap(), 0.75);
+            Lora::read(other).unwrap().attach(&mut both, 0.25).unwrap();
+            golden.check(&format!("{case}.output"), both.forward(&inputs));
+            detach_all(&mut both);
+            both.forward(&inputs).into_data().assert_eq(&base, true);
+        }
+    }
+}
+
+#[test]
+fn sampling_with_a_file_gives_the_latents_of_diffusers() {
+    for golden in goldens("FluxPipeline") {
+        let base = FluxPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
+        for case in CASES {
+            let of = |name: &str| format!("{case}.txt2img.{name}");
+            let number = |key: &str| golden.section(&format!("{case}.txt2img"))[key].as_f64().unwrap();
+            let side = |key: &str| number(key) as usize / base.vae.downsampling();
+            let request = Request {
+                text: PromptEmbeds {
+                    prompt: golden.tensor(&of("prompt_embeds")),
+                    pooled: golden.tensor(&of("pooled_prompt_embeds")),
+                },
+                noise: unpack(golden.tensor(&of("latents")), side("height"), side("width")),
+                steps: number("num_inference_steps") as usize,
+                guidance: number("guidance_scale"),
+                negative: None,
+            };
+            for file in files(&golden, case) {
+                let lora = Lora::read(&file).unwrap();
+                let pipeline = base.with_transformer(with(&base.transformer, &lora, 1.0));
+                let mut steps = Vec::new();
+                let latents = pipeline.generate(&request, |_, latents| steps.push(pack(latents.clone())));
+                golden.check(&of("steps"), Tensor::stack::<4>(steps, 0));
+                golden.check(&of("output"), pack(latents));
+            }
+        }
+    }
+}
+
+#[test]
+fn our_own_files_of_every_format_and_dtype_give_the_same_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("exported.safetensors");
+    for golden in goldens("FluxPipeline") {
+        let model = open(&golden);
+        let inputs = inputs(&golden, &model);
+        for case in CASES {
+            let lora = Lora::read(&files(&golden, case)[0]).unwrap();
+            for format in [Format::Diffusers, Format::Kohya, Format::ComfyUi] {
+                let read_back = |dtype| {
+                    export(&lora, &path, format, dtype, &Default::default()).unwrap();
+                    with(&model, &Lora::read(&path).unwrap(), 1.0).forward(&inputs)
+                };
+                let name = format!("{case}.output");
+                golden.check(&name, read_back(FloatDType::F32));
+                golden.check_roughly(&name, read_back(FloatDType::BF16), 5e-3);
+                golden.check_roughly(&name, read_back(FloatDType::F16), 5e-4);
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A run that is interrupted and taken up again is the run that was not.
+
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use burn::tensor::{Device, TensorData};
+use kiln::{
+    error::Result,
+    training::{self, Metrics, Record, Silent, TrainConfig},
+    weights::write_tensors,
+};
+use support::program::{
+    MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop,
+};
+
+static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
+    let workshop = workshop("resume");
+    succeeds(&with_overrides("prepare", &overrides(&workshop, "any", &["data.flip=true"])));
+    workshop
+});
+
+/// All that draws random numbers or counts across steps is on.
+const EVERYTHING: [&str; 12] = [
+    "training.max_steps=6",
+    "training.gradient_accumulation=2",
+    "data.batch_size=2",
+    "data.flip=true",
+    "data.repeats=2",
+    "data.caption_dropout=0.4",
+    "lora.dropout=0.3",
+    "lora.targets=all",
+    "checkpoint.every=2",
+    "checkpoint.keep_last=0",
+    "validation.every=2",
+    "validation.sigmas=[0.3, 0.7]",
+];
+
+fn config(name: &str, more: &[&str]) -> TrainConfig {
+    let settings: Vec<_> = EVERYTHING.iter().chain(more).copied().collect();
+    TrainConfig::load(QUICKSTART, &overrides(&WORKSHOP, name, &settings)).unwrap()
+}
+
+fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {
+    training::train(config, resume, &Device::flex(), &mut Silent)
+}
+
+/// The run that nothing interrupts.
+static WHOLE: LazyLock<PathBuf> = LazyLock::new(|| train(&config("whole", &[]), None).unwrap());
+
+/// Adapter and optimizer of a checkpoint, every bit.
+fn state(run: &Path, step: u64) -> [Vec<(String, TensorData)>; 2] {
+    let folder = run.join(format!("step-{step:06}"));
+    ["adapter", "optimizer"].map(|name| tensors(folder.join(name).with_extension("safetensors")))
+}
+
+/// What does not depend on the clock: losses, learning rates and lengths of gradients, by step.
+fn numbers(run: &Path) -> Vec<(u64, String, f64)> {
+    let mut all = Vec::new();
+    for record in Metrics::read(run).unwrap() {
+        match record {
+            Record::Step(m) => {
+                let values = [("loss", m.loss), ("learning_rate", m.learning_rate), ("grad_norm", m.grad_norm)];
+                all.extend(values.map(|(name, value)| (m.step, name.to_string(), value)));
+            }
+            Record::Validation(m) => {
+                all.push((m.step, "validation".into(), m.validation_loss));
+                all.extend(m.validation_loss_at_sigma.into_iter().map(|(sigma, loss)| (m.step, sigma, loss)));
+            }
+        }
+    }
+    all
+}
+
+/// A copy of a run, for tests that change it.
+fn copy_of(run: &Path, name: &str) -> PathBuf {
+    let folder = WORKSHOP.join("copies").join(name);
+    copy(run, &folder);
+    folder
+}
+
+#[test]
+fn a_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
+    let run = train(&config("first-half", &["training.max_steps=4"]), None).unwrap();
+    assert_eq!(state(&run, 4), state(&WHOLE, 4));
+    let again = train(&config("first-half", &[]), Some(&run)).unwrap();
+    assert_eq!(again.canonicalize().unwrap(), run.canonicalize().unwrap());
+    assert_eq!(state(&run, 6), state(&WHOLE, 6));
+    assert_eq!(numbers(&run), numbers(&WHOLE));
+    assert_eq!(tensors(run.join("first-half.safetensors")), tensors(WHOLE.join("whole.safetensors")));
+    assert_eq!(TrainConfig::load(run.join("config.toml"), &[]).unwrap().training.max_steps, 6);
+}
+
+#[test]
+fn a_run_continued_from_an_older_checkpoint_takes_the_same_steps_again() {
+    let run = copy_of(&WHOLE, "older");
+    std::fs::remove_dir_all(run.join("step-000006")).unwrap();
+    let again = train(&config("whole", &[]), Some(&run.join("step-000002"))).unwrap();
+    assert_eq!(again.canonicalize().unwrap(), run.canonicalize().unwrap());
+    for step in [4, 6] {
+        assert_eq!(state(&run, step), state(&WHOLE, step));
+    }
+    assert_eq!(numbers(&run), numbers(&WHOLE));
+}
+
+#[test]
+fn a_finished_run_continues_to_nothing() {
+    let run = copy_of(&WHOLE, "finished");
+    train(&config("whole", &[]), Some(&run)).unwrap();
+    assert_eq!(state(&run, 6), state(&WHOLE, 6));
+    assert_eq!(numbers(&run), numbers(&WHOLE));
+}
+
+#[test]
+fn keeping_all_activations_gives_the_same_bits_as_keeping_one_block() {
+    let run = train(&config("full", &["training.activations=full", "training.max_steps=4"]), None).unwrap();
+    let before = |run: &Path| numbers(run).into_iter().filter(|(step, ..)| *step <= 4).collect::<Vec<_>>();
+    assert_eq!(before(&run), before(&WHOLE));
+    assert_eq!(state(&run, 4), state(&WHOLE, 4));
+}
+
+#[test]
+fn validation_does_not_change_what_is_trained() {
+    let more = ["validation.every=1", "validation.prompts=['a circle']", "validation.steps=1", "training.max_steps=2"];
+    let often = train(&config("often", &more), None).unwrap();
+    let never = train(&config("never", &["validation.every=0", "training.max_steps=2"]), None).unwrap();
+    assert_eq!(state(&often, 2), state(&never, 2));
+    assert_eq!(state(&often, 2), state(&WHOLE, 2));
+}
+
+/// Everything in a run folder that a refused resumption must leave as it is.
+fn untouched(run: &Path) -> Vec<(String, Vec<u8>)> {
+    ["config.toml", "metrics.jsonl"].map(|name| (name.to_string(), std::fs::read(run.join(name)).unwrap())).into()
+}
+
+#[test]
+fn other_settings_are_refused_in_one_error() {
+    let run = copy_of(&WHOLE, "settings");
+    let before = untouched(&run);
+    let other = config("whole", &["lora.rank=4", "optimizer.learning_rate=0.5", "run.seed=3", "schedule.name=linear"]);
+    let error = train(&other, Some(&run)).unwrap_err().to_string();
+    for part in [
+        "config.toml: ",
+        "`lora.rank` was 8 and is now 4",
+        "`optimizer.learning_rate` was 0.001 and is now 0.5",
+        "`run.seed` was 0 and is now 3",
+        "`schedule.name` was \"constant\" and is now \"linear\"",
+        "hint: ",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert_eq!(untouched(&run), before);
+}
+
+#[test]
+fn another_length_is_refused_where_the_learning_rate_depends_on_it() {
+    let short = ["training.max_steps=2", "schedule.name=cosine"];
+    let run = train(&config("cosine", &short), None).unwrap();
+    let error = train(&config("cosine", &["schedule.name=cosine"]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("`training.max_steps` was 2 and is now 6"), "{error}");
+}
+
+#[test]
+fn other_data_are_refused_and_moved_data_are_not() {
+    let run = copy_of(&WHOLE, "data");
+    let before = untouched(&run);
+    let folder = WORKSHOP.join("moved-data");
+    copy("datasets/quickstart", &folder);
+    let moved = config("whole", &[&format!("data.path='{}'", folder.display())]);
+    train(&moved, Some(&run)).unwrap();
+    assert_eq!(state(&run, 6), state(&WHOLE, 6));
+
+    std::fs::write(folder.join("apple.txt"), "no apple at all").unwrap();
+    let error = train(&moved, Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("moved-data: the pictures or captions are not those"), "{error}");
+    assert!(error.contains("hint: "), "{error}");
+    assert_eq!(untouched(&run)[1], before[1]);
+}
+
+#[test]
+fn another_base_model_is_refused_and_a_moved_one_is_not() {
+    let run = copy_of(&WHOLE, "model");
+    let model = WORKSHOP.join("moved-model");
+    copy(MODEL, &model);
+    let moved = config("whole", &[&format!("model.path='{}'", model.display())]);
+    train(&moved, Some(&run)).unwrap();
+    let before = untouched(&run);
+
+    let path = model.join("transformer/diffusion_pytorch_model.safetensors");
+    let mut all: std::collections::BTreeMap<_, _> = tensors(&path).into_iter().collect();
+    let bias = all.get_mut("x_embedder.bias").unwrap();
+    let changed: Vec<f32> =
+        bias.clone().convert_dtype(burn::tensor::DType::F32).iter::<f32>().map(|v| v + 1.0).collect();
+    *bias = TensorData::new(changed, bias.shape.clone());
+    write_tensors(&path, &all, &Default::default()).unwrap();
+    let error = train(&moved, Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("moved-model") && error.contains("base model") && error.contains("hint: "), "{error}");
+    assert_eq!(untouched(&run), before);
+}
+
+#[test]
+fn what_an_interrupted_save_leaves_is_passed_over() {
+    let run = copy_of(&WHOLE, "interrupted");
+    let last = run.join("step-000006");
+    std::fs::rename(&last, run.join("step-000006.partial")).unwrap();
+    truncate(run.join("step-000006.partial/optimizer.safetensors"));
+    std::fs::create_dir(run.join("step-000005")).unwrap(); // no state.json: never complete
+    std::fs::write(run.join("metrics.jsonl.partial"), "{").unwrap();
+    train(&config("whole", &[]), Some(&run)).unwrap();
+    assert_eq!(state(&run, 6), state(&WHOLE, 6));
+    assert_eq!(numbers(&run), numbers(&WHOLE));
+    assert!(!run.join("step-000006.partial").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_an_older_one_goes_on() {
+    for file in ["adapter.safetensors", "optimizer.safetensors", "state.json"] {
+        let run = copy_of(&WHOLE, file);
+        truncate(run.join("step-000006").join(file));
+        let error = train(&config("whole", &[]), Some(&run)).unwrap_err().to_string();
+        assert!(error.contains(&format!("step-000006/{file}: ")), "{error}");
+        train(&config("whole", &[]), Some(&run.join("step-000004"))).unwrap();
+        assert_eq!(state(&run, 6), state(&WHOLE, 6));
+    }
+}
+
+#[test]
+fn a_checkpoint_with_half_an_optimizer_is_not_taken() {
+    let run = copy_of(&WHOLE, "mixed");
+    let optimizer = run.join("step-000006/optimizer.safetensors");
+    let lost = "proj_out.lora_B.weight.exp_avg_sq";
+    let all = tensors(&optimizer).into_iter().filter(|(name, _)| name != lost);
+    write_tensors(&optimizer, &all.collect(), &Default::default()).unwrap();
+    let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains(&format!("optimizer.safetensors: tensor `{lost}` is missing")), "{error}");
+}
+
+/// `kill -INT`, what ctrl-c does.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
+    use std::process::{Command, Stdio};
+    let endless = ["training.max_steps=100000", "checkpoint.every=100000", "validation.every=0"];
+    let settings: Vec<_> = EVERYTHING.iter().chain(&endless).copied().collect();
+    let all = overrides(&WORKSHOP, "stopped", &settings);
+    let mut child =
+        command(&with_overrides("train", &all)).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = WORKSHOP.join("runs/stopped/metrics.jsonl");
+    let started = Instant::now();
+    let steps = || std::fs::read_to_string(&metrics).unwrap_or_default().matches("grad_norm").count();
+    while steps() < 2 {
+        assert!(started.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "no second step");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let run = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    assert_eq!(run, WORKSHOP.join("runs/stopped"));
+    let (step, ..) = *numbers(&run).last().unwrap();
+    assert!(run.join(format!("step-{step:06}/state.json")).is_file(), "{step}");
+    assert!(!run.join("stopped.safetensors").exists(), "it is not finished");
+
+    let length = format!("training.max_steps={}", step + 1);
+    let continued = train(&config("stopped", &[&length, "validation.every=0"]), Some(&run)).unwrap();
+    let steps: Vec<_> =
+        numbers(&continued).into_iter().filter(|(_, name, _)| name == "loss").map(|(s, ..)| s).collect();
+    assert_eq!(steps, (1..=step + 1).collect::<Vec<_>>());
+}
