@@ -194,7 +194,7 @@ fn exported_files_of_every_format_and_dtype_hold_the_trained_adapter_and_say_wha
     let own = Lora::read(RUN.join("whole.safetensors")).unwrap();
     assert!(distance(&adapter, &own) < 4e-3);
     let (earlier, path) = (RUN.join("step-000020"), folder.join("earlier.safetensors"));
-    succeeds(&["export", earlier.to_str().unwrap(), "--output", path.to_str().unwrap(), "--dtype", "f32"]);
+    succeeds(&["-q", "export", earlier.to_str().unwrap(), "--output", path.to_str().unwrap(), "--dtype", "f32"]);
     assert!(distance(&Lora::read(earlier.join("adapter.safetensors")).unwrap(), &Lora::read(&path).unwrap()) < 1e-6);
     assert!(distance(&adapter, &Lora::read(&path).unwrap()) > 0.01);
 }

@@ -48,18 +48,19 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// `x` with a share of its elements zero and the others scaled up to keep the mean. The first axis is the batch.
-    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    /// `x` `[rows, in]` with a share of its elements zero and the others scaled up to keep the mean. The rows are those of
+    /// `samples` samples, equally many of each, one sample after the other.
+    fn apply(&self, x: Tensor<2>, samples: usize) -> Tensor<2> {
         let shape = x.dims();
-        let each = shape[1..].iter().product();
-        let mut mask = Vec::with_capacity(shape[0] * each);
-        for sample in 0..shape[0] as u64 {
+        let each = shape[0] * shape[1] / samples;
+        let mut mask = Vec::with_capacity(samples * each);
+        for sample in 0..samples as u64 {
             let draws = self.seed.draw(Purpose::Dropout, self.step, self.first_sample + sample).uniform(each);
             let keep = 1.0 / (1.0 - self.probability) as f32;
             mask.extend(draws.iter().map(|&u| if f64::from(u) < self.probability { 0.0 } else { keep }));
         }
         let mask = burn::tensor::TensorData::new(mask, shape);
-        let mask = Tensor::<D>::from_data(mask, &x.device().inner()).cast(x.dtype());
+        let mask = Tensor::<2>::from_data(mask, &x.device().inner()).cast(x.dtype());
         let mask = kernels::lift(mask, &x);
         x * mask
     }
@@ -81,11 +82,12 @@ impl Linear {
         let [outputs, inputs] = self.weight.dims();
         let rows = shape.iter().product::<usize>() / inputs;
         // Two axes only: products of more take a slower path in the backend.
-        let flat = x.clone().reshape([rows, inputs]);
+        // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
+        let flat = x.reshape([rows, inputs]);
         let mut y = kernels::linear(flat.clone(), self.weight.clone(), self.bias.clone());
         for adapter in &self.adapters {
             let input = match &adapter.dropout {
-                Some(dropout) => dropout.apply(x.clone()).reshape([rows, inputs]),
+                Some(dropout) => dropout.apply(flat.clone(), shape[0]),
                 None => flat.clone(),
             };
             y = kernels::low_rank(y, input, adapter.a.clone(), adapter.b.clone(), adapter.scale);
