@@ -93,9 +93,14 @@ impl Place<'_> {
             }
             i => Error::setting(format!("--set {}", self.overrides[i - 1]), problem),
         };
-        match nearest(e.message()) {
-            Some(name) => error.hint(format!("did you mean `{name}`?")),
-            None => error,
+        let wants_text = e.message().ends_with("expected a string");
+        match (nearest(e.message()), source) {
+            (Some(name), _) => error.hint(format!("did you mean `{name}`?")),
+            (None, 1..) if wants_text => {
+                error.hint("text that looks like a number or a truth value needs quotes: --set 'key=\"2024\"'")
+            }
+            (None, 0) if wants_text => error.hint("put the value in quotes"),
+            (None, _) => error,
         }
     }
 }

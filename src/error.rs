@@ -42,7 +42,7 @@ pub enum Error {
         problems: Vec<String>,
     },
     /// A number that must be finite was not, so the run stopped before it could be saved.
-    #[error("step {step}: {what} is not finite")]
+    #[error("step {step}: not finite: {what}")]
     NotFinite {
         /// The optimizer step.
         step: u64,

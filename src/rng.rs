@@ -11,8 +11,10 @@ use rand_distr::{Distribution, StandardNormal, StandardUniform};
 pub enum Purpose {
     /// The noise of the VAE posterior.
     Posterior,
-    /// The noise that is mixed into, or starts, the latents.
+    /// The noise that is mixed into the latents in training.
     Noise,
+    /// The noise that a generated picture starts from.
+    Start,
     /// The noise level.
     Sigma,
     /// Dropping the caption or the condition of a sample.

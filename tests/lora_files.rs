@@ -70,7 +70,7 @@ fn every_format_reads_back_as_it_was_written() {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
         for format in FORMATS {
             for (dtype, allowed) in [(FloatDType::F32, 0.0), (FloatDType::BF16, 0.02), (FloatDType::F16, 0.002)] {
-                let report = export(&lora, &path, format, dtype, &BTreeMap::new()).unwrap();
+                let report = export(&lora, &path, format, dtype).unwrap();
                 assert_eq!(report.layers, lora.layers.len());
                 // The scales of the goldens are powers of two, so f32 is exact; sums of fused layers may be in another order.
                 assert!(report.difference <= f64::max(allowed, 1e-12), "{format} {dtype:?}: {report}");
@@ -89,9 +89,9 @@ fn written_files_have_the_keys_that_diffusers_and_kohya_write() {
     let path = temporary.path().join("out.safetensors");
     each(|_, folder| {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
-        export(&lora, &path, Format::Diffusers, FloatDType::F32, &BTreeMap::new()).unwrap();
+        export(&lora, &path, Format::Diffusers, FloatDType::F32).unwrap();
         assert_eq!(keys(&path), keys(&diffusers_file(folder)));
-        export(&lora, &path, Format::Kohya, FloatDType::F32, &BTreeMap::new()).unwrap();
+        export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap();
         let kohya = folder.join("kohya.safetensors");
         assert_eq!(keys(&path), keys(&kohya));
         let (ours, theirs) = (TensorFile::open(&path).unwrap(), TensorFile::open(&kohya).unwrap());
@@ -106,13 +106,13 @@ fn metadata_is_kept_and_formats_add_theirs() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("out.safetensors");
     let golden = &goldens("FluxPipeline")[0];
-    let lora = Lora::read(diffusers_file(&folders(golden)[0])).unwrap();
-    let ours = BTreeMap::from([("dataset".to_string(), "cats".to_string()), ("ss_network_dim".into(), "7".into())]);
-    export(&lora, &path, Format::Kohya, FloatDType::F32, &ours).unwrap();
+    let mut lora = Lora::read(diffusers_file(&folders(golden)[0])).unwrap();
+    lora.metadata.extend([("dataset".to_string(), "cats".to_string()), ("ss_network_dim".into(), "7".into())]);
+    export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap();
     let back = Lora::read(&path).unwrap();
     assert_eq!((back.metadata["dataset"].as_str(), back.metadata["ss_network_dim"].as_str()), ("cats", "7"));
     assert_eq!(back.metadata["ss_network_module"], "networks.lora_flux");
-    export(&back, &path, Format::Diffusers, FloatDType::F32, &BTreeMap::new()).unwrap();
+    export(&back, &path, Format::Diffusers, FloatDType::F32).unwrap();
     let metadata = TensorFile::open(&path).unwrap().metadata();
     assert_eq!((metadata["dataset"].as_str(), metadata["format"].as_str()), ("cats", "pt"));
 }
@@ -151,7 +151,7 @@ fn uneven_ranks_scales_and_partly_trained_groups_survive_every_format() {
     for golden in goldens("FluxPipeline") {
         let lora = uneven(&golden);
         for format in FORMATS {
-            export(&lora, &path, format, FloatDType::F32, &BTreeMap::new()).unwrap();
+            export(&lora, &path, format, FloatDType::F32).unwrap();
             let back = Lora::read(&path).unwrap();
             assert!(distance(&lora, &back) < 1e-6, "{format}");
             let ranks =
@@ -239,7 +239,7 @@ fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
     }
     // And it can be written again, each layer now with a block of its own.
     for format in FORMATS {
-        export(&lora, &path, format, FloatDType::F32, &BTreeMap::new()).unwrap();
+        export(&lora, &path, format, FloatDType::F32).unwrap();
         assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6);
     }
 }
@@ -284,10 +284,10 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
     );
     let mut lora = Lora::read(diffusers_file(&folders(&goldens("FluxPipeline")[0])[0])).unwrap();
     lora.layers[0].b = lora.layers[0].b.clone() * f64::NAN;
-    let text = export(&lora, &path, Format::Kohya, FloatDType::F32, &BTreeMap::new()).unwrap_err().to_string();
+    let text = export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap_err().to_string();
     assert!(text.contains("not finite"), "{text}");
     lora.layers[0].name = "transformer_blocks.0.attn.norm_q".into();
-    let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32, &BTreeMap::new()).unwrap_err().to_string();
+    let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32).unwrap_err().to_string();
     assert!(text.contains("attn.norm_q` has no name"), "{text}");
 }
 
@@ -335,7 +335,7 @@ fn inspection_says_what_a_file_is() {
             let lora = Lora::read(diffusers_file(&folder)).unwrap();
             let rank = lora.layers[0].rank();
             for (format, name) in FORMATS.into_iter().zip(["diffusers", "kohya", "ComfyUI"]) {
-                export(&lora, &path, format, FloatDType::BF16, &BTreeMap::new()).unwrap();
+                export(&lora, &path, format, FloatDType::BF16).unwrap();
                 let inspection = inspect(&path).unwrap();
                 let summary = inspection.lora.as_ref().unwrap();
                 assert_eq!((inspection.kind.as_str(), summary.format.as_str()), ("LoRA", name));

@@ -4,7 +4,7 @@
 mod lora;
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use kiln::{
@@ -23,7 +23,7 @@ fn a_new_adapter_changes_nothing_and_can_be_exported() {
     let lora = Lora::init(&config, Seed(1), &mut transformer(golden)).unwrap();
     assert!(lora.layers.iter().all(|layer| layer.norm() == 0.0));
     for format in FORMATS {
-        assert_eq!(export(&lora, &path, format, FloatDType::BF16, &BTreeMap::new()).unwrap().difference, 0.0);
+        assert_eq!(export(&lora, &path, format, FloatDType::BF16).unwrap().difference, 0.0);
         assert_eq!(Lora::read(&path).unwrap().layers.len(), lora.layers.len());
     }
 }

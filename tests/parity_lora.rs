@@ -143,7 +143,7 @@ fn our_own_files_of_every_format_and_dtype_give_the_same_output() {
             let lora = Lora::read(&files(&golden, case)[0]).unwrap();
             for format in [Format::Diffusers, Format::Kohya, Format::ComfyUi] {
                 let read_back = |dtype| {
-                    export(&lora, &path, format, dtype, &Default::default()).unwrap();
+                    export(&lora, &path, format, dtype).unwrap();
                     with(&model, &Lora::read(&path).unwrap(), 1.0).forward(&inputs)
                 };
                 let name = format!("{case}.output");

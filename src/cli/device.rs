@@ -49,12 +49,12 @@ fn cuda(_number: usize) -> Result<Device> {
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device> {
     let option = format!("--device cuda:{number}");
-    match count_gpus() {
+    match count_gpus().and_then(|count| find_compiler().map(|()| count)) {
         Ok(count) if number < count => Ok(Device::cuda(number)),
         Ok(0) => Err(Error::setting(option, "the NVIDIA driver finds no GPU").hint("use `--device cpu`")),
         Ok(count) => Err(Error::setting(option, format!("there are {count} GPUs, counted from 0"))),
         Err(problem) => Err(Error::setting(option, problem)
-            .hint("install the NVIDIA driver (`nvidia-smi` must work) and the CUDA toolkit, or use `--device cpu`")),
+            .hint("install the NVIDIA driver (`nvidia-smi` must work) and the CUDA toolkit, whose library folder must be in LD_LIBRARY_PATH; or use `--device cpu`")),
     }
 }
 
@@ -77,6 +77,21 @@ fn count_gpus() -> std::result::Result<usize, String> {
             (0, 0) => Ok(count as usize),
             (failed, _) => Err(format!("the NVIDIA driver does not start (error {failed} of cuInit)")),
         }
+    }
+}
+
+/// NVRTC, which compiles the kernels when they are first used.
+#[cfg(feature = "cuda")]
+fn find_compiler() -> std::result::Result<(), String> {
+    let names = match cfg!(windows) {
+        true => ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"],
+        false => ["libnvrtc.so", "libnvrtc.so.13"],
+    };
+    // SAFETY: NVIDIA's compiler library has no start-up code that asks anything of us.
+    let found = names.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+    match found {
+        true => Ok(()),
+        false => Err(format!("NVRTC, the compiler in the CUDA toolkit, cannot be loaded ({})", names[0])),
     }
 }
 

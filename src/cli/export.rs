@@ -23,18 +23,10 @@ pub struct Args {
     output: PathBuf,
     /// Whose names the tensors get
     #[arg(long, value_enum, default_value = "diffusers")]
-    format: Format,
+    format: lora::Format,
     /// Number format of the tensors; bf16 and f16 halve the file and round the weights
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Diffusers,
-    Kohya,
-    #[value(name = "comfyui")]
-    ComfyUi,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,16 +37,11 @@ enum Dtype {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let format = match args.format {
-        Format::Diffusers => lora::Format::Diffusers,
-        Format::Kohya => lora::Format::Kohya,
-        Format::ComfyUi => lora::Format::ComfyUi,
-    };
     let dtype = match args.dtype {
         Dtype::F32 => FloatDType::F32,
         Dtype::Bf16 => FloatDType::BF16,
         Dtype::F16 => FloatDType::F16,
     };
-    training::export(&args.path, &args.output, format, dtype)?;
+    training::export(&args.path, &args.output, args.format, dtype)?;
     print(args.output.display())
 }

@@ -88,11 +88,6 @@ impl LatentDataset {
         &self.samples
     }
 
-    /// The settings it was opened with.
-    pub fn config(&self) -> &DataConfig {
-        &self.config
-    }
-
     /// What the dataset is, in 64 hexadecimal digits: its pictures at their sizes, its captions, and what encoded them.
     /// File names and the place of the folder do not count.
     pub fn fingerprint(&self) -> String {

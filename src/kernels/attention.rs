@@ -300,8 +300,9 @@ fn composed_backward([q, k, v, output, g]: [Tensor<4>; 5]) -> [Tensor<4>; 3] {
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for head in 0..heads {
         let [q, k, v, output, g] = [&q, &k, &v, &output, &g].map(|t| t.clone().narrow(1, head, 1));
-        let scores = (q.clone() * scale).matmul(k.clone().transpose()).cast(FloatDType::F32);
-        let p = activation::softmax(scores, 3);
+        // In f32, as the forward pass adds its products up: in bf16 a score of 20 would be off by a few percent of `p`.
+        let exact = |t: &Tensor<4>| t.clone().cast(FloatDType::F32);
+        let p = activation::softmax((exact(&q) * scale).matmul(exact(&k).transpose()), 3);
         dv.push(p.clone().cast(dtype).transpose().matmul(g.clone()));
         let level = (g.clone().cast(FloatDType::F32) * output.cast(FloatDType::F32)).sum_dim(3);
         let ds = (p * (g.matmul(v.transpose()).cast(FloatDType::F32) - level) * scale).cast(dtype);

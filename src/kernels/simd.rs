@@ -8,23 +8,25 @@ use std::mem::MaybeUninit;
 pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi1,bmi2")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
         fn avx512<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+        #[target_feature(enable = "avx2,fma")]
         fn avx2<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        if is_x86_feature_detected!("avx512bw")
+        let avx2_found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512_found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the features were just found; every machine with AVX-512 VL has the older ones.
+            && is_x86_feature_detected!("avx512vl");
+        if avx2_found && avx512_found {
+            // SAFETY: all the features were just found.
             return unsafe { avx512(work) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("bmi2") {
-            // SAFETY: the features were just found; bmi1 came with bmi2.
+        if avx2_found {
+            // SAFETY: both features were just found.
             return unsafe { avx2(work) };
         }
     }

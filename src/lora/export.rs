@@ -53,15 +53,9 @@ impl fmt::Display for ExportReport {
 ///
 /// # Errors
 /// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
-pub fn export(
-    lora: &Lora,
-    path: impl AsRef<Path>,
-    format: Format,
-    dtype: FloatDType,
-    metadata: &BTreeMap<String, String>,
-) -> Result<ExportReport> {
+pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
     let path = path.as_ref();
-    lora.write(path, format, dtype, metadata)?;
+    lora.write(path, format, dtype)?;
     let difference = compare(lora, &Lora::read(path)?, dtype).map_err(|problems| {
         Error::Many { path: path.into(), problems }.hint("the file was written but must not be used")
     })?;

@@ -1,6 +1,6 @@
 //! From the one form in memory to the files of other programs.
 
-use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use burn::tensor::{DType, FloatDType, TensorData};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,9 @@ use crate::{
 
 /// The layout of an adapter file. In each, alpha equals the rank: the scale is inside the matrices, so that no reader can
 /// get it wrong (diffusers takes scale 1 where a file has no alpha, others divide by a rank of their own).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum Format {
     /// `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, with PEFT's settings as metadata. ComfyUI reads it too.
     Diffusers,
@@ -31,44 +32,24 @@ pub enum Format {
     ComfyUi,
 }
 
-impl Format {
-    const NAMES: [(&'static str, Self); 3] =
-        [("diffusers", Self::Diffusers), ("kohya", Self::Kohya), ("comfyui", Self::ComfyUi)];
-}
-
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let name = Self::NAMES.iter().find(|(_, format)| format == self).map(|(name, _)| *name);
-        f.write_str(name.unwrap_or_default())
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let found = Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, format)| *format);
-        found.ok_or_else(|| {
-            let names = Self::NAMES.map(|(name, _)| name).join(", ");
-            Error::setting("--format", format!("`{text}` is not one of {names}"))
+        f.write_str(match self {
+            Self::Diffusers => "diffusers",
+            Self::Kohya => "kohya",
+            Self::ComfyUi => "comfyui",
         })
     }
 }
 
 impl Lora {
-    /// Writes one file, its matrices in `dtype` (f32, bf16 or f16). `metadata` is added to the adapter's own and, like that,
-    /// goes before what the format says by itself. [`export`](fn@super::export) also checks the result.
+    /// Writes one file, its matrices in `dtype` (f32, bf16 or f16). The adapter's metadata goes before what the format says by
+    /// itself. [`export`](fn@super::export) also checks the result.
     ///
     /// # Errors
     /// There is nothing to write; layers have no name in the format (one error that lists them); the dtype is another; or
     /// the disk refuses.
-    pub fn write(
-        &self,
-        path: impl AsRef<Path>,
-        format: Format,
-        dtype: FloatDType,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<()> {
+    pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<()> {
         let path = path.as_ref();
         if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
             return Err(Error::setting("--dtype", format!("adapter files hold f32, bf16 or f16, not {dtype:?}")));
@@ -87,7 +68,6 @@ impl Lora {
         };
         let mut all: BTreeMap<_, _> = own.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         all.extend(self.metadata.clone());
-        all.extend(metadata.clone());
         write_tensors(path, &tensors, &all)
     }
 

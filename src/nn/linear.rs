@@ -1,6 +1,6 @@
 //! The linear layer, with LoRA adapters in activation space.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use crate::{
     kernels,
@@ -33,8 +33,9 @@ pub struct Adapter {
     pub dropout: Option<Dropout>,
 }
 
-/// Dropout on the adapter's input. The mask is a function of (seed, step, sample, layer): a block that is run a second time
-/// for its backward pass drops the same numbers.
+/// Dropout inside an adapter, on `x·Aᵀ` (as kohya's `network_dropout`): the mask has `rank` numbers for each token, where one
+/// on `x` would have thousands. It is a function of (seed, step, sample, layer): a block that is run a second time for its
+/// backward pass drops the same numbers.
 #[derive(Clone, Debug)]
 pub struct Dropout {
     /// In [0, 1).
@@ -48,21 +49,20 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// `x` `[rows, in]` with a share of its elements zero and the others scaled up to keep the mean. The rows are those of
+    /// `u` `[rows, rank]` with a share of its elements zero and the others scaled up to keep the mean. The rows are those of
     /// `samples` samples, equally many of each, one sample after the other.
-    fn apply(&self, x: Tensor<2>, samples: usize) -> Tensor<2> {
-        let shape = x.dims();
+    fn apply(&self, u: Tensor<2>, samples: usize) -> Tensor<2> {
+        let shape = u.dims();
         let each = shape[0] * shape[1] / samples;
-        let mut mask = Vec::with_capacity(samples * each);
-        for sample in 0..samples as u64 {
-            let draws = self.seed.draw(Purpose::Dropout, self.step, self.first_sample + sample).uniform(each);
-            let keep = 1.0 / (1.0 - self.probability) as f32;
-            mask.extend(draws.iter().map(|&u| if f64::from(u) < self.probability { 0.0 } else { keep }));
-        }
-        let mask = burn::tensor::TensorData::new(mask, shape);
-        let mask = Tensor::<2>::from_data(mask, &x.device().inner()).cast(x.dtype());
-        let mask = kernels::lift(mask, &x);
-        x * mask
+        let keep = 1.0 / (1.0 - self.probability) as f32;
+        let mask = (self.first_sample..).take(samples).flat_map(|sample| {
+            let draws = self.seed.draw(Purpose::Dropout, self.step, sample).uniform(each);
+            draws.into_iter().map(|draw| if f64::from(draw) < self.probability { 0.0 } else { keep })
+        });
+        let mask = TensorData::new(mask.collect::<Vec<f32>>(), shape);
+        let mask = Tensor::<2>::from_data(mask, &u.device().inner()).cast(u.dtype());
+        let mask = kernels::lift(mask, &u);
+        u * mask
     }
 }
 
@@ -85,12 +85,15 @@ impl Linear {
         // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
         let flat = x.reshape([rows, inputs]);
         let mut y = kernels::linear(flat.clone(), self.weight.clone(), self.bias.clone());
-        for adapter in &self.adapters {
-            let input = match &adapter.dropout {
-                Some(dropout) => dropout.apply(flat.clone(), shape[0]),
-                None => flat.clone(),
+        for Adapter { a, b, scale, dropout } in &self.adapters {
+            y = match dropout {
+                None => kernels::low_rank(y, flat.clone(), a.clone(), b.clone(), *scale),
+                Some(dropout) => {
+                    let dtype: FloatDType = flat.dtype().into();
+                    let u = flat.clone().matmul(a.clone().cast(dtype).transpose());
+                    y + dropout.apply(u, shape[0]).matmul(b.clone().cast(dtype).transpose()) * *scale
+                }
             };
-            y = kernels::low_rank(y, input, adapter.a.clone(), adapter.b.clone(), adapter.scale);
         }
         shape[D - 1] = outputs;
         y.reshape(shape)

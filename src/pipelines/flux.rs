@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
 use crate::{
     error::{Error, Result},
     models::{
-        flux::{FluxInputs, FluxTransformer, pack, unpack},
+        flux::{FluxInputs, FluxTransformer, draw_noise, pack, unpack},
         text::PromptEmbeds,
         vae::AutoencoderKl,
     },
@@ -103,8 +103,7 @@ impl FluxPipeline {
     /// What a picture of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
     pub fn start_noise(&self, seed: u64, width: usize, height: usize) -> Tensor<4> {
         let shape = [1, self.vae.latent_channels(), height / self.vae.downsampling(), width / self.vae.downsampling()];
-        let values = Seed(seed).draw(Purpose::Noise, 0, 0).normal(shape.iter().product());
-        Tensor::from_data(TensorData::new(values, shape), &self.device)
+        draw_noise([Seed(seed).draw(Purpose::Start, 0, 0)], shape, &self.device)
     }
 
     /// Denoises: normalized latents `[B, C, h, w]`. `on_step` is told the number of steps done and the latents so far.
@@ -156,8 +155,8 @@ fn to_image(pixels: Tensor<4>) -> Result<RgbImage> {
     let pixels = pixels.cast(FloatDType::F32).permute([0, 2, 3, 1]);
     let values: Vec<f32> = pixels.into_data().into_vec().expect("just cast to f32");
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(Error::NotFinite { step: 0, what: "the decoded picture".into() }
-            .hint("a LoRA at too large a strength, or a run that diverged, does this"));
+        return Err(Error::setting("generate", "the decoded picture holds numbers that are not finite")
+            .hint("a LoRA at too large a strength, or one from a run that diverged, does this"));
     }
     let bytes = values.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
     Ok(RgbImage::from_raw(width as u32, height as u32, bytes).expect("the buffer has the size of the picture"))

@@ -16,6 +16,7 @@ use super::{
     OptimizerConfig,
     backward::{name_a, name_b},
     optimizer::AdamW,
+    resume::Origin,
 };
 use crate::{
     error::{Error, Result},
@@ -32,8 +33,8 @@ const STATE: &str = "state.json";
 pub struct State {
     /// Optimizer steps done. All randomness and the place in the data follow from it and the seed.
     pub step: u64,
-    /// What the run was trained on; a resumed run must have the same.
-    pub dataset: String,
+    /// What the run was made from; a resumed run must have the same.
+    pub origin: Origin,
     /// The version of kiln that wrote it.
     pub version: String,
 }
@@ -130,6 +131,21 @@ impl Checkpoint {
         remove(&folder)?;
         fs::rename(&partial, &folder).map_err(io(&folder))?;
         Ok(Self { step: state.step, folder })
+    }
+
+    /// Renames the checkpoints of `run` that are from after this one to `….abandoned`: the run goes on from here another way,
+    /// and they are no part of it any more.
+    ///
+    /// # Errors
+    /// A folder cannot be renamed.
+    pub fn set_later_ones_aside(&self, run: &Path) -> Result<()> {
+        for later in Self::all(run)?.into_iter().filter(|other| other.step > self.step) {
+            let aside = later.folder.with_extension("abandoned");
+            remove(&aside)?;
+            fs::rename(&later.folder, &aside).map_err(|e| Error::io(&later.folder, e))?;
+            tracing::warn!("{} is from after the step the run goes on from: renamed", later.folder.display());
+        }
+        Ok(())
     }
 
     /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all.

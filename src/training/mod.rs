@@ -9,9 +9,11 @@ mod checkpoint;
 mod config;
 mod dashboard;
 mod display;
+mod interval;
 mod metrics;
 pub mod objective;
 pub mod optimizer;
+mod report;
 mod resume;
 mod run;
 mod schedule;
@@ -26,11 +28,10 @@ pub use config::{
 };
 pub use display::{Display, Silent, Ui, open_display};
 pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};
+pub use report::{CheckpointScore, ValidationReport, validate};
+pub use resume::Origin;
 pub use run::{export, prepare, train};
 pub use terminal::{LogWriter, stop_on_signals};
-pub use validation::{CheckpointScore, ValidationReport, validate};
-
-use run::prepare_dataset;
 
 /// The resolved configuration in a run folder.
 const CONFIG: &str = "config.toml";

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor};
 
 use super::{ObjectiveConfig, Sampling, Shift, Weighting};
 use crate::{
@@ -57,21 +57,8 @@ impl FlowMatching {
             Shift::Static(factor) => factor,
             Shift::Resolution => self.scheduler.resolution_shift(image_tokens),
         };
-        shift_sigma(sigma, shift).clamp(0.0, 1.0) as f32
-    }
-
-    /// Noise of the shape `[B, C, H, W]`, each sample from a stream of its own.
-    pub fn draw_normal(
-        seed: Seed,
-        purpose: Purpose,
-        step: u64,
-        first: u64,
-        shape: [usize; 4],
-        device: &Device,
-    ) -> Tensor<4> {
-        let each = shape[1..].iter().product();
-        let rows = (0..shape[0] as u64).flat_map(|row| seed.draw(purpose, step, first + row).normal(each));
-        Tensor::from_data(TensorData::new(rows.collect::<Vec<f32>>(), shape), device)
+        let least = 1.0 / self.scheduler.num_train_timesteps as f64; // the lowest level the model was trained at
+        shift_sigma(sigma, shift).clamp(least, 1.0) as f32
     }
 
     /// The model's inputs and target for normalized `latents` `[B, C, H, W]` mixed with `noise` at the levels `sigma`.

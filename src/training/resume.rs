@@ -1,12 +1,53 @@
-//! Whether a run may go on with a configuration.
+//! Whether a run may go on: the same settings, the same data, the same model.
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
-use super::{CONFIG, Checkpoint, ScheduleName, TrainConfig};
-use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{CONFIG, ScheduleName, TrainConfig, checkpoint::Checkpoint};
+use crate::{
+    data::{self, LatentDataset},
+    error::{Error, Result},
+};
+
+/// What a run was made from, by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Pictures, captions, and what encoded them.
+    pub dataset: String,
+    /// Transformer and noise schedule.
+    pub base_model: String,
+}
+
+impl Origin {
+    /// Of a model folder and a dataset.
+    ///
+    /// # Errors
+    /// The model cannot be read.
+    pub fn of(model: &Path, dataset: &LatentDataset) -> Result<Self> {
+        let base_model = data::fingerprint(&[model.join("transformer"), model.join("scheduler")], "")?;
+        Ok(Self { dataset: dataset.fingerprint(), base_model })
+    }
+
+    /// # Errors
+    /// What is there `now` is not what the run of `config` was started with.
+    pub fn check(&self, now: &Self, config: &TrainConfig) -> Result<()> {
+        if self.dataset != now.dataset {
+            let problem = "the pictures or captions are not those that the run was started with";
+            return Err(Error::file(&config.data.path, problem)
+                .hint("bring the data back, or start a new run without `--resume`"));
+        }
+        if self.base_model != now.base_model {
+            let problem = "the base model is not the one that the run was started with";
+            return Err(Error::file(&config.model.path, problem)
+                .hint("bring that model back, or start a new run without `--resume`"));
+        }
+        Ok(())
+    }
+}
 
 /// The run and checkpoint that `path` means, if `config` may go on with it.
 pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, Checkpoint)> {

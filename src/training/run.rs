@@ -6,18 +6,18 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
 };
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
-    Activations, CONFIG, Display, Metrics, StepMetrics, TrainConfig, ValidationMetrics,
+    Activations, CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
     backward::{self, Gradients, backward, name_a, name_b},
     checkpoint::{Checkpoint, State},
+    interval::{Interval, Outcome},
     objective::FlowMatching,
     optimizer::{AdamW, accumulate, clip},
-    resume::resumable,
+    resume::{Origin, resumable},
     validation::{Validator, save_grid},
 };
 use crate::{
@@ -25,8 +25,8 @@ use crate::{
     error::{Error, Result},
     hub, lora,
     lora::Lora,
-    memory::{self, Stage},
-    models::{Segmented, text::PromptEmbeds, vae::Moments},
+    memory::Stage,
+    models::{Segmented, flux::draw_noise, text::PromptEmbeds, vae::Moments},
     nn::{Dropout, Linears},
     pipelines::{FluxEncoders, FluxPipeline},
     rng::{Purpose, Seed},
@@ -86,26 +86,26 @@ pub fn train(
     let mut run = Run::open(config, resumed, &model, &dataset, pipeline)?;
     let mut batches =
         Prefetch::start(dataset.clone(), plan, run.step * config.training.gradient_accumulation, READ_AHEAD);
-    display.progress(run.step, config.training.max_steps);
-    if run.step == 0 {
+    let max_steps = config.training.max_steps;
+    display.progress(run.step, max_steps);
+    if run.owes_validation()? {
         run.validate(&mut validator, display)?;
     }
     let mut interval = Interval::start();
-    while run.step < config.training.max_steps {
-        let outcome = run.train_step(&mut batches)?;
-        interval.add(outcome);
-        display.progress(run.step, config.training.max_steps);
-        let stop = display.stop_requested();
-        let last = stop || run.step == config.training.max_steps;
-        let due = |every: u64| every > 0 && run.step.is_multiple_of(every);
-        let (log, save, check) =
-            (due(config.training.log_every), due(config.checkpoint.every), due(config.validation.every));
-        if log || save || check || last {
-            run.metrics.step(&interval.read(&run)?, display)?;
-            if save || last {
-                run.save()?;
+    while run.step < max_steps {
+        interval.add(run.train_step(&mut batches)?);
+        display.progress(run.step, max_steps);
+        let stop = display.stop_requested() && run.step < max_steps;
+        let last = stop || run.step == max_steps;
+        let save = last || run.due(config.checkpoint.every);
+        let check = !stop && run.validation_due();
+        if save || check || run.due(config.training.log_every) {
+            let metrics = interval.read(run.step, device)?;
+            if save {
+                run.save()?; // first: a disk that takes no more lines may still take this
             }
-            if check || (last && !stop) {
+            run.metrics.step(&metrics, display)?;
+            if check {
                 run.validate(&mut validator, display)?;
             }
             interval = Interval::start();
@@ -119,57 +119,6 @@ pub fn train(
     Ok(run.folder)
 }
 
-/// What one optimizer step leaves: scalars that are still on the device.
-struct Outcome {
-    loss: Tensor<1>,
-    grad_norm: Tensor<1>,
-    learning_rate: f64,
-}
-
-/// The steps since the last record.
-struct Interval {
-    started: Instant,
-    steps: Vec<Outcome>,
-}
-
-impl Interval {
-    fn start() -> Self {
-        Self { started: Instant::now(), steps: Vec::new() }
-    }
-
-    fn add(&mut self, outcome: Outcome) {
-        self.steps.push(outcome);
-    }
-
-    /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.
-    fn read(&self, run: &Run) -> Result<StepMetrics> {
-        let host = |tensors: Vec<Tensor<1>>| -> Vec<f32> {
-            Tensor::cat(tensors, 0).into_data().into_vec().expect("scalars are f32")
-        };
-        let losses = host(self.steps.iter().map(|s| s.loss.clone()).collect());
-        let norms = host(self.steps.iter().map(|s| s.grad_norm.clone()).collect());
-        let first = run.step + 1 - self.steps.len() as u64;
-        for (step, (loss, norm)) in (first..).zip(losses.iter().zip(&norms)) {
-            for (what, value) in [("the loss", loss), ("the norm of the gradients", norm)] {
-                if !value.is_finite() {
-                    return Err(Error::NotFinite { step, what: format!("{what} ({value})") }.hint(
-                        "lower `optimizer.learning_rate`, or use `model.dtype = \"bf16\"` or \"f32\"; the last \
-                               checkpoint is from before this",
-                    ));
-                }
-            }
-        }
-        Ok(StepMetrics {
-            step: run.step,
-            loss: losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64,
-            learning_rate: self.steps.last().map_or(0.0, |outcome| outcome.learning_rate),
-            grad_norm: norms.last().copied().map_or(0.0, f64::from),
-            seconds_per_step: self.started.elapsed().as_secs_f64() / self.steps.len() as f64,
-            memory_mib: memory::usage(run.pipeline.device()).resident_mib(),
-        })
-    }
-}
-
 /// Everything that changes while training, and what it is trained against.
 struct Run<'a> {
     config: &'a TrainConfig,
@@ -181,7 +130,7 @@ struct Run<'a> {
     pipeline: FluxPipeline,
     objective: FlowMatching,
     metrics: Metrics,
-    dataset: String,
+    origin: Origin,
 }
 
 impl<'a> Run<'a> {
@@ -195,8 +144,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let seed = Seed(config.run.seed);
         let device = pipeline.device().clone();
-        let fingerprint = dataset.fingerprint();
-        let metadata = describe(config, model, &fingerprint)?;
+        let origin = Origin::of(model, dataset)?;
         let (folder, step, mut lora, optimizer) = match resumed {
             None => {
                 let lora = Lora::init(&config.lora, seed, &mut pipeline.transformer)?;
@@ -204,30 +152,21 @@ impl<'a> Run<'a> {
             }
             Some((folder, checkpoint)) => {
                 let state = checkpoint.state()?;
-                if state.dataset != fingerprint {
-                    let problem = "the pictures or captions are not those that the run was started with";
-                    return Err(Error::file(&config.data.path, problem)
-                        .hint("bring the data back, or start a new run from this adapter's base without `--resume`"));
-                }
-                let lora = on_device(Lora::read(checkpoint.adapter())?, &device);
-                if lora.metadata.get(BASE).is_some_and(|base| *base != metadata[BASE]) {
-                    let problem = "the base model is not the one that the run was started with";
-                    return Err(Error::file(&config.model.path, problem)
-                        .hint("bring that model back, or start a new run without `--resume`"));
-                }
+                state.origin.check(&origin, config)?;
+                let lora = resumed_adapter(&checkpoint, config, &device)?;
                 let optimizer = checkpoint.optimizer(config.optimizer.clone(), &lora, &device)?;
+                checkpoint.set_later_ones_aside(&folder)?;
                 tracing::info!("resuming after step {}", state.step);
                 (folder, state.step, lora, optimizer)
             }
         };
         lora.attach(&mut pipeline.transformer, 1.0)?;
-        let path = folder.join(CONFIG);
-        fs::write(&path, config.to_toml()?).map_err(|e| Error::io(&path, e))?;
-        lora.metadata = metadata;
+        write_config(&folder, config)?;
+        lora.metadata = describe(config, &origin)?;
         tracing::info!("{} trained numbers in {} layers", lora.parameters(), lora.layers.len());
         let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
         let metrics = Metrics::open(&folder, step)?;
-        Ok(Self { config, folder, seed, step, lora, optimizer, pipeline, objective, metrics, dataset: fingerprint })
+        Ok(Self { config, folder, seed, step, lora, optimizer, pipeline, objective, metrics, origin })
     }
 
     /// One optimizer step over `gradient_accumulation` batches.
@@ -264,7 +203,8 @@ impl<'a> Run<'a> {
         let moments = Moments::from_tensor(batch.moments);
         let shape = moments.mean.dims();
         let [rows, _, height, width] = shape;
-        let normal = |purpose| FlowMatching::draw_normal(self.seed, purpose, self.step, first, shape, &device);
+        let (seed, step) = (self.seed, self.step);
+        let normal = |purpose| draw_noise((first..).map(|sample| seed.draw(purpose, step, sample)), shape, &device);
         let latents = self.pipeline.vae.latent_scale().normalize(moments.sample(normal(Purpose::Posterior)));
         let tokens = (height / 2) * (width / 2);
         let sigmas =
@@ -297,13 +237,34 @@ impl<'a> Run<'a> {
         });
     }
 
+    /// Whether this step ends a period of `every` steps; there are no periods of 0.
+    fn due(&self, every: u64) -> bool {
+        every > 0 && self.step.is_multiple_of(every)
+    }
+
+    /// Whether the model is to be measured at this step: before the first, after the last, and every so often.
+    fn validation_due(&self) -> bool {
+        self.step == 0 || self.step == self.config.training.max_steps || self.due(self.config.validation.every)
+    }
+
+    /// Whether this step's validation is due and was not recorded: at the start, or when a run ended in the middle of it.
+    fn owes_validation(&self) -> Result<bool> {
+        let done = |record: &Record| matches!(record, Record::Validation(metrics) if metrics.step == self.step);
+        Ok(self.validation_due() && !Metrics::read(&self.folder)?.iter().any(done))
+    }
+
     /// Measures the adapter as it is now. At step 0 that is the base model.
     fn validate(&mut self, validator: &mut Validator, display: &mut dyn Display) -> Result<()> {
         let losses = validator.losses(&self.pipeline)?;
+        if let Some((sigma, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
+            let what = format!("the held-out loss at sigma {sigma}");
+            return Err(Error::NotFinite { step: self.step, what }
+                .hint("lower `optimizer.learning_rate`, and go on from a checkpoint before this step"));
+        }
         if !losses.is_empty() {
             self.metrics.validation(&ValidationMetrics::new(self.step, &losses), display)?;
         }
-        if let Some(grid) = validator.grid(&self.pipeline)? {
+        if let Some(grid) = validator.grid(&self.pipeline, self.step > 0)? {
             save_grid(&self.folder, self.step, &grid)?;
             self.metrics.image("samples", &grid, self.step);
         }
@@ -313,7 +274,7 @@ impl<'a> Run<'a> {
     /// Writes a checkpoint, then removes those that are too old.
     fn save(&self) -> Result<()> {
         let version = env!("CARGO_PKG_VERSION").to_string();
-        let state = State { step: self.step, dataset: self.dataset.clone(), version };
+        let state = State { step: self.step, origin: self.origin.clone(), version };
         Checkpoint::save(&self.folder, &state, &self.lora, &self.optimizer)?;
         Checkpoint::prune(&self.folder, self.config.checkpoint.keep_last)
     }
@@ -322,7 +283,7 @@ impl<'a> Run<'a> {
     fn export(&self) -> Result<()> {
         let path = self.folder.join(format!("{}.safetensors", self.config.run.name));
         let dtype = FloatDType::F32;
-        let report = lora::export(&self.lora, &path, lora::Format::Diffusers, dtype, &self.lora.metadata)?;
+        let report = lora::export(&self.lora, &path, lora::Format::Diffusers, dtype)?;
         tracing::info!("{report}");
         Ok(())
     }
@@ -342,28 +303,35 @@ fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
     unreachable!("the numbers go on")
 }
 
-/// The key under which an adapter's file says what it was trained on.
-const BASE: &str = "kiln.base_model_fingerprint";
-
-/// What an adapter's file says about where it comes from.
-fn describe(config: &TrainConfig, model: &Path, dataset: &str) -> Result<BTreeMap<String, String>> {
-    let base = data::fingerprint(&[model.join("transformer"), model.join("scheduler")], "")?;
-    Ok(BTreeMap::from([
-        ("kiln.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-        ("kiln.config".to_string(), config.to_toml()?),
-        ("kiln.base_model".to_string(), config.model.path.clone()),
-        (BASE.to_string(), base),
-        ("kiln.dataset_fingerprint".to_string(), dataset.to_string()),
-    ]))
+/// Leaves the resolved configuration in a run's folder: the old file or the whole new one.
+fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
+    let (path, partial) = (folder.join(CONFIG), folder.join("config.toml.partial"));
+    fs::write(&partial, config.to_toml()?).map_err(|e| Error::io(&partial, e))?;
+    fs::rename(&partial, &path).map_err(|e| Error::io(&path, e))
 }
 
-/// The tensors of an adapter that was read from a file, moved to where it is trained.
-fn on_device(mut lora: Lora, device: &Device) -> Lora {
+/// What an adapter's file says about where it comes from.
+fn describe(config: &TrainConfig, origin: &Origin) -> Result<BTreeMap<String, String>> {
+    let pairs = [
+        ("kiln.version", env!("CARGO_PKG_VERSION").to_string()),
+        ("kiln.config", config.to_toml()?),
+        ("kiln.base_model", config.model.path.clone()),
+        ("kiln.base_model_fingerprint", origin.base_model.clone()),
+        ("kiln.dataset_fingerprint", origin.dataset.clone()),
+    ];
+    Ok(pairs.map(|(key, value)| (key.to_string(), value)).into())
+}
+
+/// The adapter of a checkpoint as it was trained: on the device, and with the exact alpha of the configuration, of which
+/// the file holds 32 bits.
+fn resumed_adapter(checkpoint: &Checkpoint, config: &TrainConfig, device: &Device) -> Result<Lora> {
+    let mut lora = Lora::read(checkpoint.adapter())?;
     for layer in &mut lora.layers {
         layer.a = layer.a.clone().to_device(device);
         layer.b = layer.b.clone().to_device(device);
+        layer.alpha = config.lora.alpha();
     }
-    lora
+    Ok(lora)
 }
 
 /// Writes the adapter of a checkpoint, or of a run's newest one, as a LoRA file.
@@ -373,7 +341,7 @@ fn on_device(mut lora: Lora, device: &Device) -> Lora {
 pub fn export(path: &Path, output: &Path, format: lora::Format, dtype: FloatDType) -> Result<()> {
     let (_, mut checkpoints) = Checkpoint::resolve(path)?;
     let adapter = Lora::read(checkpoints.pop().expect("at least one was found").adapter())?;
-    let report = lora::export(&adapter, output, format, dtype, &adapter.metadata)?;
+    let report = lora::export(&adapter, output, format, dtype)?;
     tracing::info!("{report}"); // not inside: what a quiet log does not show is not evaluated
     Ok(())
 }

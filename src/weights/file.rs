@@ -108,7 +108,7 @@ impl TensorFile {
                 TensorData::new(values.collect::<Vec<$t>>(), shape)
             }};
         }
-        Ok(match info.dtype {
+        let data = match info.dtype {
             Dtype::F32 => elements!(f32),
             Dtype::F64 => elements!(f64),
             Dtype::BF16 => elements!(bf16),
@@ -117,13 +117,19 @@ impl TensorFile {
             Dtype::I32 => elements!(i32),
             Dtype::U8 => elements!(u8),
             other => {
-                return Err(Error::file(
-                    &self.path,
-                    format!("tensor `{name}` is of type {other}, which kiln does not read"),
-                )
-                .hint("convert the file to float32, bfloat16 or float16"));
+                let problem = format!("tensor `{name}` is of type {other}, which kiln does not read");
+                return Err(Error::file(&self.path, problem).hint("convert the file to float32, bfloat16 or float16"));
             }
-        })
+        };
+        self.forget(self.data_start + start, end - start);
+        Ok(data)
+    }
+
+    /// Lets the system take back the pages of what was just copied: otherwise a model that is loaded stays in memory twice.
+    fn forget(&self, start: usize, length: usize) {
+        // SAFETY: the map is read-only and of a file, so dropped pages are read again when they are touched.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
     }
 }
 

@@ -184,6 +184,9 @@ impl Source {
             }
         };
         let dtype = data.dtype;
+        if !dtype.is_float() {
+            return Err(format!("tensor `{name}` holds {dtype:?}, expected floating-point numbers"));
+        }
         let tensor = Tensor::<D>::from_data(data, (&self.device, dtype));
         Ok(match self.dtype {
             Some(wanted) if dtype != wanted.into() => tensor.cast(wanted),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Tensor, activation::silu};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    kernels::layer_norm_modulate,
+    kernels::{layer_norm_modulate, silu},
     models::{Inputs, Segment, Segmented, State},
     nn::{Linear, Linears},
     weights::{Weights, read_json},

@@ -88,7 +88,11 @@ impl ObjectiveConfig {
         vec![
             (self.logit_mean.is_finite(), "objective.logit_mean", "must be a finite number"),
             (self.logit_std.is_finite() && self.logit_std > 0.0, "objective.logit_std", "must be above 0"),
-            (self.mode_scale.is_finite(), "objective.mode_scale", "must be a finite number"),
+            (
+                (-1.0..=1.75).contains(&self.mode_scale),
+                "objective.mode_scale",
+                "must be from -1 to 1.75, or sigma would leave 0 to 1",
+            ),
             (shift_is_positive, "objective.shift", "must be above 0 (1.0 changes nothing)"),
             (self.guidance.is_finite() && self.guidance >= 0.0, "objective.guidance", "must be at least 0"),
         ]

@@ -8,8 +8,8 @@ use super::Rule;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
-    /// Steps between two validations; 0 turns them off. Default 250. Before the first and after the last step there is
-    /// one anyway. It does not disturb training: its noise is its own.
+    /// Steps between two validations; Default 250. Before the first and after the last step there is one
+    /// anyway, and with 0 only these. It does not disturb training: its noise is its own.
     pub every: u64,
     /// Captions to generate pictures for, without and with the adapter. Default none. Include one without the subject,
     /// to see what else the adapter changes.

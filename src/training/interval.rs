@@ -1,0 +1,72 @@
+//! The numbers of a few steps, read from the device together.
+
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+
+use super::StepMetrics;
+use crate::{
+    error::{Error, Result},
+    memory,
+};
+
+/// What one optimizer step leaves: scalars that are still on the device.
+pub(super) struct Outcome {
+    /// Mean over the samples of the step, `[1]`.
+    pub loss: Tensor<1>,
+    /// Before clipping, `[1]`.
+    pub grad_norm: Tensor<1>,
+    /// Of this step.
+    pub learning_rate: f64,
+}
+
+/// The steps since the last record.
+pub(super) struct Interval {
+    started: Instant,
+    steps: Vec<Outcome>,
+}
+
+impl Interval {
+    /// Begins now, with no steps.
+    pub fn start() -> Self {
+        Self { started: Instant::now(), steps: Vec::new() }
+    }
+
+    /// Adds a step.
+    pub fn add(&mut self, outcome: Outcome) {
+        self.steps.push(outcome);
+    }
+
+    /// The numbers of the steps, the last of which was `step`.
+    ///
+    /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.
+    ///
+    /// # Errors
+    /// A loss or norm is not finite.
+    pub fn read(&self, step: u64, device: &Device) -> Result<StepMetrics> {
+        let last = step;
+        let host = |tensors: Vec<Tensor<1>>| -> Vec<f32> {
+            Tensor::cat(tensors, 0).into_data().into_vec().expect("scalars are f32")
+        };
+        let losses = host(self.steps.iter().map(|s| s.loss.clone()).collect());
+        let norms = host(self.steps.iter().map(|s| s.grad_norm.clone()).collect());
+        let first = last + 1 - self.steps.len() as u64;
+        for (step, (loss, norm)) in (first..).zip(losses.iter().zip(&norms)) {
+            for (what, value) in [("the loss", loss), ("the norm of the gradients", norm)] {
+                if !value.is_finite() {
+                    return Err(Error::NotFinite { step, what: what.into() }.hint(
+                        "lower `optimizer.learning_rate` or lengthen `schedule.warmup_steps`; checkpoints are from before this",
+                    ));
+                }
+            }
+        }
+        Ok(StepMetrics {
+            step: last,
+            loss: losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64,
+            learning_rate: self.steps.last().map_or(0.0, |outcome| outcome.learning_rate),
+            grad_norm: norms.last().copied().map_or(0.0, f64::from),
+            seconds_per_step: self.started.elapsed().as_secs_f64() / self.steps.len() as f64,
+            memory_mib: memory::usage(device).resident_mib(),
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! `validate`: a run or a checkpoint measured from outside, as a table.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+use super::{
+    CONFIG, Silent, TrainConfig,
+    checkpoint::Checkpoint,
+    resume::Origin,
+    run::prepare_dataset,
+    validation::{Validator, save_grid},
+};
+use crate::{
+    error::{Error, Result},
+    lora::{self, Lora},
+    memory,
+    pipelines::FluxPipeline,
+    rng::Seed,
+};
+
+/// What one checkpoint scored.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckpointScore {
+    /// Optimizer steps; 0 is the base model.
+    pub step: u64,
+    /// The mean over all noise levels.
+    pub loss: f64,
+    /// `(sigma, loss)`.
+    pub loss_at_sigma: Vec<(f64, f64)>,
+    /// The grid of samples, if there are prompts.
+    pub samples: Option<PathBuf>,
+}
+
+/// What validating a run or a checkpoint found: the base model first, then the checkpoints from old to new.
+#[derive(Clone, Debug, Serialize)]
+pub struct ValidationReport {
+    /// A row for each.
+    pub checkpoints: Vec<CheckpointScore>,
+    /// The step with the lowest held-out loss; 0 if no checkpoint is better than the base model.
+    pub best_step: Option<u64>,
+    /// Host memory in use before the first measurement and after the last, MiB.
+    pub memory_mib: [f64; 2],
+}
+
+impl ValidationReport {
+    /// The report of these scores.
+    fn new(checkpoints: Vec<CheckpointScore>, memory_mib: [f64; 2]) -> Self {
+        let measured = checkpoints.iter().filter(|score| score.loss.is_finite());
+        let best = measured.min_by(|a, b| a.loss.total_cmp(&b.loss)).map(|score| score.step);
+        Self { checkpoints, best_step: best, memory_mib }
+    }
+}
+
+impl fmt::Display for ValidationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sigmas = self.checkpoints.first().map(|score| score.loss_at_sigma.as_slice()).unwrap_or_default();
+        write!(f, "{:>8}  {:>8}", "step", "loss")?;
+        sigmas.iter().try_for_each(|(sigma, _)| write!(f, "  {:>8}", format!("σ {sigma}")))?;
+        for score in &self.checkpoints {
+            write!(f, "\n{:>8}", score.step)?;
+            match score.loss.is_finite() {
+                true => write!(f, "  {:>8.5}", score.loss)?,
+                false => write!(f, "  {:>8}", "-")?,
+            }
+            score.loss_at_sigma.iter().try_for_each(|(_, loss)| write!(f, "  {loss:>8.5}"))?;
+            if let Some(path) = &score.samples {
+                write!(f, "  {}", path.display())?;
+            }
+        }
+        match self.best_step {
+            Some(0) => write!(f, "\nno checkpoint is better than the base model")?,
+            Some(step) => write!(f, "\nbest: step-{step:06}")?,
+            None => write!(f, "\nno picture is held out, so there is no loss: set `data.validation_split`")?,
+        }
+        write!(f, "\nmemory: {:.0} MiB before, {:.0} MiB after", self.memory_mib[0], self.memory_mib[1])
+    }
+}
+
+/// Measures a checkpoint, or all of a run, with the run's own configuration. The base weights are loaded once.
+///
+/// # Errors
+/// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
+pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
+    let (run, checkpoints) = Checkpoint::resolve(path)?;
+    let config = TrainConfig::load(run.join(CONFIG), &[])?;
+    let (model, dataset) = prepare_dataset(&config, device, &mut Silent)?;
+    if dataset.held_out(Seed(config.run.seed)).is_empty() && config.validation.prompts.is_empty() {
+        let problem = "no picture was held out, and there are no prompts to generate: there is nothing to validate";
+        return Err(Error::setting("data.validation_split", problem).hint(
+            "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's config.toml",
+        ));
+    }
+    let mut pipeline = FluxPipeline::open(&model, device, config.model.dtype.into())?;
+    let mut validator = Validator::new(&config, &dataset, &pipeline)?;
+    let before = memory::usage(device).resident_mib();
+    let score = |step, losses: Vec<(f64, f64)>, samples| {
+        let loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64;
+        CheckpointScore { step, loss, loss_at_sigma: losses, samples }
+    };
+    let mut scores = vec![score(0, validator.losses(&pipeline)?, None)];
+    let origin = Origin::of(&model, &dataset)?;
+    for checkpoint in checkpoints {
+        checkpoint.state()?.origin.check(&origin, &config)?;
+        tracing::info!("validating {}", checkpoint.folder.display());
+        lora::detach_all(&mut pipeline.transformer);
+        let adapter = checkpoint.adapter();
+        Lora::read(&adapter)?.attach(&mut pipeline.transformer, 1.0).map_err(|e| e.at(&adapter))?;
+        let losses = validator.losses(&pipeline)?;
+        let samples =
+            validator.grid(&pipeline, true)?.map(|grid| save_grid(&run, checkpoint.step, &grid)).transpose()?;
+        scores.push(score(checkpoint.step, losses, samples));
+    }
+    memory::release(device);
+    Ok(ValidationReport::new(scores, [before, memory::usage(device).resident_mib()]))
+}
