@@ -88,7 +88,7 @@ fn find_compiler() -> std::result::Result<(), String> {
         false => ["libnvrtc.so", "libnvrtc.so.13"],
     };
     // SAFETY: NVIDIA's compiler library has no start-up code that asks anything of us.
-    let found = names.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+    let found = names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
     match found {
         true => Ok(()),
         false => Err(format!("NVRTC, the compiler in the CUDA toolkit, cannot be loaded ({})", names[0])),
