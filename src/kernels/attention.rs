@@ -1,23 +1,322 @@
 //! Scaled dot-product attention.
 
-use burn::tensor::{FloatDType, Tensor, activation};
+use burn::backend::DispatchTensorKind;
+use burn::tensor::{FloatDType, Shape, Tensor, activation};
+use burn_flex::Layout;
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::{
+    cpu::{self, Rows},
+    gemm::{Matrix, Onto, Target, product},
+    lift,
+    operation::{Operation, Plain, apply},
+    simd::{exp, max, sum, update, vectorized},
+};
 
 /// `softmax(q·kᵀ/√K)·v`, every query seeing every key.
 ///
-/// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32.
+/// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32. No more scores exist at
+/// a time than a few rows of each head, and the backward pass computes them again.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    let scale = 1.0 / (q.dims()[3] as f64).sqrt();
-    attention_biased(q, k, v, None, scale)
+    apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
 }
 
 /// `softmax(scale·q·kᵀ + bias)·v`, with an additive `bias` that broadcasts to `[B, N, L, S]` (a causal mask, T5's relative
 /// positions). For the text encoders: no fused form.
 pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
     let dtype: FloatDType = q.dtype().into();
+    let bias = bias.map(|bias| lift(bias, &q));
     let scores = (q * scale).matmul(k.transpose()).cast(FloatDType::F32);
     let scores = match bias {
-        Some(bias) => scores + bias,
+        Some(bias) => scores + bias.cast(FloatDType::F32),
         None => scores,
     };
     activation::softmax(scores, 3).cast(dtype).matmul(v)
+}
+
+/// Queries whose scores exist at a time, for each head.
+const TILE: usize = 64;
+
+#[derive(Clone, Debug)]
+struct Attention;
+
+/// What the backward pass needs.
+#[derive(Clone, Debug)]
+struct Saved {
+    q: Plain,
+    k: Plain,
+    v: Plain,
+    output: Plain,
+    /// `ln Σ exp(score)` of every query, `[B·N·L]`. Empty where the operation is composed.
+    log_sums: Vec<f32>,
+}
+
+impl Operation<3> for Attention {
+    type Saved = Saved;
+
+    fn forward(&self, [q, k, v]: [Plain; 3]) -> (Plain, Saved) {
+        let (output, log_sums) = match cpu::floats([q.clone(), k.clone(), v.clone()]) {
+            Ok(all) => {
+                let [q, k, v] = all.map(cpu::in_rows);
+                let shape = cpu::dims(&q);
+                let [_, _, keys, _] = cpu::dims::<4>(&k);
+                let (output, log_sums) = forward(shape, keys, Rows::new(&q), Rows::new(&k), Rows::new(&v));
+                (tokens_first(output, shape), log_sums)
+            }
+            Err([q, k, v]) => (composed(q, k, v), Vec::new()),
+        };
+        (output.clone(), Saved { q, k, v, output, log_sums })
+    }
+
+    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+        let Saved { q, k, v, output, log_sums } = saved;
+        match cpu::floats([q, k, v, output, gradient]) {
+            Ok(all) => {
+                let [q, k, v, output, g] = all.map(cpu::in_rows);
+                let shape @ [batch, heads, _, width] = cpu::dims(&q);
+                let [_, _, keys, _] = cpu::dims::<4>(&k);
+                let rows = [&q, &k, &v, &output, &g].map(Rows::new);
+                let [dq, dk, dv] = backward(shape, keys, rows, &log_sums);
+                let key_shape = [batch, heads, keys, width];
+                let [wants_q, wants_k, wants_v] = wanted;
+                [
+                    wants_q.then(|| tokens_first(dq, shape)),
+                    wants_k.then(|| tokens_first(dk, key_shape)),
+                    wants_v.then(|| tokens_first(dv, key_shape)),
+                ]
+            }
+            Err(all) => {
+                let gradients = composed_backward(all.map(Tensor::from_dispatch));
+                let mut wanted = wanted.into_iter();
+                gradients.map(|gradient| wanted.next()?.then(|| gradient.into_dispatch()))
+            }
+        }
+    }
+}
+
+/// A tensor `[B, N, L, K]` whose numbers lie as `[B, L, N, K]`: the model joins the heads of each token next, for free.
+fn tokens_first(data: Vec<f32>, shape: [usize; 4]) -> Plain {
+    let [_, heads, tokens, width] = shape;
+    let strides = [tokens * heads * width, width, heads * width, 1].map(|s| s as isize).to_vec();
+    cpu::plain(cpu::strided(data, Layout::new(Shape::from(shape), strides, 0)))
+}
+
+/// Memory `[B, L, N, K]` that the heads fill from several threads, each its own rows.
+#[derive(Clone, Copy)]
+struct Heads {
+    data: *mut f32,
+    tokens: usize,
+    heads: usize,
+    width: usize,
+}
+
+// SAFETY: a pointer to plain numbers; that no two threads touch the same ones is asked of those who use it.
+unsafe impl Send for Heads {}
+// SAFETY: as above.
+unsafe impl Sync for Heads {}
+
+impl Heads {
+    /// `data` must have room for `[batch, tokens, heads, width]`.
+    fn new(data: &mut Vec<f32>, [batch, heads, tokens, width]: [usize; 4]) -> Self {
+        data.reserve_exact(batch * tokens * heads * width);
+        Self { data: data.as_mut_ptr(), tokens, heads, width }
+    }
+
+    /// The rows of one head of one sample from `token` on.
+    ///
+    /// # Safety
+    /// The indices are inside the shape, and no other thread uses the same head of the same sample.
+    unsafe fn rows(&self, batch: usize, head: usize, token: usize) -> Target {
+        let start = ((batch * self.tokens + token) * self.heads + head) * self.width;
+        // SAFETY: inside the memory by the promise above.
+        Target { data: unsafe { self.data.add(start) }, stride: self.heads * self.width }
+    }
+}
+
+/// The output, `[B, L, N, K]`, and the log-sums.
+fn forward(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f32>, Vec<f32>) {
+    let [batch, heads, queries, width] = shape;
+    let mut output = Vec::new();
+    let place = Heads::new(&mut output, shape);
+    let mut log_sums = vec![0.0; batch * heads * queries];
+    let scale = 1.0 / (width as f32).sqrt();
+    let head = |(head, log_sums): (usize, &mut [f32])| {
+        let (b, n) = (head / heads, head % heads);
+        let q = q.matrix(b, n, queries);
+        let (k, v) = (transposed(k, b, n, keys), copied(v, b, n, keys));
+        let (k, v) = (Matrix::new(&k, width, keys), Matrix::new(&v, keys, width));
+        let mut scores = vec![0.0; TILE.min(queries) * keys];
+        let mut inverse = [0.0; TILE];
+        for start in (0..queries).step_by(TILE) {
+            let rows = TILE.min(queries - start);
+            let scores = &mut scores[..rows * keys];
+            let q = q.rows(start, rows);
+            // SAFETY: the scores are borrowed mutably and have the size of the product.
+            unsafe { product(Target::new(scores, keys), Onto::Nothing, scale, q, k, Parallelism::None) };
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                        let most = max(scores);
+                        update(
+                            scores,
+                            [],
+                            #[inline(always)]
+                            |score, []| exp(score - most),
+                        );
+                        let total = sum(
+                            [scores],
+                            #[inline(always)]
+                            |[p]| p,
+                        );
+                        inverse[row] = 1.0 / total;
+                        log_sums[start + row] = most + total.ln();
+                    }
+                },
+            );
+            let p = Matrix::new(scores, rows, keys);
+            // SAFETY: this thread alone has this head of this sample; its rows lie in the memory of the output, which
+            // outlives this scope, and the product initializes them before they are seen as numbers.
+            unsafe {
+                let place = place.rows(b, n, start);
+                let (data, stride) = (place.data, place.stride);
+                product(place, Onto::Nothing, 1.0, p, v, Parallelism::None);
+                for (row, inverse) in inverse[..rows].iter().enumerate() {
+                    let row = std::slice::from_raw_parts_mut(data.add(row * stride), width);
+                    row.iter_mut().for_each(|value| *value *= inverse);
+                }
+            }
+        }
+    };
+    log_sums.par_chunks_mut(queries.max(1)).enumerate().for_each(head);
+    // SAFETY: every row of every head was written.
+    unsafe { output.set_len(batch * queries * heads * width) };
+    (output, log_sums)
+}
+
+/// The gradients of q, k and v, `[B, L, N, K]` and `[B, S, N, K]`, head by head: with `p = exp(score - log-sum)`,
+/// `dv = pᵀ·g`, `ds = p∘(g·vᵀ - Σ g∘output)`, `dq = ds·k/√K`, `dk = dsᵀ·q/√K`.
+fn backward(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log_sums: &[f32]) -> [Vec<f32>; 3] {
+    let [batch, heads, queries, width] = shape;
+    let key_shape = [batch, heads, keys, width];
+    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+    let (to_q, to_k, to_v) =
+        (Heads::new(&mut dq, shape), Heads::new(&mut dk, key_shape), Heads::new(&mut dv, key_shape));
+    let scale = 1.0 / (width as f32).sqrt();
+    let head = |head: usize| {
+        let (b, n) = (head / heads, head % heads);
+        let log_sums = &log_sums[head * queries..][..queries];
+        let (kt, vt) = (transposed(k, b, n, keys), transposed(v, b, n, keys));
+        let (kt, vt) = (Matrix::new(&kt, width, keys), Matrix::new(&vt, width, keys));
+        let k = k.matrix(b, n, keys);
+        let mut tiles = [vec![0.0; TILE.min(queries) * keys], vec![0.0; TILE.min(queries) * keys]];
+        for start in (0..queries).step_by(TILE) {
+            let rows = TILE.min(queries - start);
+            let [p, ds] = tiles.each_mut().map(|tile| &mut tile[..rows * keys]);
+            let (q, dy) = (q.matrix(b, n, queries).rows(start, rows), g.matrix(b, n, queries).rows(start, rows));
+            // SAFETY: both tiles are borrowed mutably and have the size of the products.
+            unsafe {
+                product(Target::new(p, keys), Onto::Nothing, scale, q, kt, Parallelism::None);
+                product(Target::new(ds, keys), Onto::Nothing, 1.0, dy, vt, Parallelism::None);
+            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+                        let (at, log_sum) = ([b, n, start + row], log_sums[start + row]);
+                        let level = sum(
+                            [g.row(at), output.row(at)],
+                            #[inline(always)]
+                            |[g, y]| g * y,
+                        );
+                        update(
+                            p,
+                            [],
+                            #[inline(always)]
+                            |score, []| exp(score - log_sum),
+                        );
+                        update(
+                            ds,
+                            [p],
+                            #[inline(always)]
+                            |dp, [p]| p * (dp - level),
+                        );
+                    }
+                },
+            );
+            let (p, ds) = (Matrix::new(p, rows, keys), Matrix::new(ds, rows, keys));
+            let onto = if start == 0 { Onto::Nothing } else { Onto::Sum };
+            // SAFETY: this thread alone has this head of this sample; the first tile initializes what later ones add to.
+            unsafe {
+                product(to_v.rows(b, n, 0), onto, 1.0, p.t(), dy, Parallelism::None);
+                product(to_k.rows(b, n, 0), onto, scale, ds.t(), q, Parallelism::None);
+                product(to_q.rows(b, n, start), Onto::Nothing, scale, ds, k, Parallelism::None);
+            }
+        }
+    };
+    (0..batch * heads).into_par_iter().for_each(head);
+    // SAFETY: every row of every head was written, provided there was a query to write the gradients of the keys from.
+    unsafe {
+        dq.set_len(batch * heads * queries * width);
+        dk.set_len(batch * heads * keys * width);
+        dv.set_len(batch * heads * keys * width);
+    }
+    [dq, dk, dv]
+}
+
+/// One head, `[S, K]`, as `[K, S]`: the products need their factors that way round.
+fn transposed(rows: Rows, b: usize, n: usize, tokens: usize) -> Vec<f32> {
+    let mut data = vec![0.0; tokens * rows.width];
+    for token in 0..tokens {
+        for (i, value) in rows.row([b, n, token]).iter().enumerate() {
+            data[i * tokens + token] = *value;
+        }
+    }
+    data
+}
+
+/// One head, `[S, K]`, its rows side by side.
+fn copied(rows: Rows, b: usize, n: usize, tokens: usize) -> Vec<f32> {
+    (0..tokens).flat_map(|token| rows.row([b, n, token])).copied().collect()
+}
+
+/// The same operation on any backend and dtype.
+fn composed(q: Plain, k: Plain, v: Plain) -> Plain {
+    let on_gpu = !matches!(q.kind, DispatchTensorKind::Flex(_));
+    let [q, k, v]: [Tensor<4>; 3] = [q, k, v].map(Tensor::from_dispatch);
+    let [batch, heads, queries, width] = q.dims();
+    if !on_gpu {
+        return attention_biased(q, k, v, None, 1.0 / (width as f64).sqrt()).into_dispatch();
+    }
+    // Burn's own is flash attention if the number of queries is a multiple of 128.
+    let missing = queries.next_multiple_of(128) - queries;
+    let q = match missing {
+        0 => q,
+        _ => {
+            let zeros = Tensor::zeros([batch, heads, missing, width], (&q.device(), q.dtype()));
+            Tensor::cat(vec![q, zeros], 2)
+        }
+    };
+    let output = burn::tensor::module::attention(q, k, v, None, None, Default::default());
+    output.narrow(2, 0, queries).into_dispatch()
+}
+
+/// The gradients on any backend and dtype, one head at a time: the scores of one head are all that exists of them.
+fn composed_backward([q, k, v, output, g]: [Tensor<4>; 5]) -> [Tensor<4>; 3] {
+    let [_, heads, _, width] = q.dims();
+    let scale = 1.0 / (width as f64).sqrt();
+    let dtype: FloatDType = q.dtype().into();
+    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+    for head in 0..heads {
+        let [q, k, v, output, g] = [&q, &k, &v, &output, &g].map(|t| t.clone().narrow(1, head, 1));
+        let scores = (q.clone() * scale).matmul(k.clone().transpose()).cast(FloatDType::F32);
+        let p = activation::softmax(scores, 3);
+        dv.push(p.clone().cast(dtype).transpose().matmul(g.clone()));
+        let level = (g.clone().cast(FloatDType::F32) * output.cast(FloatDType::F32)).sum_dim(3);
+        let ds = (p * (g.matmul(v.transpose()).cast(FloatDType::F32) - level) * scale).cast(dtype);
+        dq.push(ds.clone().matmul(k));
+        dk.push(ds.transpose().matmul(q));
+    }
+    [dq, dk, dv].map(|heads| Tensor::cat(heads, 1))
 }

@@ -1,18 +1,19 @@
 //! Matrix products with a weight as checkpoints store it, `[out, in]`.
 
 use burn::tensor::{FloatDType, Tensor};
+use burn_flex::FlexTensor;
 
-use super::lift;
+use super::{
+    cpu,
+    gemm::{Matrix, add_matmul, matmul},
+    operation::{Operation, Plain, apply, constant},
+};
 
 /// `x·Wᵀ + b`.
 ///
 /// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. Weight and bias are constants: they get no gradient.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let y = x.clone().matmul(lift(weight, &x).transpose());
-    match bias {
-        Some(bias) => y + lift(bias, &x).unsqueeze(),
-        None => y,
-    }
+    apply(Linear { weight: constant(weight), bias: bias.map(constant) }, [x.into_dispatch()])
 }
 
 /// `y + scale·(x·Aᵀ)·Bᵀ`: what a LoRA adapter adds to the output `y` of its layer.
@@ -20,7 +21,136 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
 /// The adapter acts on the activation, never on the weight: a dense `W + s·B·A` per layer would have to be kept for the
 /// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever `x` is.
 pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
-    let dtype: FloatDType = x.dtype().into();
-    let (a, b) = (lift(a, &x).cast(dtype), lift(b, &x).cast(dtype));
-    y + x.matmul(a.transpose()).matmul(b.transpose()) * scale
+    let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
+    apply(LowRank { scale }, inputs)
+}
+
+/// A matrix of numbers that are [in order](cpu::in_order).
+fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = cpu::dims(tensor);
+    Matrix::new(cpu::numbers(tensor), rows, columns)
+}
+
+#[derive(Clone, Debug)]
+struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Operation<1> for Linear {
+    type Saved = ();
+
+    fn forward(&self, [x]: [Plain; 1]) -> (Plain, ()) {
+        let output = match cpu::floats([x, self.weight.clone().into_dispatch()]) {
+            Ok([x, weight]) => {
+                let (x, weight) = (cpu::in_order(x), cpu::in_order(weight));
+                let (x, weight) = (matrix(&x), matrix(&weight));
+                let shape = [x.rows, weight.rows];
+                let y = match &self.bias {
+                    None => matmul(x, weight.t(), 1.0),
+                    Some(bias) => {
+                        let Ok([bias]) = cpu::floats([bias.clone().into_dispatch()]) else {
+                            panic!("a bias has the dtype of its weight")
+                        };
+                        let bias = cpu::in_order(bias);
+                        let bias = cpu::numbers(&bias);
+                        let mut y = cpu::build(x.rows, weight.rows, |_, y| {
+                            y.write_copy_of_slice(bias);
+                        });
+                        add_matmul(&mut y, x, weight.t(), 1.0);
+                        y
+                    }
+                };
+                cpu::plain(cpu::tensor(y, shape))
+            }
+            Err([x, weight]) => composed_linear(x, Tensor::from_dispatch(weight), self.bias.clone()).into_dispatch(),
+        };
+        (output, ())
+    }
+
+    fn backward(self, (): (), gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
+        [Some(match cpu::floats([gradient, self.weight.into_dispatch()]) {
+            Ok([g, weight]) => {
+                let (g, weight) = (cpu::in_order(g), cpu::in_order(weight));
+                let (g, weight) = (matrix(&g), matrix(&weight));
+                cpu::plain(cpu::tensor(matmul(g, weight, 1.0), [g.rows, weight.columns]))
+            }
+            Err([g, weight]) => Tensor::<2>::from_dispatch(g).matmul(Tensor::from_dispatch(weight)).into_dispatch(),
+        })]
+    }
+}
+
+fn composed_linear(x: Plain, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let y = Tensor::<2>::from_dispatch(x).matmul(weight.transpose());
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+}
+
+#[derive(Clone, Debug)]
+struct LowRank {
+    scale: f64,
+}
+
+impl Operation<4> for LowRank {
+    /// `x`, `x·Aᵀ`, `A`, `B`.
+    type Saved = [Plain; 4];
+
+    fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
+        match cpu::floats(inputs) {
+            Ok(inputs) => {
+                let [mut y, x, a, b] = inputs.map(cpu::in_order);
+                let (xm, am, bm) = (matrix(&x), matrix(&a), matrix(&b));
+                let (rows, rank) = (xm.rows, am.rows);
+                let u = matmul(xm, am.t(), 1.0);
+                // In place where nothing else holds `y`, otherwise on a copy.
+                y = cpu::exactly(y);
+                add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), self.scale as f32);
+                (cpu::plain(y), [x, cpu::tensor(u, [rows, rank]), a, b].map(cpu::plain))
+            }
+            Err([y, x, a, b]) => {
+                let [y, x, a, b]: [Tensor<2>; 4] = [y, x, a, b].map(Tensor::from_dispatch);
+                let dtype: FloatDType = x.dtype().into();
+                let u = x.clone().matmul(a.clone().cast(dtype).transpose());
+                let y = y + u.clone().matmul(b.clone().cast(dtype).transpose()) * self.scale;
+                (y.into_dispatch(), [x, u, a, b].map(Tensor::into_dispatch))
+            }
+        }
+    }
+
+    fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; 4]) -> [Option<Plain>; 4] {
+        let [wants_y, wants_x, wants_a, wants_b] = wanted;
+        let [x, u, a, b] = saved;
+        let dy = wants_y.then(|| gradient.clone());
+        match cpu::floats([gradient, x, u, a, b]) {
+            Ok(all) => {
+                let [g, x, u, a, b] = all.map(cpu::in_order);
+                let [g, x, u, a, b] = [&g, &x, &u, &a, &b].map(matrix);
+                let scale = self.scale as f32;
+                let du = if wants_x || wants_a { matmul(g, b, scale) } else { Vec::new() };
+                let du = Matrix::new(&du, g.rows, b.columns);
+                let product =
+                    |a: Matrix, b: Matrix, scale| cpu::plain(cpu::tensor(matmul(a, b, scale), [a.rows, b.columns]));
+                [
+                    dy,
+                    wants_x.then(|| product(du, a, 1.0)),
+                    wants_a.then(|| product(du.t(), x, 1.0)),
+                    wants_b.then(|| product(g.t(), u, scale)),
+                ]
+            }
+            Err(all) => {
+                let [g, x, u, a, b]: [Tensor<2>; 5] = all.map(Tensor::from_dispatch);
+                let (dtype, of_factors): (FloatDType, FloatDType) = (x.dtype().into(), a.dtype().into());
+                let du = g.clone().matmul(b.cast(dtype)) * self.scale;
+                let factor = |t: Tensor<2>| t.cast(of_factors).into_dispatch();
+                [
+                    dy,
+                    wants_x.then(|| du.clone().matmul(a.cast(dtype)).into_dispatch()),
+                    wants_a.then(|| factor(du.clone().transpose().matmul(x))),
+                    wants_b.then(|| factor(g.transpose().matmul(u) * self.scale)),
+                ]
+            }
+        }
+    }
 }

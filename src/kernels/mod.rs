@@ -4,16 +4,22 @@
 //! functions they can be one. Everything here works on plain and on autodiff tensors alike.
 
 mod activation;
+mod adamw;
 mod attention;
+mod cpu;
+mod gemm;
 mod linear;
 mod norm;
-mod optimizer;
+mod operation;
+mod rope;
+mod simd;
 
-pub use activation::gelu_tanh;
+pub use activation::{gelu_tanh, silu};
+pub use adamw::{AdamW, adamw};
 pub use attention::{attention, attention_biased};
 pub use linear::{linear, low_rank};
-pub use norm::{gated_add, layer_norm_modulate, rms_norm_rope};
-pub use optimizer::{AdamW, adamw};
+pub use norm::{gated_add, layer_norm_modulate};
+pub use rope::rms_norm_rope;
 
 use burn::tensor::Tensor;
 
@@ -26,3 +32,6 @@ pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E
         constant
     }
 }
+
+#[cfg(test)]
+mod tests;

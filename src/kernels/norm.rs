@@ -1,43 +1,301 @@
-//! Normalisation with what always follows it in a transformer block. All statistics are computed in f32.
+//! Normalisation and gating as a modulated transformer block does them. All statistics are computed in f32, and computed
+//! again in the backward pass: that is cheaper than to keep them.
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::lift;
+use super::{
+    cpu::{self, Rows},
+    operation::{Operation, Plain, apply},
+    simd::{fill, sum, update},
+};
 
 /// `LayerNorm(x)·(1 + scale) + shift`, the norm without weights of its own (AdaLN, Peebles & Xie 2022).
 ///
 /// `x` `[B, L, D]`, `shift` and `scale` `[B, D]` → `[B, L, D]`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, epsilon: f64) -> Tensor<3> {
-    let dtype: FloatDType = x.dtype().into();
-    let x = x.cast(FloatDType::F32);
-    let centred = x.clone() - x.mean_dim(2);
-    let deviation = (centred.clone().square().mean_dim(2) + epsilon).sqrt();
-    let normed = (centred / deviation).cast(dtype);
-    normed * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim::<3>(1)
-}
-
-/// Root-mean-square norm over each head with a learned weight, then rotation by position, then heads before tokens.
-///
-/// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` with each angle twice in a row → `[B, N, L, K]`. Neighbours
-/// `(2i, 2i+1)` of the last axis are the real and imaginary part of one rotated number (RoFormer, Su et al. 2021).
-pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tensor<2>, epsilon: f64) -> Tensor<4> {
-    let dtype: FloatDType = x.dtype().into();
-    let [batch, tokens, heads, width] = x.dims();
-    let (weight, cos, sin) = (lift(weight, &x), lift(cos, &x), lift(sin, &x));
-    let x = x.cast(FloatDType::F32);
-    let deviation = (x.clone().square().mean_dim(3) + epsilon).sqrt();
-    let normed = (x / deviation).cast(dtype) * weight.unsqueeze();
-    let normed = normed.cast(FloatDType::F32);
-    let pairs = normed.clone().reshape([batch, tokens, heads, width / 2, 2]);
-    let (real, imaginary) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
-    let turned = Tensor::cat(vec![imaginary.neg(), real], 4).reshape([batch, tokens, heads, width]);
-    let angles = |t: Tensor<2>| t.reshape([1, tokens, 1, width]);
-    (normed * angles(cos) + turned * angles(sin)).cast(dtype).swap_dims(1, 2)
+    apply(LayerNormModulate { epsilon }, [x.into_dispatch(), shift.into_dispatch(), scale.into_dispatch()])
 }
 
 /// `x + gate·y`, the gated residual of a modulated block.
 ///
 /// `x` and `y` `[B, L, D]`, `gate` `[B, D]` → `[B, L, D]`.
 pub fn gated_add(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
-    x + y * gate.unsqueeze_dim::<3>(1)
+    apply(GatedAdd, [x.into_dispatch(), gate.into_dispatch(), y.into_dispatch()])
+}
+
+/// A number per sample and channel, at every token.
+fn per_token(t: Tensor<2>) -> Tensor<3> {
+    t.unsqueeze_dim(1)
+}
+
+/// `(x - mean)/deviation` over the last axis, and `1/deviation`, in f32.
+fn standardize(x: Tensor<3>, epsilon: f64) -> (Tensor<3>, Tensor<3>) {
+    let x = x.cast(FloatDType::F32);
+    let centred = x.clone() - x.mean_dim(2);
+    let inverse = (centred.clone().square().mean_dim(2) + epsilon).sqrt().recip();
+    (centred * inverse.clone(), inverse)
+}
+
+/// The mean of a row and 1 over its deviation.
+#[inline(always)]
+fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = sum(
+        [x],
+        #[inline(always)]
+        |[x]| x,
+    ) / n;
+    let variance = sum(
+        [x],
+        #[inline(always)]
+        |[x]| (x - mean) * (x - mean),
+    ) / n;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+#[derive(Clone, Debug)]
+struct LayerNormModulate {
+    epsilon: f64,
+}
+
+impl Operation<3> for LayerNormModulate {
+    /// `x`, `scale`.
+    type Saved = [Plain; 2];
+
+    fn forward(&self, [x, shift, scale]: [Plain; 3]) -> (Plain, Self::Saved) {
+        let saved = [x.clone(), scale.clone()];
+        let output = match cpu::floats([x, shift, scale]) {
+            Ok([x, shift, scale]) => {
+                let (x, shift, scale) = (cpu::in_rows(x), cpu::in_rows(shift), cpu::in_rows(scale));
+                let [batch, tokens, width] = cpu::dims(&x);
+                let (x, shift, scale) = (Rows::new(&x), Rows::new(&shift), Rows::new(&scale));
+                let y = cpu::build(
+                    batch * tokens,
+                    width,
+                    #[inline(always)]
+                    |row, y| {
+                        let (b, token) = (row / tokens, row % tokens);
+                        let x = x.row([0, b, token]);
+                        let (mean, inverse) = statistics(x, self.epsilon as f32);
+                        fill(
+                            y,
+                            [x, scale.row([0, 0, b]), shift.row([0, 0, b])],
+                            #[inline(always)]
+                            |[x, scale, shift]| ((x - mean) * inverse).mul_add(1.0 + scale, shift),
+                        );
+                    },
+                );
+                cpu::plain(cpu::tensor(y, [batch, tokens, width]))
+            }
+            Err([x, shift, scale]) => {
+                let x = Tensor::from_dispatch(x);
+                let [shift, scale] = [shift, scale].map(|t| per_token(Tensor::from_dispatch(t)));
+                let dtype: FloatDType = x.dtype().into();
+                (standardize(x, self.epsilon).0.cast(dtype) * (scale + 1.0) + shift).into_dispatch()
+            }
+        };
+        (output, saved)
+    }
+
+    fn backward(self, [x, scale]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+        let [wants_x, wants_shift, wants_scale] = wanted;
+        match cpu::floats([x, scale, gradient]) {
+            Ok(all) => {
+                let [x, scale, g] = all.map(cpu::in_rows);
+                let [batch, tokens, width] = cpu::dims(&x);
+                let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
+                let epsilon = self.epsilon as f32;
+                let dx = wants_x.then(|| {
+                    let dx = cpu::build(
+                        batch * tokens,
+                        width,
+                        #[inline(always)]
+                        |row, dx| {
+                            let (b, token) = (row / tokens, row % tokens);
+                            let x = x.row([0, b, token]);
+                            let (mean, inverse) = statistics(x, epsilon);
+                            let dx = fill(
+                                dx,
+                                [g.row([0, b, token]), scale.row([0, 0, b])],
+                                #[inline(always)]
+                                |[g, scale]| g * (1.0 + scale),
+                            );
+                            let n = width as f32;
+                            let level = sum(
+                                [dx],
+                                #[inline(always)]
+                                |[dx]| dx,
+                            ) / n;
+                            let slope = sum(
+                                [dx, x],
+                                #[inline(always)]
+                                |[dx, x]| dx * (x - mean),
+                            ) * (inverse * inverse / n);
+                            update(
+                                dx,
+                                [x],
+                                #[inline(always)]
+                                |dx, [x]| inverse * (dx - level - (x - mean) * slope),
+                            );
+                        },
+                    );
+                    cpu::plain(cpu::tensor(dx, [batch, tokens, width]))
+                });
+                let dshift = wants_shift.then(|| {
+                    sum_tokens(
+                        [batch, tokens, width],
+                        #[inline(always)]
+                        |b, token, sums| {
+                            update(
+                                sums,
+                                [g.row([0, b, token])],
+                                #[inline(always)]
+                                |sum, [g]| sum + g,
+                            )
+                        },
+                    )
+                });
+                let dscale = wants_scale.then(|| {
+                    sum_tokens(
+                        [batch, tokens, width],
+                        #[inline(always)]
+                        |b, token, sums| {
+                            let x = x.row([0, b, token]);
+                            let (mean, inverse) = statistics(x, epsilon);
+                            update(
+                                sums,
+                                [g.row([0, b, token]), x],
+                                #[inline(always)]
+                                |sum, [g, x]| ((x - mean) * inverse).mul_add(g, sum),
+                            );
+                        },
+                    )
+                });
+                [dx, dshift, dscale]
+            }
+            Err([x, scale, g]) => {
+                let [x, g]: [Tensor<3>; 2] = [x, g].map(Tensor::from_dispatch);
+                let scale = Tensor::<2>::from_dispatch(scale);
+                let dtype: FloatDType = x.dtype().into();
+                let (normed, inverse) = standardize(x, self.epsilon);
+                let g = g.cast(FloatDType::F32);
+                let over_tokens = |t: Tensor<3>| t.sum_dim(1).squeeze_dim::<2>(1).cast(dtype).into_dispatch();
+                let dscale = wants_scale.then(|| over_tokens(g.clone() * normed.clone()));
+                let dshift = wants_shift.then(|| over_tokens(g.clone()));
+                let dx = wants_x.then(|| {
+                    let d = g * (per_token(scale).cast(FloatDType::F32) + 1.0);
+                    let slope = (d.clone() * normed.clone()).mean_dim(2);
+                    ((d.clone() - d.mean_dim(2) - normed * slope) * inverse).cast(dtype).into_dispatch()
+                });
+                [dx, dshift, dscale]
+            }
+        }
+    }
+}
+
+/// `[B, D]`: for each sample the sums over its tokens that `add` builds up.
+fn sum_tokens([batch, tokens, width]: [usize; 3], add: impl Fn(usize, usize, &mut [f32]) + Sync) -> Plain {
+    let mut sums = Vec::with_capacity(batch * width);
+    for b in 0..batch {
+        sums.extend(cpu::column_sums(
+            tokens,
+            width,
+            #[inline(always)]
+            |token, sums| add(b, token, sums),
+        ));
+    }
+    cpu::plain(cpu::tensor(sums, [batch, width]))
+}
+
+#[derive(Clone, Debug)]
+struct GatedAdd;
+
+impl Operation<3> for GatedAdd {
+    /// `gate`, `y`.
+    type Saved = [Plain; 2];
+
+    fn forward(&self, [x, gate, y]: [Plain; 3]) -> (Plain, Self::Saved) {
+        let saved = [gate.clone(), y.clone()];
+        let output = match cpu::floats([x, gate, y]) {
+            Ok(all) => {
+                let [x, gate, y] = all.map(cpu::in_rows);
+                let [batch, tokens, width] = cpu::dims(&x);
+                let (x, gate, y) = (Rows::new(&x), Rows::new(&gate), Rows::new(&y));
+                let sum = cpu::build(
+                    batch * tokens,
+                    width,
+                    #[inline(always)]
+                    |row, sum| {
+                        let (b, token) = (row / tokens, row % tokens);
+                        fill(
+                            sum,
+                            [x.row([0, b, token]), gate.row([0, 0, b]), y.row([0, b, token])],
+                            #[inline(always)]
+                            |[x, gate, y]| gate.mul_add(y, x),
+                        );
+                    },
+                );
+                cpu::plain(cpu::tensor(sum, [batch, tokens, width]))
+            }
+            Err([x, gate, y]) => {
+                let [x, y]: [Tensor<3>; 2] = [x, y].map(Tensor::from_dispatch);
+                (x + y * per_token(Tensor::from_dispatch(gate))).into_dispatch()
+            }
+        };
+        (output, saved)
+    }
+
+    fn backward(self, [gate, y]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+        let [wants_x, wants_gate, wants_y] = wanted;
+        let dx = wants_x.then(|| gradient.clone());
+        match cpu::floats([gate, y, gradient]) {
+            Ok(all) => {
+                let [gate, y, g] = all.map(cpu::in_rows);
+                let [batch, tokens, width] = cpu::dims(&y);
+                let (gate, y, g) = (Rows::new(&gate), Rows::new(&y), Rows::new(&g));
+                let dgate = wants_gate.then(|| {
+                    sum_tokens(
+                        [batch, tokens, width],
+                        #[inline(always)]
+                        |b, token, sums| {
+                            update(
+                                sums,
+                                [g.row([0, b, token]), y.row([0, b, token])],
+                                #[inline(always)]
+                                |sum, [g, y]| g.mul_add(y, sum),
+                            )
+                        },
+                    )
+                });
+                let dy = wants_y.then(|| {
+                    let dy = cpu::build(
+                        batch * tokens,
+                        width,
+                        #[inline(always)]
+                        |row, dy| {
+                            let (b, token) = (row / tokens, row % tokens);
+                            fill(
+                                dy,
+                                [g.row([0, b, token]), gate.row([0, 0, b])],
+                                #[inline(always)]
+                                |[g, gate]| g * gate,
+                            );
+                        },
+                    );
+                    cpu::plain(cpu::tensor(dy, [batch, tokens, width]))
+                });
+                [dx, dgate, dy]
+            }
+            Err([gate, y, g]) => {
+                let [y, g]: [Tensor<3>; 2] = [y, g].map(Tensor::from_dispatch);
+                let gate = per_token(Tensor::from_dispatch(gate));
+                let dtype: FloatDType = y.dtype().into();
+                let dgate = wants_gate.then(|| {
+                    let product = g.clone().cast(FloatDType::F32) * y.cast(FloatDType::F32);
+                    product.sum_dim(1).squeeze_dim::<2>(1).cast(dtype).into_dispatch()
+                });
+                [dx, dgate, wants_y.then(|| (g * gate).into_dispatch())]
+            }
+        }
+    }
 }

@@ -1,0 +1,191 @@
+//! What each fused operation costs, beside its formula written out in tensors: medians of interleaved runs, at the sizes of
+//! a small FLUX (width 512, 8 heads of 64, 320 tokens, batch 2). Run with `cargo bench --bench kernels`.
+
+use std::{hint::black_box, time::Instant};
+
+use burn::tensor::{Device, Distribution, Tensor, activation};
+use kiln::kernels;
+
+const ROUNDS: usize = 21;
+
+/// A function with its inputs; run forward on plain tensors, or forward and backward on a tape.
+struct Case {
+    name: &'static str,
+    shapes: Vec<Vec<usize>>,
+    fused: Box<dyn Fn(&[Tensor<4>]) -> Tensor<4>>,
+    composed: Box<dyn Fn(&[Tensor<4>]) -> Tensor<4>>,
+}
+
+fn inputs(case: &Case, device: &Device) -> Vec<Tensor<4>> {
+    let tensor = |shape: &Vec<usize>| {
+        let shape: [usize; 4] = shape.clone().try_into().expect("four axes");
+        let numbers = Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+        if device.is_autodiff() { Tensor::from_inner(numbers).require_grad() } else { numbers }
+    };
+    case.shapes.iter().map(tensor).collect()
+}
+
+fn milliseconds(f: &dyn Fn(&[Tensor<4>]) -> Tensor<4>, inputs: &[Tensor<4>], backward: bool) -> f64 {
+    let start = Instant::now();
+    let output = f(inputs);
+    if backward {
+        // The gradient of the output is the output: a dense one, as a model has it.
+        let seed = output.clone().detach();
+        let start = Instant::now();
+        black_box(((output * seed).sum()).backward());
+        return start.elapsed().as_secs_f64() * 1e3;
+    }
+    black_box(output);
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
+    for case in cases() {
+        let mut medians = Vec::new();
+        for backward in [false, true] {
+            let device = if backward { Device::flex().autodiff() } else { Device::flex() };
+            let inputs = inputs(&case, &device);
+            let (mut fused, mut composed) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                fused.push(milliseconds(&case.fused, &inputs, backward));
+                composed.push(milliseconds(&case.composed, &inputs, backward));
+            }
+            medians.extend([median(fused), median(composed)]);
+        }
+        let [forward, forward_composed, backward, backward_composed] = medians[..] else { unreachable!() };
+        let name = case.name;
+        println!("{name:34} {forward:12.3} {forward_composed:12.3} {backward:12.3} {backward_composed:12.3}");
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut case =
+        |name, shapes: &[[usize; 4]], fused: fn(&[Tensor<4>]) -> Tensor<4>, composed: fn(&[Tensor<4>]) -> Tensor<4>| {
+            let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
+            cases.push(Case { name, shapes, fused: Box::new(fused), composed: Box::new(composed) });
+        };
+    case(
+        "gelu_tanh 640×2048",
+        &[[1, 1, 640, 2048]],
+        |t| kernels::gelu_tanh(t[0].clone()),
+        |t| activation::gelu_approximate(t[0].clone()),
+    );
+    case(
+        "attention 2×8×320×64",
+        &[[2, 320, 8, 64]; 3],
+        |t| {
+            let [q, k, v] = [0, 1, 2].map(|i| t[i].clone().swap_dims(1, 2));
+            kernels::attention(q, k, v)
+        },
+        |t| {
+            let [q, k, v] = [0, 1, 2].map(|i| t[i].clone().swap_dims(1, 2));
+            kernels::attention_biased(q, k, v, None, 0.125)
+        },
+    );
+    case(
+        "layer_norm_modulate 2×320×512",
+        &[[1, 2, 320, 512], [1, 1, 2, 512], [1, 1, 2, 512]],
+        |t| {
+            let [shift, scale] = [1, 2].map(|i| t[i].clone().reshape([2, 512]));
+            kernels::layer_norm_modulate(t[0].clone().squeeze_dim(0), shift, scale, 1e-6).unsqueeze()
+        },
+        |t| {
+            let [x, shift, scale] = [0, 1, 2].map(|i| t[i].clone());
+            let centred = x.clone() - x.mean_dim(3);
+            let normed = centred.clone() / (centred.square().mean_dim(3) + 1e-6).sqrt();
+            normed * (scale.swap_dims(1, 2) + 1.0) + shift.swap_dims(1, 2)
+        },
+    );
+    case(
+        "gated_add 2×320×512",
+        &[[1, 2, 320, 512], [1, 1, 2, 512], [1, 2, 320, 512]],
+        |t| {
+            let [x, y] = [0, 2].map(|i| t[i].clone().squeeze_dim(0));
+            kernels::gated_add(x, t[1].clone().reshape([2, 512]), y).unsqueeze()
+        },
+        |t| t[0].clone() + t[2].clone() * t[1].clone().swap_dims(1, 2),
+    );
+    case(
+        "rms_norm_rope 2×320×8×64",
+        &[[2, 320, 8, 64]],
+        |t| {
+            let device = Device::flex();
+            let angles = Tensor::ones([320, 64], &device);
+            kernels::rms_norm_rope(t[0].clone(), Tensor::ones([64], &device), angles.clone(), angles, 1e-6)
+        },
+        |t| {
+            let ones = |shape: [usize; 4]| kernels::lift(Tensor::<4>::ones(shape, &Device::flex()), &t[0]);
+            let x = t[0].clone();
+            let normed = x.clone() / (x.square().mean_dim(3) + 1e-6).sqrt() * ones([1, 1, 1, 64]);
+            let pairs = normed.clone().reshape([2, 320, 8, 32, 2]);
+            let (re, im) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
+            let turned = Tensor::cat(vec![im.neg(), re], 4).reshape([2, 320, 8, 64]);
+            (normed * ones([1, 320, 1, 64]) + turned * ones([1, 320, 1, 64])).swap_dims(1, 2)
+        },
+    );
+    macro_rules! linear {
+        ($rows:literal, $inputs:literal, $outputs:literal) => {
+            case(
+                concat!("linear ", $rows, ", ", $inputs, "→", $outputs),
+                &[[1, 1, $rows, $inputs]],
+                |t| {
+                    let (weight, bias) = constants($inputs, $outputs);
+                    kernels::linear(t[0].clone().reshape([$rows, $inputs]), weight, Some(bias)).unsqueeze()
+                },
+                |t| {
+                    let (weight, bias) = constants($inputs, $outputs);
+                    let x = t[0].clone().reshape([$rows, $inputs]);
+                    let y = x.clone().matmul(kernels::lift(weight, &x).transpose());
+                    (y + kernels::lift(bias, &x).unsqueeze()).unsqueeze()
+                },
+            );
+        };
+    }
+    linear!(640, 512, 512);
+    linear!(640, 512, 2048);
+    linear!(640, 2560, 512);
+    linear!(640, 2048, 512);
+    linear!(128, 512, 512);
+    linear!(320, 512, 512);
+    linear!(2, 512, 3072);
+    case(
+        "low_rank 640, 512→512, rank 16",
+        &[[1, 1, 640, 512], [1, 1, 640, 512], [1, 1, 16, 512], [1, 1, 512, 16]],
+        |t| {
+            let [y, x, a, b] = matrices(t);
+            kernels::low_rank(y * 1.0, x, a, b, 1.0).unsqueeze()
+        },
+        |t| {
+            let [y, x, a, b] = matrices(t);
+            (y * 1.0 + x.matmul(a.transpose()).matmul(b.transpose()) * 1.0).unsqueeze()
+        },
+    );
+    cases
+}
+
+fn matrices(t: &[Tensor<4>]) -> [Tensor<2>; 4] {
+    [0, 1, 2, 3].map(|i| {
+        let [_, _, rows, columns] = t[i].dims();
+        t[i].clone().reshape([rows, columns])
+    })
+}
+
+/// The same weights every time: making them must not count.
+fn constants(inputs: usize, outputs: usize) -> (Tensor<2>, Tensor<1>) {
+    use std::{cell::RefCell, collections::HashMap};
+    thread_local!(static MADE: RefCell<HashMap<(usize, usize), (Tensor<2>, Tensor<1>)>> = RefCell::default());
+    MADE.with_borrow_mut(|made| {
+        let make = || {
+            let random = |shape| Tensor::<2>::random(shape, Distribution::Normal(0.0, 0.05), &Device::flex());
+            (random([outputs, inputs]), random([1, outputs]).squeeze_dim(0))
+        };
+        made.entry((inputs, outputs)).or_insert_with(make).clone()
+    })
+}

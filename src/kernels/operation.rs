@@ -1,0 +1,128 @@
+//! Operations with a backward pass of their own: the bridge between plain tensors and Burn's autodiff.
+//!
+//! Burn's `backend_extension` macro would ask for every operation once per backend on backend primitives. Here an operation
+//! is a value with a forward and a backward on plain tensors, whatever their backend, and one function puts it on the tape.
+
+use std::fmt::Debug;
+
+use burn::backend::{
+    Autodiff, AutodiffBackend, Backend, BackendTensor, DispatchTensor, DispatchTensorKind, Flex,
+    autodiff::{
+        checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    tensor::FloatTensor,
+};
+use burn::tensor::Tensor;
+
+/// A tensor of any rank that is not on a tape.
+pub(super) type Plain = DispatchTensor;
+
+/// A function of `N` tensors that may ask for gradients; everything constant is a field of the value.
+pub(super) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs of the forward pass.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// The output and what to keep for [`backward`](Self::backward).
+    fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
+
+    /// The gradients of the inputs that are `wanted`, from the gradient of the output.
+    fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N];
+}
+
+/// Runs `operation`, on the tape if an input is on one.
+pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>, inputs: [Plain; N]) -> Tensor<D> {
+    let taped = inputs.iter().find_map(|input| match &input.kind {
+        DispatchTensorKind::Autodiff(kind) => Some(kind.as_ref()),
+        _ => None,
+    });
+    let output = match taped {
+        None => operation.forward(inputs).0,
+        Some(DispatchTensorKind::Flex(_)) => on_tape::<Flex, _, N>(operation, inputs),
+        #[cfg(feature = "cuda")]
+        Some(DispatchTensorKind::Cuda(_)) => on_tape::<burn::backend::Cuda, _, N>(operation, inputs),
+        Some(_) => unreachable!("a tensor of a backend that kiln does not build with"),
+    };
+    Tensor::from_dispatch(output)
+}
+
+/// A tensor without its tape: what constants are.
+pub(super) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
+}
+
+/// A backend whose tensors can be told from others at run time.
+trait Concrete: Backend {
+    fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind;
+    fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>>;
+
+    fn wrap_plain(tensor: FloatTensor<Self>) -> Plain {
+        Plain { kind: Self::wrap(BackendTensor::Float(tensor)), checkpointing: None }
+    }
+
+    fn unwrap_plain(tensor: Plain) -> FloatTensor<Self> {
+        Self::unwrap(tensor.kind).expect("an operation stays on the backend of its inputs").float()
+    }
+}
+
+impl Concrete for Flex {
+    fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind {
+        DispatchTensorKind::Flex(tensor)
+    }
+
+    fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>> {
+        #[allow(irrefutable_let_patterns)]
+        if let DispatchTensorKind::Flex(tensor) = kind { Some(tensor) } else { None }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Concrete for burn::backend::Cuda {
+    fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind {
+        DispatchTensorKind::Cuda(tensor)
+    }
+
+    fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>> {
+        if let DispatchTensorKind::Cuda(tensor) = kind { Some(tensor) } else { None }
+    }
+}
+
+/// An operation on the tape of backend `B`.
+#[derive(Clone, Debug)]
+struct Step<O>(O);
+
+impl<B: Concrete, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
+    type State = O::Saved;
+
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = B::wrap_plain(gradients.consume::<B>(&ops.node));
+        let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
+        let parents = ops.parents.into_iter().zip(self.0.backward(ops.state, gradient, wanted));
+        for (parent, gradient) in parents {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                gradients.register::<B>(parent.id, B::unwrap_plain(gradient));
+            }
+        }
+    }
+}
+
+fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [Plain; N]) -> Plain {
+    let checkpointing = inputs.iter().find_map(|input| input.checkpointing.clone());
+    let inputs = inputs.map(|input| match input.kind {
+        DispatchTensorKind::Autodiff(kind) => {
+            B::unwrap(*kind).expect("the inputs of an operation are on one device").autodiff()
+        }
+        // A plain tensor beside a tracked one is a constant.
+        kind => Autodiff::<B>::from_inner(B::unwrap_plain(Plain { kind, checkpointing: None })),
+    });
+    let nodes = std::array::from_fn(|i| inputs[i].node.clone());
+    let (output, saved) = operation.forward(inputs.map(|input| B::wrap_plain(input.primitive)));
+    let output = B::unwrap_plain(output);
+    let step = <Step<O> as Backward<B, N>>::prepare::<NoCheckpointing>(Step(operation), nodes);
+    let output = match step.compute_bound().stateful() {
+        OpsKind::Tracked(step) => step.finish(saved, output),
+        OpsKind::UnTracked(step) => step.finish(output),
+    };
+    Plain { kind: DispatchTensorKind::Autodiff(Box::new(B::wrap(BackendTensor::Autodiff(output)))), checkpointing }
+}

@@ -1,0 +1,181 @@
+//! What happens to queries and keys before attention: norm per head, rotation by position.
+
+use burn::tensor::{FloatDType, Tensor};
+
+use super::{
+    cpu::{self, Rows},
+    operation::{Operation, Plain, apply, constant},
+    simd::{fill, sum, update},
+};
+
+/// Root-mean-square norm over each head with a learned weight, then rotation by position, then heads before tokens.
+///
+/// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` with each angle twice in a row → `[B, N, L, K]`. Neighbours
+/// `(2i, 2i+1)` of the last axis are the real and imaginary part of one rotated number (RoFormer, Su et al. 2021).
+/// Only `x` gets a gradient.
+pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tensor<2>, epsilon: f64) -> Tensor<4> {
+    let [weight, cos, sin] =
+        [constant(weight).into_dispatch(), constant(cos).into_dispatch(), constant(sin).into_dispatch()];
+    apply(RmsNormRope { weight, cos, sin, epsilon }, [x.into_dispatch()])
+}
+
+#[derive(Clone, Debug)]
+struct RmsNormRope {
+    weight: Plain,
+    cos: Plain,
+    sin: Plain,
+    epsilon: f64,
+}
+
+/// 1 over the root of the mean square.
+#[inline(always)]
+fn inverse_root(x: &[f32], epsilon: f32) -> f32 {
+    let squares = sum(
+        [x],
+        #[inline(always)]
+        |[x]| x * x,
+    );
+    1.0 / (squares / x.len() as f32 + epsilon).sqrt()
+}
+
+/// Turns each pair of numbers by its angle.
+#[inline(always)]
+fn rotate(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (pairs, _) = row.as_chunks_mut::<2>();
+    for ((pair, cos), sin) in pairs.iter_mut().zip(cos.as_chunks::<2>().0).zip(sin.as_chunks::<2>().0) {
+        let [re, im] = *pair;
+        *pair = [re * cos[0] - im * sin[0], im * cos[1] + re * sin[1]];
+    }
+}
+
+/// Turns each pair back: the transpose of [`rotate`].
+#[inline(always)]
+fn rotate_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (pairs, _) = row.as_chunks_mut::<2>();
+    for ((pair, cos), sin) in pairs.iter_mut().zip(cos.as_chunks::<2>().0).zip(sin.as_chunks::<2>().0) {
+        let [re, im] = *pair;
+        *pair = [re * cos[0] + im * sin[1], im * cos[1] - re * sin[0]];
+    }
+}
+
+impl RmsNormRope {
+    /// `x` in f32, 1 over the root of its mean square, and the constants as `[1, L, 1, K]` or `[1, 1, 1, K]`.
+    fn composed(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
+        let [_, tokens, _, width] = x.dims();
+        let x = x.cast(FloatDType::F32);
+        let inverse = (x.clone().square().mean_dim(3) + self.epsilon).sqrt().recip();
+        let weight = Tensor::<1>::from_dispatch(self.weight.clone()).reshape([1, 1, 1, width]);
+        let [cos, sin] = [&self.cos, &self.sin]
+            .map(|t| Tensor::<2>::from_dispatch(t.clone()).reshape([1, tokens, 1, width]).cast(FloatDType::F32));
+        (x, inverse, [weight, cos, sin])
+    }
+}
+
+/// `(-im, re)` of each pair `(re, im)`.
+fn quarter_turn(x: Tensor<4>) -> Tensor<4> {
+    let [batch, tokens, heads, width] = x.dims();
+    let pairs = x.reshape([batch, tokens, heads, width / 2, 2]);
+    let (re, im) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
+    Tensor::cat(vec![im.neg(), re], 4).reshape([batch, tokens, heads, width])
+}
+
+impl Operation<1> for RmsNormRope {
+    type Saved = Plain;
+
+    fn forward(&self, [x]: [Plain; 1]) -> (Plain, Plain) {
+        let saved = x.clone();
+        let output = match cpu::floats([x, self.weight.clone(), self.cos.clone(), self.sin.clone()]) {
+            Ok(all) => {
+                let [x, weight, cos, sin] = all.map(cpu::in_rows);
+                let [batch, tokens, heads, width] = cpu::dims(&x);
+                let (x, weight, cos, sin) = (Rows::new(&x), Rows::new(&weight), Rows::new(&cos), Rows::new(&sin));
+                let weight = weight.row([0; 3]);
+                let y = cpu::build(
+                    batch * heads * tokens,
+                    width,
+                    #[inline(always)]
+                    |row, y| {
+                        let (b, head, token) = (row / (tokens * heads), row / tokens % heads, row % tokens);
+                        let x = x.row([b, token, head]);
+                        let inverse = inverse_root(x, self.epsilon as f32);
+                        let y = fill(
+                            y,
+                            [x, weight],
+                            #[inline(always)]
+                            |[x, weight]| x * inverse * weight,
+                        );
+                        rotate(y, cos.row([0, 0, token]), sin.row([0, 0, token]));
+                    },
+                );
+                cpu::plain(cpu::tensor(y, [batch, heads, tokens, width]))
+            }
+            Err([x, ..]) => {
+                let x = Tensor::<4>::from_dispatch(x);
+                let dtype: FloatDType = x.dtype().into();
+                let (x, inverse, [weight, cos, sin]) = self.composed(x);
+                let normed = ((x * inverse).cast(dtype) * weight).cast(FloatDType::F32);
+                let turned = quarter_turn(normed.clone());
+                (normed * cos + turned * sin).cast(dtype).swap_dims(1, 2).into_dispatch()
+            }
+        };
+        (output, saved)
+    }
+
+    fn backward(self, x: Plain, gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
+        let all = [x, gradient, self.weight.clone(), self.cos.clone(), self.sin.clone()];
+        [Some(match cpu::floats(all) {
+            Ok(all) => {
+                let [x, g, weight, cos, sin] = all.map(cpu::in_rows);
+                let [batch, tokens, heads, width] = cpu::dims(&x);
+                let (x, g, weight) = (Rows::new(&x), Rows::new(&g), Rows::new(&weight));
+                let (cos, sin, weight) = (Rows::new(&cos), Rows::new(&sin), weight.row([0; 3]));
+                let dx = cpu::build(
+                    batch * tokens * heads,
+                    width,
+                    #[inline(always)]
+                    |row, dx| {
+                        let (b, token, head) = (row / (tokens * heads), row / heads % tokens, row % heads);
+                        let x = x.row([b, token, head]);
+                        let inverse = inverse_root(x, self.epsilon as f32);
+                        let dx = fill(
+                            dx,
+                            [g.row([b, head, token])],
+                            #[inline(always)]
+                            |[g]| g,
+                        );
+                        rotate_back(dx, cos.row([0, 0, token]), sin.row([0, 0, token]));
+                        update(
+                            dx,
+                            [weight],
+                            #[inline(always)]
+                            |dx, [weight]| dx * weight,
+                        );
+                        let slope = sum(
+                            [dx, x],
+                            #[inline(always)]
+                            |[dx, x]| dx * x,
+                        ) * (inverse * inverse / width as f32);
+                        update(
+                            dx,
+                            [x],
+                            #[inline(always)]
+                            |dx, [x]| inverse * (dx - x * slope),
+                        );
+                    },
+                );
+                cpu::plain(cpu::tensor(dx, [batch, tokens, heads, width]))
+            }
+            Err([x, g, ..]) => {
+                let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
+                let dtype: FloatDType = x.dtype().into();
+                let (x, inverse, [weight, cos, sin]) = self.composed(x);
+                let g = g.swap_dims(1, 2).cast(FloatDType::F32);
+                // The transpose of a quarter turn is the quarter turn the other way.
+                let d = g.clone() * cos - quarter_turn(g * sin);
+                let d = d * weight.cast(FloatDType::F32);
+                let slope = (d.clone() * x.clone()).mean_dim(3) * inverse.clone().square();
+                ((d - x * slope) * inverse).cast(dtype).into_dispatch()
+            }
+        })]
+    }
+}

@@ -1,0 +1,191 @@
+//! Loops compiled for the widest vectors of the machine they run on, and the functions the C library is too slow for.
+
+use std::mem::MaybeUninit;
+
+/// Runs `work` compiled for AVX-512, for AVX2, or for the target's own features. Whatever `work` calls must be
+/// `#[inline(always)]`, or it is compiled without them.
+#[inline]
+pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi1,bmi2")]
+        fn avx512<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+        fn avx2<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        if is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the features were just found; every machine with AVX-512 VL has the older ones.
+            return unsafe { avx512(work) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("bmi2") {
+            // SAFETY: the features were just found; bmi1 came with bmi2.
+            return unsafe { avx2(work) };
+        }
+    }
+    work()
+}
+
+/// `e^x` to two units in the last place, for `x` in [-87, 88] and the value at the bound beyond it; NaN stays NaN.
+///
+/// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, then a polynomial for `e^r` (coefficients of Cephes' expf) times `2^n`.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves the nearest integer in the low bits
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts, so that n·ln 2 is exact enough.
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let p = (p * r).mul_add(r, r) + 1.0;
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+}
+
+/// `(σ(x), 1 - σ(x))` of the logistic function σ; both keep their relative precision.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> (f32, f32) {
+    let x = if x < -80.0 { -80.0 } else { x };
+    let e = exp(-x);
+    let s = 1.0 / (1.0 + e);
+    (s, e * s)
+}
+
+/// How many sums run side by side: two of the widest vectors.
+const LANES: usize = 32;
+
+/// `Σ f` over rows of one length, in an order that vectorizes and does not depend on the machine.
+#[inline(always)]
+pub(super) fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    reduce(
+        rows,
+        0.0,
+        #[inline(always)]
+        |sum, at| sum + f(at),
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+/// The largest number of a row, NaN left out.
+#[inline(always)]
+pub(super) fn max(row: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    reduce(
+        [row],
+        f32::NEG_INFINITY,
+        #[inline(always)]
+        |most, [at]| larger(most, at),
+        larger,
+    )
+}
+
+#[inline(always)]
+fn reduce<const N: usize>(
+    rows: [&[f32]; N],
+    start: f32,
+    step: impl Fn(f32, [f32; N]) -> f32,
+    join: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let n = same_length(&rows);
+    let mut lanes = [start; LANES];
+    for block in 0..n / LANES {
+        for (lane, value) in lanes.iter_mut().enumerate() {
+            *value = step(*value, at(&rows, block * LANES + lane));
+        }
+    }
+    let mut rest = start;
+    for i in n / LANES * LANES..n {
+        rest = step(rest, at(&rows, i));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = join(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    join(lanes[0], rest)
+}
+
+/// Writes `f` of rows of one length to a fresh place of that length, and gives it back as numbers.
+#[inline(always)]
+pub(super) fn fill<'a, const N: usize>(
+    place: &'a mut [MaybeUninit<f32>],
+    rows: [&[f32]; N],
+    f: impl Fn([f32; N]) -> f32,
+) -> &'a mut [f32] {
+    assert_eq!(same_length(&rows), place.len(), "rows of one length");
+    for (i, place) in place.iter_mut().enumerate() {
+        place.write(f(at(&rows, i)));
+    }
+    // SAFETY: every number was just written.
+    unsafe { place.assume_init_mut() }
+}
+
+/// Replaces the numbers of a row by `f` of them and of rows of the same length.
+#[inline(always)]
+pub(super) fn update<const N: usize>(row: &mut [f32], rows: [&[f32]; N], f: impl Fn(f32, [f32; N]) -> f32) {
+    assert!(rows.iter().all(|other| other.len() == row.len()), "rows of one length");
+    for (i, value) in row.iter_mut().enumerate() {
+        *value = f(*value, at(&rows, i));
+    }
+}
+
+#[inline(always)]
+fn same_length<const N: usize>(rows: &[&[f32]; N]) -> usize {
+    let n = rows[0].len();
+    assert!(rows.iter().all(|row| row.len() == n), "rows of one length");
+    n
+}
+
+#[inline(always)]
+fn at<const N: usize>(rows: &[&[f32]; N], i: usize) -> [f32; N] {
+    let mut values = [0.0; N];
+    for (value, row) in values.iter_mut().zip(rows) {
+        // SAFETY: the callers above stay within the one length of the rows, which they checked.
+        *value = unsafe { *row.get_unchecked(i) };
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_and_sigmoid_are_as_exact_as_f32_allows() {
+        for i in -860_000..870_000 {
+            let x = i as f32 * 1e-4;
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((got / want - 1.0).abs() < 3e-7, "exp({x}) = {got}, not {want}");
+            let (s, t) = sigmoid(x.clamp(-79.0, 79.0));
+            let want = 1.0 / (1.0 + (-f64::from(x.clamp(-79.0, 79.0))).exp());
+            assert!((f64::from(s) / want - 1.0).abs() < 5e-7, "sigmoid({x})");
+            assert!((s + t - 1.0).abs() < 3e-7);
+        }
+        assert!(exp(f32::NAN).is_nan() && sigmoid(f32::NAN).0.is_nan());
+        assert!(exp(f32::INFINITY).is_finite() && exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_every_length() {
+        for n in [0, 1, 31, 32, 33, 100] {
+            let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+            assert_eq!(sum([&values], |[x]| x), values.iter().sum::<f32>());
+            assert_eq!(max(&values), values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Every operation against its formula written out in tensors, with gradients by Burn's autodiff.
+
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation};
+
+use super::*;
+use crate::rng::{Purpose, Seed};
+use crate::weights::TensorFile;
+
+type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;
+
+/// Numbers of a few inputs, each given by its count.
+fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
+    let numbers = |(i, &n): (usize, &usize)| {
+        let numbers = Seed(7).draw(Purpose::Noise, 0, i as u64).normal(n);
+        TensorData::new(numbers.into_iter().map(|x| x * spread).collect(), [n])
+    };
+    counts.iter().enumerate().map(numbers).collect()
+}
+
+/// The output and the gradients of all inputs, for an output gradient that differs everywhere.
+fn run(f: Function, inputs: &[TensorData], dtype: FloatDType) -> Vec<Tensor<1>> {
+    let device = Device::flex().autodiff();
+    let leaf = |data: &TensorData| Tensor::<1>::from_data(data.clone(), &device).cast(dtype).detach().require_grad();
+    let leaves: Vec<_> = inputs.iter().map(leaf).collect();
+    let output = f(&leaves);
+    let weights = Seed(8).draw(Purpose::Noise, 0, 0).normal(output.dims()[0]);
+    let weights = Tensor::<1>::from_data(TensorData::new(weights, output.dims()), &device).cast(dtype);
+    let gradients = (output.clone() * weights).sum().backward();
+    let mut all = vec![output.inner()];
+    all.extend(leaves.iter().map(|leaf| leaf.grad(&gradients).expect("every input gets a gradient")));
+    all
+}
+
+#[track_caller]
+fn close(got: &Tensor<1>, want: &Tensor<1>, tolerance: f32, what: &str) {
+    let [got, want] = [got, want].map(|t| t.clone().cast(FloatDType::F32));
+    let largest: f32 = want.clone().abs().max().into_scalar();
+    let difference: f32 = (got - want).abs().max().into_scalar();
+    assert!(difference <= tolerance * largest.max(0.1), "{what}: differs by {difference} of {largest}");
+}
+
+/// `fused` is `composed`, in value and every gradient, in f32 and in bf16, with and without a tape, and twice the same.
+#[track_caller]
+fn agree(counts: &[usize], fused: Function, composed: Function) {
+    let inputs = draw(counts, 1.0);
+    let got = run(fused, &inputs, FloatDType::F32);
+    let want = run(composed, &inputs, FloatDType::F32);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        close(got, want, 1e-5, &format!("{counts:?}, f32, {i} (0 is the output, then gradients)"));
+    }
+    for (again, got) in run(fused, &inputs, FloatDType::F32).into_iter().zip(&got) {
+        assert_eq!(again.into_data(), got.clone().into_data(), "{counts:?}: not the same numbers twice");
+    }
+    let plain: Vec<_> = inputs.iter().map(|data| Tensor::from_data(data.clone(), &Device::flex())).collect();
+    assert_eq!(fused(&plain).into_data(), got[0].clone().into_data(), "{counts:?}: the tape changes the value");
+    for (i, (got, want)) in run(fused, &inputs, FloatDType::BF16).iter().zip(&want).enumerate() {
+        assert_eq!(got.dtype(), DType::BF16);
+        close(got, want, 4e-2, &format!("{counts:?}, bf16, {i} (0 is the output, then gradients)"));
+    }
+}
+
+/// The numbers as `[B, L, D]`, in order or as a view of a transposed tensor.
+fn view(t: &Tensor<1>, [batch, tokens, width]: [usize; 3], in_order: bool) -> Tensor<3> {
+    match in_order {
+        true => t.clone().reshape([batch, tokens, width]),
+        false => t.clone().reshape([batch, width, tokens]).swap_dims(1, 2),
+    }
+}
+
+fn flat<const D: usize>(t: Tensor<D>) -> Tensor<1> {
+    let n = t.shape().num_elements();
+    t.reshape([n])
+}
+
+fn constant_like<const D: usize>(counts: [usize; D], sample: u64, like: &Tensor<1>) -> Tensor<D> {
+    let n = counts.iter().product();
+    let numbers = Seed(9).draw(Purpose::Noise, 1, sample).normal(n);
+    Tensor::<1>::from_data(TensorData::new(numbers, [n]), &Device::flex()).reshape(counts).cast(like.dtype())
+}
+
+#[test]
+fn activations() {
+    let gelu = |t: &[Tensor<1>]| {
+        let x = t[0].clone();
+        let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+        x * (inner.tanh() + 1.0) * 0.5
+    };
+    for n in [1, 7, 1023, 1025, 40_000] {
+        agree(&[n], &|t| gelu_tanh(t[0].clone()), &gelu);
+        agree(&[n], &|t| silu(t[0].clone()), &|t| t[0].clone() * activation::sigmoid(t[0].clone()));
+    }
+    agree(&[60], &|t| flat(gelu_tanh(view(&t[0], [3, 4, 5], false))), &|t| {
+        flat(view(&t[0], [3, 4, 5], false)).map(gelu)
+    });
+    let far = TensorData::new(vec![-1e30, -50.0, 50.0, 1e30, f32::NAN], [5]);
+    let y: Vec<f32> = gelu_tanh(Tensor::<1>::from_data(far, &Device::flex())).into_data().into_vec().unwrap();
+    assert!(y[0].abs() < 1e-3 && y[1].abs() < 1e-30 && y[2] == 50.0 && y[3] == 1e30 && y[4].is_nan());
+}
+
+trait Map: Sized {
+    /// For a function that takes its inputs as a slice.
+    fn map(self, f: impl Fn(&[Self]) -> Self) -> Self {
+        f(&[self])
+    }
+}
+impl Map for Tensor<1> {}
+
+#[test]
+fn linear_layers() {
+    for [rows, inputs, outputs, rank] in [[1, 5, 3, 2], [2, 64, 48, 4], [37, 33, 65, 1], [128, 96, 80, 16]] {
+        for biased in [false, true] {
+            let weight = |t: &Tensor<1>| constant_like([outputs, inputs], 0, t);
+            let bias = |t: &Tensor<1>| biased.then(|| constant_like([outputs], 1, t));
+            agree(
+                &[rows * inputs],
+                &|t| flat(linear(t[0].clone().reshape([rows, inputs]), weight(&t[0]), bias(&t[0]))),
+                &|t| {
+                    let x = t[0].clone().reshape([rows, inputs]);
+                    let y = x.clone().matmul(lift(weight(&t[0]), &x).transpose());
+                    flat(match bias(&t[0]) {
+                        Some(bias) => y + lift(bias, &x).unsqueeze(),
+                        None => y,
+                    })
+                },
+            );
+        }
+        let parts = |t: &[Tensor<1>], in_order: bool| {
+            let x = view(&t[1], [1, rows, inputs], in_order).squeeze_dim::<2>(0);
+            let [a, b] = [(2, rank, inputs), (3, outputs, rank)].map(|(i, n, m)| t[i].clone().reshape([n, m]));
+            (t[0].clone().reshape([rows, outputs]), x, a, b)
+        };
+        for in_order in [true, false] {
+            agree(
+                &[rows * outputs, rows * inputs, rank * inputs, outputs * rank],
+                &|t| {
+                    let (y, x, a, b) = parts(t, in_order);
+                    // The factors are f32 beside activations of any dtype.
+                    flat(low_rank(y, x, a.cast(FloatDType::F32), b.cast(FloatDType::F32), 0.7))
+                },
+                &|t| {
+                    let (y, x, a, b) = parts(t, in_order);
+                    flat(y + x.matmul(a.transpose()).matmul(b.transpose()) * 0.7)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn an_adapter_changes_nobody_elses_tensor() {
+    let device = Device::flex();
+    let y = Tensor::<2>::ones([4, 6], &device);
+    let kept = y.clone();
+    let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device);
+    let sum = low_rank(y, ones([4, 5]), ones([2, 5]), ones([6, 2]), 1.0);
+    assert_eq!(sum.into_data(), (ones([4, 6]) * 11.0).into_data());
+    assert_eq!(kept.into_data(), ones([4, 6]).into_data());
+}
+
+#[test]
+fn modulated_norm() {
+    for (shape @ [batch, tokens, width], in_order) in
+        [([1, 1, 1], true), ([2, 1, 3], true), ([2, 5, 33], true), ([2, 7, 40], false), ([2, 300, 96], true)]
+    {
+        let counts = [batch * tokens * width, batch * width, batch * width];
+        let parts = |t: &[Tensor<1>]| {
+            let [shift, scale] = [&t[1], &t[2]].map(|t| t.clone().reshape([batch, width]));
+            (view(&t[0], shape, in_order), shift, scale)
+        };
+        agree(
+            &counts,
+            &|t| {
+                let (x, shift, scale) = parts(t);
+                flat(layer_norm_modulate(x, shift, scale, 1e-1))
+            },
+            &|t| {
+                let (x, shift, scale) = parts(t);
+                let centred = x.clone() - x.mean_dim(2);
+                let normed = centred.clone() / (centred.square().mean_dim(2) + 1e-1).sqrt();
+                flat(normed * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim::<3>(1))
+            },
+        );
+        agree(
+            &[counts[0], counts[1], counts[0]],
+            &|t| {
+                let gate = t[1].clone().reshape([batch, width]);
+                flat(gated_add(view(&t[0], shape, in_order), gate, view(&t[2], shape, in_order)))
+            },
+            &|t| {
+                let gate = t[1].clone().reshape([batch, 1, width]);
+                flat(view(&t[0], shape, in_order) + view(&t[2], shape, in_order) * gate)
+            },
+        );
+    }
+}
+
+#[test]
+fn rotated_norm() {
+    for ([batch, tokens, heads, width], whole) in
+        [([1, 1, 1, 2], true), ([2, 3, 2, 6], true), ([2, 5, 3, 34], false), ([1, 70, 4, 64], true)]
+    {
+        // A view of the first half of a joined tensor, if not whole.
+        let joined = if whole { tokens } else { 2 * tokens };
+        let x = |t: &Tensor<1>| t.clone().reshape([batch, joined, heads, width]).narrow(1, 0, tokens);
+        let weight = |t: &Tensor<1>| constant_like([width], 0, t);
+        let [cos, sin] = [1, 2].map(|i| move |t: &Tensor<1>| constant_like([tokens, width], i, t));
+        agree(
+            &[batch * joined * heads * width],
+            &|t| flat(rms_norm_rope(x(&t[0]), weight(&t[0]), cos(&t[0]), sin(&t[0]), 1e-6)),
+            &|t| {
+                let x = x(&t[0]);
+                let normed = x.clone() / (x.clone().square().mean_dim(3) + 1e-6).sqrt();
+                let normed = normed * lift(weight(&t[0]), &x).reshape([1, 1, 1, width]);
+                let pairs = normed.clone().reshape([batch, tokens, heads, width / 2, 2]);
+                let (re, im) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
+                let turned = Tensor::cat(vec![im.neg(), re], 4).reshape([batch, tokens, heads, width]);
+                let [cos, sin] = [cos(&t[0]), sin(&t[0])].map(|a| lift(a, &x).reshape([1, tokens, 1, width]));
+                flat((normed * cos + turned * sin).swap_dims(1, 2))
+            },
+        );
+    }
+}
+
+#[test]
+fn attention_over_all_keys() {
+    for ([batch, heads, queries, keys, width], in_order) in
+        [([1, 1, 1, 1, 2], true), ([2, 3, 5, 7, 10], true), ([2, 2, 70, 33, 16], false), ([1, 2, 130, 130, 64], false)]
+    {
+        // As the model has them: heads before tokens, or a view of tokens before heads.
+        let heads_first = |t: &Tensor<1>, tokens: usize| match in_order {
+            true => t.clone().reshape([batch, heads, tokens, width]),
+            false => t.clone().reshape([batch, tokens, heads, width]).swap_dims(1, 2),
+        };
+        let parts = |t: &[Tensor<1>]| (heads_first(&t[0], queries), heads_first(&t[1], keys), heads_first(&t[2], keys));
+        let [of_queries, of_keys] = [queries, keys].map(|tokens| batch * heads * tokens * width);
+        agree(
+            &[of_queries, of_keys, of_keys],
+            &|t| {
+                let (q, k, v) = parts(t);
+                flat(attention(q, k, v))
+            },
+            &|t| {
+                let (q, k, v) = parts(t);
+                let scores = q.matmul(k.transpose()) / (width as f64).sqrt();
+                flat(activation::softmax(scores, 3).matmul(v))
+            },
+        );
+    }
+}
+
+#[test]
+fn attention_with_huge_scores_picks_one_key() {
+    let counts = [2 * 3 * 8; 3];
+    let f: Function = &|t| {
+        let [q, k, v] = [0, 1, 2].map(|i| t[i].clone().reshape([1, 2, 3, 8]));
+        flat(attention(q, k, v))
+    };
+    for numbers in run(f, &draw(&counts, 1e4), FloatDType::F32) {
+        let numbers: Vec<f32> = numbers.into_data().into_vec().unwrap();
+        assert!(numbers.iter().all(|x| x.is_finite()));
+    }
+    let mut inputs = draw(&counts, 1.0);
+    inputs[1] = TensorData::new(vec![f32::NAN; counts[1]], [counts[1]]);
+    let output: Vec<f32> = run(f, &inputs, FloatDType::F32).remove(0).into_data().into_vec().unwrap();
+    assert!(output.iter().all(|x| x.is_nan()), "a broken model shows");
+}
+
+#[test]
+fn only_inputs_on_the_tape_get_gradients() {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<3>::random([2, 3, 4], burn::tensor::Distribution::Default, &device).require_grad();
+    let plain = Tensor::<2>::ones([2, 4], &Device::flex());
+    let y = gated_add(x.clone(), plain.clone(), x.clone());
+    let y = layer_norm_modulate(y, plain.clone(), plain, 1e-6);
+    assert_eq!(x.grad(&y.square().sum().backward()).unwrap().dims(), [2, 3, 4]);
+}
+
+#[test]
+fn adamw_is_that_of_torch() {
+    let golden =
+        TensorFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/flux_golden/golden.safetensors"))
+            .unwrap();
+    let device = Device::flex();
+    let mut parameter = Tensor::<1>::from_data(golden.read_f32("optim.adamw.start").unwrap(), &device);
+    let gradients = Tensor::<2>::from_data(golden.read_f32("optim.adamw.grads").unwrap(), &device);
+    let expected = Tensor::<2>::from_data(golden.read_f32("optim.adamw.params").unwrap(), &device);
+    let (mut m, mut v) = (parameter.zeros_like(), parameter.zeros_like());
+    for step in 0..6 {
+        let options = AdamW {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            step: step as u64 + 1,
+        };
+        let gradient: Tensor<1> = gradients.clone().narrow(0, step, 1).squeeze_dim(0);
+        let before = parameter.clone();
+        let start = before.clone().into_data();
+        (parameter, m, v) = adamw(parameter, gradient, m, v, &options);
+        close(&parameter, &expected.clone().narrow(0, step, 1).squeeze_dim(0), 1e-6, &format!("step {step}"));
+        assert_eq!(before.into_data(), start, "a tensor that someone holds is not changed");
+    }
+}
