@@ -50,34 +50,24 @@ fn silu_slope(x: f32) -> f32 {
     (x * s).mul_add(t, s)
 }
 
-/// Numbers in a row of work: an activation does not care about the shape.
-const ROW: usize = 1024;
-
-#[inline(always)]
+/// `f(x, g)` of each pair of numbers.
 fn map(x: &[f32], g: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    let whole = x.len() / ROW * ROW;
-    let place = |start: usize, place: &mut cpu::Fresh| {
-        let end = start + place.len();
-        fill(
-            place,
-            [&x[start..end], &g[start..end]],
-            #[inline(always)]
-            |[x, g]| f(x, g),
-        );
-    };
-    let mut y = cpu::build(
-        x.len() / ROW,
+    // Rows of a length of our choice: an activation does not care about the shape.
+    const ROW: usize = 1024;
+    cpu::build(
+        x.len(),
         ROW,
         #[inline(always)]
-        |row, y| place(row * ROW, y),
-    );
-    y.extend(cpu::build(
-        1,
-        x.len() - whole,
-        #[inline(always)]
-        |_, y| place(whole, y),
-    ));
-    y
+        |row, place| {
+            let (start, end) = (row * ROW, row * ROW + place.len());
+            fill(
+                place,
+                [&x[start..end], &g[start..end]],
+                #[inline(always)]
+                |[x, g]| f(x, g),
+            );
+        },
+    )
 }
 
 impl<const D: usize> Operation<1> for Activation<D> {

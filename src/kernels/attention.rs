@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     cpu::{self, Rows},
-    gemm::{Matrix, Onto, Target, product},
+    gemm::{Matrix, Onto, Target, product, transposed},
     lift,
     operation::{Operation, Plain, apply},
     simd::{exp, max, sum, update, vectorized},
@@ -144,7 +144,7 @@ fn forward(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f3
     let head = |(head, log_sums): (usize, &mut [f32])| {
         let (b, n) = (head / heads, head % heads);
         let q = q.matrix(b, n, queries);
-        let (k, v) = (transposed(k, b, n, keys), copied(v, b, n, keys));
+        let (k, v) = (transposed(k.matrix(b, n, keys)), copied(v, b, n, keys));
         let (k, v) = (Matrix::new(&k, width, keys), Matrix::new(&v, keys, width));
         let mut scores = vec![0.0; TILE.min(queries) * keys];
         let mut inverse = [0.0; TILE];
@@ -207,9 +207,10 @@ fn backward(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log
     let head = |head: usize| {
         let (b, n) = (head / heads, head % heads);
         let log_sums = &log_sums[head * queries..][..queries];
-        let (kt, vt) = (transposed(k, b, n, keys), transposed(v, b, n, keys));
-        let (kt, vt) = (Matrix::new(&kt, width, keys), Matrix::new(&vt, width, keys));
         let k = k.matrix(b, n, keys);
+        // The products need these the other way round.
+        let (kt, vt) = (transposed(k), transposed(v.matrix(b, n, keys)));
+        let (kt, vt) = (Matrix::new(&kt, width, keys), Matrix::new(&vt, width, keys));
         let mut tiles = [vec![0.0; TILE.min(queries) * keys], vec![0.0; TILE.min(queries) * keys]];
         for start in (0..queries).step_by(TILE) {
             let rows = TILE.min(queries - start);
@@ -263,17 +264,6 @@ fn backward(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log
         dv.set_len(batch * heads * keys * width);
     }
     [dq, dk, dv]
-}
-
-/// One head, `[S, K]`, as `[K, S]`: the products need their factors that way round.
-fn transposed(rows: Rows, b: usize, n: usize, tokens: usize) -> Vec<f32> {
-    let mut data = vec![0.0; tokens * rows.width];
-    for token in 0..tokens {
-        for (i, value) in rows.row([b, n, token]).iter().enumerate() {
-            data[i * tokens + token] = *value;
-        }
-    }
-    data
 }
 
 /// One head, `[S, K]`, its rows side by side.

@@ -113,29 +113,30 @@ impl<'a> Rows<'a> {
 /// Numbers that a loop is about to write.
 pub(super) type Fresh = [MaybeUninit<f32>];
 
-/// `rows·width` new numbers. `write` gets the index of a row and its place, runs vectorized, and must write all of it.
-pub(super) fn build(rows: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Sync) -> Vec<f32> {
-    let mut data = Vec::with_capacity(rows * width);
-    let fresh = &mut data.spare_capacity_mut()[..rows * width];
-    let each = (PIECE / width.max(1)).max(1);
+/// `count` new numbers, in rows of `width` of which the last may be shorter. `write` gets the index of a row and its place,
+/// runs vectorized, and must write all of it.
+pub(super) fn build(count: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Sync) -> Vec<f32> {
+    let mut data = Vec::with_capacity(count);
+    let fresh = &mut data.spare_capacity_mut()[..count];
+    let width = width.max(1);
+    let each = (PIECE / width).max(1);
     let piece = |(piece, place): (usize, &mut Fresh)| {
         vectorized(
             #[inline(always)]
             || {
-                for (row, place) in place.chunks_exact_mut(width).enumerate() {
+                for (row, place) in place.chunks_mut(width).enumerate() {
                     write(piece * each + row, place);
                 }
             },
         );
     };
-    if width == 0 {
-    } else if rows * width <= SERIAL {
+    if count <= SERIAL {
         piece((0, fresh));
     } else {
         fresh.par_chunks_mut(each * width).enumerate().for_each(piece);
     }
     // SAFETY: every row was handed to `write`, which writes all of it.
-    unsafe { data.set_len(rows * width) };
+    unsafe { data.set_len(count) };
     data
 }
 

@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 
 use gemm::Parallelism;
 
+use super::{cpu, simd::sum};
+
 /// A matrix in a slice: element `(i, j)` is at `i·strides.0 + j·strides.1`.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
@@ -95,7 +97,7 @@ pub(super) unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, 
     }
 }
 
-/// `onto + scale·a·b` as a new row-major matrix, on all cores.
+/// `scale·a·b` as a new row-major matrix, on all cores.
 pub(super) fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut data = Vec::with_capacity(count);
@@ -106,6 +108,72 @@ pub(super) fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
         data.set_len(count);
     }
     data
+}
+
+/// `bias + x·wᵀ` of row-major matrices as a new one, on all cores.
+pub(super) fn affine(x: Matrix, w: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+    // With a few rows the weight is read once and each of its rows is multiplied out on the spot.
+    const FEW: usize = 8;
+    if x.rows <= FEW {
+        let by_output = cpu::build(
+            w.rows * x.rows,
+            x.rows.max(1),
+            #[inline(always)]
+            |output, place| {
+                let start = bias.map_or(0.0, |bias| bias[output]);
+                let w = &w.data[output * w.columns..][..w.columns];
+                for (row, place) in place.iter_mut().enumerate() {
+                    let x = &x.data[row * x.columns..][..x.columns];
+                    let product = sum(
+                        [x, w],
+                        #[inline(always)]
+                        |[x, w]| x * w,
+                    );
+                    place.write(start + product);
+                }
+            },
+        );
+        return transposed(Matrix::new(&by_output, w.rows, x.rows));
+    }
+    // The product runs at more than twice the speed on a weight that lies the other way round, and turning it around takes
+    // a small part of that. Keeping it turned around would double the memory of the model.
+    let turned = transposed(w);
+    let w = Matrix::new(&turned, w.columns, w.rows);
+    match bias {
+        None => matmul(x, w, 1.0),
+        Some(bias) => {
+            let mut y = cpu::build(x.rows * w.columns, w.columns, |_, y| {
+                y.write_copy_of_slice(bias);
+            });
+            add_matmul(&mut y, x, w, 1.0);
+            y
+        }
+    }
+}
+
+/// The transpose as a new row-major matrix.
+pub(super) fn transposed(matrix: Matrix) -> Vec<f32> {
+    // A few rows at a time: they are read from the nearest cache, and written in runs.
+    const RUN: usize = 16;
+    let Matrix { data, rows, columns, strides: (stride, 1) } = matrix else {
+        unreachable!("only row-major matrices are turned around")
+    };
+    cpu::build(
+        columns * rows,
+        rows * RUN,
+        #[inline(always)]
+        |band, place| {
+            let first = band * RUN;
+            for start in (0..rows).step_by(RUN) {
+                let count = RUN.min(rows - start);
+                for (i, place) in place.chunks_exact_mut(rows).enumerate() {
+                    for (row, place) in place[start..start + count].iter_mut().enumerate() {
+                        place.write(data[(start + row) * stride + first + i]);
+                    }
+                }
+            }
+        },
+    )
 }
 
 /// `sum += scale·a·b` on a row-major matrix, on all cores.

@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     cpu,
-    gemm::{Matrix, add_matmul, matmul},
+    gemm::{Matrix, add_matmul, affine, matmul},
     operation::{Operation, Plain, apply, constant},
 };
 
@@ -46,21 +46,11 @@ impl Operation<1> for Linear {
                 let (x, weight) = (cpu::in_order(x), cpu::in_order(weight));
                 let (x, weight) = (matrix(&x), matrix(&weight));
                 let shape = [x.rows, weight.rows];
-                let y = match &self.bias {
-                    None => matmul(x, weight.t(), 1.0),
-                    Some(bias) => {
-                        let Ok([bias]) = cpu::floats([bias.clone().into_dispatch()]) else {
-                            panic!("a bias has the dtype of its weight")
-                        };
-                        let bias = cpu::in_order(bias);
-                        let bias = cpu::numbers(&bias);
-                        let mut y = cpu::build(x.rows, weight.rows, |_, y| {
-                            y.write_copy_of_slice(bias);
-                        });
-                        add_matmul(&mut y, x, weight.t(), 1.0);
-                        y
-                    }
-                };
+                let bias = self.bias.clone().map(|bias| match cpu::floats([bias.into_dispatch()]) {
+                    Ok([bias]) => cpu::in_order(bias),
+                    Err(_) => panic!("a bias has the dtype of its weight"),
+                });
+                let y = affine(x, weight, bias.as_ref().map(cpu::numbers));
                 cpu::plain(cpu::tensor(y, shape))
             }
             Err([x, weight]) => composed_linear(x, Tensor::from_dispatch(weight), self.bias.clone()).into_dispatch(),

@@ -70,7 +70,7 @@ impl Operation<3> for LayerNormModulate {
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, shift, scale) = (Rows::new(&x), Rows::new(&shift), Rows::new(&scale));
                 let y = cpu::build(
-                    batch * tokens,
+                    batch * tokens * width,
                     width,
                     #[inline(always)]
                     |row, y| {
@@ -107,7 +107,7 @@ impl Operation<3> for LayerNormModulate {
                 let epsilon = self.epsilon as f32;
                 let dx = wants_x.then(|| {
                     let dx = cpu::build(
-                        batch * tokens,
+                        batch * tokens * width,
                         width,
                         #[inline(always)]
                         |row, dx| {
@@ -222,7 +222,7 @@ impl Operation<3> for GatedAdd {
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, gate, y) = (Rows::new(&x), Rows::new(&gate), Rows::new(&y));
                 let sum = cpu::build(
-                    batch * tokens,
+                    batch * tokens * width,
                     width,
                     #[inline(always)]
                     |row, sum| {
@@ -269,7 +269,7 @@ impl Operation<3> for GatedAdd {
                 });
                 let dy = wants_y.then(|| {
                     let dy = cpu::build(
-                        batch * tokens,
+                        batch * tokens * width,
                         width,
                         #[inline(always)]
                         |row, dy| {

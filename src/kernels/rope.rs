@@ -91,7 +91,7 @@ impl Operation<1> for RmsNormRope {
                 let (x, weight, cos, sin) = (Rows::new(&x), Rows::new(&weight), Rows::new(&cos), Rows::new(&sin));
                 let weight = weight.row([0; 3]);
                 let y = cpu::build(
-                    batch * heads * tokens,
+                    batch * heads * tokens * width,
                     width,
                     #[inline(always)]
                     |row, y| {
@@ -130,7 +130,7 @@ impl Operation<1> for RmsNormRope {
                 let (x, g, weight) = (Rows::new(&x), Rows::new(&g), Rows::new(&weight));
                 let (cos, sin, weight) = (Rows::new(&cos), Rows::new(&sin), weight.row([0; 3]));
                 let dx = cpu::build(
-                    batch * tokens * heads,
+                    batch * tokens * heads * width,
                     width,
                     #[inline(always)]
                     |row, dx| {
