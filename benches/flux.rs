@@ -176,6 +176,7 @@ fn last_line(command: &mut Command) -> Result<Measurement, String> {
 
 /// Measures one case in this process.
 fn measure(case: Case, repeats: usize) -> Measurement {
+    memory::keep_freed(); // as the program does
     let device = Device::flex();
     let config = FluxConfig {
         in_channels: 64,

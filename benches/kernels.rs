@@ -8,12 +8,14 @@ use kiln::kernels;
 
 const ROUNDS: usize = 21;
 
+type Function = fn(&[Tensor<4>]) -> Tensor<4>;
+
 /// A function with its inputs; run forward on plain tensors, or forward and backward on a tape.
 struct Case {
     name: &'static str,
     shapes: Vec<Vec<usize>>,
-    fused: Box<dyn Fn(&[Tensor<4>]) -> Tensor<4>>,
-    composed: Box<dyn Fn(&[Tensor<4>]) -> Tensor<4>>,
+    fused: Function,
+    composed: Function,
 }
 
 fn inputs(case: &Case, device: &Device) -> Vec<Tensor<4>> {
@@ -25,7 +27,7 @@ fn inputs(case: &Case, device: &Device) -> Vec<Tensor<4>> {
     case.shapes.iter().map(tensor).collect()
 }
 
-fn milliseconds(f: &dyn Fn(&[Tensor<4>]) -> Tensor<4>, inputs: &[Tensor<4>], backward: bool) -> f64 {
+fn milliseconds(f: Function, inputs: &[Tensor<4>], backward: bool) -> f64 {
     let start = Instant::now();
     let output = f(inputs);
     let forward = start.elapsed();
@@ -52,6 +54,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    kiln::memory::keep_freed();
     println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
     for case in cases() {
         let mut medians = Vec::new();
@@ -60,8 +63,8 @@ fn main() {
             let inputs = inputs(&case, &device);
             let (mut fused, mut composed) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                fused.push(milliseconds(&case.fused, &inputs, backward));
-                composed.push(milliseconds(&case.composed, &inputs, backward));
+                fused.push(milliseconds(case.fused, &inputs, backward));
+                composed.push(milliseconds(case.composed, &inputs, backward));
             }
             medians.extend([median(fused), median(composed)]);
         }
@@ -72,11 +75,10 @@ fn main() {
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut case =
-        |name, shapes: &[[usize; 4]], fused: fn(&[Tensor<4>]) -> Tensor<4>, composed: fn(&[Tensor<4>]) -> Tensor<4>| {
-            let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
-            cases.push(Case { name, shapes, fused: Box::new(fused), composed: Box::new(composed) });
-        };
+    let mut case = |name, shapes: &[[usize; 4]], fused: Function, composed: Function| {
+        let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
+        cases.push(Case { name, shapes, fused, composed });
+    };
     case(
         "gelu_tanh 640×2048",
         &[[1, 1, 640, 2048]],

@@ -3,9 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kiln::cli::{Cli, report_error, report_panics, run, start_logging};
+use kiln::{
+    cli::{Cli, report_error, report_panics, run, start_logging},
+    memory,
+};
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let cli = Cli::parse();
     report_panics();
     start_logging(&cli);

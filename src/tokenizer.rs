@@ -143,7 +143,7 @@ impl Folder {
     /// A CLIP tokenizer: from `tokenizer.json`, else from `vocab.json` and `merges.txt`.
     fn clip(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         let tokenizer =
-            if self.path.join("tokenizer.json").exists() { self.whole(hash)? } else { self.from_merges(hash)? };
+            if self.path.join("tokenizer.json").exists() { self.whole(hash)? } else { self.byte_pairs(hash)? };
         let named = self.config.get("model_max_length").and_then(Value::as_f64);
         // Configurations say 1e30 where they mean "no limit".
         let named = named.filter(|&length| length < 1e6).map(|length| length as usize);
@@ -158,10 +158,14 @@ impl Folder {
     /// A T5 tokenizer, from `tokenizer.json`.
     fn t5(&self, length: usize, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         if !self.path.join("tokenizer.json").exists() {
-            return Err(Error::file(&self.path, "no `tokenizer.json`").hint(
-                "kiln does not read `spiece.model`; convert it once in Python: \
-                 transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-            ));
+            let error = Error::file(&self.path, "no `tokenizer.json`");
+            return Err(match self.path.join("spiece.model").exists() {
+                true => error.hint(
+                    "kiln does not read `spiece.model`; convert it once in Python: \
+                     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                ),
+                false => error.hint("of second text encoders, kiln knows the T5 of FLUX.1"),
+            });
         }
         let tokenizer = self.whole(hash)?;
         self.finish(tokenizer, length, "<pad>", hash)
@@ -174,7 +178,7 @@ impl Folder {
 
     /// What transformers' `CLIPTokenizer` builds: NFC, single spaces, lower case; then byte pairs within [`CLIP_PIECES`],
     /// with `</w>` at the end of each.
-    fn from_merges(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+    fn byte_pairs(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         let [vocab, merges] =
             ["vocab.json", "merges.txt"].map(|name| self.path.join(name).to_string_lossy().into_owned());
         self.read("vocab.json", hash)?;

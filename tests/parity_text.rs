@@ -2,12 +2,13 @@
 
 mod support;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::{Device, FloatDType, TensorData};
 use kiln::{
     models::text::{ClipTextModel, T5Encoder, TextEncoders},
     tokenizer::{PromptIds, Tokenizers},
+    weights::{TensorFile, write_tensors},
 };
 use serde_json::Value;
 use support::{Golden, goldens};
@@ -121,6 +122,54 @@ fn text_encoders_in_bf16_stay_within_its_precision() {
         let state = t5.forward(&rows(&ids, golden.shape("t5.input_ids")[1]));
         assert_eq!(FloatDType::from(state.dtype()), FloatDType::BF16);
         golden.check_roughly("t5.last_hidden_state", state, 0.05);
+    }
+}
+
+/// A copy of a text encoder's folder with its tensors renamed, and more beside them.
+fn renamed(folder: &Path, rename: impl Fn(&str) -> String, more: &[(&str, TensorData)]) -> tempfile::TempDir {
+    let copied = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("config.json"), copied.path().join("config.json")).unwrap();
+    let mut tensors: BTreeMap<_, _> = more.iter().map(|(name, data)| (String::from(*name), data.clone())).collect();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().extension().is_some_and(|e| e == "safetensors") {
+            let file = TensorFile::open(entry.path()).unwrap();
+            tensors.extend(file.names().into_iter().map(|name| (rename(&name), file.read_f32(&name).unwrap())));
+        }
+    }
+    write_tensors(copied.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    copied
+}
+
+#[test]
+fn names_of_older_and_newer_files_mean_the_same() {
+    for golden in goldens("FluxPipeline") {
+        let folder = golden.model.join("text_encoder");
+        let ids = golden.ids("clip.input_ids");
+        let bare = |name: &str| name.trim_start_matches("text_model.").to_string();
+        let buffer = TensorData::from([[0i64, 1, 2]]);
+        for model in [
+            renamed(&folder, bare, &[("embeddings.position_ids", buffer.clone())]),
+            renamed(
+                &folder,
+                |name| format!("text_model.{}", bare(name)),
+                &[("text_model.embeddings.position_ids", buffer)],
+            ),
+        ] {
+            let clip = ClipTextModel::open(model.path(), &Device::flex(), None).unwrap();
+            let output = clip.forward(&rows(&ids, golden.shape("clip.input_ids")[1]));
+            golden.check("clip.pooled", output.pooled);
+        }
+        let folder = golden.model.join("text_encoder_2");
+        let ids = golden.ids("t5.input_ids");
+        let old = |name: &str| name.replace("shared.", "encoder.embed_tokens.");
+        let copy = TensorData::from([[0.0f32]]);
+        for model in
+            [renamed(&folder, old, &[]), renamed(&folder, str::to_string, &[("encoder.embed_tokens.weight", copy)])]
+        {
+            let t5 = T5Encoder::open(model.path(), &Device::flex(), None).unwrap();
+            let state = t5.forward(&rows(&ids, golden.shape("t5.input_ids")[1]));
+            golden.check("t5.last_hidden_state", state);
+        }
     }
 }
 

@@ -24,8 +24,8 @@ pub struct Args {
     /// Whose names the tensors get
     #[arg(long, value_enum, default_value = "diffusers")]
     format: Format,
-    /// Number format of the tensors
-    #[arg(long, value_enum, default_value = "bf16")]
+    /// Number format of the tensors; bf16 and f16 halve the file and round the weights
+    #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
 }
 

@@ -61,20 +61,9 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let Args { model, lora: loras, prompt: prompts, prompt_ids, width, height, steps, guidance, .. } = args;
     let Args { seed, count, noise, latents, output, negative_prompt, true_guidance, .. } = args;
     let negative = negative_prompt.map(|prompt| (prompt, true_guidance));
+    #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
-        model,
-        loras,
-        prompts,
-        prompt_ids,
-        negative,
-        width,
-        height,
-        steps,
-        guidance,
-        seed,
-        count,
-        noise,
-        latents,
+        model, loras, prompts, prompt_ids, negative, width, height, steps, guidance, seed, count, noise, latents,
         output,
     };
     pipelines::generate(&request, &global.device.open()?)?.iter().try_for_each(|file| print(file.display()))

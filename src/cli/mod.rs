@@ -33,13 +33,13 @@ pub struct Cli {
 #[derive(Debug, clap::Args)]
 struct Global {
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
-    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
     /// Say more on standard error (-vv: also what libraries say)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General")]
     verbose: u8,
     /// Say only warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "General")]
     quiet: bool,
 }
 

@@ -29,7 +29,7 @@ enum Kind {
 }
 
 /// √(2/π).
-const ROOT: f32 = 0.797_884_56;
+const ROOT: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044715;
 
 /// `½(1 + tanh u) = σ(2u)`: the tanh form needs no tanh, and keeps its precision where tanh is near -1.

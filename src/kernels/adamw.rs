@@ -75,7 +75,9 @@ fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], options: &Adam
     let [keep, rate, root] = [factors.keep, factors.rate, factors.root].map(|f| f as f32);
     let [fresh1, beta2, fresh2, epsilon] =
         [1.0 - options.beta1, options.beta2, 1.0 - options.beta2, options.epsilon].map(|f| f as f32);
-    let piece = |(((p, g), m), v): (((&mut [f32], &[f32]), &mut [f32]), &mut [f32])| {
+    const PIECE: usize = 16 * 1024;
+    let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
+    pieces.zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE)).for_each(|(((p, g), m), v)| {
         vectorized(
             #[inline(always)]
             || {
@@ -86,8 +88,5 @@ fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], options: &Adam
                 }
             },
         );
-    };
-    const PIECE: usize = 16 * 1024;
-    let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
-    pieces.zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE)).for_each(piece);
+    });
 }

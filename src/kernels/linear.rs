@@ -148,7 +148,12 @@ impl Operation<4> for LowRank {
                     dy,
                     wants_x.then(|| product(du, a, 1.0)),
                     wants_a.then(|| product(du.t(), x, 1.0)),
-                    wants_b.then(|| product(g.t(), u, scale)),
+                    // The narrow product is the fast one; its transpose is small.
+                    wants_b.then(|| {
+                        let turned = matmul(u.t(), g, scale);
+                        let db = transposed(Matrix::new(&turned, u.columns, g.columns));
+                        cpu::plain(cpu::tensor(db, [g.columns, u.columns]))
+                    }),
                 ]
             }
             Err(all) => {

@@ -108,7 +108,7 @@ impl<B: Concrete, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
 }
 
 fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [Plain; N]) -> Plain {
-    let checkpointing = inputs.iter().find_map(|input| input.checkpointing.clone());
+    let checkpointing = inputs.iter().find_map(|input| input.checkpointing);
     let inputs = inputs.map(|input| match input.kind {
         DispatchTensorKind::Autodiff(kind) => {
             B::unwrap(*kind).expect("the inputs of an operation are on one device").autodiff()

@@ -11,36 +11,30 @@ use serde::Serialize;
 use super::{read::Index, read::Module};
 use crate::{error::Result, weights::TensorFile};
 
-/// What the names of a file's tensors contain, and what the file then is. The first that fits counts.
-const KINDS: [(&str, &str); 26] = [
-    ("single_transformer_blocks.", "FLUX transformer, layout of diffusers"),
-    ("attn.add_q_proj.", "FLUX transformer, layout of diffusers"),
-    ("double_blocks.", "FLUX transformer, original layout"),
-    ("single_blocks.", "FLUX transformer, original layout"),
-    ("encoder.down_blocks.", "VAE, layout of diffusers"),
-    ("decoder.up_blocks.", "VAE, layout of diffusers"),
-    ("encoder.down.", "VAE, original layout"),
-    ("decoder.up.", "VAE, original layout"),
-    ("input_blocks.", "UNet, original layout"),
-    ("down_blocks.", "UNet, layout of diffusers"),
-    ("up_blocks.", "UNet, layout of diffusers"),
-    ("text_model.", "CLIP text encoder"),
-    ("encoder.layers.", "CLIP text encoder"),
-    ("encoder.block.", "T5 text encoder"),
-    // What the last or first shard of a model may be left with.
-    ("time_text_embed.", "FLUX transformer, layout of diffusers"),
-    ("norm_out.linear.", "FLUX transformer, layout of diffusers"),
-    ("encoder.conv_", "VAE"),
-    ("decoder.conv_", "VAE"),
-    ("shared.weight", "T5 text encoder"),
+/// What a file is whose tensors have one of these in their names. The first line that fits counts, and each part of a
+/// model in shards fits one.
+const KINDS: [(&str, &[&str]); 14] = [
+    ("FLUX transformer, original layout", &["double_blocks.", "single_blocks."]),
+    (
+        "VAE, layout of diffusers",
+        &["encoder.down_blocks.", "decoder.up_blocks.", "encoder.mid_block.", "decoder.mid_block."],
+    ),
+    ("VAE, original layout", &["encoder.down.", "encoder.mid.", "decoder.up.", "decoder.mid."]),
+    ("UNet, original layout", &["input_blocks.", "middle_block.", "output_blocks."]),
+    ("UNet, layout of diffusers", &["down_blocks.", "mid_block.", "up_blocks."]),
+    (
+        "FLUX transformer, layout of diffusers",
+        &["transformer_blocks.", "time_text_embed.", "norm_out.", "context_embedder."],
+    ),
+    ("CLIP text encoder", &["text_model.", "encoder.layers.", "token_embedding.", "position_embedding."]),
+    ("T5 text encoder", &["encoder.block.", "encoder.final_layer_norm.", "shared.weight"]),
+    ("VAE", &["encoder.conv_", "decoder.conv_", "quant_conv."]),
     // Files that kiln writes.
-    ("exp_avg", "optimizer state"),
-    ("log_variance", "cached latents of kiln"),
-    ("moments", "cached latents of kiln"),
-    ("pooled", "cached text embeddings of kiln"),
-    ("clip", "prompt ids"),
-    ("latents", "latents"),
-    ("noise", "noise"),
+    ("optimizer state", &["exp_avg"]),
+    ("cached latents of kiln", &["moments"]),
+    ("cached text embeddings of kiln", &["pooled"]),
+    ("prompt ids", &["clip"]),
+    ("latents", &["latents", "noise"]),
 ];
 
 /// What [`inspect`] found out.
@@ -87,8 +81,9 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     let names = file.names();
     let index = Index::of(&file)?;
     let lora = if index.is_adapter() { Some(LoraSummary::of(&index)?) } else { None };
-    let known = KINDS.iter().find(|(mark, _)| names.iter().any(|name| name.contains(mark)));
-    let kind = if lora.is_some() { "LoRA" } else { known.map_or("unknown", |(_, kind)| kind) };
+    let has = |mark: &&str| names.iter().any(|name| name.contains(mark));
+    let known = KINDS.iter().find(|(_, marks)| marks.iter().any(has));
+    let kind = if lora.is_some() { "LoRA" } else { known.map_or("unknown", |(kind, _)| kind) };
     let parameters =
         names.iter().filter_map(|name| file.shape(name)).map(|shape| shape.iter().product::<usize>()).sum();
     let mut dtypes = BTreeMap::new();

@@ -250,8 +250,8 @@ fn unfused(module: &Module, down: Matrix, up: Matrix) -> std::result::Result<Vec
     let zero = |row: usize, i: usize| {
         up.row(row).iter().enumerate().all(|(column, &v)| v == 0.0 || block(i).contains(&column))
     };
-    let diagonal =
-        module.rank % count == 0 && parts().all(|(i, ((_, top), height))| (top..top + height).all(|row| zero(row, i)));
+    let diagonal = module.rank.is_multiple_of(count)
+        && parts().all(|(i, ((_, top), height))| (top..top + height).all(|row| zero(row, i)));
     let layers = parts().filter_map(|(i, ((name, top), height))| {
         let rows = top..top + height;
         if !diagonal {

@@ -57,7 +57,7 @@ impl FromStr for Format {
 
 impl Lora {
     /// Writes one file, its matrices in `dtype` (f32, bf16 or f16). `metadata` is added to the adapter's own and, like that,
-    /// goes before what the format says by itself. [`export`](super::export) also checks the result.
+    /// goes before what the format says by itself. [`export`](fn@super::export) also checks the result.
     ///
     /// # Errors
     /// There is nothing to write; layers have no name in the format (one error that lists them); the dtype is another; or

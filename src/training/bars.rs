@@ -53,10 +53,8 @@ impl Display for Bars {
 
     fn progress(&mut self, step: u64, max_steps: u64) {
         if self.training.is_none() {
-            let bar = self.bar("step {pos}/{len} {bar:20} {msg}  eta {eta}", max_steps).with_position(step);
-            let bar = self.all.add(bar);
-            bar.reset_eta(); // a resumed run has not just done `step` steps
-            self.training = Some(bar);
+            let bar = self.bar("step {pos}/{len} {bar:20} {msg}", max_steps);
+            self.training = Some(self.all.add(bar));
         }
         if let Some(bar) = &self.training {
             bar.set_position(step);
@@ -65,7 +63,7 @@ impl Display for Bars {
 
     fn training(&mut self, metrics: &StepMetrics) {
         if let Some(bar) = &self.training {
-            bar.set_message(describe(metrics));
+            bar.set_message(describe(metrics, bar.length().unwrap_or(metrics.step)));
         }
     }
 

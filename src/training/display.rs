@@ -78,11 +78,15 @@ impl Display for Silent {
     }
 }
 
-/// The numbers of a step as one line.
-pub(super) fn describe(metrics: &StepMetrics) -> String {
+/// The numbers of a step as one line, with the time that is left: at the speed of the last steps, so that it is right
+/// after a resume too, and without validation and checkpoints.
+pub(super) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
+    let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib } = metrics;
+    let left = max_steps.saturating_sub(*step) as f64 * seconds_per_step.max(0.0);
+    let left = indicatif::HumanDuration(Duration::try_from_secs_f64(left).unwrap_or_default());
     format!(
-        "loss {:.4}  lr {:.2e}  grad_norm {:.3}  {:.2} s/step  {:.0} MiB",
-        metrics.loss, metrics.learning_rate, metrics.grad_norm, metrics.seconds_per_step, metrics.memory_mib
+        "loss {loss:.4}  lr {learning_rate:.2e}  grad_norm {grad_norm:.3}  {seconds_per_step:.2} s/step  \
+         {memory_mib:.0} MiB  {left:#} left"
     )
 }
 
@@ -122,9 +126,7 @@ impl Display for Plain {
     }
 
     fn training(&mut self, metrics: &StepMetrics) {
-        let left = self.max_steps.saturating_sub(metrics.step) as f64 * metrics.seconds_per_step.max(0.0);
-        let left = indicatif::HumanDuration(Duration::try_from_secs_f64(left).unwrap_or_default());
-        tracing::info!("step {}/{}  {}  {left:#} left", metrics.step, self.max_steps, describe(metrics));
+        tracing::info!("step {}/{}  {}", metrics.step, self.max_steps, describe(metrics, self.max_steps));
     }
 
     fn validation(&mut self, metrics: &ValidationMetrics) {

@@ -12,6 +12,7 @@ mod display;
 mod metrics;
 pub mod objective;
 pub mod optimizer;
+mod resume;
 mod run;
 mod schedule;
 mod tensorboard;

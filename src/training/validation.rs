@@ -186,9 +186,8 @@ impl fmt::Display for ValidationReport {
         for score in &self.checkpoints {
             write!(f, "\n{:>8}  {:>8.5}", score.step, score.loss)?;
             score.loss_at_sigma.iter().try_for_each(|(_, loss)| write!(f, "  {loss:>8.5}"))?;
-            match &score.samples {
-                Some(path) => write!(f, "  {}", path.display())?,
-                None => (),
+            if let Some(path) = &score.samples {
+                write!(f, "  {}", path.display())?;
             }
         }
         match self.best_step {

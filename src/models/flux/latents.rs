@@ -23,9 +23,9 @@ pub fn unpack(tokens: Tensor<3>, height: usize, width: usize) -> Tensor<4> {
 }
 
 /// The positions of text and image tokens, text first: `(0, row, column)` each, all zero for text.
-pub fn position_ids(text_tokens: usize, height: usize, width: usize) -> Vec<[f64; 3]> {
-    let image = (0..height / 2).flat_map(|row| (0..width / 2).map(move |column| [0.0, row as f64, column as f64]));
-    std::iter::repeat_n([0.0; 3], text_tokens).chain(image).collect()
+pub fn position_ids(text_tokens: usize, height: usize, width: usize) -> Vec<[usize; 3]> {
+    let image = (0..height / 2).flat_map(|row| (0..width / 2).map(move |column| [0, row, column]));
+    std::iter::repeat_n([0; 3], text_tokens).chain(image).collect()
 }
 
 #[cfg(test)]

@@ -13,21 +13,18 @@ pub struct Rope {
 
 impl Rope {
     /// The angles of positions on three axes: axis `i` turns `axes[i]/2` pairs by `position / theta^(2j/axes[i])`,
-    /// computed in f64.
-    pub fn new(ids: &[[f64; 3]], axes: &[usize], theta: f64, device: &Device) -> Self {
+    /// computed in f64. Each position on an axis is computed once, however many tokens share it.
+    pub fn new(ids: &[[usize; 3]], axes: &[usize], theta: f64, device: &Device) -> Self {
+        let tables: Vec<_> = axes.iter().enumerate().map(|(axis, &size)| table(ids, axis, size, theta)).collect();
         let width: usize = axes.iter().sum();
-        let (mut cos, mut sin) = (Vec::with_capacity(ids.len() * width), Vec::with_capacity(ids.len() * width));
-        for position in ids {
-            for (&size, &at) in axes.iter().zip(position) {
-                for pair in 0..size / 2 {
-                    let angle = at / theta.powf((2 * pair) as f64 / size as f64);
-                    cos.extend([angle.cos() as f32; 2]);
-                    sin.extend([angle.sin() as f32; 2]);
-                }
+        let tensor = |part: fn(&Angles) -> &[f32]| {
+            let mut values = Vec::with_capacity(ids.len() * width);
+            for id in ids {
+                tables.iter().zip(id).for_each(|(table, &position)| values.extend_from_slice(part(&table[position])));
             }
-        }
-        let tensor = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [ids.len(), width]), device);
-        Self { cos: tensor(cos), sin: tensor(sin) }
+            Tensor::from_data(TensorData::new(values, [ids.len(), width]), device)
+        };
+        Self { cos: tensor(|angles| &angles.cos), sin: tensor(|angles| &angles.sin) }
     }
 
     /// The angles of the first `tokens` positions and of the others.
@@ -39,4 +36,20 @@ impl Rope {
         };
         (part(0, tokens), part(tokens, rest))
     }
+}
+
+/// What one position on one axis contributes.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// The angles of all positions on one axis, from 0 to the largest that occurs.
+fn table(ids: &[[usize; 3]], axis: usize, size: usize, theta: f64) -> Vec<Angles> {
+    let last = ids.iter().map(|id| id[axis]).max().unwrap_or(0);
+    let angle = |position: usize, pair: usize| position as f64 / theta.powf((2 * pair) as f64 / size as f64);
+    let twice = |position, f: fn(f64) -> f64| {
+        (0..size / 2).flat_map(|pair| [f(angle(position, pair)) as f32; 2]).collect::<Vec<f32>>()
+    };
+    (0..=last).map(|position| Angles { cos: twice(position, f64::cos), sin: twice(position, f64::sin) }).collect()
 }

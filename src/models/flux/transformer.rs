@@ -86,7 +86,7 @@ impl FluxConfig {
                 self.axes_dims_rope, self.attention_head_dim
             ));
         }
-        if self.patch_size != 1 || self.in_channels % 4 != 0 {
+        if self.patch_size != 1 || !self.in_channels.is_multiple_of(4) {
             return Err(format!(
                 "`patch_size` {} with `in_channels` {} is not known",
                 self.patch_size, self.in_channels

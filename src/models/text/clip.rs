@@ -101,7 +101,7 @@ impl ClipTextModel {
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: ClipTextConfig = read_json(&path)?;
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(Error::file(path, "`num_attention_heads` does not divide `hidden_size`"));
         }
         let weights = Weights::open(folder, device, dtype)?;
@@ -258,6 +258,18 @@ mod tests {
     fn tokens_do_not_see_those_after_them() {
         let state = |ids: &[i64]| model("{}").forward(&[ids]).last_hidden_state.narrow(1, 0, 3).into_data();
         state(&[1, 2, 3, 4, 5]).assert_eq(&state(&[1, 2, 3, 9, 9]), true);
+    }
+
+    #[test]
+    fn other_classes_and_activations_are_refused_by_name() {
+        for (class, activation) in [("CLIPTextModelWithProjection", "gelu"), ("CLIPTextModel", "relu6")] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = format!(r#"{{"architectures": ["{class}"], "hidden_act": "{activation}"}}"#);
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            let error = ClipTextModel::open(folder.path(), &Device::flex(), None).unwrap_err().to_string();
+            let named = if activation == "gelu" { class } else { activation };
+            assert!(error.contains(named) && error.contains("config.json"), "{error}");
+        }
     }
 
     #[test]

@@ -167,21 +167,19 @@ struct Layer {
     v: Linear,
     o: Linear,
     norm2: RmsNorm,
-    feed_forward: FeedForward,
+    /// `wi_0`, whose activation the rest is multiplied with; of gated feed-forward parts only.
+    gate: Option<Linear>,
+    /// `wi_1` of gated feed-forward parts, else `wi`.
+    wi: Linear,
     wo: Linear,
     heads: usize,
-}
-
-#[derive(Clone, Debug)]
-enum FeedForward {
-    Relu(Linear),
-    GatedGelu(Linear, Linear),
 }
 
 impl Layer {
     fn load(weights: &Weights, config: &T5Config) -> Self {
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let (attention, dense) = (weights.at("0.SelfAttention"), weights.at("1.DenseReluDense"));
+        let gated = config.feed_forward_proj == FeedForwardKind::GatedGelu;
         let widen = |name: &str| Linear::load(&dense.at(name), width, hidden);
         let norm = |name: &str| RmsNorm::load(&weights.at(name), width, config.layer_norm_epsilon);
         Self {
@@ -191,10 +189,8 @@ impl Layer {
             v: Linear::load(&attention.at("v"), width, inner),
             o: Linear::load(&attention.at("o"), inner, width),
             norm2: norm("1.layer_norm"),
-            feed_forward: match config.feed_forward_proj {
-                FeedForwardKind::Relu => FeedForward::Relu(widen("wi")),
-                FeedForwardKind::GatedGelu => FeedForward::GatedGelu(widen("wi_0"), widen("wi_1")),
-            },
+            gate: gated.then(|| widen("wi_0")),
+            wi: widen(if gated { "wi_1" } else { "wi" }),
             wo: Linear::load(&dense.at("wo"), hidden, width),
             heads: config.num_heads,
         }
@@ -210,9 +206,10 @@ impl Layer {
         let inner = self.o.weight.dims()[1];
         let x = x + self.o.forward(h.swap_dims(1, 2).reshape([batch, length, inner]));
         let h = self.norm2.forward(x.clone());
-        let h = match &self.feed_forward {
-            FeedForward::Relu(wi) => activation::relu(wi.forward(h)),
-            FeedForward::GatedGelu(wi_0, wi_1) => kernels::gelu_tanh(wi_0.forward(h.clone())) * wi_1.forward(h),
+        let wide = self.wi.forward(h.clone());
+        let h = match &self.gate {
+            Some(gate) => kernels::gelu_tanh(gate.forward(h)) * wide,
+            None => activation::relu(wide),
         };
         x + self.wo.forward(h)
     }

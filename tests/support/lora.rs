@@ -1,0 +1,73 @@
+//! LoRA files beside the goldens, and a model to attach them to.
+#![allow(dead_code)] // each test crate uses its own part
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, Tensor};
+use kiln::{
+    lora::{Format, Lora},
+    nn::{Linear, Linears},
+    weights::TensorFile,
+};
+
+use crate::support::{Golden, goldens};
+
+pub const FORMATS: [Format; 3] = [Format::Diffusers, Format::Kohya, Format::ComfyUi];
+
+/// Every linear layer of a checkpoint, and nothing else.
+pub struct Layers(pub Vec<(String, Linear)>);
+
+impl Linears for Layers {
+    fn linears(&mut self, _path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        self.0.iter_mut().for_each(|(name, layer)| visit(name, layer));
+    }
+}
+
+pub fn transformer(golden: &Golden) -> Layers {
+    let mut layers = Vec::new();
+    for entry in std::fs::read_dir(golden.model.join("transformer")).unwrap().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let file = TensorFile::open(path).unwrap();
+        for name in file.names() {
+            if let (Some(layer), 2) = (name.strip_suffix(".weight"), file.shape(&name).unwrap().len()) {
+                let data = file.read(&name).unwrap();
+                let dtype = data.dtype;
+                let weight = Tensor::from_data(data, (&Device::flex(), dtype));
+                layers.push((layer.to_string(), Linear { weight, bias: None, adapters: Vec::new() }));
+            }
+        }
+    }
+    Layers(layers)
+}
+
+/// The folders with LoRA files of a golden.
+pub fn folders(golden: &Golden) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(&golden.folder).unwrap().flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = entries.filter(|path| path.join("kohya.safetensors").is_file()).collect();
+    found.sort();
+    assert!(found.len() > 2, "{} has few LoRA files", golden.folder.display());
+    found
+}
+
+pub fn diffusers_file(folder: &Path) -> PathBuf {
+    folder.join("pytorch_lora_weights.safetensors")
+}
+
+/// Every (golden, LoRA folder).
+pub fn each(mut check: impl FnMut(&Golden, &Path)) {
+    for golden in goldens("FluxPipeline") {
+        for folder in folders(&golden) {
+            check(&golden, &folder);
+        }
+    }
+}
+
+pub fn deltas(lora: &Lora) -> BTreeMap<String, Tensor<2>> {
+    lora.layers.iter().map(|layer| (layer.name.clone(), layer.delta())).collect()
+}
