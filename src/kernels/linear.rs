@@ -25,10 +25,32 @@ pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f
     apply(LowRank { scale }, inputs)
 }
 
-/// A matrix of numbers that are [in order](cpu::in_order).
+/// The same weight `[out, in]`, laid out in memory as [`linear`] wants it: on the CPU in f32, column after column. There
+/// it is turned around once instead of with every product. A backward pass turns it back.
+pub fn laid_out(weight: Tensor<2>) -> Tensor<2> {
+    match cpu::floats([weight.into_dispatch()]) {
+        Ok([weight]) => {
+            let weight = cpu::in_order(weight);
+            let weight = matrix(&weight);
+            let turned = cpu::tensor(transposed(weight), [weight.columns, weight.rows]);
+            Tensor::<2>::from_dispatch(cpu::plain(turned)).transpose()
+        }
+        Err([weight]) => Tensor::from_dispatch(weight),
+    }
+}
+
+/// A matrix of numbers that lie row after row or column after column.
 fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     let [rows, columns] = cpu::dims(tensor);
-    Matrix::new(cpu::numbers(tensor), rows, columns)
+    let layout = tensor.layout();
+    let [down, across] = [0, 1].map(|axis| layout.strides()[axis] as usize);
+    Matrix { data: &tensor.storage()[layout.start_offset()..], rows, columns, strides: (down, across) }
+}
+
+/// The weight with its rows or its columns one after the other, copied only if neither is.
+fn either_way(weight: FlexTensor) -> FlexTensor {
+    let strides = weight.layout().strides();
+    if strides.contains(&1) && strides.iter().all(|&stride| stride > 0) { weight } else { weight.to_contiguous() }
 }
 
 #[derive(Clone, Debug)]
@@ -43,14 +65,14 @@ impl Operation<1> for Linear {
     fn forward(&self, [x]: [Plain; 1]) -> (Plain, ()) {
         let output = match cpu::floats([x, self.weight.clone().into_dispatch()]) {
             Ok([x, weight]) => {
-                let (x, weight) = (cpu::in_order(x), cpu::in_order(weight));
+                let (x, weight) = (cpu::in_order(x), either_way(weight));
                 let (x, weight) = (matrix(&x), matrix(&weight));
                 let shape = [x.rows, weight.rows];
                 let bias = self.bias.clone().map(|bias| match cpu::floats([bias.into_dispatch()]) {
                     Ok([bias]) => cpu::in_order(bias),
                     Err(_) => panic!("a bias has the dtype of its weight"),
                 });
-                let y = affine(x, weight, bias.as_ref().map(cpu::numbers));
+                let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers));
                 cpu::plain(cpu::tensor(y, shape))
             }
             Err([x, weight]) => composed_linear(x, Tensor::from_dispatch(weight), self.bias.clone()).into_dispatch(),
@@ -61,9 +83,9 @@ impl Operation<1> for Linear {
     fn backward(self, (): (), gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
         [Some(match cpu::floats([gradient, self.weight.into_dispatch()]) {
             Ok([g, weight]) => {
-                let (g, weight) = (cpu::in_order(g), cpu::in_order(weight));
+                let (g, weight) = (cpu::in_order(g), either_way(weight));
                 let (g, weight) = (matrix(&g), matrix(&weight));
-                cpu::plain(cpu::tensor(matmul(g, weight, 1.0), [g.rows, weight.columns]))
+                cpu::plain(cpu::tensor(affine(g, weight, None), [g.rows, weight.columns]))
             }
             Err([g, weight]) => Tensor::<2>::from_dispatch(g).matmul(Tensor::from_dispatch(weight)).into_dispatch(),
         })]

@@ -17,7 +17,7 @@ mod simd;
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw};
 pub use attention::{attention, attention_biased};
-pub use linear::{linear, low_rank};
+pub use linear::{laid_out, linear, low_rank};
 pub use norm::{gated_add, layer_norm_modulate};
 pub use rope::rms_norm_rope;
 

@@ -108,12 +108,13 @@ impl Map for Tensor<1> {}
 #[test]
 fn linear_layers() {
     for [rows, inputs, outputs, rank] in [[1, 5, 3, 2], [2, 64, 48, 4], [37, 33, 65, 1], [128, 96, 80, 16]] {
-        for biased in [false, true] {
+        for (biased, turned) in [(false, false), (true, false), (true, true)] {
             let weight = |t: &Tensor<1>| constant_like([outputs, inputs], 0, t);
+            let given = |t: &Tensor<1>| if turned { laid_out(operation::constant(weight(t))) } else { weight(t) };
             let bias = |t: &Tensor<1>| biased.then(|| constant_like([outputs], 1, t));
             agree(
                 &[rows * inputs],
-                &|t| flat(linear(t[0].clone().reshape([rows, inputs]), weight(&t[0]), bias(&t[0]))),
+                &|t| flat(linear(t[0].clone().reshape([rows, inputs]), given(&t[0]), bias(&t[0]))),
                 &|t| {
                     let x = t[0].clone().reshape([rows, inputs]);
                     let y = x.clone().matmul(lift(weight(&t[0]), &x).transpose());

@@ -19,6 +19,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 
 use crate::{
     error::{Error, Result},
+    kernels,
     nn::{Adapter, Linear, Linears},
     rng::{Purpose, Seed},
 };
@@ -139,7 +140,7 @@ impl Lora {
             let dtype: FloatDType = linear.weight.dtype().into();
             let change = layer.adapter(linear, strength);
             let change = change.b.matmul(change.a) * change.scale;
-            linear.weight = (linear.weight.clone().cast(FloatDType::F32) + change).cast(dtype);
+            linear.weight = kernels::laid_out((linear.weight.clone().cast(FloatDType::F32) + change).cast(dtype));
         })
     }
 

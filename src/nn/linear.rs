@@ -70,7 +70,7 @@ impl Linear {
     /// Takes `weight` `[outputs, inputs]` and, if the checkpoint has one, `bias` `[outputs]`.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Self {
         Self {
-            weight: weights.tensor("weight", [outputs, inputs]),
+            weight: kernels::laid_out(weights.tensor("weight", [outputs, inputs])),
             bias: weights.has("bias").then(|| weights.tensor("bias", [outputs])),
             adapters: Vec::new(),
         }
