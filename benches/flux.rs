@@ -31,7 +31,7 @@ use kiln::{
     memory,
     models::{
         Segmented,
-        flux::{FluxConfig, FluxInputs, FluxTransformer},
+        flux::{FluxConfig, FluxInputs, FluxTransformer, draw_noise},
         text::PromptEmbeds,
     },
     rng::{Purpose, Seed},
@@ -57,7 +57,7 @@ const GUIDANCE: f64 = 3.5;
 #[derive(Parser)]
 struct Args {
     /// The peer, as the shell would call it.
-    #[arg(long, default_value = "python3 ../shared/parity/bench_cpu.py")]
+    #[arg(long, default_value = "python3 tests/parity/bench_cpu.py")]
     peer: String,
     /// Measured runs of each process.
     #[arg(long, default_value_t = 3)]
@@ -258,7 +258,8 @@ impl Training {
 
     fn step(&mut self, groups: &[std::ops::Range<usize>], device: &Device) {
         let shape = [BATCH, self.model.config.in_channels / 4, LATENT, LATENT];
-        let draw = |purpose| FlowMatching::draw_normal(SEED, purpose, self.step, 0, shape, device);
+        let step = self.step;
+        let draw = |purpose| draw_noise((0..).map(|row| SEED.draw(purpose, step, row)), shape, device);
         let tokens = (LATENT / 2).pow(2);
         let sigma = |sample| self.objective.draw_sigma(SEED, self.step, sample, tokens);
         let sigmas: Vec<f32> = (0..BATCH as u64).map(sigma).collect();

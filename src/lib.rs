@@ -1,4 +1,16 @@
-//! kiln fine-tunes image models on [Burn](https://burn.dev).
+//! kiln fine-tunes image models on [Burn](https://burn.dev): FLUX.1 with LoRA, from pictures to a file that other programs
+//! load.
+//!
+//! ```text
+//! config ─► data::prepare ─► cache ─► Batch ─► objective ─► backward ─► optimizer ─► checkpoint ─► lora::export
+//! weights ─► models ─► pipelines ─► pictures      (training lends its weights to validation)
+//! ```
+//!
+//! A network is a list of segments that are lent, one at a time, to whoever needs them: [`models::Segmented`]. Training runs
+//! them forward keeping only what stands between them, then backward, one tape at a time: [`training::backward`].
+//!
+//! In shapes, `B` is the batch, `C` channels, `H W` (or `h w`) the size of latents, `L` image tokens, `T` text tokens, `D` the
+//! width, `N` heads, `K` the size of a head, `P` the width of the pooled text embedding, `M` rows of any kind.
 #![warn(missing_docs)]
 
 // The modules stand in dependency order: each imports only from those above it.

@@ -216,7 +216,8 @@ impl Folder {
     ) -> Result<Tokenizer> {
         // Room for the tokens that every prompt begins and ends with, and for one of its own.
         if length < 3 {
-            return Err(Error::setting("max_sequence_length", format!("{length} tokens leave no room for text")));
+            let problem = format!("`model_max_length` {length} leaves no room for text");
+            return Err(Error::file(self.path.join("tokenizer_config.json"), problem));
         }
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         if let Some(rows) = self.encoder.vocab_size.filter(|&rows| rows < ids) {

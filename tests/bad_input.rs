@@ -93,7 +93,8 @@ fn weights_that_do_not_fit_their_config_are_listed_together() {
     });
     let said = fails(&generate(folder.to_str().unwrap(), &[]));
     for part in [
-        "transformer: 3 problems",
+        "transformer: 4 problems",
+        "tensor `x_embedder.bias` is missing",
         "tensor `proj_out.weight` is missing",
         "tensor `context_embedder.bias` has shape [5], expected [96]",
         "tensor `stranger.weight` belongs to no part",

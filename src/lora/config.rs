@@ -20,7 +20,8 @@ pub struct LoraConfig {
     pub targets: Targets,
     /// How the adapters start. Default `"gaussian"`.
     pub init: Init,
-    /// The probability with which each input of an adapter is dropped in training, in [0, 1). Default 0.
+    /// The probability with which each number between an adapter's two matrices is dropped in training, in [0, 1). Default 0.
+    /// It acts there as kohya's `network_dropout` does, not on the layer's input as PEFT's `lora_dropout`.
     pub dropout: f64,
 }
 
@@ -42,6 +43,9 @@ impl Default for LoraConfig {
     }
 }
 
+/// More than the width of FLUX.1's layers would be no low rank.
+const LARGEST_RANK: usize = 3072;
+
 impl LoraConfig {
     /// `alpha`, or the rank where it is not set.
     pub fn alpha(&self) -> f64 {
@@ -53,8 +57,9 @@ impl LoraConfig {
     /// # Errors
     /// Names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
-        if self.rank == 0 {
-            return Err(Error::setting("lora.rank", "is 0, but must be at least 1"));
+        if !(1..=LARGEST_RANK).contains(&self.rank) {
+            let problem = format!("is {}, but must be from 1 to {LARGEST_RANK}", self.rank);
+            return Err(Error::setting("lora.rank", problem).hint("4 to 64 are usual"));
         }
         if !(self.alpha().is_finite() && self.alpha() > 0.0) {
             return Err(Error::setting("lora.alpha", format!("is {}, but must be above 0", self.alpha()))

@@ -13,6 +13,7 @@ use super::{Format, Lora, LoraLayer, keys, matrix::Matrix};
 use crate::{
     error::{Error, Result},
     rng::{Purpose, Seed},
+    weights::replace,
 };
 
 /// What was written and how well it was read back.
@@ -55,9 +56,14 @@ impl fmt::Display for ExportReport {
 /// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
 pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
     let path = path.as_ref();
-    lora.write(path, format, dtype)?;
-    let difference = compare(lora, &Lora::read(path)?, dtype).map_err(|problems| {
-        Error::Many { path: path.into(), problems }.hint("the file was written but must not be used")
+    let mut difference = 0.0;
+    replace(path, |partial| {
+        lora.write(partial, format, dtype).map_err(|e| e.at(path))?;
+        let compared = compare(lora, &Lora::read(partial).map_err(|e| e.at(path))?, dtype);
+        difference = compared.map_err(|problems| {
+            Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` loses the least")
+        })?;
+        Ok(())
     })?;
     let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     Ok(ExportReport {

@@ -94,7 +94,10 @@ impl<'a> Index<'a> {
             match split(&name) {
                 // A module of a text encoder is complete and yet of no use.
                 Some((module, role)) if reason(module).is_none() => {
-                    _ = modules.entry(module.to_string()).or_default().0.insert(role, name);
+                    let parts = &mut modules.entry(module.to_string()).or_default().0;
+                    if let Some(first) = parts.insert(role, name) {
+                        foreign.entry("are of a second adapter on the same layers").or_default().push(first);
+                    }
                 }
                 _ => foreign.entry(reason(&name).unwrap_or(FOREIGN[FOREIGN.len() - 1].1)).or_default().push(name),
             }
@@ -104,7 +107,7 @@ impl<'a> Index<'a> {
 
     /// Whether the file holds anything of an adapter, usable or not.
     pub fn is_adapter(&self) -> bool {
-        let marks = ["lora_", "lokr_", "hada_", ".lora."];
+        let marks = ["lora_", "lokr_", "hada_", ".lora.", "_lora1.", "_lora2."];
         !self.modules.is_empty() || self.foreign.values().flatten().any(|name| marks.iter().any(|m| name.contains(m)))
     }
 

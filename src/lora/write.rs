@@ -162,11 +162,7 @@ impl Lora {
 
 /// What user interfaces sort files by.
 fn model_metadata() -> Vec<(&'static str, String)> {
-    vec![
-        ("format", "pt".into()),
-        ("modelspec.sai_model_spec", "1.0.0".into()),
-        ("modelspec.architecture", "flux-1-dev/lora".into()),
-    ]
+    vec![("format", "pt".into())]
 }
 
 fn stored(matrix: Matrix, dtype: FloatDType) -> TensorData {

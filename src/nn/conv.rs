@@ -18,11 +18,11 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Takes `weight` and, if the checkpoint has one, `bias`; stride 1 and as many zeros around as keep the size.
+    /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Self {
         Self {
             weight: weights.tensor("weight", [outputs, inputs, kernel, kernel]),
-            bias: weights.has("bias").then(|| weights.tensor("bias", [outputs])),
+            bias: Some(weights.tensor("bias", [outputs])),
             stride: 1,
             padding: kernel / 2,
         }

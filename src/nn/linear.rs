@@ -67,13 +67,15 @@ impl Dropout {
 }
 
 impl Linear {
-    /// Takes `weight` `[outputs, inputs]` and, if the checkpoint has one, `bias` `[outputs]`.
+    /// Takes `weight` `[outputs, inputs]` and `bias` `[outputs]`.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Self {
-        Self {
-            weight: kernels::laid_out(weights.tensor("weight", [outputs, inputs])),
-            bias: weights.has("bias").then(|| weights.tensor("bias", [outputs])),
-            adapters: Vec::new(),
-        }
+        Self { bias: Some(weights.tensor("bias", [outputs])), ..Self::load_without_bias(weights, inputs, outputs) }
+    }
+
+    /// Takes `weight` `[outputs, inputs]`.
+    pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Self {
+        let weight = kernels::laid_out(weights.tensor("weight", [outputs, inputs]));
+        Self { weight, bias: None, adapters: Vec::new() }
     }
 
     /// The last axis of `x` goes from `in` to `out`; the first axis is the batch.

@@ -13,7 +13,10 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{Display, tensorboard::TensorBoard};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    weights::replace,
+};
 
 /// What is known about training at a logging step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,9 +111,7 @@ impl Metrics {
         };
         let kept = kept.into_iter().filter(|(_, record)| record.step() <= resumed_step);
         let text: String = kept.map(|(line, _)| line).collect();
-        let partial = run_folder.join("metrics.jsonl.partial");
-        std::fs::write(&partial, text).map_err(|e| Error::io(&partial, e))?;
-        std::fs::rename(&partial, &path).map_err(|e| Error::io(&path, e))?;
+        replace(&path, |partial| std::fs::write(partial, text).map_err(|e| Error::io(partial, e)))?;
         let file = File::options().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
         Ok(Self { path, file, board: TensorBoard::open(&run_folder.join("tensorboard"))? })
     }

@@ -30,6 +30,7 @@ use crate::{
     nn::{Dropout, Linears},
     pipelines::{FluxEncoders, FluxPipeline},
     rng::{Purpose, Seed},
+    weights::replace,
 };
 
 /// Batches that are read ahead of their use.
@@ -161,7 +162,8 @@ impl<'a> Run<'a> {
             }
         };
         lora.attach(&mut pipeline.transformer, 1.0)?;
-        write_config(&folder, config)?;
+        let resolved = config.to_toml()?;
+        replace(&folder.join(CONFIG), |partial| fs::write(partial, &resolved).map_err(|e| Error::io(partial, e)))?;
         lora.metadata = describe(config, &origin)?;
         tracing::info!("{} trained numbers in {} layers", lora.parameters(), lora.layers.len());
         let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
@@ -301,13 +303,6 @@ fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
         }
     }
     unreachable!("the numbers go on")
-}
-
-/// Leaves the resolved configuration in a run's folder: the old file or the whole new one.
-fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
-    let (path, partial) = (folder.join(CONFIG), folder.join("config.toml.partial"));
-    fs::write(&partial, config.to_toml()?).map_err(|e| Error::io(&partial, e))?;
-    fs::rename(&partial, &path).map_err(|e| Error::io(&path, e))
 }
 
 /// What an adapter's file says about where it comes from.

@@ -177,12 +177,27 @@ pub fn write_tensors(
         stored.push((name, Stored(data, dtype)));
     }
     let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
-    // Two processes that fill one cache may write the same entry at the same time.
+    replace(path, |partial| {
+        safetensors::serialize_to_file(stored, Some(metadata), partial)
+            .map_err(|e| Error::file(path, format!("cannot be written ({e})")))
+    })
+}
+
+/// Replaces the file at `path` by what `write` puts into the file it is given: that one stands beside it until it is whole
+/// and synced, so that `path` is always either the old file or the whole new one. If anything fails it is removed again.
+///
+/// # Errors
+/// What `write` says, or the disk refuses.
+pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    // With the process's number: two that fill one cache may write the same entry at the same time.
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    safetensors::serialize_to_file(stored, Some(metadata), &partial)
-        .map_err(|e| Error::file(path, format!("cannot be written ({e})")))?;
-    let sync = File::open(&partial).and_then(|file| file.sync_all());
-    sync.and_then(|()| std::fs::rename(&partial, path)).map_err(|e| Error::io(path, e))
+    let sync = || File::open(&partial).and_then(|file| file.sync_all()).map_err(|e| Error::io(path, e));
+    let renamed = || std::fs::rename(&partial, path).map_err(|e| Error::io(path, e));
+    let done = write(&partial).and_then(|()| sync()).and_then(|()| renamed());
+    if done.is_err() {
+        _ = std::fs::remove_file(&partial); // it may not even exist; the first error is the one to tell
+    }
+    done
 }
 
 #[cfg(test)]

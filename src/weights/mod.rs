@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     rng::{Purpose, Seed},
 };
-pub use file::{TensorFile, write_tensors};
+pub use file::{TensorFile, replace, write_tensors};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`.
 #[derive(Clone, Debug)]
@@ -54,11 +54,17 @@ impl Weights {
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let folder = folder.as_ref();
         let files: Vec<_> = shards(folder)?.iter().map(TensorFile::open).collect::<Result<_>>()?;
-        let mut home = BTreeMap::new();
+        let (mut home, mut twice) = (BTreeMap::new(), Vec::new());
         for (i, file) in files.iter().enumerate() {
-            home.extend(file.names().into_iter().map(|name| (name, i)));
+            for name in file.names() {
+                if home.insert(name.clone(), i).is_some() {
+                    twice.push(format!("tensor `{name}` is in two files"));
+                }
+            }
         }
-        Ok(Self::root(folder, Content::Files { files, home }, device, dtype))
+        let weights = Self::root(folder, Content::Files { files, home }, device, dtype);
+        weights.source.problems.borrow_mut().extend(twice);
+        Ok(weights)
     }
 
     /// Weights made up from `seed`, for measuring a model of real size without its checkpoint: matrices have unit gain,
@@ -227,15 +233,9 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
         let shards: BTreeSet<_> = index.weight_map.into_values().collect();
         return Ok(shards.into_iter().map(|shard| folder.join(shard)).collect());
     }
-    let found: Vec<_> = names.iter().filter(|n| n.ends_with(".safetensors")).map(|n| folder.join(n)).collect();
-    match found.len() {
-        1 => Ok(found),
-        _ => Err(Error::file(
-            folder,
-            "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards",
-        )
-        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors")),
-    }
+    let problem = "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
+    Err(Error::file(folder, problem)
+        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors"))
 }
 
 /// Reads a JSON file, such as a component's `config.json`.

@@ -180,18 +180,18 @@ impl Layer {
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let (attention, dense) = (weights.at("0.SelfAttention"), weights.at("1.DenseReluDense"));
         let gated = config.feed_forward_proj == FeedForwardKind::GatedGelu;
-        let widen = |name: &str| Linear::load(&dense.at(name), width, hidden);
+        let widen = |name: &str| Linear::load_without_bias(&dense.at(name), width, hidden);
         let norm = |name: &str| RmsNorm::load(&weights.at(name), width, config.layer_norm_epsilon);
         Self {
             norm1: norm("0.layer_norm"),
-            q: Linear::load(&attention.at("q"), width, inner),
-            k: Linear::load(&attention.at("k"), width, inner),
-            v: Linear::load(&attention.at("v"), width, inner),
-            o: Linear::load(&attention.at("o"), inner, width),
+            q: Linear::load_without_bias(&attention.at("q"), width, inner),
+            k: Linear::load_without_bias(&attention.at("k"), width, inner),
+            v: Linear::load_without_bias(&attention.at("v"), width, inner),
+            o: Linear::load_without_bias(&attention.at("o"), inner, width),
             norm2: norm("1.layer_norm"),
             gate: gated.then(|| widen("wi_0")),
             wi: widen(if gated { "wi_1" } else { "wi" }),
-            wo: Linear::load(&dense.at("wo"), hidden, width),
+            wo: Linear::load_without_bias(&dense.at("wo"), hidden, width),
             heads: config.num_heads,
         }
     }
