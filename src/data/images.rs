@@ -11,13 +11,17 @@ use std::{
 };
 
 use burn::tensor::TensorData;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops};
 
 use super::Bucket;
 use crate::error::{Error, Result};
 
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
+
+/// The most that one decoded picture may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
+/// size, and an allocation that fails ends the process.
+const MOST_DECODED: u64 = 1 << 30;
 
 /// What is known of a picture that was decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,12 +66,17 @@ fn hash(bytes: &[u8]) -> String {
 
 /// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
 fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_DECODED);
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    reader.limits(limits.clone());
     if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_has_end(bytes) {
         return Err("is cut short: the end of the JPEG is missing".into());
     }
     let image = || {
         let mut decoder = reader.into_decoder()?;
+        // The reader's own limits do not count the picture itself.
+        limits.reserve(decoder.total_bytes())?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
@@ -205,6 +214,16 @@ mod tests {
                 assert!(decode(&bytes[..cut]).is_err(), "{format:?} cut to {cut} of {}", bytes.len());
             }
         }
+    }
+
+    #[test]
+    fn a_header_that_claims_a_giant_picture_is_refused_before_memory_is_taken() {
+        let mut bytes = png(RgbImage::new(2, 2));
+        bytes[16..24].copy_from_slice(&[400_000u32.to_be_bytes(), 400_000u32.to_be_bytes()].concat());
+        bytes[29..33].copy_from_slice(&0xeaf9_0534_u32.to_be_bytes()); // the checksum of that header
+        let problem = decode(&bytes).unwrap_err();
+        assert!(problem.contains("cannot be decoded") && problem.to_lowercase().contains("limit"), "{problem}");
+        assert!(!problem.contains('\n'));
     }
 
     #[test]
