@@ -144,6 +144,7 @@ impl Survey {
     ) -> Result<Self> {
         config.validate()?;
         let manifest = Manifest::read(config)?;
+        config.check_epoch(manifest.rows.len())?;
         let cache = Cache::new(config.cache_folder());
         let (known, trusted) = recall(&cache, &config.path);
         let pictures = check(config, vae, &manifest, &known, progress)?;
