@@ -63,19 +63,22 @@ impl Cache {
     /// The tensors of an entry, compared with their checksum.
     ///
     /// # Errors
-    /// The entry is missing, or is not what was written.
+    /// The entry is missing, or is not what was written: then it is removed.
     pub fn read(&self, kind: Kind, key: &str) -> Result<BTreeMap<String, TensorData>> {
         let path = self.path(kind, key);
-        let file = TensorFile::open(&path)?;
-        let names = file.names().into_iter();
-        let tensors: BTreeMap<_, _> = names.map(|name| Ok((name.clone(), file.read(&name)?))).collect::<Result<_>>()?;
-        if file.metadata().get("checksum") == Some(&checksum(&tensors)) {
-            return Ok(tensors);
-        }
+        let damage = match verified(&path) {
+            Ok(Some(tensors)) => return Ok(tensors),
+            Ok(None) => "its checksum is another".into(),
+            Err(Error::File { problem, .. }) => problem.lines().next().unwrap_or_default().to_string(),
+            Err(error) => return Err(error),
+        };
         // Gone from here, it is missing to the next preparation, which makes it again.
-        std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-        Err(Error::file(path, "this cache entry was damaged and has been removed")
-            .hint("run the command again: only this entry is made anew"))
+        let (fate, first) = match std::fs::remove_file(&path) {
+            Ok(()) => ("has been removed", ""),
+            Err(_) => ("cannot be removed", "delete it and "),
+        };
+        Err(Error::file(path, format!("this cache entry is damaged ({damage}) and {fate}"))
+            .hint(format!("{first}run `kiln prepare` with the same configuration: only this entry is made anew")))
     }
 
     /// Writes an entry.
@@ -101,6 +104,14 @@ pub fn key(parts: &[&str]) -> String {
         hasher.update(part.as_bytes());
     }
     hasher.finalize().to_hex().to_string()
+}
+
+/// The tensors of the file at `path`, if they are those of its checksum.
+fn verified(path: &Path) -> Result<Option<BTreeMap<String, TensorData>>> {
+    let file = TensorFile::open(path)?;
+    let names = file.names().into_iter();
+    let tensors: BTreeMap<_, _> = names.map(|name| Ok((name.clone(), file.read(&name)?))).collect::<Result<_>>()?;
+    Ok((file.metadata().get("checksum") == Some(&checksum(&tensors))).then_some(tensors))
 }
 
 fn checksum(tensors: &BTreeMap<String, TensorData>) -> String {
@@ -171,6 +182,12 @@ mod tests {
         BTreeMap::from([("moments".into(), TensorData::new(vec![1f32, 2.0, 3.0, 4.0], [2, 2]))])
     }
 
+    fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[at] ^= 1;
+        bytes
+    }
+
     #[test]
     fn a_damaged_entry_is_refused_and_removed() {
         let folder = tempfile::tempdir().unwrap();
@@ -185,11 +202,15 @@ mod tests {
         assert_eq!(cache.read(Kind::Latents, &key).unwrap(), entry());
 
         let path = cache.path(Kind::Latents, &key);
-        let mut bytes = std::fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert!(cache.read(Kind::Latents, &key).unwrap_err().to_string().contains("damaged"));
-        assert!(!path.exists());
+        let whole = std::fs::read(&path).unwrap();
+        let last = whole.len() - 1;
+        // A tensor, the length of the header, the header, and nothing at all.
+        for damaged in [flipped(&whole, last), flipped(&whole, 6), flipped(&whole, 8), Vec::new()] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = cache.read(Kind::Latents, &key).unwrap_err().to_string();
+            assert!(error.contains("damaged") && error.contains("kiln prepare"), "{error}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]
