@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use kiln::{
     data::{CacheDtype, DataConfig, Encoders, LatentDataset, Phase, Prefetch, Progress, SampleIndex, prepare},
@@ -16,6 +16,7 @@ use kiln::{
     models::{text::PromptEmbeds, vae::Moments},
     rng::Seed,
     tokenizer::PromptIds,
+    weights::TensorFile,
 };
 
 /// Encoders that do something simple and write down what they did.
@@ -27,6 +28,8 @@ struct Fake {
     pictures: usize,
     /// Fail when this many pictures have been encoded.
     fail_after: Option<usize>,
+    /// The element type of embeddings, if not f32.
+    text_dtype: Option<FloatDType>,
     text_loaded: bool,
     vae_loaded: bool,
 }
@@ -47,8 +50,10 @@ impl Encoders for Fake {
         assert!(!self.vae_loaded, "the VAE is in memory together with the text encoders");
         self.text_loaded = true;
         let values: Vec<f32> = ids.clip.iter().map(|&id| id as f32).collect();
-        let prompt = Tensor::from_data(TensorData::new(values, [1, 20, 2]), &Device::flex());
-        Ok(PromptEmbeds { prompt, pooled: Tensor::from_floats([[ids.t5[0] as f32, 1.0]], &Device::flex()) })
+        let prompt = Tensor::<3>::from_data(TensorData::new(values, [1, 20, 2]), &Device::flex());
+        let pooled = Tensor::<2>::from_floats([[ids.t5[0] as f32, 1.0]], &Device::flex());
+        let dtype = self.text_dtype.unwrap_or(FloatDType::F32);
+        Ok(PromptEmbeds { prompt: prompt.cast(dtype), pooled: pooled.cast(dtype) })
     }
     fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
         assert!(!self.text_loaded, "the text encoders are in memory together with the VAE");
@@ -317,11 +322,27 @@ fn half_the_disk_holds_the_same_within_bf16() {
     let (_folder, config) = folder(3);
     let exact = content(&run(&config, Fake::default()).0);
     let (dataset, prompts, pictures) = run(&DataConfig { cache_dtype: CacheDtype::Bf16, ..config }, Fake::default());
-    assert_eq!((prompts.len(), pictures), (4, 3));
+    assert_eq!((prompts.len(), pictures), (0, 3), "embeddings stay as they are");
     for (exact, rounded) in exact.iter().zip(content(&dataset)) {
         assert!(exact.2.iter().zip(&rounded.2).all(|(a, b)| (a - b).abs() <= a.abs() / 256.0));
         assert_ne!(exact.2, rounded.2);
+        assert_eq!(exact.3, rounded.3);
     }
+}
+
+#[test]
+fn embeddings_are_kept_in_the_type_the_encoders_give() {
+    let (_folder, config) = folder(3);
+    let exact = content(&run(&config, Fake::default()).0);
+    let half = Fake { text: "bf16".into(), text_dtype: Some(FloatDType::BF16), ..Default::default() };
+    let half_config = DataConfig { cache: Some(config.path.join("half")), ..config };
+    let dataset = run(&half_config, half).0;
+    for entry in entries(&half_config, "prompts") {
+        let file = TensorFile::open(entry).unwrap();
+        assert_eq!(["prompt", "pooled"].map(|name| file.dtype(name).unwrap()), ["BF16", "BF16"]);
+    }
+    // Whole numbers up to 256 are exact in bf16.
+    assert_eq!(content(&dataset), exact);
 }
 
 #[test]

@@ -23,9 +23,10 @@ use crate::{
 /// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `moments` `[2C, h, w]`: means, then log variances.
+    /// `moments` `[2C, h, w]`: means, then log variances; in `data.cache_dtype`.
     Latents,
-    /// `prompt` `[L, D]` and `pooled` `[P]`, and the ids they were made from: `clip`, and `t5` where there is one.
+    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' element type, and the ids they were made from, i64:
+    /// `clip`, and `t5` where there is one.
     Prompts,
 }
 

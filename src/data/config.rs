@@ -42,7 +42,8 @@ pub struct DataConfig {
     /// on a slow disk. Several configurations may share one folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// How cached numbers are stored. `bf16` halves the disk space, at the cost of rounding the latents and embeddings.
+    /// How cached latents are stored. `bf16` halves their disk space, at the cost of rounding them. Embeddings are kept
+    /// as exactly as the text encoders give them, in `model.dtype`.
     pub cache_dtype: CacheDtype,
     /// The most that a picture is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
     /// about 1.5 a model learns the blur of enlarging.
@@ -83,7 +84,7 @@ impl Default for DataConfig {
     }
 }
 
-/// The element type of cached moments and embeddings.
+/// The element type of cached moments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheDtype {

@@ -200,7 +200,7 @@ impl LatentDataset {
 
     /// The key of the embeddings of `prompt`.
     pub(super) fn prompt_key(&self, prompt: &str) -> String {
-        key(&["prompt", prompt, &self.text, &format!("{:?}", self.config.cache_dtype)])
+        key(&["prompt", prompt, &self.text])
     }
 
     fn take(&self, entry: &mut BTreeMap<String, TensorData>, name: &str) -> Result<TensorData> {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -38,7 +38,8 @@ pub trait Encoders {
     /// # Errors
     /// The tokenizers cannot be loaded or used.
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
-    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`.
+    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`. They are kept in the element type they
+    /// come in, which the fingerprint must tell.
     ///
     /// # Errors
     /// The text encoders cannot be loaded or used.
@@ -214,8 +215,8 @@ impl Survey {
             let embeds = encoders.encode_prompt(&ids)?;
             let what = format!("the prompt `{prompt}`");
             let mut entry = BTreeMap::from([
-                ("prompt".to_string(), self.stored(embeds.prompt.into_data(), &what)?),
-                ("pooled".to_string(), self.stored(embeds.pooled.into_data(), &what)?),
+                ("prompt".to_string(), self.checked(embeds.prompt.into_data(), &what)?),
+                ("pooled".to_string(), self.checked(embeds.pooled.into_data(), &what)?),
             ]);
             for (name, ids) in [("clip", ids.clip), ("t5", ids.t5)] {
                 let length = ids.len();
@@ -244,7 +245,8 @@ impl Survey {
             let picture = &samples[*i].picture;
             for (flip, pixels) in flips.iter().zip(variants?) {
                 let moments = encoders.encode_image(pixels)?.into_tensor().into_data();
-                let moments = self.stored(moments, &format!("the picture {}", picture.file))?;
+                let moments = self.checked(moments, &format!("the picture {}", picture.file))?;
+                let moments = moments.convert_dtype(config.cache_dtype.into());
                 let key = &picture.latents[usize::from(*flip)];
                 cache.write(Kind::Latents, key, &BTreeMap::from([("moments".into(), moments)]))?;
             }
@@ -254,18 +256,15 @@ impl Survey {
         })
     }
 
-    /// `[1, …]` as it is stored: `[…]`, in the cache's element type.
-    fn stored(&self, data: TensorData, what: &str) -> Result<TensorData> {
-        let data = data.convert_dtype(DType::F32);
+    /// `[1, …]` as `[…]`, if all numbers are finite.
+    fn checked(&self, mut data: TensorData, what: &str) -> Result<TensorData> {
         if !data.iter::<f32>().all(f32::is_finite) {
             let problem = format!("encoding {what} gave numbers that are not finite");
             return Err(Error::file(&self.dataset.config.path, problem)
                 .hint("encode in f32 or bf16: some VAEs and text encoders overflow in f16"));
         }
-        let shape = data.shape[1..].to_vec();
-        let values =
-            data.into_vec::<f32>().map_err(|e| Error::file(&self.dataset.config.path, format!("{what}: {e:?}")))?;
-        Ok(TensorData::new(values, shape).convert_dtype(self.dataset.config.cache_dtype.into()))
+        data.shape = data.shape[1..].to_vec().into();
+        Ok(data)
     }
 
     /// Writes `index.json`, after all the entries that it vouches for.
