@@ -32,7 +32,7 @@ pub struct DataConfig {
     /// The probability that a sample is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
     /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
-    /// A word that is put before every caption that does not contain it yet. Use a rare one to call the trained thing by;
+    /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
     /// leave it empty for none.
     pub trigger: String,
     /// The fraction of pictures that is held out to measure the loss on, from 0 to below 1. A picture's side is drawn from
