@@ -25,20 +25,28 @@ const INDEX: &str = "model_index.json";
 
 /// The local folder of `model`: a folder in the layout of diffusers, or the name `org/name` of a repository on the Hugging
 /// Face hub. What the hub's cache (`HF_HOME`, else `~/.cache/huggingface`) has whole is not looked up again; the rest is
-/// downloaded into it, with the token of `HF_TOKEN` or of `huggingface-cli login`. `HF_HUB_OFFLINE=1` forbids that.
+/// downloaded into it, with the token of `HF_TOKEN` or of `huggingface-cli login`. `HF_HUB_OFFLINE=1` (or `on`,
+/// `yes`, `true`) forbids that.
 ///
 /// # Errors
-/// The folder has no `model_index.json`; `model` is neither folder nor name; or the cache lacks files and they cannot be
-/// fetched.
+/// The folder has no `model_index.json`; `model` is neither folder nor name; it is a name, but there is no place for a
+/// cache; or the cache lacks files and they cannot be fetched.
 pub fn resolve(model: &str) -> Result<PathBuf> {
-    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let source = Source {
-        cache: Cache::from_env(),
-        endpoint: set("HF_ENDPOINT"),
-        token: set("HF_TOKEN"),
-        online: set("HF_HUB_OFFLINE").is_none_or(|value| value == "0"),
-    };
-    source.resolve(model)
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        let lacking = if folder.join(INDEX).is_file() { missing(folder)? } else { vec![INDEX.into()] };
+        return match lacking.is_empty() {
+            true => Ok(folder.into()),
+            false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
+                "point `model.path` at a whole model in the layout of diffusers: each part a folder with its \
+                 configuration and its weights as safetensors",
+            )),
+        };
+    }
+    if !is_repository(model) {
+        return Err(Error::file(folder, "no such folder, and not the `org/name` of a repository either"));
+    }
+    Source::new(|name| std::env::var(name).ok(), std::env::home_dir())?.resolve(model)
 }
 
 /// Where models come from.
@@ -52,21 +60,26 @@ struct Source {
 }
 
 impl Source {
+    /// As the environment says, in the variables of Hugging Face's own tools.
+    fn new(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
+        let set = |name| variable(name).filter(|value| !value.is_empty());
+        let home = home.filter(|home| home != Path::new("")).map(|home| home.join(".cache/huggingface"));
+        let Some(folder) = set("HF_HOME").map(PathBuf::from).or(home) else {
+            let problem = "a model is looked up by name, but there is no home folder with a cache of models";
+            return Err(Error::setting("model.path", problem)
+                .hint("set HF_HOME to the folder for it, or point `model.path` at the model's own folder"));
+        };
+        let offline = |value: String| ["1", "on", "yes", "true"].contains(&value.trim().to_lowercase().as_str());
+        Ok(Self {
+            cache: Cache::new(folder.join("hub")),
+            endpoint: set("HF_ENDPOINT"),
+            token: set("HF_TOKEN"),
+            online: !set("HF_HUB_OFFLINE").is_some_and(offline),
+        })
+    }
+
+    /// The local folder of the repository `model`.
     fn resolve(&self, model: &str) -> Result<PathBuf> {
-        let folder = Path::new(model);
-        if folder.is_dir() {
-            let lacking = if folder.join(INDEX).is_file() { missing(folder)? } else { vec![INDEX.into()] };
-            return match lacking.is_empty() {
-                true => Ok(folder.into()),
-                false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
-                    "point `model.path` at a whole model in the layout of diffusers: each part a folder with its \
-                     configuration and its weights as safetensors",
-                )),
-            };
-        }
-        if !is_repository(model) {
-            return Err(Error::file(folder, "no such folder, and not the `org/name` of a repository either"));
-        }
         let cached = self.cached(model);
         if let Some(snapshot) = &cached
             && missing(snapshot)?.is_empty()
@@ -277,6 +290,24 @@ mod tests {
             let error = resolve(model).unwrap_err().to_string();
             assert!(error.contains("no such folder"), "{model}: {error}");
         }
+    }
+
+    #[test]
+    fn the_environment_says_where_and_whether_to_look() {
+        let source = |variables: &[(&str, &str)], home: Option<&str>| {
+            let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+            Source::new(variable, home.map(PathBuf::from))
+        };
+        let cache = |variables: &[_], home| source(variables, home).unwrap().cache.path().clone();
+        assert_eq!(cache(&[("HF_HOME", "/models")], None), Path::new("/models/hub"));
+        assert_eq!(cache(&[("HF_HOME", "")], Some("/home/me")), Path::new("/home/me/.cache/huggingface/hub"));
+        for home in [None, Some("")] {
+            let error = source(&[], home).err().expect("no home").to_string();
+            assert!(error.contains("hint: set HF_HOME"), "{error}");
+        }
+        let online = |value| source(&[("HF_HUB_OFFLINE", value)], Some("/home/me")).unwrap().online;
+        assert!(["1", "on", "YES", "True"].into_iter().all(|value| !online(value)));
+        assert!(["", "0", "off", "no", "false"].into_iter().all(online));
     }
 
     #[test]
