@@ -203,6 +203,7 @@ fn an_interrupted_preparation_continues() {
     let mut fake = Fake { fail_after: Some(4), ..Default::default() };
     assert!(prepare(&config, &[], &mut fake, &silent).unwrap_err().to_string().contains("the power went out"));
     assert!(!fake.vae_loaded, "released also after a failure");
+    assert!(config.cache_folder().join("index.json").is_file(), "the pictures need not be checked again");
     let (continued, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts.len(), pictures), (0, 5));
 
@@ -211,13 +212,14 @@ fn an_interrupted_preparation_continues() {
 }
 
 #[test]
-fn a_corrupt_entry_is_rebuilt() {
+fn a_cut_or_garbled_entry_is_rebuilt() {
     let (_folder, config) = folder(5);
     let expected = content(&run(&config, Fake::default()).0);
     for kind in ["latents", "prompts"] {
         for damage in [
             |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2),
-            |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 4,
+            |bytes: &mut Vec<u8>| bytes[8] ^= 4,
+            |bytes: &mut Vec<u8>| bytes.clear(),
         ] {
             let entry = &entries(&config, kind)[2];
             let mut bytes = std::fs::read(entry).unwrap();

@@ -13,13 +13,14 @@ mod buckets;
 mod cache;
 mod config;
 mod dataset;
+mod fingerprint;
 mod images;
 mod manifest;
 mod prepare;
 
 pub use batch::{Batch, HostBatch, Plan, Prefetch, SampleIndex};
 pub use buckets::{Bucket, Buckets};
-pub use cache::fingerprint;
 pub use config::{CacheDtype, DataConfig};
 pub use dataset::{LatentDataset, Picture, Sample, Split};
+pub use fingerprint::fingerprint;
 pub use prepare::{Encoders, Phase, Progress, prepare};

@@ -102,13 +102,15 @@ pub fn prepare(
 ) -> Result<LatentDataset> {
     let survey = Survey::of(config, prompts, encoders.vae_fingerprint(), encoders.text_fingerprint(), progress)?;
     survey.log();
+    // What is there was just checked: an interruption from here on does not make the next start read it all again.
+    survey.record();
     let encoded = survey.encode_prompts(encoders, progress);
     encoders.release();
     let encoded = encoded.and_then(|()| survey.encode_pictures(encoders, progress));
     encoders.release();
     encoded?;
-    if let Err(error) = survey.record() {
-        tracing::warn!("the next start will check all pictures again: {error}");
+    if !survey.is_complete() {
+        survey.record();
     }
     Ok(survey.dataset)
 }
@@ -123,7 +125,7 @@ pub(super) struct Survey {
     pub pictures: Vec<(usize, Vec<bool>)>,
 }
 
-/// What `index.json` in the cache folder says about the last preparation. It is a record for people, and it spares reading
+/// What `index.json` in the cache folder says about the last preparation, whether it came to its end or not. It is a record for people, and it spares reading
 /// unchanged files again; without it everything is found by content alone.
 #[derive(Serialize, Deserialize)]
 struct Index {
@@ -267,8 +269,14 @@ impl Survey {
         Ok(data)
     }
 
-    /// Writes `index.json`, after all the entries that it vouches for.
-    fn record(&self) -> Result<()> {
+    /// Writes `index.json`, after all the pictures and entries that it vouches for. Without it the next start is only slower.
+    fn record(&self) {
+        if let Err(error) = self.write_index() {
+            tracing::warn!("the next start will check all pictures again: {error}");
+        }
+    }
+
+    fn write_index(&self) -> Result<()> {
         let LatentDataset { config, cache, samples, text } = &self.dataset;
         let index = Index {
             fingerprint: self.dataset.fingerprint(),
@@ -280,7 +288,9 @@ impl Survey {
         let path = cache.folder().join("index.json");
         let partial = path.with_extension(format!("{}.partial", std::process::id()));
         let json = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e.to_string()))?;
-        let written = std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, &path));
+        let made = std::fs::create_dir_all(cache.folder());
+        let written =
+            made.and_then(|()| std::fs::write(&partial, json)).and_then(|()| std::fs::rename(&partial, &path));
         written.map_err(|e| Error::io(&path, e))
     }
 }
