@@ -14,7 +14,6 @@ use crate::{
     error::{Error, Result},
     models::text::PromptEmbeds,
     rng::{Purpose, Seed},
-    tokenizer::PromptIds,
 };
 
 /// A picture of the data folder.
@@ -186,16 +185,6 @@ impl LatentDataset {
             prompt: Tensor::from_data(self.stack(prompt)?, (device, DType::F32)),
             pooled: Tensor::from_data(self.stack(pooled)?, (device, DType::F32)),
         })
-    }
-
-    /// The cached token ids of a prompt, under the same condition as [`embeds`](Self::embeds).
-    ///
-    /// # Errors
-    /// The prompt was not encoded, or its entry is damaged.
-    pub fn prompt_ids(&self, prompt: &str) -> Result<PromptIds> {
-        let mut entry = self.cache.read(Kind::Prompts, &self.prompt_key(prompt))?;
-        let mut ids = |name| entry.remove(name).and_then(|data| data.into_vec().ok()).unwrap_or_default();
-        Ok(PromptIds { clip: ids("clip"), t5: ids("t5") })
     }
 
     /// The key of the embeddings of `prompt`.

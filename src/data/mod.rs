@@ -16,11 +16,14 @@ mod dataset;
 mod fingerprint;
 mod images;
 mod manifest;
+mod parallel;
+mod plan;
 mod prepare;
 
-pub use batch::{Batch, HostBatch, Plan, Prefetch, SampleIndex};
-pub use buckets::{Bucket, Buckets};
+pub use batch::{Batch, HostBatch, Prefetch};
+pub use buckets::Bucket;
 pub use config::{CacheDtype, DataConfig};
 pub use dataset::{LatentDataset, Picture, Sample, Split};
 pub use fingerprint::fingerprint;
+pub use plan::{Plan, SampleIndex};
 pub use prepare::{Encoders, Phase, Progress, prepare};

@@ -10,11 +10,13 @@ use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bucket, Buckets, DataConfig, LatentDataset, Picture, Sample,
+    Bucket, DataConfig, LatentDataset, Picture, Sample,
+    buckets::Buckets,
     cache::{Cache, Kind, key},
     dataset::Stamp,
-    images::{Inspected, TRANSFORM, in_parallel, inspect, pixels},
+    images::{Inspected, TRANSFORM, inspect, pixels},
     manifest::{Manifest, Row},
+    parallel::in_parallel,
 };
 use crate::{
     error::{Error, Result},
