@@ -170,7 +170,7 @@ fn has_words(text: &str, words: &str) -> bool {
     // Every place, overlapping ones too: the first may be inside a word and the second not.
     text.char_indices().any(|(start, _)| {
         let inside = first && alphanumeric(text[..start].chars().next_back());
-        text[start..].strip_prefix(&words).is_some_and(|rest| !inside && !(last && alphanumeric(rest.chars().next())))
+        text[start..].strip_prefix(&words).is_some_and(|rest| !(inside || last && alphanumeric(rest.chars().next())))
     })
 }
 
