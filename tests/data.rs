@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use kiln::{
     data::{CacheDtype, DataConfig, Encoders, LatentDataset, Phase, Prefetch, Progress, SampleIndex, prepare},
@@ -16,6 +16,7 @@ use kiln::{
     models::{text::PromptEmbeds, vae::Moments},
     rng::Seed,
     tokenizer::PromptIds,
+    weights::TensorFile,
 };
 
 /// Encoders that do something simple and write down what they did.
@@ -27,6 +28,8 @@ struct Fake {
     pictures: usize,
     /// Fail when this many pictures have been encoded.
     fail_after: Option<usize>,
+    /// The element type of embeddings, if not f32.
+    text_dtype: Option<FloatDType>,
     text_loaded: bool,
     vae_loaded: bool,
 }
@@ -47,8 +50,10 @@ impl Encoders for Fake {
         assert!(!self.vae_loaded, "the VAE is in memory together with the text encoders");
         self.text_loaded = true;
         let values: Vec<f32> = ids.clip.iter().map(|&id| id as f32).collect();
-        let prompt = Tensor::from_data(TensorData::new(values, [1, 20, 2]), &Device::flex());
-        Ok(PromptEmbeds { prompt, pooled: Tensor::from_floats([[ids.t5[0] as f32, 1.0]], &Device::flex()) })
+        let prompt = Tensor::<3>::from_data(TensorData::new(values, [1, 20, 2]), &Device::flex());
+        let pooled = Tensor::<2>::from_floats([[ids.t5[0] as f32, 1.0]], &Device::flex());
+        let dtype = self.text_dtype.unwrap_or(FloatDType::F32);
+        Ok(PromptEmbeds { prompt: prompt.cast(dtype), pooled: pooled.cast(dtype) })
     }
     fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
         assert!(!self.text_loaded, "the text encoders are in memory together with the VAE");
@@ -198,6 +203,7 @@ fn an_interrupted_preparation_continues() {
     let mut fake = Fake { fail_after: Some(4), ..Default::default() };
     assert!(prepare(&config, &[], &mut fake, &silent).unwrap_err().to_string().contains("the power went out"));
     assert!(!fake.vae_loaded, "released also after a failure");
+    assert!(config.cache_folder().join("index.json").is_file(), "the pictures need not be checked again");
     let (continued, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts.len(), pictures), (0, 5));
 
@@ -206,13 +212,14 @@ fn an_interrupted_preparation_continues() {
 }
 
 #[test]
-fn a_corrupt_entry_is_rebuilt() {
+fn a_cut_or_garbled_entry_is_rebuilt() {
     let (_folder, config) = folder(5);
     let expected = content(&run(&config, Fake::default()).0);
     for kind in ["latents", "prompts"] {
         for damage in [
             |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2),
-            |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 4,
+            |bytes: &mut Vec<u8>| bytes[8] ^= 4,
+            |bytes: &mut Vec<u8>| bytes.clear(),
         ] {
             let entry = &entries(&config, kind)[2];
             let mut bytes = std::fs::read(entry).unwrap();
@@ -229,14 +236,24 @@ fn a_corrupt_entry_is_rebuilt() {
 fn an_entry_that_rots_during_training_is_an_error_and_then_rebuilt() {
     let (_folder, config) = folder(3);
     let dataset = run(&config, Fake::default()).0;
-    for entry in entries(&config, "latents") {
-        let mut bytes = std::fs::read(&entry).unwrap();
-        *bytes.last_mut().unwrap() ^= 4;
-        std::fs::write(&entry, bytes).unwrap();
+    let index = std::fs::metadata(config.cache_folder().join("index.json")).unwrap().modified().unwrap();
+    let older = index - std::time::Duration::from_secs(60);
+    // In the last tensor, and in the header.
+    for place in [|length: usize| length - 1, |_| 8] {
+        for entry in entries(&config, "latents") {
+            let mut bytes = std::fs::read(&entry).unwrap();
+            let place = place(bytes.len());
+            bytes[place] ^= 4;
+            std::fs::write(&entry, bytes).unwrap();
+            // As if the disk had done it: the time of change does not give it away.
+            std::fs::File::options().write(true).open(&entry).unwrap().set_modified(older).unwrap();
+        }
+        for sample in 0..3 {
+            let error = dataset.read(&[SampleIndex { sample, flipped: false }], &[false]).unwrap_err().to_string();
+            assert!(error.contains("damaged") && error.contains("hint: run `kiln prepare`"), "{error}");
+        }
+        assert_eq!(run(&config, Fake::default()).2, 3);
     }
-    let error = dataset.read(&[SampleIndex { sample: 0, flipped: false }], &[false]).unwrap_err().to_string();
-    assert!(error.contains("damaged") && error.contains("hint: run the command again"), "{error}");
-    assert_eq!(run(&config, Fake::default()).2, 3);
 }
 
 #[test]
@@ -284,7 +301,6 @@ fn a_batch_holds_its_samples_and_dropped_captions_are_the_empty_prompt() {
     assert_eq!(pooled, [0.0, 1.0, "picture number 3".len() as f32, 1.0]);
     let caption = dataset.embeds(&["", "picture number 3"], &Device::flex()).unwrap();
     assert_eq!(caption.prompt.into_data(), batch.prompt.into_data());
-    assert_eq!(dataset.prompt_ids("picture number 3").unwrap().t5, [16]);
     let mixed = [0, 1].map(|sample| SampleIndex { sample, flipped: false });
     assert!(dataset.read(&mixed, &[false; 2]).unwrap_err().to_string().contains("cannot be one batch"));
 }
@@ -307,11 +323,27 @@ fn half_the_disk_holds_the_same_within_bf16() {
     let (_folder, config) = folder(3);
     let exact = content(&run(&config, Fake::default()).0);
     let (dataset, prompts, pictures) = run(&DataConfig { cache_dtype: CacheDtype::Bf16, ..config }, Fake::default());
-    assert_eq!((prompts.len(), pictures), (4, 3));
+    assert_eq!((prompts.len(), pictures), (0, 3), "embeddings stay as they are");
     for (exact, rounded) in exact.iter().zip(content(&dataset)) {
         assert!(exact.2.iter().zip(&rounded.2).all(|(a, b)| (a - b).abs() <= a.abs() / 256.0));
         assert_ne!(exact.2, rounded.2);
+        assert_eq!(exact.3, rounded.3);
     }
+}
+
+#[test]
+fn embeddings_are_kept_in_the_type_the_encoders_give() {
+    let (_folder, config) = folder(3);
+    let exact = content(&run(&config, Fake::default()).0);
+    let half = Fake { text: "bf16".into(), text_dtype: Some(FloatDType::BF16), ..Default::default() };
+    let half_config = DataConfig { cache: Some(config.path.join("half")), ..config };
+    let dataset = run(&half_config, half).0;
+    for entry in entries(&half_config, "prompts") {
+        let file = TensorFile::open(entry).unwrap();
+        assert_eq!(["prompt", "pooled"].map(|name| file.dtype(name).unwrap()), ["BF16", "BF16"]);
+    }
+    // Whole numbers up to 256 are exact in bf16.
+    assert_eq!(content(&dataset), exact);
 }
 
 #[test]

@@ -8,7 +8,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -23,9 +22,10 @@ use crate::{
 /// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `moments` `[2C, h, w]`: means, then log variances.
+    /// `moments` `[2C, h, w]`: means, then log variances; in `data.cache_dtype`.
     Latents,
-    /// `prompt` `[L, D]` and `pooled` `[P]`, and the ids they were made from: `clip`, and `t5` where there is one.
+    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' element type, and the ids they were made from, i64:
+    /// `clip`, and `t5` where there is one.
     Prompts,
 }
 
@@ -54,28 +54,41 @@ impl Cache {
         self.folder.join(kind).join(&key[..2]).join(key).with_extension("safetensors")
     }
 
-    /// Whether the entry is there and whole. One that was not touched since `trusted` is not read again for that.
+    /// Whether the entry is there. One that was touched since `trusted` is opened: if its header or its length does not fit,
+    /// it is removed and counts as missing. The checksum is left to [`read`](Self::read).
     pub fn holds(&self, kind: Kind, key: &str, trusted: SystemTime) -> bool {
-        let modified = std::fs::metadata(self.path(kind, key)).and_then(|m| m.modified());
-        modified.is_ok_and(|modified| modified <= trusted || self.read(kind, key).is_ok())
+        let path = self.path(kind, key);
+        let Ok(modified) = std::fs::metadata(&path).and_then(|m| m.modified()) else { return false };
+        match (modified > trusted).then(|| TensorFile::open(&path)) {
+            None | Some(Ok(_)) => true,
+            Some(Err(error)) => {
+                if let Error::File { .. } = error {
+                    let _ = std::fs::remove_file(&path); // else its age would vouch for it at the next start
+                }
+                false
+            }
+        }
     }
 
     /// The tensors of an entry, compared with their checksum.
     ///
     /// # Errors
-    /// The entry is missing, or is not what was written.
+    /// The entry is missing, or is not what was written: then it is removed.
     pub fn read(&self, kind: Kind, key: &str) -> Result<BTreeMap<String, TensorData>> {
         let path = self.path(kind, key);
-        let file = TensorFile::open(&path)?;
-        let names = file.names().into_iter();
-        let tensors: BTreeMap<_, _> = names.map(|name| Ok((name.clone(), file.read(&name)?))).collect::<Result<_>>()?;
-        if file.metadata().get("checksum") == Some(&checksum(&tensors)) {
-            return Ok(tensors);
-        }
+        let damage = match verified(&path) {
+            Ok(Some(tensors)) => return Ok(tensors),
+            Ok(None) => "its checksum is another".into(),
+            Err(Error::File { problem, .. }) => problem.lines().next().unwrap_or_default().to_string(),
+            Err(error) => return Err(error),
+        };
         // Gone from here, it is missing to the next preparation, which makes it again.
-        std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-        Err(Error::file(path, "this cache entry was damaged and has been removed")
-            .hint("run the command again: only this entry is made anew"))
+        let (fate, first) = match std::fs::remove_file(&path) {
+            Ok(()) => ("has been removed", ""),
+            Err(_) => ("cannot be removed", "delete it and "),
+        };
+        Err(Error::file(path, format!("this cache entry is damaged ({damage}) and {fate}"))
+            .hint(format!("{first}run `kiln prepare` with the same configuration: only this entry is made anew")))
     }
 
     /// Writes an entry.
@@ -103,6 +116,14 @@ pub fn key(parts: &[&str]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// The tensors of the file at `path`, if they are those of its checksum.
+fn verified(path: &Path) -> Result<Option<BTreeMap<String, TensorData>>> {
+    let file = TensorFile::open(path)?;
+    let names = file.names().into_iter();
+    let tensors: BTreeMap<_, _> = names.map(|name| Ok((name.clone(), file.read(&name)?))).collect::<Result<_>>()?;
+    Ok((file.metadata().get("checksum") == Some(&checksum(&tensors))).then_some(tensors))
+}
+
 fn checksum(tensors: &BTreeMap<String, TensorData>) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, data) in tensors {
@@ -112,63 +133,18 @@ fn checksum(tensors: &BTreeMap<String, TensorData>) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// What identifies the files of model parts, such as `vae/` or the tokenizers and text encoders together, and the
-/// `settings` they are used with (lengths, element type).
-///
-/// A file up to 512 MiB counts with every byte. Hashing 24 GB at every start would take longer than it is worth: of a larger
-/// file count its name, its length, its first MiB (for safetensors: names, types, shapes and places of all tensors) and
-/// 1024 pieces of 64 KiB spread evenly over it, so that a model that was retrained or converted is told apart, while an
-/// edit of a few bytes in place may not be. A folder that is missing counts as missing.
-///
-/// # Errors
-/// A file cannot be read.
-pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
-    let mut hasher = blake3::Hasher::new_derive_key("kiln model fingerprint, version 1");
-    hasher.update(settings.as_bytes());
-    for folder in folders {
-        hasher.update(format!("\nfolder {}", folder.is_dir()).as_bytes());
-        if !folder.is_dir() {
-            continue;
-        }
-        let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-        let mut files: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-        files.sort_unstable();
-        for path in files {
-            hash_file(&mut hasher, &path).map_err(|e| Error::io(&path, e))?;
-        }
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn hash_file(hasher: &mut blake3::Hasher, path: &Path) -> std::io::Result<()> {
-    const WHOLE: u64 = 512 << 20;
-    const HEAD: u64 = 1 << 20;
-    const PIECE: u64 = 64 << 10;
-    const PIECES: u64 = 1024;
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    hasher.update(format!("\nfile {} {name} {length}\n", name.len()).as_bytes());
-    if length <= WHOLE {
-        hasher.update_reader(file)?;
-        return Ok(());
-    }
-    hasher.update_reader((&mut file).take(HEAD))?;
-    for piece in 1..=PIECES {
-        file.seek(SeekFrom::Start((length - PIECE) / PIECES * piece))?;
-        hasher.update_reader((&mut file).take(PIECE))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn entry() -> BTreeMap<String, TensorData> {
         BTreeMap::from([("moments".into(), TensorData::new(vec![1f32, 2.0, 3.0, 4.0], [2, 2]))])
+    }
+
+    fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[at] ^= 1;
+        bytes
     }
 
     #[test]
@@ -185,11 +161,15 @@ mod tests {
         assert_eq!(cache.read(Kind::Latents, &key).unwrap(), entry());
 
         let path = cache.path(Kind::Latents, &key);
-        let mut bytes = std::fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert!(cache.read(Kind::Latents, &key).unwrap_err().to_string().contains("damaged"));
-        assert!(!path.exists());
+        let whole = std::fs::read(&path).unwrap();
+        let last = whole.len() - 1;
+        // A tensor, the length of the header, the header, and nothing at all.
+        for damaged in [flipped(&whole, last), flipped(&whole, 6), flipped(&whole, 8), Vec::new()] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = cache.read(Kind::Latents, &key).unwrap_err().to_string();
+            assert!(error.contains("damaged") && error.contains("kiln prepare"), "{error}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]
@@ -204,6 +184,7 @@ mod tests {
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(checked).unwrap();
         assert!(cache.holds(Kind::Prompts, &key, checked));
         assert!(!cache.holds(Kind::Prompts, &key, checked - std::time::Duration::from_secs(1)));
+        assert!(!cache.holds(Kind::Prompts, &key, checked), "damaged, so removed");
     }
 
     #[test]
@@ -211,33 +192,5 @@ mod tests {
         assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
         assert_ne!(key(&["a"]), key(&["a", ""]));
         assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
-    }
-
-    #[test]
-    fn a_fingerprint_depends_on_names_settings_and_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let of = |settings| fingerprint(&[folder.path().into(), folder.path().join("none")], settings).unwrap();
-        let path = folder.path().join("model.safetensors");
-        std::fs::write(&path, [1, 2, 3]).unwrap();
-        let first = of("512");
-        assert_eq!(of("512"), first);
-        assert_ne!(of("256"), first);
-        std::fs::write(&path, [1, 2, 4]).unwrap();
-        let second = of("512");
-        assert_ne!(second, first);
-        std::fs::rename(&path, folder.path().join("other.safetensors")).unwrap();
-        assert_ne!(of("512"), second);
-    }
-
-    #[test]
-    fn a_large_file_is_told_apart_by_samples() {
-        let folder = tempfile::tempdir().unwrap();
-        let of = || fingerprint(&[folder.path().into()], "").unwrap();
-        let mut file = std::fs::File::create(folder.path().join("model.safetensors")).unwrap();
-        file.set_len(600 << 20).unwrap(); // a hole: takes no space
-        let empty = of();
-        file.seek(SeekFrom::Start(300 << 20)).unwrap();
-        file.write_all(&vec![1; 1 << 20]).unwrap();
-        assert_ne!(of(), empty);
     }
 }

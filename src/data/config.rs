@@ -9,8 +9,9 @@ use crate::error::{Error, Result};
 
 /// Which pictures and captions are trained on, and how they become batches.
 ///
-/// Changing `path`, a picture or a caption, `resolution`, `flip`, `trigger` or one of the bucket settings makes new cache
-/// entries for what changed. `batch_size`, `repeats`, `caption_dropout` and `validation_split` need no new entries.
+/// Cache entries are known by content. Changing a picture or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
+/// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) makes new entries for what changed.
+/// `path`, `batch_size`, `repeats`, `caption_dropout` and `validation_split` need none, as long as `cache` is the same folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
@@ -23,7 +24,7 @@ pub struct DataConfig {
     /// Pictures in one forward pass. Raise it while memory allows; for larger batches than fit, raise
     /// `training.gradient_accumulation` instead.
     pub batch_size: usize,
-    /// How often each picture is seen in one epoch. Raise it when few pictures of different shapes leave batches short.
+    /// How often each picture is seen in one epoch, from 1 to 10 000. Raise it when few pictures of different shapes leave batches short.
     pub repeats: usize,
     /// Also train on mirror images, each time with probability one half. Leave it off for text, faces that must stay
     /// recognisable, and anything else that has a left and a right. Doubles the cached latents.
@@ -31,7 +32,7 @@ pub struct DataConfig {
     /// The probability that a sample is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
     /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
-    /// A word that is put before every caption that does not contain it yet. Use a rare one to call the trained thing by;
+    /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
     /// leave it empty for none.
     pub trigger: String,
     /// The fraction of pictures that is held out to measure the loss on, from 0 to below 1. A picture's side is drawn from
@@ -41,7 +42,8 @@ pub struct DataConfig {
     /// on a slow disk. Several configurations may share one folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// How cached numbers are stored. `bf16` halves the disk space, at the cost of rounding the latents and embeddings.
+    /// How cached latents are stored. `bf16` halves their disk space, at the cost of rounding them. Embeddings are kept
+    /// as exactly as the text encoders give them, in `model.dtype`.
     pub cache_dtype: CacheDtype,
     /// The most that a picture is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
     /// about 1.5 a model learns the blur of enlarging.
@@ -54,6 +56,12 @@ pub struct DataConfig {
     /// The widest bucket, width over height. What is wider is cropped.
     pub max_aspect: f64,
 }
+
+/// More than any use of it: a guard against a slip of the hand.
+const MOST_REPEATS: usize = 10_000;
+
+/// The most samples in one epoch, repeats counted: its order is made in memory, at 12 bytes each.
+const LONGEST_EPOCH: usize = 100_000_000;
 
 impl Default for DataConfig {
     fn default() -> Self {
@@ -76,7 +84,7 @@ impl Default for DataConfig {
     }
 }
 
-/// The element type of cached moments and embeddings.
+/// The element type of cached moments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheDtype {
@@ -101,6 +109,18 @@ impl DataConfig {
         self.cache.clone().unwrap_or_else(|| self.path.join(".kiln-cache"))
     }
 
+    /// Checks that the order of an epoch of so many samples fits in memory.
+    pub(super) fn check_epoch(&self, samples: usize) -> Result<()> {
+        match samples.checked_mul(self.repeats) {
+            Some(slots) if slots <= LONGEST_EPOCH => Ok(()),
+            _ => {
+                let problem = format!("is {}, too many for one epoch of {samples} samples", self.repeats);
+                Err(Error::setting("data.repeats", problem)
+                    .hint(format!("use at most {}", (LONGEST_EPOCH / samples.max(1)).max(1))))
+            }
+        }
+    }
+
     /// Checks every value against its limits.
     ///
     /// # Errors
@@ -120,7 +140,15 @@ impl DataConfig {
                 format!("is {}: use {} to 8192 pixels, such as 512 or 1024", self.resolution, self.bucket_step),
             ),
             ("batch_size", self.batch_size > 0, "is 0: use at least 1".into()),
-            ("repeats", self.repeats > 0, "is 0: use 1 to see each picture once in an epoch".into()),
+            (
+                "repeats",
+                (1..=MOST_REPEATS).contains(&self.repeats),
+                format!(
+                    "is {}: use 1 to see each picture once in an epoch, at most {MOST_REPEATS} (a longer run needs more \
+                     steps, not longer epochs)",
+                    self.repeats
+                ),
+            ),
             (
                 "caption_dropout",
                 fraction.contains(&self.caption_dropout),
@@ -173,9 +201,20 @@ mod tests {
         named(DataConfig { caption_dropout: 1.5, ..good.clone() }, "caption_dropout");
         named(DataConfig { caption_dropout: f64::NAN, ..good.clone() }, "caption_dropout");
         named(DataConfig { validation_split: 1.0, ..good.clone() }, "validation_split");
+        named(DataConfig { repeats: 0, ..good.clone() }, "repeats");
+        named(DataConfig { repeats: usize::MAX, ..good.clone() }, "repeats");
         named(DataConfig { bucket_step: 24, ..good.clone() }, "bucket_step");
         named(DataConfig { resolution: 8, ..good.clone() }, "resolution");
         named(DataConfig { min_aspect: 0.0, ..good }, "min_aspect");
+    }
+
+    #[test]
+    fn an_epoch_that_does_not_fit_in_memory_is_refused() {
+        let config = DataConfig { repeats: 1000, ..Default::default() };
+        config.check_epoch(100_000).unwrap();
+        let message = config.check_epoch(100_001).unwrap_err().to_string();
+        assert!(message.starts_with("`data.repeats`: is 1000") && message.contains("at most 999"), "{message}");
+        assert!(config.check_epoch(usize::MAX).is_err());
     }
 
     #[test]

@@ -14,7 +14,6 @@ use crate::{
     error::{Error, Result},
     models::text::PromptEmbeds,
     rng::{Purpose, Seed},
-    tokenizer::PromptIds,
 };
 
 /// A picture of the data folder.
@@ -48,7 +47,8 @@ pub struct Sample {
     pub prompt: String,
 }
 
-/// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`].
+/// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`]; both sides
+/// in an order that follows from their content, not from their file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     /// Trained on.
@@ -101,6 +101,9 @@ impl LatentDataset {
     /// is below `data.validation_split`. So its side stays when others are added, and copies of one picture are on one side.
     /// If that would leave a side empty, the picture with the lowest, or highest, number changes over; a set of one
     /// picture is trained on.
+    ///
+    /// Both sides are ordered by picture and caption, as [`fingerprint`](Self::fingerprint) counts them: whatever draws
+    /// positions on a side draws the same content after files were renamed.
     pub fn split(&self, seed: Seed) -> Split {
         let fraction = self.config.validation_split as f32;
         let drawn = |sample: &Sample| seed.named(Purpose::Split, &sample.picture.hash).uniform(1)[0];
@@ -114,7 +117,9 @@ impl LatentDataset {
             [.., last] if fraction > *last => *last,
             [first, ..] => fraction.max(first.next_up()),
         };
-        let (held_out, train) = (0..draws.len()).partition(|&i| draws[i] < limit);
+        let mut by_content: Vec<usize> = (0..draws.len()).collect();
+        by_content.sort_by_key(|&i| (&self.samples[i].picture.hash, &self.samples[i].prompt));
+        let (held_out, train) = by_content.into_iter().partition(|&i| draws[i] < limit);
         Split { train, held_out }
     }
 
@@ -182,19 +187,9 @@ impl LatentDataset {
         })
     }
 
-    /// The cached token ids of a prompt, under the same condition as [`embeds`](Self::embeds).
-    ///
-    /// # Errors
-    /// The prompt was not encoded, or its entry is damaged.
-    pub fn prompt_ids(&self, prompt: &str) -> Result<PromptIds> {
-        let mut entry = self.cache.read(Kind::Prompts, &self.prompt_key(prompt))?;
-        let mut ids = |name| entry.remove(name).and_then(|data| data.into_vec().ok()).unwrap_or_default();
-        Ok(PromptIds { clip: ids("clip"), t5: ids("t5") })
-    }
-
     /// The key of the embeddings of `prompt`.
     pub(super) fn prompt_key(&self, prompt: &str) -> String {
-        key(&["prompt", prompt, &self.text, &format!("{:?}", self.config.cache_dtype)])
+        key(&["prompt", prompt, &self.text])
     }
 
     fn take(&self, entry: &mut BTreeMap<String, TensorData>, name: &str) -> Result<TensorData> {
@@ -250,6 +245,20 @@ mod tests {
         let still: Vec<_> = held_out(&more).into_iter().filter(|f| f[..4].parse::<usize>().unwrap() % 2 == 0).collect();
         assert_eq!(still, held_out(&some));
         assert_ne!(some.split(Seed(1)), some.split(Seed(2)));
+    }
+
+    #[test]
+    fn renamed_files_are_trained_on_and_measured_in_the_same_order() {
+        let (before, mut after) = (dataset(0..50, 0.2), dataset(0..50, 0.2));
+        after.samples.reverse();
+        after.samples.iter_mut().enumerate().for_each(|(i, sample)| sample.picture.file = format!("new {i:02}.png"));
+        assert_eq!(before.fingerprint(), after.fingerprint());
+        let content = |dataset: &LatentDataset| {
+            let plan = dataset.plan(Seed(1));
+            let batches = plan.starting_at(0).take(100).chain(dataset.held_out(Seed(1)));
+            batches.flatten().map(|index| dataset.samples[index.sample].picture.hash.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(content(&before), content(&after));
     }
 
     #[test]

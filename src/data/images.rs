@@ -1,23 +1,19 @@
-//! From a picture file to pixels of a bucket's size, on several threads.
+//! From a picture file to pixels of a bucket's size.
 
-use std::{
-    io::Cursor,
-    num::NonZero,
-    path::Path,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc::sync_channel,
-    },
-};
+use std::{io::Cursor, path::Path};
 
 use burn::tensor::TensorData;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops};
 
 use super::Bucket;
 use crate::error::{Error, Result};
 
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
+
+/// The most that one decoded picture may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
+/// size, and an allocation that fails ends the process.
+const MOST_DECODED: u64 = 1 << 30;
 
 /// What is known of a picture that was decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,12 +58,17 @@ fn hash(bytes: &[u8]) -> String {
 
 /// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
 fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_DECODED);
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    reader.limits(limits.clone());
     if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_has_end(bytes) {
         return Err("is cut short: the end of the JPEG is missing".into());
     }
     let image = || {
         let mut decoder = reader.into_decoder()?;
+        // The reader's own limits do not count the picture itself.
+        limits.reserve(decoder.total_bytes())?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
@@ -114,40 +115,6 @@ fn to_data(image: &RgbImage) -> TensorData {
     let raw = image.as_raw();
     let channel = |c: usize| raw.iter().skip(c).step_by(3).map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0);
     TensorData::new((0..3).flat_map(channel).collect::<Vec<f32>>(), [1, 3, height, width])
-}
-
-/// Runs `work` on every item on several threads, and `collect` on this one, in whatever order results come. At most one
-/// result for each thread waits, so memory stays bounded however slow `collect` is.
-///
-/// The threads are our own: a task of the backend's pool that waits here would block the arithmetic of `collect`.
-///
-/// # Errors
-/// The first error of `collect`; the threads then stop after the item they are at.
-pub fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> R + Sync,
-    mut collect: impl FnMut(&T, R) -> Result<()>,
-) -> Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let (sender, results) = sync_channel(threads);
-        for _ in 0..threads {
-            let sender = sender.clone();
-            scope.spawn(|| {
-                let sender = sender;
-                while let Some((i, item)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?)))
-                {
-                    if sender.send((i, work(item))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        results.into_iter().try_for_each(|(i, result)| collect(&items[i], result))
-    })
 }
 
 #[cfg(test)]
@@ -208,22 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn parallel_work_reaches_everything_once_and_stops_at_an_error() {
-        let items: Vec<usize> = (0..100).collect();
-        let mut seen = vec![0; 100];
-        in_parallel(
-            &items,
-            |i| i * 2,
-            |&i, twice| {
-                assert_eq!(twice, i * 2);
-                seen[i] += 1;
-                Ok(())
-            },
-        )
-        .unwrap();
-        assert_eq!(seen, vec![1; 100]);
-        let stop = in_parallel(&items, |_| (), |_, ()| Err(Error::setting("a", "b")));
-        assert!(stop.is_err());
-        in_parallel(&[] as &[usize], |_| (), |_, ()| Ok(())).unwrap();
+    fn a_header_that_claims_a_giant_picture_is_refused_before_memory_is_taken() {
+        let mut bytes = png(RgbImage::new(2, 2));
+        bytes[16..24].copy_from_slice(&[400_000u32.to_be_bytes(), 400_000u32.to_be_bytes()].concat());
+        bytes[29..33].copy_from_slice(&0xeaf9_0534_u32.to_be_bytes()); // the checksum of that header
+        let problem = decode(&bytes).unwrap_err();
+        assert!(problem.contains("cannot be decoded") && problem.to_lowercase().contains("limit"), "{problem}");
+        assert!(!problem.contains('\n'));
     }
 }

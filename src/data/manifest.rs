@@ -67,7 +67,7 @@ impl Manifest {
     }
 
     fn apply_trigger(&mut self, trigger: &str) {
-        for row in self.rows.iter_mut().filter(|row| !row.caption.contains(trigger)) {
+        for row in self.rows.iter_mut().filter(|row| !trigger.is_empty() && !has_words(&row.caption, trigger)) {
             row.caption = match row.caption.as_str() {
                 "" => trigger.into(),
                 caption => format!("{trigger}, {caption}"),
@@ -162,6 +162,18 @@ impl Manifest {
     }
 }
 
+/// Whether `words` stand in `text`, in any case and not as a part of other words: "art" is in "Art deco" but not in "a party".
+fn has_words(text: &str, words: &str) -> bool {
+    let (text, words) = (text.to_lowercase(), words.to_lowercase());
+    let alphanumeric = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let (first, last) = (alphanumeric(words.chars().next()), alphanumeric(words.chars().next_back()));
+    // Every place, overlapping ones too: the first may be inside a word and the second not.
+    text.char_indices().any(|(start, _)| {
+        let inside = first && alphanumeric(text[..start].chars().next_back());
+        text[start..].strip_prefix(&words).is_some_and(|rest| !(inside || last && alphanumeric(rest.chars().next())))
+    })
+}
+
 /// A caption as it is encoded: without a byte-order mark and the white space around it.
 fn clean(caption: &str) -> String {
     caption.trim_start_matches('\u{feff}').trim().into()
@@ -184,12 +196,18 @@ fn relative(name: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// All files in `folder` and its sub-folders except hidden ones, relative to it.
+/// All files in `folder` and its sub-folders except hidden ones, relative to it. Each folder is entered once, however many
+/// links lead to it.
 fn files_below(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    let mut open = vec![PathBuf::new()];
-    while let Some(below) = open.pop() {
+    let mut entered = BTreeSet::new();
+    // The nearest first, in the order of names, so that of several ways to a folder the same one is always taken.
+    let mut open = BTreeSet::from([(0, PathBuf::new())]);
+    while let Some((depth, below)) = open.pop_first() {
         let here = folder.join(&below);
+        if !entered.insert(here.canonicalize().map_err(|e| Error::io(&here, e))?) {
+            continue;
+        }
         for entry in std::fs::read_dir(&here).map_err(|e| Error::io(&here, e))? {
             let name = entry.map_err(|e| Error::io(&here, e))?.file_name();
             let name = below.join(&name);
@@ -197,7 +215,7 @@ fn files_below(folder: &Path) -> Result<Vec<String>> {
                 continue;
             }
             if folder.join(&name).is_dir() {
-                open.push(name);
+                open.insert((depth + 1, name));
             } else {
                 found.push(name.to_string_lossy().replace('\\', "/"));
             }
@@ -257,6 +275,32 @@ mod tests {
             captions(&read(&folder, "zpf style")),
             [("a.png", "zpf style, a boat"), ("b.png", "zpf style, a tree"), ("c.png", "zpf style")]
         );
+    }
+
+    #[test]
+    fn the_trigger_is_a_word_of_its_own_in_any_case() {
+        for caption in ["art", "Art deco", "a piece of ART.", "party art", "art-house"] {
+            assert!(has_words(caption, "art"), "{caption}");
+        }
+        for caption in ["a party", "artist", "smart art2", "été-artère", ""] {
+            assert!(!has_words(caption, "art"), "{caption}");
+        }
+        assert!(has_words("Un ÉTÉ à Paris", "été"));
+        assert!(!has_words("l'étéx", "été"));
+        assert!(has_words("a<zpf>tree", "<zpf>"), "what is no letter keeps words apart itself");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_back_do_not_multiply_the_pictures() {
+        let folder = folder(&[("a.png", ""), ("a.txt", "a"), ("more/b.png", ""), ("more/b.txt", "b")]);
+        for (target, link) in [(".", "all"), ("..", "more/up"), ("more", "again")] {
+            std::os::unix::fs::symlink(target, folder.path().join(link)).unwrap();
+        }
+        let manifest = read(&folder, "");
+        assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
+        let captions: Vec<_> = manifest.rows.iter().map(|row| row.caption.as_str()).collect();
+        assert_eq!(captions, ["a", "b"]);
     }
 
     #[test]

@@ -6,15 +6,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bucket, Buckets, DataConfig, LatentDataset, Picture, Sample,
+    Bucket, DataConfig, LatentDataset, Picture, Sample,
+    buckets::Buckets,
     cache::{Cache, Kind, key},
     dataset::Stamp,
-    images::{Inspected, TRANSFORM, in_parallel, inspect, pixels},
+    images::{Inspected, TRANSFORM, inspect, pixels},
     manifest::{Manifest, Row},
+    parallel::in_parallel,
 };
 use crate::{
     error::{Error, Result},
@@ -38,7 +40,8 @@ pub trait Encoders {
     /// # Errors
     /// The tokenizers cannot be loaded or used.
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
-    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`.
+    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`. They are kept in the element type they
+    /// come in, which the fingerprint must tell.
     ///
     /// # Errors
     /// The text encoders cannot be loaded or used.
@@ -101,13 +104,15 @@ pub fn prepare(
 ) -> Result<LatentDataset> {
     let survey = Survey::of(config, prompts, encoders.vae_fingerprint(), encoders.text_fingerprint(), progress)?;
     survey.log();
+    // What is there was just checked: an interruption from here on does not make the next start read it all again.
+    survey.record();
     let encoded = survey.encode_prompts(encoders, progress);
     encoders.release();
     let encoded = encoded.and_then(|()| survey.encode_pictures(encoders, progress));
     encoders.release();
     encoded?;
-    if let Err(error) = survey.record() {
-        tracing::warn!("the next start will check all pictures again: {error}");
+    if !survey.is_complete() {
+        survey.record();
     }
     Ok(survey.dataset)
 }
@@ -122,7 +127,7 @@ pub(super) struct Survey {
     pub pictures: Vec<(usize, Vec<bool>)>,
 }
 
-/// What `index.json` in the cache folder says about the last preparation. It is a record for people, and it spares reading
+/// What `index.json` in the cache folder says about the last preparation, whether it came to its end or not. It is a record for people, and it spares reading
 /// unchanged files again; without it everything is found by content alone.
 #[derive(Serialize, Deserialize)]
 struct Index {
@@ -144,6 +149,7 @@ impl Survey {
     ) -> Result<Self> {
         config.validate()?;
         let manifest = Manifest::read(config)?;
+        config.check_epoch(manifest.rows.len())?;
         let cache = Cache::new(config.cache_folder());
         let (known, trusted) = recall(&cache, &config.path);
         let pictures = check(config, vae, &manifest, &known, progress)?;
@@ -213,8 +219,8 @@ impl Survey {
             let embeds = encoders.encode_prompt(&ids)?;
             let what = format!("the prompt `{prompt}`");
             let mut entry = BTreeMap::from([
-                ("prompt".to_string(), self.stored(embeds.prompt.into_data(), &what)?),
-                ("pooled".to_string(), self.stored(embeds.pooled.into_data(), &what)?),
+                ("prompt".to_string(), self.checked(embeds.prompt.into_data(), &what)?),
+                ("pooled".to_string(), self.checked(embeds.pooled.into_data(), &what)?),
             ]);
             for (name, ids) in [("clip", ids.clip), ("t5", ids.t5)] {
                 let length = ids.len();
@@ -243,7 +249,8 @@ impl Survey {
             let picture = &samples[*i].picture;
             for (flip, pixels) in flips.iter().zip(variants?) {
                 let moments = encoders.encode_image(pixels)?.into_tensor().into_data();
-                let moments = self.stored(moments, &format!("the picture {}", picture.file))?;
+                let moments = self.checked(moments, &format!("the picture {}", picture.file))?;
+                let moments = moments.convert_dtype(config.cache_dtype.into());
                 let key = &picture.latents[usize::from(*flip)];
                 cache.write(Kind::Latents, key, &BTreeMap::from([("moments".into(), moments)]))?;
             }
@@ -253,22 +260,25 @@ impl Survey {
         })
     }
 
-    /// `[1, …]` as it is stored: `[…]`, in the cache's element type.
-    fn stored(&self, data: TensorData, what: &str) -> Result<TensorData> {
-        let data = data.convert_dtype(DType::F32);
+    /// `[1, …]` as `[…]`, if all numbers are finite.
+    fn checked(&self, mut data: TensorData, what: &str) -> Result<TensorData> {
         if !data.iter::<f32>().all(f32::is_finite) {
             let problem = format!("encoding {what} gave numbers that are not finite");
             return Err(Error::file(&self.dataset.config.path, problem)
                 .hint("encode in f32 or bf16: some VAEs and text encoders overflow in f16"));
         }
-        let shape = data.shape[1..].to_vec();
-        let values =
-            data.into_vec::<f32>().map_err(|e| Error::file(&self.dataset.config.path, format!("{what}: {e:?}")))?;
-        Ok(TensorData::new(values, shape).convert_dtype(self.dataset.config.cache_dtype.into()))
+        data.shape = data.shape[1..].to_vec().into();
+        Ok(data)
     }
 
-    /// Writes `index.json`, after all the entries that it vouches for.
-    fn record(&self) -> Result<()> {
+    /// Writes `index.json`, after all the pictures and entries that it vouches for. Without it the next start is only slower.
+    fn record(&self) {
+        if let Err(error) = self.write_index() {
+            tracing::warn!("the next start will check all pictures again: {error}");
+        }
+    }
+
+    fn write_index(&self) -> Result<()> {
         let LatentDataset { config, cache, samples, text } = &self.dataset;
         let index = Index {
             fingerprint: self.dataset.fingerprint(),
@@ -280,7 +290,9 @@ impl Survey {
         let path = cache.folder().join("index.json");
         let partial = path.with_extension(format!("{}.partial", std::process::id()));
         let json = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e.to_string()))?;
-        let written = std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, &path));
+        let made = std::fs::create_dir_all(cache.folder());
+        let written =
+            made.and_then(|()| std::fs::write(&partial, json)).and_then(|()| std::fs::rename(&partial, &path));
         written.map_err(|e| Error::io(&path, e))
     }
 }

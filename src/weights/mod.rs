@@ -213,8 +213,8 @@ fn random(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
     TensorData::new(values, shape)
 }
 
-/// The weight files of a component folder.
-fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The weight files of a component folder: those that [`Weights::open`] reads.
+pub(crate) fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,

@@ -1,0 +1,130 @@
+//! What identifies a model, so that what was made with another one is not taken for its own.
+
+use std::{
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Error, Result},
+    weights::shards,
+};
+
+/// The settings of a model part. Tokenizers have a fingerprint of their own.
+const SETTINGS: [&str; 2] = ["config.json", "scheduler_config.json"];
+
+/// What identifies model parts, such as `vae/` or both text encoders together, and the `settings` they are used with
+/// (lengths, element type): 64 hexadecimal digits.
+///
+/// What loading a part would read counts: its configuration and its weights. Other files (half-precision copies, what a
+/// file manager leaves) do not. A file up to 512 MiB counts with every byte. Hashing 24 GB at every start would take longer
+/// than it is worth: of a larger file count its name, its length, its first MiB (for safetensors: names, types, shapes and
+/// places of all tensors) and 1024 pieces of 64 KiB spread evenly over it, so that a model that was retrained or converted
+/// is told apart, while an edit of a few bytes in place may not be. A folder that is missing counts as missing.
+///
+/// # Errors
+/// A file cannot be read, or it is not clear which weights a folder holds.
+pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
+    let mut hasher = blake3::Hasher::new_derive_key("kiln model fingerprint, version 2");
+    hasher.update(settings.as_bytes());
+    for folder in folders {
+        hasher.update(format!("\nfolder {}", folder.is_dir()).as_bytes());
+        if !folder.is_dir() {
+            continue;
+        }
+        let settings = SETTINGS.iter().map(|name| folder.join(name)).filter(|path| path.is_file());
+        let weights = if has_weights(folder)? { shards(folder)? } else { Vec::new() };
+        for path in settings.chain(weights) {
+            hash_file(&mut hasher, &path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Whether a folder is of a part that has weights: that of a scheduler has none.
+fn has_weights(folder: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    Ok(entries.flatten().any(|entry| is_weights(&entry.file_name().to_string_lossy())))
+}
+
+fn hash_file(hasher: &mut blake3::Hasher, path: &Path) -> std::io::Result<()> {
+    const WHOLE: u64 = 512 << 20;
+    const HEAD: u64 = 1 << 20;
+    const PIECE: u64 = 64 << 10;
+    const PIECES: u64 = 1024;
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    hasher.update(format!("\nfile {} {name} {length}\n", name.len()).as_bytes());
+    if length <= WHOLE {
+        hasher.update_reader(file)?;
+        return Ok(());
+    }
+    hasher.update_reader((&mut file).take(HEAD))?;
+    for piece in 1..=PIECES {
+        file.seek(SeekFrom::Start((length - PIECE) / PIECES * piece))?;
+        hasher.update_reader((&mut file).take(PIECE))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn it_depends_on_names_settings_and_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |settings| fingerprint(&[folder.path().into(), folder.path().join("none")], settings).unwrap();
+        let mut seen = vec![of("512"), of("256")];
+        let mut changed = |what: &str| {
+            let now = of("512");
+            assert!(!seen.contains(&now), "{what}");
+            assert_eq!(of("512"), now);
+            seen.push(now);
+        };
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        changed("weights");
+        std::fs::write(&path, [1, 2, 4]).unwrap();
+        changed("other weights");
+        for name in SETTINGS {
+            std::fs::write(folder.path().join(name), "{}").unwrap();
+            changed(name);
+        }
+        std::fs::rename(&path, folder.path().join("other.safetensors")).unwrap();
+        changed("another name");
+    }
+
+    #[test]
+    fn files_that_loading_does_not_read_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = || fingerprint(&[folder.path().into()], "").unwrap();
+        let write = |name: &str, content: &str| std::fs::write(folder.path().join(name), content).unwrap();
+        let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+        write("model.safetensors.index.json", index);
+        write("model-1.safetensors", "one");
+        write("model-2.safetensors", "two");
+        let first = of();
+        for stray in [".DS_Store", "README.md", "model.fp16.safetensors", "model.fp16.safetensors.index.json"] {
+            write(stray, "stray");
+            assert_eq!(of(), first, "{stray}");
+        }
+        write("model-2.safetensors", "three");
+        assert_ne!(of(), first);
+    }
+
+    #[test]
+    fn a_large_file_is_told_apart_by_samples() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = || fingerprint(&[folder.path().into()], "").unwrap();
+        let mut file = std::fs::File::create(folder.path().join("model.safetensors")).unwrap();
+        file.set_len(600 << 20).unwrap(); // a hole: takes no space
+        let empty = of();
+        file.seek(SeekFrom::Start(300 << 20)).unwrap();
+        file.write_all(&vec![1; 1 << 20]).unwrap();
+        assert_ne!(of(), empty);
+    }
+}
