@@ -39,10 +39,10 @@ pub struct VaeConfig {
     /// After every group norm.
     #[serde(default)]
     pub act_fn: VaeActivation,
-    /// See [`LatentScale::factor`].
+    /// See [`LatentScale::factor`](super::LatentScale::factor).
     #[serde(default = "sd_factor")]
     pub scaling_factor: f64,
-    /// See [`LatentScale::shift`]; missing or null is zero.
+    /// See [`LatentScale::shift`](super::LatentScale::shift); missing or null is zero.
     pub shift_factor: Option<f64>,
     /// Whether a 1×1 convolution follows the encoder.
     #[serde(default = "yes")]
