@@ -1,7 +1,7 @@
 //! Normalisation with learned weights. Statistics are computed in f32 whatever the input is; the output has the input's
 //! type.
 
-use burn::tensor::{FloatDType, Tensor, activation};
+use burn::tensor::{FloatDType, Tensor};
 
 use crate::{kernels, weights::Weights};
 
@@ -85,7 +85,7 @@ impl GroupNorm {
 
     /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        self.normalize(x, activation::silu)
+        self.normalize(x, kernels::silu)
     }
 
     fn normalize(&self, x: Tensor<4>, activation: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<4> {
