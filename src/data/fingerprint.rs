@@ -94,7 +94,7 @@ mod tests {
             std::fs::write(folder.path().join(name), "{}").unwrap();
             changed(name);
         }
-        std::fs::rename(&path, folder.path().join("other.safetensors")).unwrap();
+        std::fs::rename(&path, folder.path().join("diffusion_pytorch_model.safetensors")).unwrap();
         changed("another name");
     }
 
