@@ -37,6 +37,7 @@ pub enum Sampling {
     Uniform,
     /// The logistic function of a normal number.
     #[default]
+    #[serde(alias = "logit-normal")]
     LogitNormal,
     /// Uniform, pulled to the middle by `mode_scale`.
     Mode,
