@@ -11,14 +11,17 @@ mod gemm;
 mod linear;
 mod norm;
 mod operation;
+mod residual;
 mod rope;
 mod simd;
+mod tokens;
 
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw};
 pub use attention::{attention, attention_biased};
 pub use linear::{laid_out, linear, low_rank};
-pub use norm::{gated_add, layer_norm_modulate};
+pub use norm::layer_norm_modulate;
+pub use residual::gated_add;
 pub use rope::rms_norm_rope;
 
 use burn::tensor::Tensor;

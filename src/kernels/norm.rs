@@ -1,5 +1,5 @@
-//! Normalisation and gating as a modulated transformer block does them. All statistics are computed in f32, and computed
-//! again in the backward pass: that is cheaper than to keep them.
+//! Normalisation as a modulated transformer block does it. All statistics are computed in f32, and computed again in the
+//! backward pass: that is cheaper than to keep them.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -7,6 +7,7 @@ use super::{
     cpu::{self, Rows},
     operation::{Operation, Plain, apply},
     simd::{fill, sum, update},
+    tokens::{build_tokens, per_token, sum_tokens},
 };
 
 /// `LayerNorm(x)·(1 + scale) + shift`, the norm without weights of its own (AdaLN, Peebles & Xie 2022).
@@ -14,18 +15,6 @@ use super::{
 /// `x` `[B, L, D]`, `shift` and `scale` `[B, D]` → `[B, L, D]`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, epsilon: f64) -> Tensor<3> {
     apply(LayerNormModulate { epsilon }, [x.into_dispatch(), shift.into_dispatch(), scale.into_dispatch()])
-}
-
-/// `x + gate·y`, the gated residual of a modulated block.
-///
-/// `x` and `y` `[B, L, D]`, `gate` `[B, D]` → `[B, L, D]`.
-pub fn gated_add(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
-    apply(GatedAdd, [x.into_dispatch(), gate.into_dispatch(), y.into_dispatch()])
-}
-
-/// A number per sample and channel, at every token.
-fn per_token(t: Tensor<2>) -> Tensor<3> {
-    t.unsqueeze_dim(1)
 }
 
 /// `(x - mean)/deviation` over the last axis, and `1/deviation`, in f32.
@@ -69,12 +58,11 @@ impl Operation<3> for LayerNormModulate {
                 let (x, shift, scale) = (cpu::in_rows(x), cpu::in_rows(shift), cpu::in_rows(scale));
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, shift, scale) = (Rows::new(&x), Rows::new(&shift), Rows::new(&scale));
-                let y = cpu::build(
-                    batch * tokens * width,
-                    width,
+
+                build_tokens(
+                    [batch, tokens, width],
                     #[inline(always)]
-                    |row, y| {
-                        let (b, token) = (row / tokens, row % tokens);
+                    |b, token, y| {
                         let x = x.row([0, b, token]);
                         let (mean, inverse) = statistics(x, self.epsilon as f32);
                         fill(
@@ -84,8 +72,7 @@ impl Operation<3> for LayerNormModulate {
                             |[x, scale, shift]| ((x - mean) * inverse).mul_add(1.0 + scale, shift),
                         );
                     },
-                );
-                cpu::plain(cpu::tensor(y, [batch, tokens, width]))
+                )
             }
             Err([x, shift, scale]) => {
                 let x = Tensor::from_dispatch(x);
@@ -106,12 +93,10 @@ impl Operation<3> for LayerNormModulate {
                 let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
                 let epsilon = self.epsilon as f32;
                 let dx = wants_x.then(|| {
-                    let dx = cpu::build(
-                        batch * tokens * width,
-                        width,
+                    build_tokens(
+                        [batch, tokens, width],
                         #[inline(always)]
-                        |row, dx| {
-                            let (b, token) = (row / tokens, row % tokens);
+                        |b, token, dx| {
                             let x = x.row([0, b, token]);
                             let (mean, inverse) = statistics(x, epsilon);
                             let dx = fill(
@@ -138,8 +123,7 @@ impl Operation<3> for LayerNormModulate {
                                 |dx, [x]| inverse * (dx - level - (x - mean) * slope),
                             );
                         },
-                    );
-                    cpu::plain(cpu::tensor(dx, [batch, tokens, width]))
+                    )
                 });
                 let dshift = wants_shift.then(|| {
                     sum_tokens(
@@ -188,113 +172,6 @@ impl Operation<3> for LayerNormModulate {
                     ((d.clone() - d.mean_dim(2) - normed * slope) * inverse).cast(dtype).into_dispatch()
                 });
                 [dx, dshift, dscale]
-            }
-        }
-    }
-}
-
-/// `[B, D]`: for each sample the sums over its tokens that `add` builds up.
-fn sum_tokens([batch, tokens, width]: [usize; 3], add: impl Fn(usize, usize, &mut [f32]) + Sync) -> Plain {
-    let mut sums = Vec::with_capacity(batch * width);
-    for b in 0..batch {
-        sums.extend(cpu::column_sums(
-            tokens,
-            width,
-            #[inline(always)]
-            |token, sums| add(b, token, sums),
-        ));
-    }
-    cpu::plain(cpu::tensor(sums, [batch, width]))
-}
-
-#[derive(Clone, Debug)]
-struct GatedAdd;
-
-impl Operation<3> for GatedAdd {
-    /// `gate`, `y`.
-    type Saved = [Plain; 2];
-
-    fn forward(&self, [x, gate, y]: [Plain; 3]) -> (Plain, Self::Saved) {
-        let saved = [gate.clone(), y.clone()];
-        let output = match cpu::floats([x, gate, y]) {
-            Ok(all) => {
-                let [x, gate, y] = all.map(cpu::in_rows);
-                let [batch, tokens, width] = cpu::dims(&x);
-                let (x, gate, y) = (Rows::new(&x), Rows::new(&gate), Rows::new(&y));
-                let sum = cpu::build(
-                    batch * tokens * width,
-                    width,
-                    #[inline(always)]
-                    |row, sum| {
-                        let (b, token) = (row / tokens, row % tokens);
-                        fill(
-                            sum,
-                            [x.row([0, b, token]), gate.row([0, 0, b]), y.row([0, b, token])],
-                            #[inline(always)]
-                            |[x, gate, y]| gate.mul_add(y, x),
-                        );
-                    },
-                );
-                cpu::plain(cpu::tensor(sum, [batch, tokens, width]))
-            }
-            Err([x, gate, y]) => {
-                let [x, y]: [Tensor<3>; 2] = [x, y].map(Tensor::from_dispatch);
-                (x + y * per_token(Tensor::from_dispatch(gate))).into_dispatch()
-            }
-        };
-        (output, saved)
-    }
-
-    fn backward(self, [gate, y]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let [wants_x, wants_gate, wants_y] = wanted;
-        let dx = wants_x.then(|| gradient.clone());
-        match cpu::floats([gate, y, gradient]) {
-            Ok(all) => {
-                let [gate, y, g] = all.map(cpu::in_rows);
-                let [batch, tokens, width] = cpu::dims(&y);
-                let (gate, y, g) = (Rows::new(&gate), Rows::new(&y), Rows::new(&g));
-                let dgate = wants_gate.then(|| {
-                    sum_tokens(
-                        [batch, tokens, width],
-                        #[inline(always)]
-                        |b, token, sums| {
-                            update(
-                                sums,
-                                [g.row([0, b, token]), y.row([0, b, token])],
-                                #[inline(always)]
-                                |sum, [g, y]| g.mul_add(y, sum),
-                            )
-                        },
-                    )
-                });
-                let dy = wants_y.then(|| {
-                    let dy = cpu::build(
-                        batch * tokens * width,
-                        width,
-                        #[inline(always)]
-                        |row, dy| {
-                            let (b, token) = (row / tokens, row % tokens);
-                            fill(
-                                dy,
-                                [g.row([0, b, token]), gate.row([0, 0, b])],
-                                #[inline(always)]
-                                |[g, gate]| g * gate,
-                            );
-                        },
-                    );
-                    cpu::plain(cpu::tensor(dy, [batch, tokens, width]))
-                });
-                [dx, dgate, dy]
-            }
-            Err([gate, y, g]) => {
-                let [y, g]: [Tensor<3>; 2] = [y, g].map(Tensor::from_dispatch);
-                let gate = per_token(Tensor::from_dispatch(gate));
-                let dtype: FloatDType = y.dtype().into();
-                let dgate = wants_gate.then(|| {
-                    let product = g.clone().cast(FloatDType::F32) * y.cast(FloatDType::F32);
-                    product.sum_dim(1).squeeze_dim::<2>(1).cast(dtype).into_dispatch()
-                });
-                [dx, dgate, wants_y.then(|| (g * gate).into_dispatch())]
             }
         }
     }
