@@ -35,11 +35,11 @@ struct Fake {
 }
 
 impl Encoders for Fake {
-    fn vae_fingerprint(&self) -> &str {
-        &self.vae
+    fn vae_fingerprint(&self) -> Result<String> {
+        Ok(self.vae.clone())
     }
-    fn text_fingerprint(&self) -> &str {
-        &self.text
+    fn text_fingerprint(&self) -> Result<String> {
+        Ok(self.text.clone())
     }
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds> {
         self.prompts.push(prompt.into());

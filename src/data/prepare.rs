@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     models::{text::PromptEmbeds, vae::Moments},
     tokenizer::PromptIds,
-    weights::read_json,
+    weights::{read_json, replace},
 };
 
 /// What turns text and pixels into what is cached. An implementation loads a model when it is first asked to encode, so
@@ -32,9 +32,15 @@ use crate::{
 /// is that of one picture.
 pub trait Encoders {
     /// Identifies the VAE and how it is used; see [`fingerprint`](super::fingerprint).
-    fn vae_fingerprint(&self) -> &str;
+    ///
+    /// # Errors
+    /// Its files cannot be read.
+    fn vae_fingerprint(&self) -> Result<String>;
     /// Identifies the tokenizers, the text encoders, and the lengths that prompts are padded or cut to.
-    fn text_fingerprint(&self) -> &str;
+    ///
+    /// # Errors
+    /// Their files cannot be read.
+    fn text_fingerprint(&self) -> Result<String>;
     /// The ids of a prompt.
     ///
     /// # Errors
@@ -102,7 +108,8 @@ pub fn prepare(
     encoders: &mut dyn Encoders,
     progress: &dyn Fn(Progress),
 ) -> Result<LatentDataset> {
-    let survey = Survey::of(config, prompts, encoders.vae_fingerprint(), encoders.text_fingerprint(), progress)?;
+    let (vae, text) = (encoders.vae_fingerprint()?, encoders.text_fingerprint()?);
+    let survey = Survey::of(config, prompts, &vae, &text, progress)?;
     survey.log();
     // What is there was just checked: an interruption from here on does not make the next start read it all again.
     survey.record();
@@ -288,12 +295,9 @@ impl Survey {
             samples: samples.clone(),
         };
         let path = cache.folder().join("index.json");
-        let partial = path.with_extension(format!("{}.partial", std::process::id()));
         let json = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e.to_string()))?;
-        let made = std::fs::create_dir_all(cache.folder());
-        let written =
-            made.and_then(|()| std::fs::write(&partial, json)).and_then(|()| std::fs::rename(&partial, &path));
-        written.map_err(|e| Error::io(&path, e))
+        std::fs::create_dir_all(cache.folder()).map_err(|e| Error::io(cache.folder(), e))?;
+        replace(&path, |partial| std::fs::write(partial, json).map_err(|e| Error::io(&path, e)))
     }
 }
 

@@ -23,8 +23,7 @@ pub struct FluxEncoders {
     model: PathBuf,
     device: Device,
     dtype: FloatDType,
-    vae_fingerprint: String,
-    text_fingerprint: String,
+    t5_tokens: usize,
     tokenizers: Tokenizers,
     text: Option<TextEncoders>,
     vae: Option<AutoencoderKl>,
@@ -46,22 +45,19 @@ fn t5_tokens(model: &Path) -> Result<usize> {
 }
 
 impl FluxEncoders {
-    /// Reads the tokenizers and identifies the models; nothing else is loaded yet. `dtype` is that of the text encoders;
+    /// Reads the tokenizers; nothing else is loaded yet. `dtype` is that of the text encoders;
     /// the VAE is always f32.
     ///
     /// # Errors
     /// A part of the model folder is missing or broken.
     pub fn open(model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let tokens = t5_tokens(model)?;
-        let tokenizers = Tokenizers::open(model, tokens)?;
-        let settings = format!("{dtype:?} {tokens} {}", tokenizers.fingerprint());
+        let t5_tokens = t5_tokens(model)?;
         Ok(Self {
-            vae_fingerprint: fingerprint(&[model.join("vae")], "F32")?,
-            text_fingerprint: fingerprint(&[model.join("text_encoder"), model.join("text_encoder_2")], &settings)?,
+            tokenizers: Tokenizers::open(model, t5_tokens)?,
+            t5_tokens,
             model: model.into(),
             device: device.clone(),
             dtype,
-            tokenizers,
             text: None,
             vae: None,
         })
@@ -89,12 +85,13 @@ impl FluxEncoders {
 }
 
 impl Encoders for FluxEncoders {
-    fn vae_fingerprint(&self) -> &str {
-        &self.vae_fingerprint
+    fn vae_fingerprint(&self) -> Result<String> {
+        fingerprint(&[self.model.join("vae")], "F32")
     }
 
-    fn text_fingerprint(&self) -> &str {
-        &self.text_fingerprint
+    fn text_fingerprint(&self) -> Result<String> {
+        let settings = format!("{:?} {} {}", self.dtype, self.t5_tokens, self.tokenizers.fingerprint());
+        fingerprint(&[self.model.join("text_encoder"), self.model.join("text_encoder_2")], &settings)
     }
 
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds> {

@@ -95,6 +95,8 @@ pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
             "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's config.toml",
         ));
     }
+    let origin = Origin::of(&model, &dataset)?;
+    checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, &config))?;
     let mut pipeline = FluxPipeline::open(&model, device, config.model.dtype.into())?;
     let mut validator = Validator::new(&config, &dataset, &pipeline)?;
     let before = memory::usage(device).resident_mib();
@@ -103,9 +105,7 @@ pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
         CheckpointScore { step, loss, loss_at_sigma: losses, samples }
     };
     let mut scores = vec![score(0, validator.losses(&pipeline)?, None)];
-    let origin = Origin::of(&model, &dataset)?;
     for checkpoint in checkpoints {
-        checkpoint.state()?.origin.check(&origin, &config)?;
         tracing::info!("validating {}", checkpoint.folder.display());
         lora::detach_all(&mut pipeline.transformer);
         let adapter = checkpoint.adapter();

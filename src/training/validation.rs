@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 use image::{RgbImage, imageops};
 
-use super::{TrainConfig, ValidationConfig, objective::FlowMatching};
+use super::{ObjectiveConfig, TrainConfig, ValidationConfig, Weighting, objective::FlowMatching};
 use crate::{
     data::{LatentDataset, SampleIndex},
     error::{Error, Result},
@@ -41,7 +41,9 @@ impl<'a> Validator<'a> {
         if batches.is_empty() {
             tracing::warn!("no held-out pictures: `data.validation_split` is {}", config.data.validation_split);
         }
-        let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
+        // The loss of training, but with every noise level counting the same: the levels are compared with each other.
+        let unweighted = ObjectiveConfig { weighting: Weighting::None, ..config.objective.clone() };
+        let objective = FlowMatching { config: unweighted, scheduler: pipeline.scheduler.clone() };
         let job = job(&config.validation, dataset, pipeline)?;
         let config = &config.validation;
         Ok(Self { config, seed, dataset, batches, objective, job, without_adapter: Vec::new() })
@@ -68,9 +70,8 @@ impl<'a> Validator<'a> {
                 let (text, model) = (text.clone(), &pipeline.transformer);
                 let (latents, noise) = (latents.clone(), noise.clone());
                 let example = self.objective.example(&model.config, latents, text, noise, &sigmas, pipeline.dtype());
-                let difference = example.target - model.forward(&example.inputs).cast(FloatDType::F32);
-                let loss = f64::from(difference.square().mean().into_scalar::<f32>());
-                *sum += loss * batch.len() as f64;
+                let loss = example.loss(model.forward(&example.inputs)).into_scalar::<f32>();
+                *sum += f64::from(loss) * batch.len() as f64;
             }
         }
         let count: usize = self.batches.iter().map(Vec::len).sum();
