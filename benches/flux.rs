@@ -37,8 +37,8 @@ use kiln::{
     rng::{Purpose, Seed},
     schedulers::{FlowMatchEuler, flow_match},
     training::{
-        ObjectiveConfig, OptimizerConfig,
-        backward::{self, backward, name_a, name_b},
+        Mode, ObjectiveConfig, OptimizerConfig,
+        backward::{self, backward},
         objective::FlowMatching,
         optimizer::{AdamW, clip},
     },
@@ -267,11 +267,9 @@ impl Training {
         let text = self.text.clone();
         let example = self.objective.example(&self.model.config, latents, text, noise, &sigmas, FloatDType::F32);
         let loss = |prediction| example.loss(prediction) * BATCH as f64;
-        let (loss, mut gradients) = backward(&self.model, &example.inputs, groups, loss);
+        let (loss, mut gradients) = backward(&self.model, Mode::Lora, &example.inputs, groups, loss);
         clip(&mut gradients, 1.0 / BATCH as f64, self.settings.max_grad_norm);
-        let layers = self.lora.layers.iter_mut();
-        let parameters = layers.flat_map(|l| [(name_a(&l.name), &mut l.a), (name_b(&l.name), &mut l.b)]);
-        self.optimizer.step(self.settings.learning_rate, parameters, gradients);
+        self.optimizer.step(self.settings.learning_rate, &mut self.lora, gradients);
         lora::detach_all(&mut self.model);
         self.lora.attach(&mut self.model, 1.0).expect("the adapter was made for this model");
         self.step += 1;

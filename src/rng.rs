@@ -31,6 +31,10 @@ pub enum Purpose {
     Split,
     /// The noise of held-out losses.
     Validation,
+    /// The noise that a sampler adds between two steps.
+    Sampler,
+    /// The common offset of a channel's noise in training.
+    Offset,
 }
 
 impl Purpose {
@@ -48,6 +52,8 @@ impl Purpose {
             Self::Weights => b"weights",
             Self::Split => b"split",
             Self::Validation => b"validation",
+            Self::Sampler => b"sampler",
+            Self::Offset => b"offset",
         }
     }
 }

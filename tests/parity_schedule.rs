@@ -4,7 +4,7 @@ mod support;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use kiln::training::{OptimizerConfig, ScheduleConfig, ScheduleName, backward::Gradients, optimizer::AdamW};
-use support::goldens;
+use support::{Named, goldens};
 
 #[test]
 fn learning_rates_match() {
@@ -41,16 +41,16 @@ fn adamw_matches_step_by_step() {
             ..Default::default()
         });
         let [steps, width] = golden.shape("optim.adamw.grads").try_into().unwrap();
-        let mut parameter: Tensor<2> = golden.tensor::<1>("optim.adamw.start").unsqueeze();
+        let mut parameter = Named([("p".to_string(), golden.tensor::<1>("optim.adamw.start").unsqueeze())].into());
         let gradients: Tensor<2> = golden.tensor("optim.adamw.grads");
         let mut after = Vec::new();
         for step in 0..steps {
-            let gradient = Gradients::from([("p".to_string(), gradients.clone().narrow(0, step, 1))]);
-            optimizer.step(number("lr"), [("p".to_string(), &mut parameter)], gradient);
-            after.push(parameter.clone());
+            let gradient = Gradients::from([("p".to_string(), gradients.clone().narrow(0, step, 1).reshape([width]))]);
+            optimizer.step(number("lr"), &mut parameter, gradient);
+            after.push(parameter.0["p"].clone());
         }
         assert_eq!(optimizer.steps(), steps as u64);
-        assert_eq!(parameter.dims(), [1, width]);
+        assert_eq!(parameter.0["p"].dims(), [1, width]);
         golden.check("optim.adamw.params", Tensor::cat(after, 0));
     }
 }
@@ -58,8 +58,9 @@ fn adamw_matches_step_by_step() {
 #[test]
 fn a_parameter_without_a_gradient_is_left_alone() {
     let mut optimizer = AdamW::new(OptimizerConfig::default());
-    let mut parameter = Tensor::<2>::ones([2, 3], &Device::flex());
-    optimizer.step(0.1, [("p".to_string(), &mut parameter)], Gradients::new());
-    parameter.into_data().assert_eq(&Tensor::<2>::ones([2, 3], &Device::flex()).into_data(), true);
+    let ones = Tensor::<2>::ones([2, 3], &Device::flex());
+    let mut parameter = Named([("p".to_string(), ones)].into());
+    optimizer.step(0.1, &mut parameter, Gradients::new());
+    parameter.0["p"].to_data().assert_eq(&Tensor::<2>::ones([2, 3], &Device::flex()).into_data(), true);
     assert!(optimizer.tensors().is_empty());
 }

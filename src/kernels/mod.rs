@@ -11,6 +11,7 @@ mod gemm;
 mod linear;
 mod norm;
 mod operation;
+mod pull;
 mod residual;
 mod rope;
 mod simd;
@@ -21,6 +22,7 @@ pub use adamw::{AdamW, adamw};
 pub use attention::{attention, attention_biased};
 pub use linear::{laid_out, linear, low_rank};
 pub use norm::layer_norm_modulate;
+pub use pull::pull_back;
 pub use residual::gated_add;
 pub use rope::rms_norm_rope;
 

@@ -20,7 +20,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use crate::{
     error::{Error, Result},
     kernels,
-    nn::{Adapter, Linear, Linears},
+    nn::{Adapter, Linear, Linears, Parameter, Parameters},
     rng::{Purpose, Seed},
 };
 pub use config::{Init, LoraConfig};
@@ -85,6 +85,26 @@ impl LoraLayer {
             }
         };
         Adapter { a: place(&self.a), b: place(&self.b), scale: self.scale() * strength, dropout: None }
+    }
+}
+
+/// The name of the tensor `A` of the adapter on `layer`.
+pub fn name_a(layer: &str) -> String {
+    format!("{layer}.lora_A.weight")
+}
+
+/// The name of the tensor `B` of the adapter on `layer`.
+pub fn name_b(layer: &str) -> String {
+    format!("{layer}.lora_B.weight")
+}
+
+/// Both factors of every layer.
+impl Parameters for Lora {
+    fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        for layer in &mut self.layers {
+            visit(&name_a(&layer.name), Parameter::Matrix(&mut layer.a));
+            visit(&name_b(&layer.name), Parameter::Matrix(&mut layer.b));
+        }
     }
 }
 

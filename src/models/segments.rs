@@ -5,19 +5,23 @@
 
 use burn::tensor::Tensor;
 
-use crate::nn::{Linear, Linears};
+use crate::nn::{Linear, Linears, Parameter, Parameters};
 
-/// The activations between two segments. Both lists hold `[B, L, D]`.
+/// The activations between two segments.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// What each segment changes.
-    pub streams: Vec<Tensor<3>>,
-    /// What the first segment makes and all others read.
-    pub shared: Vec<Tensor<3>>,
+    /// What the segments change: pictures `[B, C, H, W]`, or sequences as `[B, 1, L, D]`. A segment may add streams and take
+    /// some away; those that skip it come out as they went in.
+    pub streams: Vec<Tensor<4>>,
+    /// What the first segment makes and all others read, `[B, D]`.
+    pub shared: Vec<Tensor<2>>,
 }
 
 /// One segment of a network: stem, block or head.
-pub trait Segment: Clone + Linears {
+///
+/// As [`Parameters`] it names every tensor it has, or none if the network is trained by adapters only. Adapters are not among
+/// them.
+pub trait Segment: Clone + Linears + Parameters {
     /// What the network is called with; constant during the run.
     type Inputs: Inputs;
 
@@ -45,8 +49,8 @@ pub trait Segmented: Clone {
     /// The same, to attach adapters.
     fn segments_mut(&mut self) -> &mut [Self::Segment];
 
-    /// The prediction `[B, L, D]` for `inputs`.
-    fn predict(&self, inputs: &<Self::Segment as Segment>::Inputs) -> Tensor<3> {
+    /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`.
+    fn predict(&self, inputs: &<Self::Segment as Segment>::Inputs) -> Tensor<4> {
         let state = self.segments().iter().fold(State::default(), |state, segment| segment.run(inputs, state));
         state.streams.into_iter().next().expect("the head leaves one stream")
     }
@@ -56,12 +60,27 @@ pub trait Segmented: Clone {
 impl<T: Segmented> Linears for T {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         for segment in self.segments_mut() {
-            let name = match (path, segment.name()) {
-                ("", name) => name.to_string(),
-                (path, "") => path.to_string(),
-                (path, name) => format!("{path}.{name}"),
-            };
+            let name = below(path, segment.name());
             segment.linears(&name, visit);
         }
+    }
+}
+
+/// A segmented network names its tensors segment by segment.
+impl<T: Segmented> Parameters for T {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        for segment in self.segments_mut() {
+            let name = below(path, segment.name());
+            segment.parameters(&name, visit);
+        }
+    }
+}
+
+/// The name of what is called `name` below `path`; either may be empty.
+fn below(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", name) => name.to_string(),
+        (path, "") => path.to_string(),
+        (path, name) => format!("{path}.{name}"),
     }
 }

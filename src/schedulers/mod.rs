@@ -2,4 +2,42 @@
 
 pub mod flow_match;
 
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+
 pub use flow_match::FlowMatchEuler;
+
+/// A sampler of Stable Diffusion, set up for a run of so many steps: it leads from noise to latents.
+///
+/// `index` counts the calls of the model, from 0; an image-to-image run starts at a later one. All tensors are f32
+/// `[B, C, h, w]`.
+pub trait Scheduler: Debug {
+    /// What the model is told at each of its calls, from most to least noise.
+    fn timesteps(&self) -> &[f64];
+
+    /// What standard normal noise is multiplied by to start from.
+    fn init_noise_sigma(&self) -> f64;
+
+    /// How many entries of [`timesteps`](Self::timesteps) one step of the run has: what an image-to-image run skips is a
+    /// multiple of it.
+    fn order(&self) -> usize {
+        1
+    }
+
+    /// The latents as the model wants them at call `index`.
+    fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4>;
+
+    /// Clean latents mixed with standard normal `noise` as much as they are before call `index`.
+    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4>;
+
+    /// The latents after call `index`, whose `prediction` is the model's. `noise` is called for standard normal noise of the
+    /// latents' shape, once or not at all, where the sampler adds some.
+    fn step(
+        &mut self,
+        prediction: Tensor<4>,
+        index: usize,
+        latents: Tensor<4>,
+        noise: &mut dyn FnMut() -> Tensor<4>,
+    ) -> Tensor<4>;
+}

@@ -9,20 +9,17 @@ use std::{collections::BTreeMap, ops::Range};
 
 use burn::tensor::Tensor;
 
-use crate::models::{Inputs, Segment, Segmented, State};
+use super::Mode;
+use crate::{
+    kernels::pull_back,
+    lora::{name_a, name_b},
+    models::{Inputs, Segment, Segmented, State},
+    nn::{Leaf, Parameter},
+};
 
-/// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`; plain f32 tensors.
-pub type Gradients = BTreeMap<String, Tensor<2>>;
-
-/// The name of the tensor `A` of the adapter on `layer`.
-pub fn name_a(layer: &str) -> String {
-    format!("{layer}.lora_A.weight")
-}
-
-/// The name of the tensor `B` of the adapter on `layer`.
-pub fn name_b(layer: &str) -> String {
-    format!("{layer}.lora_B.weight")
-}
+/// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`, each as one row; plain f32
+/// tensors.
+pub type Gradients = BTreeMap<String, Tensor<1>>;
 
 /// One group for each segment; the head joins the last block, whose activations are needed at once anyway.
 pub fn blockwise(segments: usize) -> Vec<Range<usize>> {
@@ -34,18 +31,20 @@ pub fn full(segments: usize) -> Vec<Range<usize>> {
     std::iter::once(0..segments).collect()
 }
 
-/// The loss (a plain scalar) and its gradient with respect to all adapters on `model`.
+/// The loss (a plain scalar) and its gradient with respect to what `mode` trains of `model`: its adapters, or all its own
+/// tensors.
 ///
-/// `groups` divides the segments, in order and without gaps. `loss` maps the prediction `[B, L, D]` to a scalar; its
-/// constants must be on the autodiff device.
+/// `groups` divides the segments, in order and without gaps. `loss` maps the prediction to a scalar; its constants must be on
+/// the autodiff device.
 pub fn backward<M: Segmented>(
     model: &M,
+    mode: Mode,
     inputs: &<M::Segment as Segment>::Inputs,
     groups: &[Range<usize>],
-    loss: impl Fn(Tensor<3>) -> Tensor<1>,
+    loss: impl Fn(Tensor<4>) -> Tensor<1>,
 ) -> (Tensor<1>, Gradients) {
     let segments = model.segments();
-    let first = segments.iter().position(has_adapters).unwrap_or(segments.len());
+    let first = segments.iter().position(|segment| is_trained(segment, mode)).unwrap_or(segments.len());
     let entering = run_untracked(segments, inputs, groups);
     let tracked_inputs = inputs.tracked();
     let mut gradients = Gradients::new();
@@ -56,15 +55,15 @@ pub fn backward<M: Segmented>(
             break; // nothing to train from here on
         }
         let leaves = leaves(entry, group.start > first, first == 0);
-        let mut adapters = Vec::new();
+        let mut trained = Vec::new();
         let mut state = leaves.clone();
         for segment in &segments[group.clone()] {
             let mut segment = segment.clone();
-            adapters.extend(track_adapters(&mut segment));
+            trained.extend(track(&mut segment, mode));
             state = segment.run(&tracked_inputs, state);
         }
         let scalar = match &upstream {
-            Some(gradient) => product(state, gradient),
+            Some(gradient) => pull(state, gradient),
             None => {
                 let scalar = loss(state.streams.pop().expect("the head leaves one stream"));
                 value = Some(scalar.clone().inner());
@@ -72,21 +71,17 @@ pub fn backward<M: Segmented>(
             }
         };
         if group.end <= first {
-            break; // no adapters at all: there is a loss, but no gradient
+            break; // nothing is trained: there is a loss, but no gradient
         }
         let mut tape = scalar.backward();
-        for (name, leaf) in adapters {
-            if let Some(gradient) = leaf.grad_remove(&mut tape) {
+        for (name, leaf) in trained {
+            if let Some(gradient) = leaf.gradient(&mut tape) {
                 gradients.insert(name, gradient);
             }
         }
-        let mut pull = |leaves: Vec<Tensor<3>>| -> Vec<Tensor<3>> {
-            let of = |leaf: Tensor<3>| leaf.grad_remove(&mut tape).unwrap_or_else(|| leaf.inner().zeros_like());
-            leaves.into_iter().map(of).collect()
-        };
         upstream = (group.start > first).then(|| State {
-            streams: pull(leaves.streams),
-            shared: if first == 0 { pull(leaves.shared) } else { Vec::new() },
+            streams: entered(leaves.streams, &mut tape),
+            shared: if first == 0 { entered(leaves.shared, &mut tape) } else { Vec::new() },
         });
     }
     (value.expect("the last group ends with the head"), gradients)
@@ -104,43 +99,51 @@ fn run_untracked<S: Segment>(segments: &[S], inputs: &S::Inputs, groups: &[Range
 
 /// What enters a group, as leaves of its tape. What the stem shares needs a gradient only if the stem is trained.
 fn leaves(entry: State, streams: bool, shared: bool) -> State {
-    let leaf = |t: Tensor<3>, tracked: bool| {
+    fn leaf<const D: usize>(t: Tensor<D>, tracked: bool) -> Tensor<D> {
         let t = Tensor::from_inner(t);
         if tracked { t.require_grad() } else { t }
-    };
+    }
     State {
         streams: entry.streams.into_iter().map(|t| leaf(t, streams)).collect(),
         shared: entry.shared.into_iter().map(|t| leaf(t, streams && shared)).collect(),
     }
 }
 
-/// `Σ (state · gradient)`: a scalar whose gradient with respect to `state` is `gradient`.
-fn product(state: State, gradient: &State) -> Tensor<1> {
-    let pairs = |a: Vec<Tensor<3>>, b: &[Tensor<3>]| -> Vec<Tensor<1>> {
-        a.into_iter().zip(b).map(|(y, dy)| (y * Tensor::from_inner(dy.clone())).sum()).collect()
-    };
-    let mut sums = pairs(state.streams, &gradient.streams);
-    sums.extend(pairs(state.shared, &gradient.shared));
-    sums.into_iter().reduce(|a, b| a + b).expect("a state holds at least one stream")
+/// The gradients of what entered a group.
+fn entered<const D: usize>(leaves: Vec<Tensor<D>>, tape: &mut burn::tensor::Gradients) -> Vec<Tensor<D>> {
+    let of = |leaf: Tensor<D>| leaf.grad_remove(tape).unwrap_or_else(|| leaf.inner().zeros_like());
+    leaves.into_iter().map(of).collect()
 }
 
-fn has_adapters<S: Segment>(segment: &S) -> bool {
-    let mut found = false;
-    segment.clone().linears("", &mut |_, layer| found |= !layer.adapters.is_empty());
+/// A scalar whose gradient with respect to `state` is `gradient`. What the group only reads or lets pass has its own share of
+/// the gradient from behind the group.
+fn pull(state: State, gradient: &State) -> Tensor<1> {
+    let streams = state.streams.into_iter().zip(&gradient.streams).map(|(y, dy)| pull_back(y, dy.clone()));
+    let shared = state.shared.into_iter().zip(&gradient.shared).map(|(y, dy)| pull_back(y, dy.clone()));
+    streams.chain(shared).reduce(|a, b| a + b).expect("a state holds at least one stream")
+}
+
+fn is_trained<S: Segment>(segment: &S, mode: Mode) -> bool {
+    let (mut found, mut segment) = (false, segment.clone());
+    match mode {
+        Mode::Lora => segment.linears("", &mut |_, layer| found |= !layer.adapters.is_empty()),
+        Mode::Full => segment.parameters("", &mut |_, _| found = true),
+    }
     found
 }
 
-/// Makes every adapter of a segment a leaf; returns the leaves with their names.
-fn track_adapters<S: Segment>(segment: &mut S) -> Vec<(String, Tensor<2>)> {
+/// Makes what is trained of a segment leaves; returns them with their names.
+fn track<S: Segment>(segment: &mut S, mode: Mode) -> Vec<(String, Leaf)> {
     let name = segment.name().to_string();
     let mut found = Vec::new();
-    segment.linears(&name, &mut |layer, linear| {
-        for adapter in &mut linear.adapters {
-            for (name, tensor) in [(name_a(layer), &mut adapter.a), (name_b(layer), &mut adapter.b)] {
-                *tensor = Tensor::from_inner(tensor.clone()).require_grad();
-                found.push((name, tensor.clone()));
+    match mode {
+        Mode::Full => segment.parameters(&name, &mut |name, parameter| found.push((name.into(), parameter.track()))),
+        Mode::Lora => segment.linears(&name, &mut |layer, linear| {
+            for adapter in &mut linear.adapters {
+                found.push((name_a(layer), Parameter::Matrix(&mut adapter.a).track()));
+                found.push((name_b(layer), Parameter::Matrix(&mut adapter.b).track()));
             }
-        }
-    });
+        }),
+    }
     found
 }

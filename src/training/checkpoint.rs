@@ -12,15 +12,10 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    OptimizerConfig,
-    backward::{name_a, name_b},
-    optimizer::AdamW,
-    resume::Origin,
-};
+use super::{OptimizerConfig, optimizer::AdamW, resume::Origin};
 use crate::{
     error::{Error, Result},
-    lora::{Lora, LoraLayer},
+    lora::{Lora, LoraLayer, name_a, name_b},
     weights::{TensorFile, read_json, write_tensors},
 };
 
@@ -103,9 +98,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Its file is broken or does not fit the adapter.
-    pub fn optimizer(&self, config: OptimizerConfig, lora: &Lora, device: &Device) -> Result<AdamW> {
+    pub fn optimizer(&self, config: OptimizerConfig, lora: &mut Lora, device: &Device) -> Result<AdamW> {
         let file = TensorFile::open(self.folder.join(OPTIMIZER))?;
-        AdamW::restore(config, self.step, &file, parameters(lora), device)
+        AdamW::restore(config, self.step, &file, lora, device)
     }
 
     /// Writes a checkpoint into the folder of a run.
@@ -164,11 +159,6 @@ fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
         _ => Ok(()),
     }
-}
-
-/// The trained tensors by name.
-fn parameters(lora: &Lora) -> impl Iterator<Item = (String, &burn::tensor::Tensor<2>)> {
-    lora.layers.iter().flat_map(|layer| [(name_a(&layer.name), &layer.a), (name_b(&layer.name), &layer.b)])
 }
 
 /// The adapter bit for bit, its alpha beside each layer, under diffusers' names.

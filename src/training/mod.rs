@@ -23,8 +23,8 @@ mod validation;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, Dtype, LoopConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, OptimizerName,
-    RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
+    Activations, CheckpointConfig, Dtype, LoopConfig, Mode, ModelConfig, ObjectiveConfig, OptimizerConfig,
+    OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
 };
 pub use display::{Display, Silent, Ui, open_display};
 pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};

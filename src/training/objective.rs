@@ -31,8 +31,8 @@ pub struct FlowMatching {
 pub struct Example {
     /// What the model is called with.
     pub inputs: FluxInputs,
-    /// What it should predict, `[B, L, 4·C]`, f32.
-    pub target: Tensor<3>,
+    /// What it should predict, `[B, 1, L, 4·C]`, f32.
+    pub target: Tensor<4>,
     /// How much each sample counts, `[B]`, f32.
     pub weight: Tensor<1>,
 }
@@ -86,7 +86,7 @@ impl FlowMatching {
                 sigma: levels,
                 guidance: Tensor::full([batch], self.config.guidance, &device),
             },
-            target: pack(velocity(latents, noise)),
+            target: pack(velocity(latents, noise)).unsqueeze_dim(1),
             weight: Tensor::from_floats(weight.as_slice(), &device),
         }
     }
@@ -101,12 +101,12 @@ impl FlowMatching {
 }
 
 impl Example {
-    /// The weighted mean squared error of `prediction` `[B, L, 4·C]`, in f32: a scalar `[1]`.
-    pub fn loss(&self, prediction: Tensor<3>) -> Tensor<1> {
+    /// The weighted mean squared error of `prediction`, in f32: a scalar `[1]`.
+    pub fn loss(&self, prediction: Tensor<4>) -> Tensor<1> {
         use crate::kernels::lift;
         let difference = prediction.cast(FloatDType::F32);
         let target = lift(self.target.clone(), &difference);
-        let weight = lift(self.weight.clone(), &difference).reshape([-1, 1, 1]);
+        let weight = lift(self.weight.clone(), &difference).reshape([-1, 1, 1, 1]);
         ((difference - target).square() * weight).mean()
     }
 }

@@ -8,6 +8,7 @@ use super::{OptimizerConfig, backward::Gradients};
 use crate::{
     error::{Error, Result},
     kernels,
+    nn::Parameters,
     weights::TensorFile,
 };
 
@@ -16,7 +17,7 @@ use crate::{
 pub struct AdamW {
     config: OptimizerConfig,
     steps: u64,
-    moments: BTreeMap<String, [Tensor<2>; 2]>,
+    moments: BTreeMap<String, [Tensor<1>; 2]>,
 }
 
 impl AdamW {
@@ -31,12 +32,7 @@ impl AdamW {
     }
 
     /// Updates `parameters` at `learning_rate`. A parameter without a gradient stays as it is.
-    pub fn step<'a>(
-        &mut self,
-        learning_rate: f64,
-        parameters: impl IntoIterator<Item = (String, &'a mut Tensor<2>)>,
-        mut gradients: Gradients,
-    ) {
+    pub fn step(&mut self, learning_rate: f64, parameters: &mut impl Parameters, mut gradients: Gradients) {
         self.steps += 1;
         let update = kernels::AdamW {
             learning_rate,
@@ -46,14 +42,16 @@ impl AdamW {
             weight_decay: self.config.weight_decay,
             step: self.steps,
         };
-        for (name, parameter) in parameters {
-            let Some(gradient) = gradients.remove(&name) else { continue };
+        parameters.parameters("", &mut |name, parameter| {
+            let Some(gradient) = gradients.remove(name) else { return };
             let [mean, square] =
-                self.moments.remove(&name).unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
-            let (value, mean, square) = kernels::adamw(parameter.clone(), gradient, mean, square, &update);
-            *parameter = value;
-            self.moments.insert(name, [mean, square]);
-        }
+                self.moments.remove(name).unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
+            parameter.update(|value| {
+                let (value, mean, square) = kernels::adamw(value, gradient, mean, square, &update);
+                self.moments.insert(name.into(), [mean, square]);
+                value
+            });
+        });
     }
 
     /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`.
@@ -68,31 +66,41 @@ impl AdamW {
     ///
     /// # Errors
     /// The file lacks a moment or holds one of another shape.
-    pub fn restore<'a>(
+    pub fn restore(
         config: OptimizerConfig,
         steps: u64,
         file: &TensorFile,
-        parameters: impl IntoIterator<Item = (String, &'a Tensor<2>)>,
+        parameters: &mut impl Parameters,
         device: &Device,
     ) -> Result<Self> {
         let mut moments = BTreeMap::new();
-        for (name, parameter) in parameters {
-            if !file.has(&format!("{name}.exp_avg")) {
-                continue; // it never had a gradient
+        let mut problem = None;
+        parameters.parameters("", &mut |name, parameter| {
+            if problem.is_some() || !file.has(&format!("{name}.exp_avg")) {
+                return; // it never had a gradient
             }
-            let read = |kind: &str| -> Result<Tensor<2>> {
-                let key = format!("{name}.{kind}");
-                let data = file.read_f32(&key)?;
-                if data.shape.as_slice() != parameter.dims() {
-                    let problem = format!("tensor `{key}` has shape {:?}, expected {:?}", data.shape, parameter.dims());
-                    return Err(Error::file(file.path(), problem));
-                }
-                Ok(Tensor::from_data(data, device))
-            };
-            moments.insert(name.clone(), [read("exp_avg")?, read("exp_avg_sq")?]);
+            let count = parameter.shape().iter().product();
+            let read = |kind: &str| read_flat(file, &format!("{name}.{kind}"), count, device);
+            match read("exp_avg").and_then(|mean| Ok([mean, read("exp_avg_sq")?])) {
+                Ok(both) => _ = moments.insert(name.to_string(), both),
+                Err(e) => problem = Some(e),
+            }
+        });
+        match problem {
+            Some(problem) => Err(problem),
+            None => Ok(Self { config, steps, moments }),
         }
-        Ok(Self { config, steps, moments })
     }
+}
+
+/// The tensor `key` of a checkpoint as one row of `count` numbers.
+fn read_flat(file: &TensorFile, key: &str, count: usize, device: &Device) -> Result<Tensor<1>> {
+    let data = file.read_f32(key)?;
+    let found = data.shape.num_elements();
+    if found != count {
+        return Err(Error::file(file.path(), format!("tensor `{key}` holds {found} numbers, expected {count}")));
+    }
+    Ok(Tensor::<1>::from_data(TensorData::new(data.into_vec::<f32>().expect("read as f32"), [count]), device))
 }
 
 /// Adds `new` to `sum`, name by name.
@@ -112,13 +120,12 @@ pub fn accumulate(sum: &mut Gradients, new: Gradients) {
 /// As `torch.nn.utils.clip_grad_norm_`: every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`.
 pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> Tensor<1> {
     let squares = gradients.values().map(|gradient| gradient.clone().square().sum());
-    let sum = squares.reduce(|a, b| a + b).expect("an adapter has at least one tensor with a gradient");
+    let sum = squares.reduce(|a, b| a + b).expect("at least one tensor has a gradient");
     let norm = sum.sqrt() * share;
     let factor = match max_norm > 0.0 {
         true => ((norm.clone() + 1e-6).recip() * max_norm).clamp_max(1.0) * share,
         false => norm.ones_like() * share,
     };
-    let factor = factor.reshape([1, 1]);
     gradients.values_mut().for_each(|gradient| *gradient = gradient.clone() * factor.clone());
     norm
 }

@@ -12,7 +12,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
     Activations, CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
-    backward::{self, Gradients, backward, name_a, name_b},
+    backward::{self, Gradients, backward},
     checkpoint::{Checkpoint, State},
     interval::{Interval, Outcome},
     objective::FlowMatching,
@@ -154,8 +154,8 @@ impl<'a> Run<'a> {
             Some((folder, checkpoint)) => {
                 let state = checkpoint.state()?;
                 state.origin.check(&origin, config)?;
-                let lora = resumed_adapter(&checkpoint, config, &device)?;
-                let optimizer = checkpoint.optimizer(config.optimizer.clone(), &lora, &device)?;
+                let mut lora = resumed_adapter(&checkpoint, config, &device)?;
+                let optimizer = checkpoint.optimizer(config.optimizer.clone(), &mut lora, &device)?;
                 checkpoint.set_later_ones_aside(&folder)?;
                 tracing::info!("resuming after step {}", state.step);
                 (folder, state.step, lora, optimizer)
@@ -188,10 +188,7 @@ impl<'a> Run<'a> {
         let grad_norm = clip(&mut gradients, 1.0 / samples as f64, optimizer.max_grad_norm);
         let max_steps = self.config.training.max_steps;
         let learning_rate = self.config.schedule.learning_rate(optimizer.learning_rate, self.step, max_steps);
-        let layers = self.lora.layers.iter_mut();
-        let parameters =
-            layers.flat_map(|layer| [(name_a(&layer.name), &mut layer.a), (name_b(&layer.name), &mut layer.b)]);
-        self.optimizer.step(learning_rate, parameters, gradients);
+        self.optimizer.step(learning_rate, &mut self.lora, gradients);
         lora::detach_all(&mut self.pipeline.transformer);
         self.lora.attach(&mut self.pipeline.transformer, 1.0)?;
         self.step += 1;
@@ -223,7 +220,7 @@ impl<'a> Run<'a> {
         };
         // Summed over the batch, so that batches of different sizes add up to a mean over all samples of the step.
         let loss = |prediction| example.loss(prediction) * rows as f64;
-        backward(&self.pipeline.transformer, &example.inputs, &groups, loss)
+        backward(&self.pipeline.transformer, self.config.training.mode, &example.inputs, &groups, loss)
     }
 
     /// Turns on dropout in the adapters, for the samples from `first` on.

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     lora,
     memory::Stage,
-    models::{flux::draw_noise, text::PromptEmbeds, vae::Moments},
+    models::{Segmented, flux::draw_noise, text::PromptEmbeds, vae::Moments},
     pipelines::{FluxPipeline, Request},
     rng::{Purpose, Seed},
 };
@@ -70,7 +70,7 @@ impl<'a> Validator<'a> {
                 let (text, model) = (text.clone(), &pipeline.transformer);
                 let (latents, noise) = (latents.clone(), noise.clone());
                 let example = self.objective.example(&model.config, latents, text, noise, &sigmas, pipeline.dtype());
-                let loss = example.loss(model.forward(&example.inputs)).into_scalar::<f32>();
+                let loss = example.loss(model.predict(&example.inputs)).into_scalar::<f32>();
                 *sum += f64::from(loss) * batch.len() as f64;
             }
         }

@@ -6,7 +6,10 @@ pub mod program;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use kiln::weights::TensorFile;
+use kiln::{
+    nn::{Parameter, Parameters},
+    weights::TensorFile,
+};
 use serde_json::Value;
 
 /// One pair of a model folder and what diffusers computed with it.
@@ -40,6 +43,15 @@ pub fn goldens(pipeline: &str) -> Vec<Golden> {
     found.sort_by(|a, b| a.folder.cmp(&b.folder));
     assert!(!found.is_empty(), "no {pipeline} golden in {}", root.display());
     found
+}
+
+/// Matrices by name, to be trained.
+pub struct Named(pub std::collections::BTreeMap<String, Tensor<2>>);
+
+impl Parameters for Named {
+    fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        self.0.iter_mut().for_each(|(name, tensor)| visit(name, Parameter::Matrix(tensor)));
+    }
 }
 
 impl Golden {

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     kernels::{layer_norm_modulate, silu},
     models::{Inputs, Segment, Segmented, State},
-    nn::{Linear, Linears},
+    nn::{Linear, Linears, Parameter, Parameters},
     weights::{Weights, read_json},
 };
 
@@ -210,10 +210,10 @@ impl Stem {
         let vec = silu(self.embed(inputs));
         State {
             streams: vec![
-                self.x_embedder.forward(inputs.img.clone()),
-                self.context_embedder.forward(inputs.txt.clone()),
+                self.x_embedder.forward(inputs.img.clone()).unsqueeze_dim(1),
+                self.context_embedder.forward(inputs.txt.clone()).unsqueeze_dim(1),
             ],
-            shared: vec![vec.unsqueeze_dim(1)],
+            shared: vec![vec],
         }
     }
 }
@@ -287,10 +287,10 @@ impl Segment for FluxSegment {
         if let Part::Stem(stem) = &self.part {
             return stem.run(inputs);
         }
-        let vec: Tensor<2> = state.shared[0].clone().squeeze_dim(1);
-        let mut streams = std::mem::take(&mut state.streams).into_iter();
+        let vec = state.shared[0].clone();
+        let mut streams = std::mem::take(&mut state.streams).into_iter().map(|stream| stream.squeeze_dim::<3>(1));
         let first = streams.next().expect("the segment before leaves one stream at least");
-        state.streams = match (&self.part, streams.next()) {
+        let streams = match (&self.part, streams.next()) {
             (Part::Stem(_), _) | (Part::Double(_), None) => unreachable!("stem, double blocks, single blocks, head"),
             (Part::Double(block), Some(txt)) => {
                 let (img, txt) = block.forward(first, txt, &vec, &inputs.rope);
@@ -307,6 +307,7 @@ impl Segment for FluxSegment {
                 vec![head.run(first.narrow(1, text_tokens, image_tokens), vec)]
             }
         };
+        state.streams = streams.into_iter().map(|stream| stream.unsqueeze_dim(1)).collect();
         state
     }
 }
@@ -320,6 +321,11 @@ impl Linears for FluxSegment {
             Part::Head(head) => head.linears(path, visit),
         }
     }
+}
+
+/// It is trained by adapters only.
+impl Parameters for FluxSegment {
+    fn parameters(&mut self, _: &str, _: &mut dyn FnMut(&str, Parameter<'_>)) {}
 }
 
 /// FluxTransformer2DModel.
@@ -364,7 +370,7 @@ impl FluxTransformer {
 
     /// The predicted velocity of each image token, `[B, L, 4·C]`.
     pub fn forward(&self, inputs: &FluxInputs) -> Tensor<3> {
-        self.predict(inputs)
+        self.predict(inputs).squeeze_dim(1)
     }
 }
 

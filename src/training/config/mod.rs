@@ -109,6 +109,9 @@ impl From<Dtype> for burn::tensor::FloatDType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoopConfig {
+    /// What is trained. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every number of a UNet, with
+    /// an eighth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the weights.
+    pub mode: Mode,
     /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 pictures needs 500 to 2000;
     /// watch the held-out loss.
     pub max_steps: u64,
@@ -121,6 +124,17 @@ pub struct LoopConfig {
     /// Steps between two lines of `metrics.jsonl` and of the display. Default 10. Reading the loss waits for the
     /// device, so 1 costs a little speed on a GPU and nothing on a CPU.
     pub log_every: u64,
+}
+
+/// What a run trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Low-rank adapters on a frozen model.
+    #[default]
+    Lora,
+    /// All weights of the denoiser.
+    Full,
 }
 
 /// What the backward pass finds in memory.
@@ -147,7 +161,13 @@ pub struct CheckpointConfig {
 
 impl Default for LoopConfig {
     fn default() -> Self {
-        Self { max_steps: 1000, gradient_accumulation: 1, activations: Activations::Blockwise, log_every: 10 }
+        Self {
+            mode: Mode::Lora,
+            max_steps: 1000,
+            gradient_accumulation: 1,
+            activations: Activations::Blockwise,
+            log_every: 10,
+        }
     }
 }
 

@@ -1,0 +1,27 @@
+//! The start of a backward pass in the middle of a network.
+
+use burn::tensor::{DType, Tensor};
+
+use super::operation::{Operation, Plain, apply};
+
+/// A scalar whose gradient with respect to `y` is `gradient`, a plain tensor of the same shape and element type: what is known
+/// about the output of a part of a network is pulled back through that part (a vector-Jacobian product). The scalar itself
+/// is 0; nothing is computed.
+pub fn pull_back<const D: usize>(y: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
+    apply(Pull(gradient), [y.into_dispatch()])
+}
+
+#[derive(Clone, Debug)]
+struct Pull<const D: usize>(Tensor<D>);
+
+impl<const D: usize> Operation<1> for Pull<D> {
+    type Saved = ();
+
+    fn forward(&self, _: [Plain; 1]) -> (Plain, ()) {
+        (Tensor::<1>::zeros([1], (&self.0.device(), DType::F32)).into_dispatch(), ())
+    }
+
+    fn backward(self, (): (), _: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
+        [Some(self.0.into_dispatch())]
+    }
+}
