@@ -17,6 +17,14 @@ pub struct State {
     pub shared: Vec<Tensor<2>>,
 }
 
+impl State {
+    /// What is shared under this number, as a view for one segment: all that the segment adds to its gradient is then one sum,
+    /// in one order, whatever is kept for going back.
+    pub fn shared(&self, number: usize) -> Tensor<2> {
+        self.shared[number].clone().unsqueeze_dim::<3>(1).squeeze_dim(1)
+    }
+}
+
 /// One segment of a network: stem, block or head.
 ///
 /// As [`Parameters`] it names every tensor it has, or none if the network is trained by adapters only. Adapters are not among

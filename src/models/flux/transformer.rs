@@ -287,7 +287,7 @@ impl Segment for FluxSegment {
         if let Part::Stem(stem) = &self.part {
             return stem.run(inputs);
         }
-        let vec = state.shared[0].clone();
+        let vec = state.shared(0);
         let mut streams = std::mem::take(&mut state.streams).into_iter().map(|stream| stream.squeeze_dim::<3>(1));
         let first = streams.next().expect("the segment before leaves one stream at least");
         let streams = match (&self.part, streams.next()) {
