@@ -69,7 +69,7 @@ fn numbers(run: &Path) -> Vec<(u64, String, f64)> {
             }
             Record::Validation(m) => {
                 all.push((m.step, "validation".into(), m.validation_loss));
-                all.extend(m.validation_loss_at_sigma.into_iter().map(|(sigma, loss)| (m.step, sigma, loss)));
+                all.extend(m.validation_loss_at_level.into_iter().map(|(sigma, loss)| (m.step, sigma, loss)));
             }
         }
     }

@@ -82,7 +82,7 @@ fn a_run_folder_holds_everything_and_the_held_out_loss_falls() {
     let losses = validations(run);
     assert_eq!(losses.iter().map(|v| v.step).collect::<Vec<_>>(), [0, 10, 20, 30]);
     assert!(losses[3].validation_loss < losses[0].validation_loss, "{losses:?}");
-    assert_eq!(losses[0].validation_loss_at_sigma.keys().collect::<Vec<_>>(), ["0.3", "0.7"]);
+    assert_eq!(losses[0].validation_loss_at_level.keys().collect::<Vec<_>>(), ["0.3", "0.7"]);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn validate_names_the_best_checkpoint_and_repeats_the_losses_of_training() {
 
     let (table, _) = succeeds(&["validate", run]);
     assert!(table.contains(&format!("best: step-{best:06}")), "{table}");
-    assert!(["σ 0.3", "σ 0.7"].iter().all(|column| table.contains(column)), "{table}");
+    assert!(["sigma 0.3", "sigma 0.7"].iter().all(|column| table.contains(column)), "{table}");
     let (json, _) = succeeds(&["validate", RUN.join("step-000020").to_str().unwrap(), "--json"]);
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(report["checkpoints"].as_array().unwrap().len(), 2);

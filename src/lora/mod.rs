@@ -202,7 +202,7 @@ impl Lora {
     }
 
     /// What diffusers calls the part of a pipeline that these layers belong to: `unet` or `transformer`.
-    fn component(&self) -> &'static str {
+    pub(crate) fn component(&self) -> &'static str {
         let unet = ["down_blocks.", "mid_block.", "up_blocks."];
         let is_unet = self.layers.iter().any(|layer| unet.iter().any(|start| layer.name.starts_with(start)));
         if is_unet { "unet" } else { "transformer" }

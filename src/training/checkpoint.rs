@@ -1,6 +1,7 @@
 //! A moment of a run on disk: everything that the next step depends on.
 //!
-//! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads), `optimizer.safetensors` and `state.json`. The
+//! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads) or, of a full run, `weights.safetensors` (the
+//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is a running mean, and `state.json`. The
 //! folder appears under its name only when it is complete, and older ones go only after that.
 
 use std::{
@@ -12,14 +13,16 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerConfig, optimizer::AdamW, resume::Origin};
+use super::{Mode, OptimizerConfig, optimizer::AdamW, resume::Origin};
 use crate::{
     error::{Error, Result},
-    lora::{Lora, LoraLayer, name_a, name_b},
+    nn::Parameters,
     weights::{TensorFile, read_json, write_tensors},
 };
 
 const ADAPTER: &str = "adapter.safetensors";
+const WEIGHTS: &str = "weights.safetensors";
+const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -32,6 +35,20 @@ pub struct State {
     pub origin: Origin,
     /// The version of kiln that wrote it.
     pub version: String,
+}
+
+/// What goes into a checkpoint beside its state.
+pub(super) struct Content<'a> {
+    /// What `trained` is.
+    pub mode: Mode,
+    /// An adapter or weights.
+    pub trained: BTreeMap<String, TensorData>,
+    /// Their running mean, if there is one.
+    pub averaged: Option<BTreeMap<String, TensorData>>,
+    /// Of both files.
+    pub metadata: BTreeMap<String, String>,
+    /// Its moments.
+    pub optimizer: &'a AdamW,
 }
 
 /// One `step-NNNNNN` folder.
@@ -81,9 +98,18 @@ impl Checkpoint {
         }
     }
 
-    /// The adapter's file.
-    pub fn adapter(&self) -> PathBuf {
-        self.folder.join(ADAPTER)
+    /// The file of what was trained or, if `averaged` is asked for and there is one, of its running mean.
+    pub fn trained(&self, mode: Mode, averaged: bool) -> PathBuf {
+        match (self.averaged().filter(|_| averaged), mode) {
+            (Some(path), _) => path,
+            (None, Mode::Lora) => self.folder.join(ADAPTER),
+            (None, Mode::Full) => self.folder.join(WEIGHTS),
+        }
+    }
+
+    /// The file of the running mean, if the run has one.
+    pub fn averaged(&self) -> Option<PathBuf> {
+        Some(self.folder.join(EMA)).filter(|path| path.is_file())
     }
 
     /// Its `state.json`.
@@ -94,20 +120,25 @@ impl Checkpoint {
         read_json(self.folder.join(STATE))
     }
 
-    /// The optimizer as it was, for the parameters of `lora`.
+    /// The optimizer as it was, for the same parameters.
     ///
     /// # Errors
-    /// Its file is broken or does not fit the adapter.
-    pub fn optimizer(&self, config: OptimizerConfig, lora: &mut Lora, device: &Device) -> Result<AdamW> {
+    /// Its file is broken or does not fit the parameters.
+    pub(super) fn optimizer(
+        &self,
+        config: OptimizerConfig,
+        parameters: &mut impl Parameters,
+        device: &Device,
+    ) -> Result<AdamW> {
         let file = TensorFile::open(self.folder.join(OPTIMIZER))?;
-        AdamW::restore(config, self.step, &file, lora, device)
+        AdamW::restore(config, self.step, &file, parameters, device)
     }
 
     /// Writes a checkpoint into the folder of a run.
     ///
     /// # Errors
     /// The disk refuses; what was there before is still there.
-    pub fn save(run: &Path, state: &State, lora: &Lora, optimizer: &AdamW) -> Result<Self> {
+    pub(super) fn save(run: &Path, state: &State, content: Content) -> Result<Self> {
         let folder = run.join(format!("step-{:06}", state.step));
         let partial = run.join(format!("step-{:06}.partial", state.step));
         let io = |path: &Path| {
@@ -116,8 +147,15 @@ impl Checkpoint {
         };
         remove(&partial)?;
         fs::create_dir_all(&partial).map_err(io(&partial))?;
-        write_tensors(partial.join(ADAPTER), &adapter_tensors(lora), &lora.metadata)?;
-        write_tensors(partial.join(OPTIMIZER), &optimizer.tensors(), &BTreeMap::new())?;
+        let name = match content.mode {
+            Mode::Lora => ADAPTER,
+            Mode::Full => WEIGHTS,
+        };
+        write_tensors(partial.join(name), &content.trained, &content.metadata)?;
+        if let Some(averaged) = content.averaged {
+            write_tensors(partial.join(EMA), &averaged, &content.metadata)?;
+        }
+        write_tensors(partial.join(OPTIMIZER), &content.optimizer.tensors(), &BTreeMap::new())?;
         let text = serde_json::to_string_pretty(state).expect("the state is text and numbers");
         fs::write(partial.join(STATE), text).map_err(io(&partial))?;
         for synced in [partial.join(STATE), partial.clone()] {
@@ -159,14 +197,4 @@ fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
         _ => Ok(()),
     }
-}
-
-/// The adapter bit for bit, its alpha beside each layer, under diffusers' names.
-fn adapter_tensors(lora: &Lora) -> BTreeMap<String, TensorData> {
-    let of = |layer: &LoraLayer| {
-        let name = format!("transformer.{}", layer.name);
-        let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
-        [(name_a(&name), layer.a.to_data()), (name_b(&name), layer.b.to_data()), (format!("{name}.alpha"), alpha)]
-    };
-    lora.layers.iter().flat_map(of).collect()
 }

@@ -92,7 +92,7 @@ impl Display for Dashboard {
     fn validation(&mut self, metrics: &ValidationMetrics) {
         let state = self.value("loss", "", metrics.validation_loss);
         self.renderer().update_valid(state);
-        for (sigma, loss) in &metrics.validation_loss_at_sigma {
+        for (sigma, loss) in &metrics.validation_loss_at_level {
             let state = self.value(&format!("loss at sigma {sigma}"), "", *loss);
             self.renderer().update_valid(state);
         }

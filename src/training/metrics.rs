@@ -57,16 +57,16 @@ pub struct ValidationMetrics {
     pub step: u64,
     /// Mean over all held-out samples and noise levels.
     pub validation_loss: f64,
-    /// Mean over the held-out samples, for each noise level.
-    pub validation_loss_at_sigma: BTreeMap<String, f64>,
+    /// Mean over the held-out samples, for each noise level: sigma, or the timestep.
+    pub validation_loss_at_level: BTreeMap<String, f64>,
 }
 
 impl ValidationMetrics {
     /// From the losses at each sigma, whose mean is the overall loss.
     pub fn new(step: u64, losses: &[(f64, f64)]) -> Self {
         let validation_loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64;
-        let validation_loss_at_sigma = losses.iter().map(|(sigma, loss)| (sigma.to_string(), *loss)).collect();
-        Self { step, validation_loss, validation_loss_at_sigma }
+        let validation_loss_at_level = losses.iter().map(|(sigma, loss)| (sigma.to_string(), *loss)).collect();
+        Self { step, validation_loss, validation_loss_at_level }
     }
 }
 
@@ -144,8 +144,8 @@ impl Metrics {
     pub fn validation(&mut self, metrics: &ValidationMetrics, display: &mut dyn Display) -> Result<()> {
         self.append(&Record::Validation(metrics.clone()))?;
         self.board.scalar("validation/loss", metrics.validation_loss, metrics.step);
-        for (sigma, loss) in &metrics.validation_loss_at_sigma {
-            self.board.scalar(&format!("validation/loss_at_sigma/{sigma}"), *loss, metrics.step);
+        for (sigma, loss) in &metrics.validation_loss_at_level {
+            self.board.scalar(&format!("validation/loss_at_level/{sigma}"), *loss, metrics.step);
         }
         display.validation(metrics);
         Ok(())

@@ -9,16 +9,23 @@ mod checkpoint;
 mod config;
 mod dashboard;
 mod display;
+mod ema;
+mod export;
+mod flux;
+mod grid;
 mod interval;
 mod metrics;
 pub mod objective;
 pub mod optimizer;
+mod prepare;
 mod report;
 mod resume;
 mod run;
 mod schedule;
+mod task;
 mod tensorboard;
 mod terminal;
+mod trained;
 mod validation;
 
 pub use checkpoint::Checkpoint;
@@ -27,10 +34,12 @@ pub use config::{
     OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
 };
 pub use display::{Display, Silent, Ui, open_display};
+pub use export::export;
 pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};
+pub use prepare::prepare;
 pub use report::{CheckpointScore, ValidationReport, validate};
 pub use resume::Origin;
-pub use run::{export, prepare, train};
+pub use run::train;
 pub use terminal::{LogWriter, stop_on_signals};
 
 /// The resolved configuration in a run folder.

@@ -11,15 +11,16 @@ use serde::Serialize;
 use super::{
     CONFIG, Silent, TrainConfig,
     checkpoint::Checkpoint,
+    grid::save_grid,
+    prepare::{Prepared, prepare_dataset},
     resume::Origin,
-    run::prepare_dataset,
-    validation::{Validator, save_grid},
+    task::{Job, Task, with_task},
+    trained::Trained,
+    validation::Validator,
 };
 use crate::{
     error::{Error, Result},
-    lora::{self, Lora},
     memory,
-    pipelines::FluxPipeline,
     rng::Seed,
 };
 
@@ -30,8 +31,8 @@ pub struct CheckpointScore {
     pub step: u64,
     /// The mean over all noise levels.
     pub loss: f64,
-    /// `(sigma, loss)`.
-    pub loss_at_sigma: Vec<(f64, f64)>,
+    /// `(noise level, loss)`.
+    pub loss_at_level: Vec<(f64, f64)>,
     /// The grid of samples, if there are prompts.
     pub samples: Option<PathBuf>,
 }
@@ -39,6 +40,8 @@ pub struct CheckpointScore {
 /// What validating a run or a checkpoint found: the base model first, then the checkpoints from old to new.
 #[derive(Clone, Debug, Serialize)]
 pub struct ValidationReport {
+    /// What a noise level is called: `sigma` or `timestep`.
+    pub level: &'static str,
     /// A row for each.
     pub checkpoints: Vec<CheckpointScore>,
     /// The step with the lowest held-out loss; 0 if no checkpoint is better than the base model.
@@ -49,25 +52,26 @@ pub struct ValidationReport {
 
 impl ValidationReport {
     /// The report of these scores.
-    fn new(checkpoints: Vec<CheckpointScore>, memory_mib: [f64; 2]) -> Self {
+    fn new(level: &'static str, checkpoints: Vec<CheckpointScore>, memory_mib: [f64; 2]) -> Self {
         let measured = checkpoints.iter().filter(|score| score.loss.is_finite());
         let best = measured.min_by(|a, b| a.loss.total_cmp(&b.loss)).map(|score| score.step);
-        Self { checkpoints, best_step: best, memory_mib }
+        Self { level, checkpoints, best_step: best, memory_mib }
     }
 }
 
 impl fmt::Display for ValidationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sigmas = self.checkpoints.first().map(|score| score.loss_at_sigma.as_slice()).unwrap_or_default();
+        let levels = self.checkpoints.first().map(|score| score.loss_at_level.as_slice()).unwrap_or_default();
+        let width = self.level.len() + 4;
         write!(f, "{:>8}  {:>8}", "step", "loss")?;
-        sigmas.iter().try_for_each(|(sigma, _)| write!(f, "  {:>8}", format!("σ {sigma}")))?;
+        levels.iter().try_for_each(|(level, _)| write!(f, "  {:>width$}", format!("{} {level}", self.level)))?;
         for score in &self.checkpoints {
             write!(f, "\n{:>8}", score.step)?;
             match score.loss.is_finite() {
                 true => write!(f, "  {:>8.5}", score.loss)?,
                 false => write!(f, "  {:>8}", "-")?,
             }
-            score.loss_at_sigma.iter().try_for_each(|(_, loss)| write!(f, "  {loss:>8.5}"))?;
+            score.loss_at_level.iter().try_for_each(|(_, loss)| write!(f, "  {loss:>width$.5}"))?;
             if let Some(path) = &score.samples {
                 write!(f, "  {}", path.display())?;
             }
@@ -81,40 +85,59 @@ impl fmt::Display for ValidationReport {
     }
 }
 
-/// Measures a checkpoint, or all of a run, with the run's own configuration. The base weights are loaded once.
+/// Measures a checkpoint, or all of a run, with the run's own configuration; where a run keeps running means, these. The base
+/// weights are loaded once.
 ///
 /// # Errors
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
 pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::resolve(path)?;
     let config = TrainConfig::load(run.join(CONFIG), &[])?;
-    let (model, dataset) = prepare_dataset(&config, device, &mut Silent)?;
-    if dataset.held_out(Seed(config.run.seed)).is_empty() && config.validation.prompts.is_empty() {
-        let problem = "no picture was held out, and there are no prompts to generate: there is nothing to validate";
-        return Err(Error::setting("data.validation_split", problem).hint(
-            "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's config.toml",
-        ));
+    let prepared = prepare_dataset(&config, device, &mut Silent)?;
+    with_task(&config, &prepared, device, Scoring { config: &config, prepared: &prepared, run: &run, checkpoints })
+}
+
+/// A validation that waits for its task.
+struct Scoring<'a> {
+    config: &'a TrainConfig,
+    prepared: &'a Prepared,
+    run: &'a Path,
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl Job for Scoring<'_> {
+    type Output = ValidationReport;
+
+    fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
+        let Self { config, prepared, run, checkpoints } = self;
+        let device = task.device().clone();
+        let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
+        checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, config))?;
+        let validator = Validator::new(Seed(config.run.seed), &prepared.dataset);
+        let before = memory::usage(&device).resident_mib();
+        let score = |step, losses: Vec<(f64, f64)>, samples| {
+            let loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64;
+            CheckpointScore { step, loss, loss_at_level: losses, samples }
+        };
+        let mut scores = vec![score(0, validator.losses(&task)?, None)];
+        for checkpoint in checkpoints {
+            tracing::info!("validating {}", checkpoint.folder.display());
+            let trained = Trained::read(config, &checkpoint, true, task.model_mut(), &device)?;
+            let path = checkpoint.trained(config.training.mode, true);
+            trained.attach(task.model_mut()).map_err(|e| e.at(&path))?;
+            let losses = validator.losses(&task)?;
+            let samples = task.grid(true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;
+            if losses.is_empty() && samples.is_none() {
+                let problem =
+                    "no picture was held out, and there are no prompts to generate: there is nothing to validate";
+                return Err(Error::setting("data.validation_split", problem).hint(
+                    "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's \
+                     config.toml",
+                ));
+            }
+            scores.push(score(checkpoint.step, losses, samples));
+        }
+        memory::release(&device);
+        Ok(ValidationReport::new(T::LEVEL, scores, [before, memory::usage(&device).resident_mib()]))
     }
-    let origin = Origin::of(&model, &dataset)?;
-    checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, &config))?;
-    let mut pipeline = FluxPipeline::open(&model, device, config.model.dtype.into())?;
-    let mut validator = Validator::new(&config, &dataset, &pipeline)?;
-    let before = memory::usage(device).resident_mib();
-    let score = |step, losses: Vec<(f64, f64)>, samples| {
-        let loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64;
-        CheckpointScore { step, loss, loss_at_sigma: losses, samples }
-    };
-    let mut scores = vec![score(0, validator.losses(&pipeline)?, None)];
-    for checkpoint in checkpoints {
-        tracing::info!("validating {}", checkpoint.folder.display());
-        lora::detach_all(&mut pipeline.transformer);
-        let adapter = checkpoint.adapter();
-        Lora::read(&adapter)?.attach(&mut pipeline.transformer, 1.0).map_err(|e| e.at(&adapter))?;
-        let losses = validator.losses(&pipeline)?;
-        let samples =
-            validator.grid(&pipeline, true)?.map(|grid| save_grid(&run, checkpoint.step, &grid)).transpose()?;
-        scores.push(score(checkpoint.step, losses, samples));
-    }
-    memory::release(device);
-    Ok(ValidationReport::new(scores, [before, memory::usage(device).resident_mib()]))
 }

@@ -18,17 +18,17 @@ use crate::{
 pub struct Origin {
     /// Pictures, captions, and what encoded them.
     pub dataset: String,
-    /// Transformer and noise schedule.
+    /// Denoiser and noise schedule.
     pub base_model: String,
 }
 
 impl Origin {
-    /// Of a model folder and a dataset.
+    /// Of these `parts` of a model folder and a dataset.
     ///
     /// # Errors
     /// The model cannot be read.
-    pub fn of(model: &Path, dataset: &LatentDataset) -> Result<Self> {
-        let base_model = data::fingerprint(&[model.join("transformer"), model.join("scheduler")], "")?;
+    pub fn of(model: &Path, parts: [&str; 2], dataset: &LatentDataset) -> Result<Self> {
+        let base_model = data::fingerprint(&parts.map(|part| model.join(part)), "")?;
         Ok(Self { dataset: dataset.fingerprint(), base_model })
     }
 

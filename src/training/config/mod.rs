@@ -118,6 +118,9 @@ pub struct LoopConfig {
     /// Batches whose gradients are averaged into one step: the effective batch is `data.batch_size` times this, at the
     /// memory of one batch. Default 1. Raise it when the loss is too noisy and a larger batch does not fit.
     pub gradient_accumulation: u64,
+    /// Decay of a running mean over what is trained, such as 0.9999; default 0, none. With one, validation and export show the
+    /// mean, which is smoother; it ramps up from the start, and costs the memory of the trained numbers once more.
+    pub ema_decay: f64,
     /// What is kept of the forward pass. Default `blockwise`: the input of each block only, computed again while going
     /// back, so that peak memory is one block. `full` keeps everything: faster where it fits.
     pub activations: Activations,
@@ -165,6 +168,7 @@ impl Default for LoopConfig {
             mode: Mode::Lora,
             max_steps: 1000,
             gradient_accumulation: 1,
+            ema_decay: 0.0,
             activations: Activations::Blockwise,
             log_every: 10,
         }
@@ -218,6 +222,7 @@ impl TrainConfig {
             (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub"),
             (training.max_steps > 0, "training.max_steps", "must be at least 1"),
             (training.gradient_accumulation > 0, "training.gradient_accumulation", "must be at least 1"),
+            ((0.0..1.0).contains(&training.ema_decay), "training.ema_decay", "must be at least 0 and below 1"),
             (training.log_every > 0, "training.log_every", "must be at least 1"),
             (
                 self.schedule.warmup_steps < training.max_steps.max(1),

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{ObjectiveConfig, Sampling, Shift, Weighting};
+use super::Example;
 use crate::{
     models::{
         flux::{FluxConfig, FluxInputs, pack},
@@ -15,6 +15,7 @@ use crate::{
         FlowMatchEuler,
         flow_match::{add_noise, shift_sigma, velocity},
     },
+    training::{ObjectiveConfig, Sampling, Shift, Weighting},
 };
 
 /// Draws what a flow-matching loss needs and computes it.
@@ -24,17 +25,6 @@ pub struct FlowMatching {
     pub config: ObjectiveConfig,
     /// For the shift that depends on the resolution.
     pub scheduler: FlowMatchEuler,
-}
-
-/// One batch, ready for the model.
-#[derive(Clone, Debug)]
-pub struct Example {
-    /// What the model is called with.
-    pub inputs: FluxInputs,
-    /// What it should predict, `[B, 1, L, 4·C]`, f32.
-    pub target: Tensor<4>,
-    /// How much each sample counts, `[B]`, f32.
-    pub weight: Tensor<1>,
 }
 
 impl FlowMatching {
@@ -71,7 +61,7 @@ impl FlowMatching {
         noise: Tensor<4>,
         sigma: &[f32],
         dtype: FloatDType,
-    ) -> Example {
+    ) -> Example<FluxInputs> {
         let [batch, _, height, width] = latents.dims();
         let device = latents.device();
         let levels = Tensor::<1>::from_floats(sigma, &device);
@@ -97,17 +87,6 @@ impl FlowMatching {
             Weighting::SigmaSqrt => sigma.powi(-2),
             Weighting::Cosmap => 2.0 / (PI * (1.0 - 2.0 * sigma + 2.0 * sigma * sigma)),
         }
-    }
-}
-
-impl Example {
-    /// The weighted mean squared error of `prediction`, in f32: a scalar `[1]`.
-    pub fn loss(&self, prediction: Tensor<4>) -> Tensor<1> {
-        use crate::kernels::lift;
-        let difference = prediction.cast(FloatDType::F32);
-        let target = lift(self.target.clone(), &difference);
-        let weight = lift(self.weight.clone(), &difference).reshape([-1, 1, 1, 1]);
-        ((difference - target).square() * weight).mean()
     }
 }
 

@@ -1,0 +1,80 @@
+//! A running mean of the trained numbers.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+
+use crate::nn::Parameters;
+
+/// An exponential moving average of parameters, with the ramp of diffusers' `EMAModel`: update `n`, counted from 0, keeps
+/// `min(decay, (1 + n) / (10 + n))` of the mean; the first copies the parameters.
+#[derive(Clone, Debug)]
+pub struct Ema {
+    decay: f64,
+    updates: u64,
+    means: BTreeMap<String, Tensor<1>>,
+}
+
+impl Ema {
+    /// Empty means, which keep up to `decay` (such as 0.9999) of themselves a step.
+    pub fn new(decay: f64) -> Self {
+        Self { decay, updates: 0, means: BTreeMap::new() }
+    }
+
+    /// Goes on from `means` after so many updates.
+    pub fn restore(decay: f64, updates: u64, means: BTreeMap<String, Tensor<1>>) -> Self {
+        Self { decay, updates, means }
+    }
+
+    /// Takes in the parameters as they are after a step.
+    pub fn update(&mut self, parameters: &mut impl Parameters) {
+        let n = self.updates as f64;
+        self.updates += 1;
+        let keep = if n == 0.0 { 0.0 } else { self.decay.min((1.0 + n) / (10.0 + n)) };
+        parameters.parameters("", &mut |name, parameter| {
+            let value = parameter.flat();
+            let mean = match self.means.remove(name) {
+                Some(mean) if keep > 0.0 => mean.clone() + (value - mean) * (1.0 - keep),
+                _ => value,
+            };
+            self.means.insert(name.into(), mean);
+        });
+    }
+
+    /// The means by the names of the parameters, each as one row.
+    pub fn means(&self) -> &BTreeMap<String, Tensor<1>> {
+        &self.means
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::nn::Parameter;
+
+    struct One(Tensor<1>);
+
+    impl Parameters for One {
+        fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+            visit("x", Parameter::Vector(&mut self.0));
+        }
+    }
+
+    #[test]
+    fn the_decay_ramps_up_from_a_copy() {
+        let mut ema = Ema::new(0.25);
+        let mut mean = |value: f32| {
+            ema.update(&mut One(Tensor::from_floats([value], &Device::flex())));
+            ema.means()["x"].clone().into_scalar::<f32>()
+        };
+        assert_eq!(mean(4.0), 4.0);
+        // (1 + 1) / (10 + 1) of 4, the rest of 0.
+        assert!((mean(0.0) - 4.0 * 2.0 / 11.0).abs() < 1e-6);
+        // 3 / 12 is the most that is kept here.
+        let before = 4.0 * 2.0 / 11.0;
+        assert!((mean(0.0) - before * 0.25).abs() < 1e-6);
+        assert!((mean(0.0) - before * 0.0625).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,116 @@
+//! Training an adapter on FLUX.1.
+
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
+
+use super::{
+    TrainConfig, ValidationConfig,
+    grid::arrange,
+    objective::{Example, FlowMatching},
+    task::{Noised, Task},
+};
+use crate::{
+    data::{Batch, LatentDataset},
+    error::Result,
+    lora,
+    models::{
+        flux::{FluxInputs, FluxTransformer},
+        text::PromptEmbeds,
+        vae::Moments,
+    },
+    pipelines::{FluxPipeline, Request},
+    rng::Seed,
+};
+
+/// A FLUX.1 pipeline and the flow-matching objective.
+pub(super) struct FluxTask {
+    pipeline: FluxPipeline,
+    objective: FlowMatching,
+    validation: ValidationConfig,
+    job: Option<Request>,
+    without_adapter: Vec<RgbImage>,
+}
+
+impl FluxTask {
+    /// # Errors
+    /// The pictures' size does not suit the model, or a prompt was not prepared.
+    pub fn new(config: &TrainConfig, dataset: &LatentDataset, pipeline: FluxPipeline) -> Result<Self> {
+        let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
+        let validation = config.validation.clone();
+        let job = job(&validation, dataset, &pipeline)?;
+        Ok(Self { pipeline, objective, validation, job, without_adapter: Vec::new() })
+    }
+}
+
+impl Task for FluxTask {
+    type Model = FluxTransformer;
+
+    const PARTS: [&'static str; 2] = ["transformer", "scheduler"];
+
+    const LEVEL: &'static str = "sigma";
+
+    fn model(&self) -> &FluxTransformer {
+        &self.pipeline.transformer
+    }
+
+    fn model_mut(&mut self) -> &mut FluxTransformer {
+        &mut self.pipeline.transformer
+    }
+
+    fn device(&self) -> &Device {
+        self.pipeline.device()
+    }
+
+    fn draw_level(&self, seed: Seed, step: u64, sample: u64, [_, _, height, width]: [usize; 4]) -> f64 {
+        f64::from(self.objective.draw_sigma(seed, step, sample, (height / 2) * (width / 2)))
+    }
+
+    fn example(&self, batch: Batch, noised: Noised) -> Example<FluxInputs> {
+        let latents = noised.latents(&Moments::from_tensor(batch.moments));
+        let latents = self.pipeline.vae.latent_scale().normalize(latents);
+        let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
+        let sigmas: Vec<f32> = noised.levels.iter().map(|&sigma| sigma as f32).collect();
+        let config = &self.pipeline.transformer.config;
+        self.objective.example(config, latents, text, noised.noise, &sigmas, self.pipeline.dtype())
+    }
+
+    fn levels(&self) -> &[f64] {
+        &self.validation.sigmas
+    }
+
+    /// The configured prompts and seeds, made in one batch: a row for each prompt, and for each seed the picture without the
+    /// adapter beside the one with it. An adapter that is not trained yet changes nothing, so nothing is made twice.
+    fn grid(&mut self, trained: bool) -> Result<Option<RgbImage>> {
+        let Some(job) = &self.job else { return Ok(None) };
+        if self.without_adapter.is_empty() {
+            let mut base = self.pipeline.transformer.clone();
+            lora::detach_all(&mut base);
+            self.without_adapter = pictures(&self.pipeline.with_transformer(base), job)?;
+        }
+        let with_adapter = if trained { pictures(&self.pipeline, job)? } else { self.without_adapter.clone() };
+        let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
+        Ok(Some(arrange(&pairs.collect::<Vec<_>>(), 2 * self.validation.seeds.len())))
+    }
+}
+
+/// All prompts and seeds as one batch, seeds running fastest.
+fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeline) -> Result<Option<Request>> {
+    if config.prompts.is_empty() {
+        return Ok(None);
+    }
+    pipeline.check_size(config.width, config.height)?;
+    let pairs = config.prompts.iter().flat_map(|prompt| config.seeds.iter().map(move |seed| (prompt.as_str(), *seed)));
+    let (prompts, seeds): (Vec<_>, Vec<_>) = pairs.unzip();
+    let noise = seeds.into_iter().map(|seed| pipeline.start_noise(seed, config.width, config.height));
+    Ok(Some(Request {
+        text: dataset.embeds(&prompts, pipeline.device())?,
+        noise: Tensor::cat(noise.collect(), 0),
+        steps: config.steps,
+        guidance: config.guidance,
+        negative: None,
+    }))
+}
+
+fn pictures(pipeline: &FluxPipeline, job: &Request) -> Result<Vec<RgbImage>> {
+    pipeline.decode(pipeline.generate(job, |_, _| ()))
+}

@@ -1,0 +1,44 @@
+//! From a configuration to a model folder and an encoded dataset.
+
+use std::{cell::RefCell, path::PathBuf};
+
+use burn::tensor::Device;
+
+use super::{Display, TrainConfig};
+use crate::{
+    data::{self, Encoders, LatentDataset},
+    error::Result,
+    hub,
+    memory::Stage,
+    pipelines::FluxEncoders,
+};
+
+/// What a run needs before its model is loaded.
+pub(super) struct Prepared {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// All samples, encoded.
+    pub dataset: LatentDataset,
+}
+
+/// Checks and encodes what the cache lacks.
+pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
+    let model = hub::resolve(&config.model.path)?;
+    let _stage = Stage::enter("prepare", device);
+    let mut encoders = FluxEncoders::open(&model, device, config.model.dtype.into())?;
+    let display = RefCell::new(display);
+    let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
+    let mut prompts = config.validation.prompts.clone();
+    prompts.push(String::new()); // what a dropped caption becomes
+    let dataset = data::prepare(&config.data, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+    Ok(Prepared { model, dataset })
+}
+
+/// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.
+///
+/// # Errors
+/// Pictures, captions, settings or the model are wrong, or the disk refuses.
+pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
+    prepare_dataset(config, device, display)?;
+    Ok(config.data.cache_folder())
+}

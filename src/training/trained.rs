@@ -1,0 +1,224 @@
+//! What a run changes: an adapter, or the model itself.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::{Mode, TrainConfig, backward::Gradients, checkpoint::Checkpoint, optimizer::AdamW};
+use crate::{
+    error::{Error, Result},
+    lora::{self, Lora},
+    models::Segmented,
+    nn::{Dropout, Linears, Parameter, Parameters},
+    rng::Seed,
+    weights::TensorFile,
+};
+
+/// The numbers that are trained, and how they get onto the model.
+pub(super) enum Trained {
+    /// Beside the model, and attached to it.
+    Lora(Lora),
+    /// The model's own.
+    Full,
+}
+
+impl Trained {
+    /// Untrained numbers for `model`.
+    ///
+    /// # Errors
+    /// A LoRA target matches no layer, or this kind of model is trained by adapters only.
+    pub fn new(config: &TrainConfig, model: &mut impl Segmented) -> Result<Self> {
+        match config.training.mode {
+            Mode::Lora => Ok(Self::Lora(Lora::init(&config.lora, Seed(config.run.seed), model)?)),
+            Mode::Full => {
+                let mut count = 0;
+                model.parameters("", &mut |_, _| count += 1);
+                if count == 0 {
+                    return Err(Error::setting("training.mode", "`full` is not for this kind of model")
+                        .hint("use `lora`: only the UNet of Stable Diffusion is trained whole"));
+                }
+                Ok(Self::Full)
+            }
+        }
+    }
+
+    /// The numbers of a checkpoint, on `device`, with those of the running mean if `averaged` is asked for and there is one.
+    /// For a full run they go into `model`.
+    ///
+    /// # Errors
+    /// A file is missing or broken, or does not fit the model.
+    pub fn read(
+        config: &TrainConfig,
+        checkpoint: &Checkpoint,
+        averaged: bool,
+        model: &mut impl Segmented,
+        device: &Device,
+    ) -> Result<Self> {
+        let path = checkpoint.trained(config.training.mode, averaged);
+        match config.training.mode {
+            Mode::Lora => {
+                let mut lora = Lora::read(path)?;
+                for layer in &mut lora.layers {
+                    layer.a = layer.a.clone().to_device(device);
+                    layer.b = layer.b.clone().to_device(device);
+                    // Exactly as configured; the file holds 32 bits of it.
+                    layer.alpha = config.lora.alpha();
+                }
+                Ok(Self::Lora(lora))
+            }
+            Mode::Full => {
+                let means = read_flat(&TensorFile::open(path)?, model, device)?;
+                assign(model, &means);
+                Ok(Self::Full)
+            }
+        }
+    }
+
+    /// The running means of a checkpoint by the names of the parameters, each as one row; `None` if it has none.
+    ///
+    /// # Errors
+    /// Their file is broken or does not fit.
+    pub fn means(
+        &self,
+        checkpoint: &Checkpoint,
+        model: &mut impl Segmented,
+        device: &Device,
+    ) -> Result<Option<BTreeMap<String, Tensor<1>>>> {
+        let Some(path) = checkpoint.averaged() else { return Ok(None) };
+        Ok(Some(match self {
+            Self::Full => read_flat(&TensorFile::open(path)?, model, device)?,
+            Self::Lora(_) => {
+                let mut means = BTreeMap::new();
+                let mut lora = Lora::read(path)?;
+                Parameters::parameters(&mut lora, "", &mut |name, parameter| {
+                    means.insert(name.to_string(), parameter.flat().to_device(device));
+                });
+                means
+            }
+        }))
+    }
+
+    /// Puts the numbers onto the model, instead of those that were on it.
+    ///
+    /// # Errors
+    /// The adapter is for another model.
+    pub fn attach(&self, model: &mut impl Segmented) -> Result<()> {
+        match self {
+            Self::Lora(lora) => {
+                lora::detach_all(model);
+                lora.attach(model, 1.0)
+            }
+            Self::Full => Ok(()),
+        }
+    }
+
+    /// One step of the optimizer.
+    ///
+    /// # Errors
+    /// None that a step before did not have.
+    pub fn step(
+        &mut self,
+        model: &mut impl Segmented,
+        optimizer: &mut AdamW,
+        learning_rate: f64,
+        gradients: Gradients,
+    ) -> Result<()> {
+        match self {
+            Self::Lora(lora) => {
+                optimizer.step(learning_rate, lora, gradients);
+                self.attach(model)
+            }
+            Self::Full => {
+                optimizer.step(learning_rate, model, gradients);
+                Ok(())
+            }
+        }
+    }
+
+    /// Calls `visit` with every trained tensor.
+    pub fn parameters(&mut self, model: &mut impl Segmented, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        match self {
+            Self::Lora(lora) => Parameters::parameters(lora, "", visit),
+            Self::Full => model.parameters("", visit),
+        }
+    }
+
+    /// All trained tensors for a file, bit for bit: an adapter under diffusers' names with the alpha of each layer, weights under
+    /// the model's. Where `means` has a tensor, its numbers are taken instead.
+    pub fn tensors(
+        &mut self,
+        model: &mut impl Segmented,
+        means: Option<&BTreeMap<String, Tensor<1>>>,
+    ) -> BTreeMap<String, TensorData> {
+        let mut tensors = BTreeMap::new();
+        self.parameters(model, &mut |name, parameter| {
+            let mut data = means.and_then(|means| means.get(name)).cloned().unwrap_or(parameter.flat()).into_data();
+            data.shape = parameter.shape().into();
+            tensors.insert(name.to_string(), data);
+        });
+        let Self::Lora(lora) = self else { return tensors };
+        let component = lora.component();
+        let mut named: BTreeMap<_, _> =
+            tensors.into_iter().map(|(name, data)| (format!("{component}.{name}"), data)).collect();
+        for layer in &lora.layers {
+            let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
+            named.insert(format!("{component}.{}.alpha", layer.name), alpha);
+        }
+        named
+    }
+
+    /// Turns on dropout in the adapters, for the samples from `first_sample` on.
+    pub fn drop_out(&self, config: &TrainConfig, step: u64, first_sample: u64, model: &mut impl Segmented) {
+        let (probability, seed) = (config.lora.dropout, Seed(config.run.seed));
+        if probability == 0.0 || matches!(self, Self::Full) {
+            return;
+        }
+        model.linears("", &mut |name, layer| {
+            for adapter in &mut layer.adapters {
+                adapter.dropout = Some(Dropout { probability, seed: seed.derive(name), step, first_sample });
+            }
+        });
+    }
+}
+
+/// The trained numbers of a run as one thing with names.
+pub(super) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
+
+impl<M: Segmented> Parameters for Both<'_, M> {
+    fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        self.0.parameters(self.1, visit);
+    }
+}
+
+/// Sets each parameter that `values` names, to one row of numbers.
+pub(super) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
+    parameters.parameters("", &mut |name, parameter| {
+        if let Some(value) = values.get(name) {
+            parameter.update(|_| value.clone());
+        }
+    });
+}
+
+/// The tensors of a file by the names of `parameters`, each as one row.
+///
+/// # Errors
+/// One is missing or has another shape.
+fn read_flat(
+    file: &TensorFile,
+    parameters: &mut impl Parameters,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor<1>>> {
+    let mut wanted = Vec::new();
+    parameters.parameters("", &mut |name, parameter| wanted.push((name.to_string(), parameter.shape())));
+    let read = |(name, shape): (String, Vec<usize>)| {
+        let data = file.read_f32(&name)?;
+        if data.shape.as_slice() != shape {
+            let problem = format!("tensor `{name}` has shape {:?}, expected {shape:?}", data.shape.as_slice());
+            return Err(Error::file(file.path(), problem));
+        }
+        let count = shape.iter().product::<usize>();
+        let data = TensorData::new(data.into_vec::<f32>().expect("read as f32"), [count]);
+        Ok((name, Tensor::from_data(data, device)))
+    };
+    wanted.into_iter().map(read).collect()
+}
