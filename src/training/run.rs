@@ -28,7 +28,7 @@ use crate::{
     memory::Stage,
     models::{Segmented, flux::draw_noise, text::PromptEmbeds, vae::Moments},
     nn::{Dropout, Linears},
-    pipelines::{FluxEncoders, FluxPipeline},
+    pipelines::{FluxPipeline, ModelEncoders},
     rng::{Purpose, Seed},
     weights::replace,
 };
@@ -44,7 +44,7 @@ pub(super) fn prepare_dataset(
 ) -> Result<(PathBuf, LatentDataset)> {
     let model = hub::resolve(&config.model.path)?;
     let _stage = Stage::enter("prepare", device);
-    let mut encoders = FluxEncoders::open(&model, device, config.model.dtype.into())?;
+    let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let mut prompts = config.validation.prompts.clone();
