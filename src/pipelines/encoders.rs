@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
 
+use super::ModelKind;
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
@@ -18,8 +19,8 @@ use crate::{
     weights::read_json,
 };
 
-/// Tokenizers, text encoders and VAE of a FLUX.1 folder.
-pub struct FluxEncoders {
+/// Tokenizers, text encoders and VAE of a model folder of any kind. Only FLUX.1 has a second tokenizer and text encoder.
+pub struct ModelEncoders {
     model: PathBuf,
     device: Device,
     dtype: FloatDType,
@@ -32,8 +33,12 @@ pub struct FluxEncoders {
 /// T5 tokens of FLUX.1-dev, and of the models without guidance (schnell).
 const T5_TOKENS: [usize; 2] = [512, 256];
 
-/// How many T5 tokens a prompt of this model has: its tokenizer's own limit, up to what it was trained with.
+/// How many T5 tokens a prompt of this model has: its tokenizer's own limit, up to what it was trained with. None, if the
+/// model is of a kind without T5.
 fn t5_tokens(model: &Path) -> Result<usize> {
+    if ModelKind::of(model)? != ModelKind::Flux {
+        return Ok(0);
+    }
     #[derive(Deserialize)]
     struct TokenizerConfig {
         model_max_length: Option<f64>, // "no limit" is written as 1e30
@@ -44,7 +49,7 @@ fn t5_tokens(model: &Path) -> Result<usize> {
     Ok(tokenizer.model_max_length.map_or(trained, |own| trained.min(own as usize)))
 }
 
-impl FluxEncoders {
+impl ModelEncoders {
     /// Reads the tokenizers; nothing else is loaded yet. `dtype` is that of the text encoders;
     /// the VAE is always f32.
     ///
@@ -84,7 +89,7 @@ impl FluxEncoders {
     }
 }
 
-impl Encoders for FluxEncoders {
+impl Encoders for ModelEncoders {
     fn vae_fingerprint(&self) -> Result<String> {
         fingerprint(&[self.model.join("vae")], "F32")
     }

@@ -8,7 +8,7 @@ use std::{
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use super::{
-    encoders::FluxEncoders,
+    encoders::ModelEncoders,
     flux::{FluxPipeline, Request},
 };
 use crate::{
@@ -119,7 +119,7 @@ fn encode(
     device: &Device,
     dtype: FloatDType,
 ) -> Result<(PromptEmbeds, Option<(PromptEmbeds, f64)>)> {
-    let mut encoders = FluxEncoders::open(model, device, dtype)?;
+    let mut encoders = ModelEncoders::open(model, device, dtype)?;
     let ids = match &request.prompt_ids {
         Some(path) => {
             let ids = read_ids(path)?;

@@ -3,7 +3,9 @@
 mod encoders;
 mod flux;
 mod generate;
+mod kind;
 
-pub use encoders::FluxEncoders;
+pub use encoders::ModelEncoders;
 pub use flux::{FluxPipeline, Request};
 pub use generate::{GenerateRequest, generate};
+pub use kind::ModelKind;

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     hub,
     memory::Stage,
-    pipelines::FluxEncoders,
+    pipelines::ModelEncoders,
 };
 
 /// What a run needs before its model is loaded.
@@ -25,7 +25,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
     let model = hub::resolve(&config.model.path)?;
     let _stage = Stage::enter("prepare", device);
-    let mut encoders = FluxEncoders::open(&model, device, config.model.dtype.into())?;
+    let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let mut prompts = config.validation.prompts.clone();
