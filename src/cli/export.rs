@@ -7,26 +7,32 @@ use burn::tensor::FloatDType;
 use clap::ValueEnum;
 
 use super::print;
-use crate::{lora, training};
+use crate::{
+    lora,
+    training::{self, ExportOptions},
+};
 
-/// Writes a trained LoRA as a file that other programs load
+/// Writes what a run trained for other programs: a LoRA as a file, a fully trained model as a folder
 ///
-/// The scale is folded into the weights (alpha equals rank), and the file is read back and compared before success is
-/// reported.
+/// A LoRA's scale is folded into the weights (alpha equals rank). A model folder has the layout of diffusers. What was written
+/// is read back and compared before success is reported.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run folder (its last checkpoint), or one of its checkpoints `step-NNNNNN`
     #[arg(value_name = "RUN|CHECKPOINT")]
     path: PathBuf,
-    /// The file to write (.safetensors)
-    #[arg(long, value_name = "FILE")]
+    /// The file to write (.safetensors) or, of a full run, the folder
+    #[arg(long, value_name = "FILE|DIR")]
     output: PathBuf,
-    /// Whose names the tensors get
-    #[arg(long, value_enum, default_value = "diffusers")]
-    format: lora::Format,
+    /// Whose names the tensors of a LoRA get [default: diffusers]
+    #[arg(long, value_enum)]
+    format: Option<lora::Format>,
     /// Number format of the tensors; bf16 and f16 halve the file and round the weights
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
+    /// The trained numbers themselves, where the run also has their running mean (`training.ema_decay`)
+    #[arg(long)]
+    raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -42,6 +48,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         Dtype::Bf16 => FloatDType::BF16,
         Dtype::F16 => FloatDType::F16,
     };
-    training::export(&args.path, &args.output, args.format, dtype)?;
+    let options = ExportOptions { format: args.format, dtype, raw: args.raw };
+    training::export(&args.path, &args.output, options)?;
     print(args.output.display())
 }

@@ -98,6 +98,11 @@ impl Checkpoint {
         }
     }
 
+    /// What the run trained.
+    pub fn mode(&self) -> Mode {
+        if self.folder.join(WEIGHTS).is_file() { Mode::Full } else { Mode::Lora }
+    }
+
     /// The file of what was trained or, if `averaged` is asked for and there is one, of its running mean.
     pub fn trained(&self, mode: Mode, averaged: bool) -> PathBuf {
         match (self.averaged().filter(|_| averaged), mode) {

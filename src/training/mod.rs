@@ -1,7 +1,7 @@
 //! The training loop and what surrounds it.
 //!
 //! A run folder `checkpoints/NAME/` holds `config.toml` (every value, resolved), `metrics.jsonl`, `tensorboard/`, `samples/`,
-//! checkpoints `step-NNNNNN/`, and at the end `NAME.safetensors`, the LoRA for other programs.
+//! checkpoints `step-NNNNNN/`, and at the end what other programs load: `NAME.safetensors`, a LoRA, or `NAME/`, a model folder.
 
 pub mod backward;
 mod bars;
@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod dashboard;
 mod display;
+mod edit;
 mod ema;
 mod export;
 mod flux;
@@ -30,11 +31,12 @@ mod validation;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, Dtype, LoopConfig, Mode, ModelConfig, ObjectiveConfig, OptimizerConfig,
+    Activations, CheckpointConfig, Dtype, EditConfig, LoopConfig, Mode, ModelConfig, ObjectiveConfig, OptimizerConfig,
     OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
 };
 pub use display::{Display, Silent, Ui, open_display};
-pub use export::export;
+pub use ema::Ema;
+pub use export::{ExportOptions, export};
 pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};
 pub use prepare::prepare;
 pub use report::{CheckpointScore, ValidationReport, validate};

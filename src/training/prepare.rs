@@ -6,17 +6,19 @@ use burn::tensor::Device;
 
 use super::{Display, TrainConfig};
 use crate::{
-    data::{self, Encoders, LatentDataset},
+    data::{self, DatasetKind, Encoders, LatentDataset},
     error::Result,
     hub,
     memory::Stage,
-    pipelines::ModelEncoders,
+    pipelines::{ModelEncoders, ModelKind},
 };
 
 /// What a run needs before its model is loaded.
 pub(super) struct Prepared {
     /// The model's folder.
     pub model: PathBuf,
+    /// What it holds.
+    pub kind: ModelKind,
     /// All samples, encoded.
     pub dataset: LatentDataset,
 }
@@ -24,14 +26,19 @@ pub(super) struct Prepared {
 /// Checks and encodes what the cache lacks.
 pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
     let model = hub::resolve(&config.model.path)?;
+    let kind = ModelKind::of(&model)?;
     let _stage = Stage::enter("prepare", device);
     let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let mut prompts = config.validation.prompts.clone();
     prompts.push(String::new()); // what a dropped caption becomes
-    let dataset = data::prepare(&config.data, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
-    Ok(Prepared { model, dataset })
+    let of = match kind {
+        ModelKind::Flux => DatasetKind::Captions,
+        ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => DatasetKind::Edits,
+    };
+    let dataset = data::prepare(&config.data, of, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+    Ok(Prepared { model, kind, dataset })
 }
 
 /// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.

@@ -10,11 +10,11 @@ use std::{
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
-    Activations, CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
+    Activations, CONFIG, Display, Metrics, Mode, Record, TrainConfig, ValidationMetrics,
     backward::{self, Gradients, backward},
     checkpoint::{Checkpoint, Content, State},
     ema::Ema,
-    export::export,
+    export::{ExportOptions, export},
     grid::save_grid,
     interval::{Interval, Outcome},
     optimizer::{AdamW, accumulate, clip},
@@ -27,7 +27,6 @@ use super::{
 use crate::{
     data::{Batch, Prefetch},
     error::{Error, Result},
-    lora,
     memory::Stage,
     models::Segmented,
     rng::Seed,
@@ -104,8 +103,11 @@ impl Job for Training<'_> {
                 return Ok(run.folder);
             }
         }
-        let finished = run.folder.join(format!("{}.safetensors", config.run.name));
-        export(&run.folder, &finished, lora::Format::Diffusers, FloatDType::F32)?;
+        let finished = match config.training.mode {
+            Mode::Lora => run.folder.join(format!("{}.safetensors", config.run.name)),
+            Mode::Full => run.folder.join(&config.run.name),
+        };
+        export(&run.folder, &finished, ExportOptions { format: None, dtype: FloatDType::F32, raw: false })?;
         Ok(run.folder)
     }
 }

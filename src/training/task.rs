@@ -3,13 +3,13 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{TrainConfig, flux::FluxTask, objective::Example, prepare::Prepared};
+use super::{TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared};
 use crate::{
     data::Batch,
     error::Result,
     memory::Stage,
     models::{Segment, Segmented, flux::draw_noise, vae::Moments},
-    pipelines::FluxPipeline,
+    pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind},
     rng::{Purpose, Seed},
 };
 
@@ -81,9 +81,19 @@ pub(super) fn with_task<J: Job>(
     job: J,
 ) -> Result<J::Output> {
     let loading = Stage::enter("load", device);
-    let pipeline = FluxPipeline::open(&prepared.model, device, config.model.dtype.into())?;
-    drop(loading);
-    job.run(FluxTask::new(config, &prepared.dataset, pipeline)?)
+    let (model, dtype) = (&prepared.model, config.model.dtype.into());
+    match prepared.kind {
+        ModelKind::Flux => {
+            let pipeline = FluxPipeline::open(model, device, dtype)?;
+            drop(loading);
+            job.run(FluxTask::new(config, &prepared.dataset, pipeline)?)
+        }
+        ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
+            let pipeline = InstructPix2PixPipeline::open(model, device, dtype)?;
+            drop(loading);
+            job.run(EditTask::new(config, &prepared.dataset, pipeline)?)
+        }
+    }
 }
 
 /// Everything random about a batch.

@@ -1,6 +1,7 @@
 //! The configuration of a training run: what a `configs/*.toml` says. One struct a table, one field a key; the defaults
 //! are right for FLUX.1-dev.
 
+mod edit;
 mod objective;
 mod optimizer;
 mod validation;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    edit::EditConfig,
     objective::{ObjectiveConfig, Sampling, Shift, Weighting},
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
     validation::ValidationConfig,
@@ -37,9 +39,12 @@ pub struct TrainConfig {
     /// The adapter.
     #[serde(default)]
     pub lora: LoraConfig,
-    /// What is learned from a batch.
+    /// What FLUX.1 learns from a picture.
     #[serde(default)]
     pub objective: ObjectiveConfig,
+    /// What Stable Diffusion learns from a pair of pictures.
+    #[serde(default)]
+    pub edit: EditConfig,
     /// How a gradient becomes a step.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -231,7 +236,7 @@ impl TrainConfig {
             ),
             (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];
-        let parts = [self.objective.rules(), self.optimizer.rules(), self.schedule.rules(), self.validation.rules()];
+        let parts = [self.objective.rules(), self.edit.rules(), self.optimizer.rules(), self.schedule.rules(), self.validation.rules()];
         let broken = rules.into_iter().chain(parts.into_iter().flatten()).filter(|(holds, _, _)| !holds);
         let mut problems: Vec<_> = broken.map(|(_, key, rule)| format!("`{key}`: {rule}")).collect();
         let parts = [self.data.validate(), self.lora.validate()];

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
+use crate::schedulers::SchedulerName;
 
 /// `[validation]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,22 +12,34 @@ pub struct ValidationConfig {
     /// Steps between two validations; Default 250. Before the first and after the last step there is one
     /// anyway, and with 0 only these. It does not disturb training: its noise is its own.
     pub every: u64,
-    /// Captions to generate pictures for, without and with the adapter. Default none. Include one without the subject,
+    /// FLUX.1: captions to generate pictures for, without and with the adapter. Default none. Include one without the subject,
     /// to see what else the adapter changes.
     pub prompts: Vec<String>,
-    /// Start noise of the pictures; each prompt is generated once a seed. Default `[0]`.
+    /// Stable Diffusion: how many held-out pairs are edited, each shown as original, edits and target. Default 4.
+    pub edits: usize,
+    /// Start noise of the pictures; each prompt, or pair, is generated once a seed. Default `[0]`.
     pub seeds: Vec<u64>,
     /// Denoising steps a picture. Default 20.
     pub steps: usize,
-    /// Width in pixels, a multiple of 16. Default 512.
+    /// Width in pixels, a multiple of 16. Default 512. Edits have the size of their originals.
     pub width: usize,
     /// Height in pixels, a multiple of 16. Default 512.
     pub height: usize,
     /// Distilled guidance of the pictures. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
     /// `objective.guidance`, and does nothing in models without a guidance input.
     pub guidance: f64,
-    /// Noise levels at which the held-out loss is measured. Default `[0.1, 0.3, 0.5, 0.7, 0.9]`.
+    /// Stable Diffusion: how strongly an edit follows the instruction. Default 7.5.
+    pub text_guidance: f64,
+    /// Stable Diffusion: how strongly an edit keeps to the original. Default 1.5; at 1 it is not considered apart.
+    pub image_guidance: f64,
+    /// Stable Diffusion: the sampler of the edits, such as `"dpm_solver"`. Default: the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<SchedulerName>,
+    /// FLUX.1: noise levels at which the held-out loss is measured. Default `[0.1, 0.3, 0.5, 0.7, 0.9]`.
     pub sigmas: Vec<f64>,
+    /// Stable Diffusion: timesteps at which the held-out loss is measured, from 0 to 999. Default
+    /// `[100, 300, 500, 700, 900]`.
+    pub timesteps: Vec<u32>,
 }
 
 impl Default for ValidationConfig {
@@ -34,12 +47,17 @@ impl Default for ValidationConfig {
         Self {
             every: 250,
             prompts: vec![],
+            edits: 4,
             seeds: vec![0],
             steps: 20,
             width: 512,
             height: 512,
             guidance: 3.5,
+            text_guidance: 7.5,
+            image_guidance: 1.5,
+            scheduler: None,
             sigmas: vec![0.1, 0.3, 0.5, 0.7, 0.9],
+            timesteps: vec![100, 300, 500, 700, 900],
         }
     }
 }
@@ -48,14 +66,18 @@ impl ValidationConfig {
     /// What must hold.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let size_holds = |pixels: usize| pixels > 0 && pixels.is_multiple_of(16);
-        let seeds_hold = self.prompts.is_empty() || !self.seeds.is_empty();
+        let seeds_hold = self.prompts.is_empty() && self.edits == 0 || !self.seeds.is_empty();
+        let guidance_holds = |guidance: f64| guidance.is_finite() && guidance >= 0.0;
         let sigmas_hold = !self.sigmas.is_empty() && self.sigmas.iter().all(|&sigma| sigma > 0.0 && sigma <= 1.0);
         vec![
-            (seeds_hold, "validation.seeds", "must hold at least one seed for the prompts"),
+            (seeds_hold, "validation.seeds", "must hold at least one seed for the pictures"),
             (self.steps > 0, "validation.steps", "must be at least 1"),
             (size_holds(self.width), "validation.width", "must be a multiple of 16 pixels"),
             (size_holds(self.height), "validation.height", "must be a multiple of 16 pixels"),
-            (self.guidance.is_finite() && self.guidance >= 0.0, "validation.guidance", "must be at least 0"),
+            (guidance_holds(self.guidance), "validation.guidance", "must be at least 0"),
+            (guidance_holds(self.text_guidance), "validation.text_guidance", "must be at least 0"),
+            (guidance_holds(self.image_guidance), "validation.image_guidance", "must be at least 0"),
+            (!self.timesteps.is_empty(), "validation.timesteps", "must hold at least one timestep"),
             (sigmas_hold, "validation.sigmas", "must hold noise levels above 0 and up to 1"),
         ]
     }

@@ -1,10 +1,12 @@
 //! What a model learns from a batch.
 
+mod denoising;
 mod flow_matching;
 
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::kernels::lift;
+pub use denoising::Denoising;
 pub use flow_matching::FlowMatching;
 
 /// One batch, ready for a model that is called with `I`.

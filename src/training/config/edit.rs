@@ -1,0 +1,33 @@
+//! `[edit]`: what an InstructPix2Pix model learns from a pair of pictures.
+
+use serde::{Deserialize, Serialize};
+
+use super::Rule;
+
+/// `[edit]`, for Stable Diffusion. The model learns the noise in the edited picture (or its velocity, as the model's scheduler
+/// says) from the noisy latents, those of the original beside them, and the instruction. How often the conditions are left out
+/// is `data.conditioning_dropout`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EditConfig {
+    /// Limits how much timesteps with little noise count: at most as much as one with this signal-to-noise ratio (min-SNR).
+    /// Default 0: all count the same, as in the paper. 5 is usual, and makes training at low noise less dominant.
+    pub snr_gamma: f64,
+    /// Share of a noise that is the same at all places of a channel. Default 0. About 0.05 lets the model change the overall
+    /// brightness of a picture more.
+    pub noise_offset: f64,
+    /// Whether the original's latents are scaled as those of the edited picture. Default no, as the paper's model and those of
+    /// diffusers' script; a model sees the originals as it was trained, so change it only for one that was trained otherwise.
+    pub scaled_condition: bool,
+}
+
+impl EditConfig {
+    /// What must hold.
+    pub(super) fn rules(&self) -> Vec<Rule> {
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
+        vec![
+            (not_negative(self.snr_gamma), "edit.snr_gamma", "must be at least 0 (0 turns it off)"),
+            (not_negative(self.noise_offset), "edit.noise_offset", "must be at least 0"),
+        ]
+    }
+}
