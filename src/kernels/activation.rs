@@ -44,8 +44,9 @@ fn gelu_slope(x: f32) -> f32 {
     (x * s * t).mul_add(2.0 * ROOT * (3.0 * CUBIC * x).mul_add(x, 1.0), s)
 }
 
+/// The derivative of [`silu`].
 #[inline(always)]
-fn silu_slope(x: f32) -> f32 {
+pub(super) fn silu_slope(x: f32) -> f32 {
     let (s, t) = sigmoid(x);
     (x * s).mul_add(t, s)
 }

@@ -116,28 +116,40 @@ pub(super) type Fresh = [MaybeUninit<f32>];
 /// `count` new numbers, in rows of `width` of which the last may be shorter. `write` gets the index of a row and its place,
 /// runs vectorized, and must write all of it.
 pub(super) fn build(count: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Sync) -> Vec<f32> {
+    build_noting(count, width, write).0
+}
+
+/// As [`build`], with what `write` notes about each row.
+pub(super) fn build_noting<T: Send>(
+    count: usize,
+    width: usize,
+    write: impl Fn(usize, &mut Fresh) -> T + Sync,
+) -> (Vec<f32>, Vec<T>) {
     let mut data = Vec::with_capacity(count);
     let fresh = &mut data.spare_capacity_mut()[..count];
     let width = width.max(1);
     let each = (PIECE / width).max(1);
     let piece = |(piece, place): (usize, &mut Fresh)| {
+        let mut notes = Vec::with_capacity(place.len().div_ceil(width));
         vectorized(
             #[inline(always)]
             || {
                 for (row, place) in place.chunks_mut(width).enumerate() {
-                    write(piece * each + row, place);
+                    notes.push(write(piece * each + row, place));
                 }
             },
         );
+        notes
     };
-    if count <= SERIAL {
-        piece((0, fresh));
+    let notes = if count <= SERIAL {
+        piece((0, fresh))
     } else {
-        fresh.par_chunks_mut(each * width).enumerate().for_each(piece);
-    }
+        let notes: Vec<Vec<T>> = fresh.par_chunks_mut(each * width).enumerate().map(piece).collect();
+        notes.into_iter().flatten().collect()
+    };
     // SAFETY: every row was handed to `write`, which writes all of it.
     unsafe { data.set_len(count) };
-    data
+    (data, notes)
 }
 
 /// `Σ` over rows of what `add` adds to `sums`, `columns` numbers; the order of the additions is fixed.

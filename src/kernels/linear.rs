@@ -6,14 +6,21 @@ use burn_flex::FlexTensor;
 use super::{
     cpu,
     gemm::{Matrix, add_matmul, affine, matmul, transposed},
-    operation::{Operation, Plain, apply, constant},
+    operation::{Operation, Plain, apply},
+    simd::update,
 };
 
 /// `x·Wᵀ + b`.
 ///
-/// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. Weight and bias are constants: they get no gradient.
+/// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. All that is on a tape gets a gradient; `x` is kept only
+/// for that of the weight.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    apply(Linear { weight: constant(weight), bias: bias.map(constant) }, [x.into_dispatch()])
+    let operation = Linear { trained: weight.device().is_autodiff() };
+    let [x, weight] = [x, weight].map(Tensor::into_dispatch);
+    match bias {
+        Some(bias) => apply(operation, [x, weight, bias.into_dispatch()]),
+        None => apply(operation, [x, weight]),
+    }
 }
 
 /// `y + scale·(x·Aᵀ)·Bᵀ`: what a LoRA adapter adds to the output `y` of its layer.
@@ -55,49 +62,88 @@ fn either_way(weight: FlexTensor) -> FlexTensor {
 
 #[derive(Clone, Debug)]
 struct Linear {
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
+    /// Whether the weight is on a tape.
+    trained: bool,
 }
 
-impl Operation<1> for Linear {
-    type Saved = ();
+/// Of `x`, the weight and perhaps a bias.
+impl<const N: usize> Operation<N> for Linear {
+    /// `x` if the weight is trained, and the weight.
+    type Saved = (Option<Plain>, Plain);
 
-    fn forward(&self, [x]: [Plain; 1]) -> (Plain, ()) {
-        let output = match cpu::floats([x, self.weight.clone().into_dispatch()]) {
-            Ok([x, weight]) => {
-                let (x, weight) = (cpu::in_order(x), either_way(weight));
+    fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
+        let saved = (self.trained.then(|| inputs[0].clone()), inputs[1].clone());
+        let output = match cpu::floats(inputs) {
+            Ok(inputs) => {
+                let x = cpu::in_order(inputs[0].clone());
+                let weight = either_way(inputs[1].clone());
+                let bias = inputs.get(2).cloned().map(cpu::in_order);
                 let (x, weight) = (matrix(&x), matrix(&weight));
-                let shape = [x.rows, weight.rows];
-                let bias = self.bias.clone().map(|bias| match cpu::floats([bias.into_dispatch()]) {
-                    Ok([bias]) => cpu::in_order(bias),
-                    Err(_) => panic!("a bias has the dtype of its weight"),
-                });
                 let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers));
-                cpu::plain(cpu::tensor(y, shape))
+                cpu::plain(cpu::tensor(y, [x.rows, weight.rows]))
             }
-            Err([x, weight]) => composed_linear(x, Tensor::from_dispatch(weight), self.bias.clone()).into_dispatch(),
+            Err(inputs) => {
+                let [x, weight] = [0, 1].map(|i| Tensor::<2>::from_dispatch(inputs[i].clone()));
+                let y = x.matmul(weight.transpose());
+                match inputs.get(2) {
+                    Some(bias) => (y + Tensor::<1>::from_dispatch(bias.clone()).unsqueeze()).into_dispatch(),
+                    None => y.into_dispatch(),
+                }
+            }
         };
-        (output, ())
+        (output, saved)
     }
 
-    fn backward(self, (): (), gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
-        [Some(match cpu::floats([gradient, self.weight.into_dispatch()]) {
-            Ok([g, weight]) => {
-                let (g, weight) = (cpu::in_order(g), either_way(weight));
-                let (g, weight) = (matrix(&g), matrix(&weight));
-                cpu::plain(cpu::tensor(affine(g, weight, None), [g.rows, weight.columns]))
+    fn backward(self, (x, weight): Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
+        let mut wanted = wanted.into_iter();
+        let mut wants = || wanted.next() == Some(true);
+        let (wants_x, wants_weight, wants_bias) = (wants(), wants(), wants());
+        // In place of an `x` that was not kept, something that exists.
+        let x = x.filter(|_| wants_weight).unwrap_or_else(|| gradient.clone());
+        let gradients = match cpu::floats([gradient, weight, x]) {
+            Ok([g, weight, x]) => {
+                let (g, weight, x) = (cpu::in_order(g), either_way(weight), cpu::in_order(x));
+                let (g, weight, x) = (matrix(&g), matrix(&weight), matrix(&x));
+                let plain = |data, rows, columns| cpu::plain(cpu::tensor(data, [rows, columns]));
+                [
+                    wants_x.then(|| plain(affine(g, weight, None), g.rows, weight.columns)),
+                    wants_weight.then(|| plain(matmul(g.t(), x, 1.0), g.columns, x.columns)),
+                    wants_bias.then(|| cpu::plain(cpu::tensor(column_sums(g), [g.columns]))),
+                ]
             }
-            Err([g, weight]) => Tensor::<2>::from_dispatch(g).matmul(Tensor::from_dispatch(weight)).into_dispatch(),
-        })]
+            Err(all) => {
+                let [g, weight, x]: [Tensor<2>; 3] = all.map(Tensor::from_dispatch);
+                let dtype: FloatDType = g.dtype().into();
+                [
+                    wants_x.then(|| g.clone().matmul(weight).into_dispatch()),
+                    wants_weight.then(|| g.clone().transpose().matmul(x).into_dispatch()),
+                    // Summed in f32: in bf16 a sum over thousands of rows would lose what is small.
+                    wants_bias.then(|| {
+                        let sums = g.cast(FloatDType::F32).sum_dim(0).squeeze_dim::<1>(0);
+                        sums.cast(dtype).into_dispatch()
+                    }),
+                ]
+            }
+        };
+        let mut gradients = gradients.into_iter();
+        std::array::from_fn(|_| gradients.next().flatten())
     }
 }
 
-fn composed_linear(x: Plain, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let y = Tensor::<2>::from_dispatch(x).matmul(weight.transpose());
-    match bias {
-        Some(bias) => y + bias.unsqueeze(),
-        None => y,
-    }
+fn column_sums(matrix: Matrix) -> Vec<f32> {
+    cpu::column_sums(
+        matrix.rows,
+        matrix.columns,
+        #[inline(always)]
+        |row, sums| {
+            update(
+                sums,
+                [&matrix.data[row * matrix.columns..][..matrix.columns]],
+                #[inline(always)]
+                |sum, [value]| sum + value,
+            )
+        },
+    )
 }
 
 #[derive(Clone, Debug)]

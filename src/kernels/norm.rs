@@ -1,4 +1,4 @@
-//! Normalisation as a modulated transformer block does it. All statistics are computed in f32, and computed again in the
+//! Normalisation over the last axis, with weights of its own or modulated. All statistics are computed in f32, and computed again in the
 //! backward pass: that is cheaper than to keep them.
 
 use burn::tensor::{FloatDType, Tensor};
@@ -14,7 +14,18 @@ use super::{
 ///
 /// `x` `[B, L, D]`, `shift` and `scale` `[B, D]` → `[B, L, D]`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, epsilon: f64) -> Tensor<3> {
-    apply(LayerNormModulate { epsilon }, [x.into_dispatch(), shift.into_dispatch(), scale.into_dispatch()])
+    apply(LayerNorm { epsilon, base: 1.0 }, [x.into_dispatch(), shift.into_dispatch(), scale.into_dispatch()])
+}
+
+/// `(x − mean)/√(variance + ε)·weight + bias` over the last axis (Ba et al. 2016).
+///
+/// `x` `[…, D]`, `weight` and `bias` `[D]` → `[…, D]`; all that is on a tape gets a gradient.
+pub fn layer_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<N> {
+    let shape = x.dims();
+    let width = shape[N - 1];
+    let rows = x.reshape([1, shape[..N - 1].iter().product(), width]);
+    let [bias, weight] = [bias, weight].map(|t| t.reshape([1, width]).into_dispatch());
+    apply::<3, 3>(LayerNorm { epsilon, base: 0.0 }, [rows.into_dispatch(), bias, weight]).reshape(shape)
 }
 
 /// `(x - mean)/deviation` over the last axis, and `1/deviation`, in f32.
@@ -42,12 +53,15 @@ fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
+/// `standardized(x)·(base + scale) + shift`.
 #[derive(Clone, Debug)]
-struct LayerNormModulate {
+struct LayerNorm {
     epsilon: f64,
+    /// 1 for a modulation, 0 for a weight.
+    base: f32,
 }
 
-impl Operation<3> for LayerNormModulate {
+impl Operation<3> for LayerNorm {
     /// `x`, `scale`.
     type Saved = [Plain; 2];
 
@@ -69,7 +83,7 @@ impl Operation<3> for LayerNormModulate {
                             y,
                             [x, scale.row([0, 0, b]), shift.row([0, 0, b])],
                             #[inline(always)]
-                            |[x, scale, shift]| ((x - mean) * inverse).mul_add(1.0 + scale, shift),
+                            |[x, scale, shift]| ((x - mean) * inverse).mul_add(self.base + scale, shift),
                         );
                     },
                 )
@@ -78,7 +92,15 @@ impl Operation<3> for LayerNormModulate {
                 let x = Tensor::from_dispatch(x);
                 let [shift, scale] = [shift, scale].map(|t| per_token(Tensor::from_dispatch(t)));
                 let dtype: FloatDType = x.dtype().into();
-                (standardize(x, self.epsilon).0.cast(dtype) * (scale + 1.0) + shift).into_dispatch()
+                let normed = standardize(x, self.epsilon).0;
+                // Rounded to the dtype where torch does it: after the norm, with the norm's own weights.
+                let output = if self.base == 0.0 {
+                    let [scale, shift] = [scale, shift].map(|t| t.cast(FloatDType::F32));
+                    (normed * scale + shift).cast(dtype)
+                } else {
+                    normed.cast(dtype) * (scale + self.base) + shift
+                };
+                output.into_dispatch()
             }
         };
         (output, saved)
@@ -91,7 +113,7 @@ impl Operation<3> for LayerNormModulate {
                 let [x, scale, g] = all.map(cpu::in_rows);
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
-                let epsilon = self.epsilon as f32;
+                let (epsilon, base) = (self.epsilon as f32, self.base);
                 let dx = wants_x.then(|| {
                     build_tokens(
                         [batch, tokens, width],
@@ -103,7 +125,7 @@ impl Operation<3> for LayerNormModulate {
                                 dx,
                                 [g.row([0, b, token]), scale.row([0, 0, b])],
                                 #[inline(always)]
-                                |[g, scale]| g * (1.0 + scale),
+                                |[g, scale]| g * (base + scale),
                             );
                             let n = width as f32;
                             let level = sum(
@@ -167,7 +189,7 @@ impl Operation<3> for LayerNormModulate {
                 let dscale = wants_scale.then(|| over_tokens(g.clone() * normed.clone()));
                 let dshift = wants_shift.then(|| over_tokens(g.clone()));
                 let dx = wants_x.then(|| {
-                    let d = g * (per_token(scale).cast(FloatDType::F32) + 1.0);
+                    let d = g * (per_token(scale).cast(FloatDType::F32) + self.base);
                     let slope = (d.clone() * normed.clone()).mean_dim(2);
                     ((d.clone() - d.mean_dim(2) - normed * slope) * inverse).cast(dtype).into_dispatch()
                 });

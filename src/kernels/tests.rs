@@ -6,6 +6,8 @@ use super::*;
 use crate::rng::{Purpose, Seed};
 use crate::weights::TensorFile;
 
+mod unet;
+
 type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;
 
 /// Numbers of a few inputs, each given by its count.

@@ -4,6 +4,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use crate::{
     kernels,
+    nn::{Parameter, Parameters, below},
     rng::{Purpose, Seed},
     weights::Weights,
 };
@@ -86,13 +87,7 @@ impl Linear {
         // Two axes only: products of more take a slower path in the backend.
         // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
         let flat = x.reshape([rows, inputs]);
-        let mut y = if self.weight.device().is_autodiff() {
-            // Trained itself.
-            let y = flat.clone().matmul(self.weight.clone().transpose());
-            self.bias.clone().map_or(y.clone(), |bias| y + bias.unsqueeze())
-        } else {
-            kernels::linear(flat.clone(), self.weight.clone(), self.bias.clone())
-        };
+        let mut y = kernels::linear(flat.clone(), self.weight.clone(), self.bias.clone());
         for Adapter { a, b, scale, dropout } in &self.adapters {
             y = match dropout {
                 None => kernels::low_rank(y, flat.clone(), a.clone(), b.clone(), *scale),
@@ -105,6 +100,16 @@ impl Linear {
         }
         shape[D - 1] = outputs;
         y.reshape(shape)
+    }
+}
+
+/// `weight` and `bias`; adapters are not among them.
+impl Parameters for Linear {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Matrix(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            visit(&below(path, "bias"), Parameter::Vector(bias));
+        }
     }
 }
 

@@ -3,7 +3,11 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::{kernels, weights::Weights};
+use crate::{
+    kernels,
+    nn::{Parameter, Parameters, below},
+    weights::Weights,
+};
 
 /// `(x − mean) / √(variance + ε)·weight + bias` over the last axis (Ba et al. 2016).
 #[derive(Clone, Debug)]
@@ -24,13 +28,15 @@ impl LayerNorm {
 
     /// `[…, D]` → `[…, D]`.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
-        let dtype: FloatDType = x.dtype().into();
-        let weight = kernels::lift(self.weight.clone(), &x).cast(FloatDType::F32);
-        let bias = kernels::lift(self.bias.clone(), &x).cast(FloatDType::F32);
-        let x = x.cast(FloatDType::F32);
-        let centred = x.clone() - x.mean_dim(N - 1);
-        let deviation = (centred.clone().square().mean_dim(N - 1) + self.epsilon).sqrt();
-        (centred / deviation * weight.unsqueeze() + bias.unsqueeze()).cast(dtype)
+        kernels::layer_norm(x, self.weight.clone(), self.bias.clone(), self.epsilon)
+    }
+}
+
+/// `weight` and `bias`.
+impl Parameters for LayerNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
+        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
     }
 }
 
@@ -59,6 +65,13 @@ impl RmsNorm {
     }
 }
 
+/// `weight`.
+impl Parameters for RmsNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
+    }
+}
+
 /// Normalisation over groups of neighbouring channels and all places (Wu & He 2018).
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
@@ -80,34 +93,20 @@ impl GroupNorm {
 
     /// `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.normalize(x, |y| y)
+        kernels::group_norm(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
     }
 
     /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        self.normalize(x, kernels::silu)
+        kernels::group_norm_silu(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
     }
+}
 
-    fn normalize(&self, x: Tensor<4>, activation: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<4> {
-        let dtype: FloatDType = x.dtype().into();
-        let [batch, channels, height, width] = x.dims();
-        let affine = |t: &Tensor<1>| {
-            let t = kernels::lift(t.clone(), &x).cast(FloatDType::F32);
-            t.reshape([1, self.groups, channels / self.groups]).expand([batch, self.groups, channels / self.groups])
-        };
-        let (weight, bias) = (affine(&self.weight), affine(&self.bias));
-        let x = x.cast(FloatDType::F32);
-        // Means of means: a single sum over the millions of places of a large picture would lose digits.
-        let rows = x.reshape([batch * self.groups, channels / self.groups * height, width]);
-        let mean = rows.clone().mean_dim(2).mean_dim(1);
-        let variance = (rows.clone() - mean.clone()).square().mean_dim(2).mean_dim(1);
-        let statistic = |t: Tensor<3>| t.reshape([batch, self.groups, 1]);
-        // One factor and one offset for each channel, so that the picture is passed over once more, not five times.
-        let scale = weight / (statistic(variance) + self.epsilon).sqrt();
-        let offset = bias - statistic(mean) * scale.clone();
-        let planes = |t: Tensor<3>| t.reshape([batch * channels, 1]);
-        let y = rows.reshape([batch * channels, height * width]) * planes(scale) + planes(offset);
-        activation(y).cast(dtype).reshape([batch, channels, height, width])
+/// `weight` and `bias`.
+impl Parameters for GroupNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
+        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
     }
 }
 
@@ -148,6 +147,15 @@ mod tests {
         assert_eq!(y.dtype(), DType::BF16);
         let y: Vec<f32> = y.into_data().convert_dtype(DType::F32).into_vec().unwrap();
         assert_eq!(y, [-1.0, 1.0, -1.0, 1.0]);
+    }
+
+    #[test]
+    fn parameters_have_the_names_of_the_checkpoint() {
+        let mut names = Vec::new();
+        let mut norm = LayerNorm { weight: tensor(&[1.0], [1]), bias: tensor(&[0.0], [1]), epsilon: 0.0 };
+        norm.parameters("", &mut |name, _| names.push(name.to_string()));
+        norm.parameters("block.norm1", &mut |name, _| names.push(name.to_string()));
+        assert_eq!(names, ["weight", "bias", "block.norm1.weight", "block.norm1.bias"]);
     }
 
     #[test]
