@@ -9,13 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{OptimizerConfig, optimizer::AdamW, resume::Origin};
 use crate::{
     error::{Error, Result},
-    lora::{Lora, LoraLayer, name_a, name_b},
+    lora::Lora,
     weights::{TensorFile, read_json, write_tensors},
 };
 
@@ -116,7 +116,7 @@ impl Checkpoint {
         };
         remove(&partial)?;
         fs::create_dir_all(&partial).map_err(io(&partial))?;
-        write_tensors(partial.join(ADAPTER), &adapter_tensors(lora), &lora.metadata)?;
+        write_tensors(partial.join(ADAPTER), &lora.tensors(), &lora.metadata)?;
         write_tensors(partial.join(OPTIMIZER), &optimizer.tensors(), &BTreeMap::new())?;
         let text = serde_json::to_string_pretty(state).expect("the state is text and numbers");
         fs::write(partial.join(STATE), text).map_err(io(&partial))?;
@@ -159,14 +159,4 @@ fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
         _ => Ok(()),
     }
-}
-
-/// The adapter bit for bit, its alpha beside each layer, under diffusers' names.
-fn adapter_tensors(lora: &Lora) -> BTreeMap<String, TensorData> {
-    let of = |layer: &LoraLayer| {
-        let name = format!("transformer.{}", layer.name);
-        let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
-        [(name_a(&name), layer.a.to_data()), (name_b(&name), layer.b.to_data()), (format!("{name}.alpha"), alpha)]
-    };
-    lora.layers.iter().flat_map(of).collect()
 }
