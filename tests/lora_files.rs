@@ -274,7 +274,10 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
     refuse(vec![(&down, vec![3, 4]), (&up, vec![13, 3])], &["13 rows"]);
     refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 3])], &["a second time"]);
     refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 6])], &["different rank"]);
-    refuse(vec![("a.lora_down.weight", vec![2, 4, 3, 3]), ("a.lora_up.weight", vec![4, 2, 1, 1])], &["two axes"]);
+    refuse(
+        vec![("a.lora_down.weight", vec![2, 4, 3, 3]), ("a.lora_up.weight", vec![4, 2, 1, 1])],
+        &["3, 3", "two axes"],
+    );
     refuse(
         vec![
             ("lora_unet_down_blocks_0.lora_down.weight", vec![2, 4]),

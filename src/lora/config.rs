@@ -15,8 +15,8 @@ pub struct LoraConfig {
     /// An adapter's output is scaled by `alpha / rank`, so that one learning rate fits every rank. Default: equal to `rank`,
     /// which is scale 1.
     pub alpha: Option<f64>,
-    /// `"attention"`: the attention and feed-forward layers that diffusers trains by default. `"all"`: every linear layer.
-    /// Or a list of patterns, see [`Targets`]. Default `"attention"`.
+    /// `"attention"`: the layers that diffusers trains by default, which are attention and for FLUX also feed-forward layers.
+    /// `"all"`: every linear layer. Or a list of patterns, see [`Targets`]. Default `"attention"`.
     pub targets: Targets,
     /// How the adapters start. Default `"gaussian"`.
     pub init: Init,

@@ -155,6 +155,7 @@ mod tests {
             a: Matrix { rows: 2, columns: 8, values: values(16, 0) }.into_tensor(),
             b: Matrix { rows: 6, columns: 2, values: b }.into_tensor(),
             alpha: 2.0,
+            pointwise: false,
         }
     }
 

@@ -68,8 +68,8 @@ pub struct LoraSummary {
     pub ranks: BTreeMap<usize, usize>,
     /// How many modules have each alpha.
     pub alphas: BTreeMap<String, usize>,
-    /// The layers in diffusers' names: below each kind of block (`transformer_blocks`; empty for what stands outside) how
-    /// many blocks have each.
+    /// The layers in diffusers' names: below each kind of block (`transformer_blocks`, `down_blocks.attentions`; empty for what
+    /// stands outside) how many blocks have each.
     pub targets: BTreeMap<String, BTreeMap<String, usize>>,
     /// What kiln cannot apply, and why.
     pub problems: Vec<String>,
@@ -115,15 +115,18 @@ impl LoraSummary {
     }
 }
 
-/// The kind of block and the name inside it, taken apart at the first number: `transformer_blocks` and `attn.to_q`. Names
-/// with a number further in than that keep it.
+/// The kind of block and the name inside it, taken apart at the number after the last list of blocks, which all have names in
+/// the plural: `transformer_blocks` and `attn.to_q`, `down_blocks.attentions` and `proj_in`.
 fn in_block(layer: &str) -> (String, String) {
     let parts: Vec<_> = layer.split('.').collect();
-    match parts.iter().position(|part| part.parse::<usize>().is_ok()) {
-        Some(number) if number > 0 && number + 1 < parts.len() => {
-            (parts[..number].join("."), parts[number + 1..].join("."))
+    let number = |part: &str| part.parse::<usize>().is_ok();
+    let list = parts.windows(2).rposition(|pair| pair[0].ends_with('s') && number(pair[1]));
+    match list.filter(|list| list + 2 < parts.len()) {
+        Some(list) => {
+            let kind: Vec<_> = parts[..=list].iter().copied().filter(|part| !number(part)).collect();
+            (kind.join("."), parts[list + 2..].join("."))
         }
-        _ => (String::new(), layer.into()),
+        None => (String::new(), layer.into()),
     }
 }
 
@@ -172,6 +175,9 @@ mod tests {
     fn layers_are_grouped_by_the_block_they_are_in() {
         let pair = |name| in_block(name);
         assert_eq!(pair("transformer_blocks.3.attn.to_out.0"), ("transformer_blocks".into(), "attn.to_out.0".into()));
+        let deep = "down_blocks.0.attentions.1.transformer_blocks.0.ff.net.0.proj";
+        assert_eq!(pair(deep), ("down_blocks.attentions.transformer_blocks".into(), "ff.net.0.proj".into()));
+        assert_eq!(pair("mid_block.resnets.1.time_emb_proj"), ("mid_block.resnets".into(), "time_emb_proj".into()));
         assert_eq!(pair("norm_out.linear"), (String::new(), "norm_out.linear".into()));
         assert_eq!(pair("to_out.0"), (String::new(), "to_out.0".into()));
     }

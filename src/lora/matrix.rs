@@ -21,7 +21,7 @@ impl Matrix {
         Self::from_data(tensor.to_data())
     }
 
-    /// `data` has two axes and float elements of whatever width.
+    /// `data` has two axes, and perhaps more of length one, and float elements of whatever width.
     pub fn from_data(data: TensorData) -> Self {
         let shape = data.shape.as_slice();
         let (rows, columns) = (shape[0], shape[1]);

@@ -11,6 +11,7 @@ mod keys;
 mod matrix;
 mod read;
 mod targets;
+mod unet;
 mod write;
 
 use std::{cmp::Ordering, collections::BTreeMap, path::Path};
@@ -26,7 +27,7 @@ use crate::{
 pub use config::{Init, LoraConfig};
 pub use export::{ExportReport, export};
 pub use inspect::{Inspection, LoraSummary, inspect};
-pub use targets::{ATTENTION, Targets};
+pub use targets::{ATTENTION, Targets, UNET_ATTENTION};
 pub use write::Format;
 
 /// A set of low-rank changes to the linear layers of one model.
@@ -49,6 +50,9 @@ pub struct LoraLayer {
     pub b: Tensor<2>,
     /// The change is scaled by `alpha / rank`.
     pub alpha: f64,
+    /// Whether the layer is a 1×1 convolution in the checkpoint, as `proj_in` and `proj_out` of Stable Diffusion 1: then files
+    /// hold `[rank, in, 1, 1]` and `[out, rank, 1, 1]`.
+    pub pointwise: bool,
 }
 
 impl LoraLayer {
@@ -138,7 +142,7 @@ impl Lora {
             let device = layer.weight.device().inner();
             let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), (&device, DType::F32));
             let b = Tensor::zeros([outputs, rank], (&device, DType::F32));
-            layers.push(LoraLayer { name: name.into(), a, b, alpha });
+            layers.push(LoraLayer { name: name.into(), a, b, alpha, pointwise: layer.pointwise });
         });
         Ok(Self { layers, metadata: BTreeMap::new() })
     }
@@ -202,10 +206,13 @@ impl Lora {
     }
 
     /// What diffusers calls the part of a pipeline that these layers belong to: `unet` or `transformer`.
-    pub(crate) fn component(&self) -> &'static str {
-        let unet = ["down_blocks.", "mid_block.", "up_blocks."];
-        let is_unet = self.layers.iter().any(|layer| unet.iter().any(|start| layer.name.starts_with(start)));
-        if is_unet { "unet" } else { "transformer" }
+    fn component(&self) -> &'static str {
+        if self.is_unet() { "unet" } else { "transformer" }
+    }
+
+    /// Whether these are layers of Stable Diffusion's UNet.
+    fn is_unet(&self) -> bool {
+        self.layers.iter().any(|layer| unet::layer_named(&layer.name).is_some())
     }
 }
 

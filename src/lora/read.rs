@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
-use super::{Lora, LoraLayer, keys, matrix::Matrix, natural};
+use super::{Lora, LoraLayer, keys, matrix::Matrix, natural, unet};
 use crate::{
     error::{Error, Result},
     weights::{TensorFile, read_json},
@@ -19,13 +19,16 @@ enum Role {
 }
 
 /// The spellings of the two matrices, each followed by `weight` or, as PEFT has it, `<adapter name>.weight`.
-const MATRICES: [(&str, Role); 6] = [
+const MATRICES: [(&str, Role); 8] = [
     (".lora_A.", Role::Down),
     (".lora_B.", Role::Up),
     (".lora_down.", Role::Down),
     (".lora_up.", Role::Up),
     (".lora.down.", Role::Down),
     (".lora.up.", Role::Up),
+    // Of diffusers' former attention processors.
+    ("_lora.down.", Role::Down),
+    ("_lora.up.", Role::Up),
 ];
 
 /// The prefixes by which programs mark the model that a module is in, and what such a file is called.
@@ -41,18 +44,20 @@ const PREFIXES: [(&str, &str); 5] = [
 const PEFT: &str = "base_model.model.";
 
 /// Why a tensor cannot be used, by what its name, with a dot after it, contains.
-const FOREIGN: [(&str, &str); 15] = [
+const FOREIGN: [(&str, &str); 17] = [
     ("dora_scale", "are of a DoRA adapter, which scales whole rows of the weights; kiln applies plain LoRA"),
     ("lora_magnitude_vector", "are of a DoRA adapter, which scales whole rows of the weights; kiln applies plain LoRA"),
     ("lokr_", "are of a LoKr adapter; kiln applies plain LoRA"),
     ("hada_", "are of a LoHa adapter; kiln applies plain LoRA"),
+    ("lora_mid", "are of a LoCon adapter with a core between its matrices; kiln applies plain LoRA"),
     ("oft_", "are of an OFT adapter; kiln applies plain LoRA"),
     ("text_encoder", "change a text encoder; kiln applies adapters to the denoiser only"),
     ("lora_te", "change a text encoder; kiln applies adapters to the denoiser only"),
     ("conditioner.", "change a text encoder; kiln applies adapters to the denoiser only"),
     ("query_norm", "replace norm weights (a control LoRA), which low-rank matrices cannot do"),
     ("key_norm", "replace norm weights (a control LoRA), which low-rank matrices cannot do"),
-    (".processor.", "are in x-flux's attention-processor layout, which kiln does not read"),
+    (".processor.qkv_", "are in x-flux's attention-processor layout, which kiln does not read"),
+    (".processor.proj_", "are in x-flux's attention-processor layout, which kiln does not read"),
     (".bias.", "change biases; kiln applies low-rank changes of weights only"),
     (".diff.", "are full changes of weights; kiln applies low-rank changes only"),
     (".diff_b.", "change biases; kiln applies low-rank changes of weights only"),
@@ -82,6 +87,8 @@ pub(super) struct Module {
     pub alpha: f64,
     /// Whether its output halves must change places.
     swapped: bool,
+    /// Whether its matrices are those of a 1×1 convolution.
+    pointwise: bool,
     down: String,
     up: String,
 }
@@ -145,9 +152,15 @@ impl<'a> Index<'a> {
             return Ok(Err("has only one of its two matrices".into()));
         };
         let shape = |name| self.file.shape(name).unwrap_or_default();
-        let (&[rank, _], &[_, columns]) = (shape(down), shape(up)) else {
-            return Ok(Err("is not on a linear layer: its matrices do not have two axes".into()));
+        // `[rank, in]` and `[out, rank]`; on a 1×1 convolution with two more axes.
+        let (&[rank, _] | &[rank, _, 1, 1], &[_, columns] | &[_, columns, 1, 1]) = (shape(down), shape(up)) else {
+            return Ok(Err(format!(
+                "is on no linear layer or 1×1 convolution: its matrices have the shapes {:?} and {:?}, not two axes (LoCon?)",
+                shape(down),
+                shape(up)
+            )));
         };
+        let pointwise = shape(down).len() == 4;
         if rank != columns || rank == 0 {
             return Ok(Err(format!("has matrices of different rank, {rank} and {columns}")));
         }
@@ -156,14 +169,14 @@ impl<'a> Index<'a> {
             Some((prefix, _)) => (&bare[prefix.len()..], prefix.ends_with('_')),
             None => (bare, false),
         };
-        let original = keys::original_named(bare);
-        let (layers, swapped) = match original {
-            Some(original) => (original.layers, original.swapped),
-            None => (vec![keys::layer_named(bare)], false),
+        let (layers, swapped) = match (keys::original_named(bare), unet::layer_named(bare)) {
+            (Some(original), _) => (original.layers, original.swapped),
+            (None, Some(layer)) => (vec![layer], false),
+            (None, None) => (vec![keys::layer_named(bare)], false),
         };
         // Without dots there is no telling where a layer of an unknown model begins and ends.
-        if underscored && keys::original_of(&layers[0]).is_none() {
-            return Ok(Err("is no layer of FLUX that kiln knows".into()));
+        if underscored && keys::original_of(&layers[0]).is_none() && unet::layer_named(&layers[0]).is_none() {
+            return Ok(Err("is no layer of FLUX or of Stable Diffusion's UNet that kiln knows".into()));
         }
         let alpha = match parts.0.get(&Role::Alpha) {
             Some(alpha) => {
@@ -172,7 +185,7 @@ impl<'a> Index<'a> {
             None => Some(self.settings.alpha(&layers[0], rank)),
         };
         Ok(match alpha.filter(|alpha| alpha.is_finite()) {
-            Some(alpha) => Ok(Module { layers, rank, alpha, swapped, down: down.clone(), up: up.clone() }),
+            Some(alpha) => Ok(Module { layers, rank, alpha, swapped, pointwise, down: down.clone(), up: up.clone() }),
             None => Err("has an alpha that is no number".into()),
         })
     }
@@ -234,7 +247,7 @@ fn unfused(module: &Module, down: Matrix, up: Matrix) -> std::result::Result<Vec
     let scale = module.alpha / module.rank as f64;
     let layer = |name: &String, a: Matrix, b: Matrix| {
         let alpha = scale * a.rows as f64;
-        LoraLayer { name: name.clone(), a: a.into_tensor(), b: b.into_tensor(), alpha }
+        LoraLayer { name: name.clone(), a: a.into_tensor(), b: b.into_tensor(), alpha, pointwise: module.pointwise }
     };
     let count = module.layers.len();
     if let [name] = module.layers.as_slice() {

@@ -21,6 +21,19 @@ pub const ATTENTION: [&str; 12] = [
     "ff_context.net.2",
 ];
 
+/// diffusers' default for Stable Diffusion's UNet: the four projections of self-attention and of attention to the text
+/// (`to_k`, `to_q`, `to_v` and `to_out.0` in `train_text_to_image_lora.py`).
+pub const UNET_ATTENTION: [&str; 8] = [
+    "attn1.to_k",
+    "attn1.to_q",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "attn2.to_k",
+    "attn2.to_q",
+    "attn2.to_v",
+    "attn2.to_out.0",
+];
+
 /// A named set of layers, or patterns.
 ///
 /// A pattern is matched against the end of a layer's dotted name, at a dot: `attn.to_q` means every layer of that name in
@@ -31,7 +44,7 @@ pub const ATTENTION: [&str; 12] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Spelled", into = "Spelled")]
 pub enum Targets {
-    /// [`ATTENTION`].
+    /// What diffusers trains by default: [`UNET_ATTENTION`] in a model that has such layers, else [`ATTENTION`].
     Attention,
     /// Every linear layer.
     All,
@@ -96,6 +109,9 @@ impl Targets {
         self.validate()?;
         let patterns = match self {
             Self::All => vec!["*".to_string()],
+            Self::Attention if layers.iter().any(|layer| layer.contains(".attn1.")) => {
+                UNET_ATTENTION.map(String::from).to_vec()
+            }
             Self::Attention => ATTENTION.map(String::from).to_vec(),
             Self::Patterns(patterns) => patterns.clone(),
         };
@@ -108,7 +124,7 @@ impl Targets {
                 *meant |= matches;
                 found |= matches;
             }
-            // A model may lack some of the twelve; what a person wrote down is expected to be there.
+            // A model may lack some of a named set; what a person wrote down is expected to be there.
             if !found && matches!(self, Self::Patterns(_)) {
                 return Err(Error::setting("lora.targets", format!("the pattern `{text}` matches no layer"))
                     .hint(format!("layers with similar names are {}", similar(text, layers).join(", "))));
@@ -246,6 +262,18 @@ mod tests {
     fn named_sets_are_the_twelve_and_everything() {
         assert_eq!(Targets::Attention.resolve(&layers()).unwrap().len(), 12 * 13);
         assert_eq!(Targets::All.resolve(&layers()).unwrap(), layers());
+    }
+
+    #[test]
+    fn attention_of_a_unet_is_the_eight_projections_and_nothing_of_its_feed_forward_layers() {
+        let mut layers = vec!["time_embedding.linear_1".to_string()];
+        for block in ["down_blocks.0.attentions.1.transformer_blocks.0", "mid_block.attentions.0.transformer_blocks.0"]
+        {
+            layers.extend(UNET_ATTENTION.map(|suffix| format!("{block}.{suffix}")));
+            layers.extend(["ff.net.0.proj", "ff.net.2"].map(|suffix| format!("{block}.{suffix}")));
+        }
+        let chosen = Targets::Attention.resolve(&layers).unwrap();
+        assert!(chosen.len() == 16 && chosen.iter().all(|name| name.contains("attn")), "{chosen:?}");
     }
 
     #[test]

@@ -10,7 +10,9 @@ use super::{
     Lora, LoraLayer,
     keys::{self, Original},
     matrix::Matrix,
+    name_a, name_b,
     read::ADAPTER_METADATA,
+    unet,
 };
 use crate::{
     error::{Error, Result},
@@ -23,11 +25,13 @@ use crate::{
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum Format {
-    /// `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, with PEFT's settings as metadata. ComfyUI reads it too.
+    /// `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, or `unet.…`, with PEFT's settings as metadata. Of FLUX, ComfyUI
+    /// reads it too.
     Diffusers,
-    /// `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`, by the modules of the original FLUX code.
+    /// `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`: by the modules of the original FLUX code, or
+    /// diffusers' names of a UNet's layers, with underscores for dots. A1111 and ComfyUI read it.
     Kohya,
-    /// `diffusion_model.<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`, by the same modules with dots. ComfyUI also
+    /// FLUX only: `diffusion_model.<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`, by the same modules with dots. ComfyUI also
     /// knows `lora_A`/`lora_B` here; diffusers converts only this spelling.
     ComfyUi,
 }
@@ -47,8 +51,8 @@ impl Lora {
     /// itself. [`export`](fn@super::export) also checks the result.
     ///
     /// # Errors
-    /// There is nothing to write; layers have no name in the format (one error that lists them); the dtype is another; or
-    /// the disk refuses.
+    /// There is nothing to write; the format does not exist for a UNet, or layers have no name in it (one error that lists
+    /// them); the dtype is another; or the disk refuses.
     pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<()> {
         let path = path.as_ref();
         if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
@@ -59,6 +63,14 @@ impl Lora {
         }
         let (tensors, own) = match format {
             Format::Diffusers => (self.diffusers(dtype), self.diffusers_metadata()),
+            Format::Kohya if self.is_unet() => (self.flattened(path, dtype)?, self.kohya_metadata()),
+            Format::ComfyUi if self.is_unet() => {
+                return Err(Error::setting(
+                    "--format",
+                    "`comfyui` is a layout for FLUX, and this adapter is for a UNet",
+                )
+                .hint("`--format kohya` is what ComfyUI reads for Stable Diffusion"));
+            }
             Format::Kohya => {
                 (self.original(path, dtype, |name| format!("lora_unet_{}", keys::flat(name)))?, self.kohya_metadata())
             }
@@ -71,15 +83,43 @@ impl Lora {
         write_tensors(path, &tensors, &all)
     }
 
-    fn diffusers(&self, dtype: FloatDType) -> BTreeMap<String, TensorData> {
-        let mut tensors = BTreeMap::new();
-        for layer in &self.layers {
-            let (a, b) = folded(layer, dtype);
+    /// The adapter bit for bit, each layer's alpha beside it, under diffusers' names: what a checkpoint holds, and
+    /// [`read`](Self::read) takes.
+    pub fn tensors(&self) -> BTreeMap<String, TensorData> {
+        let of = |layer: &LoraLayer| {
             let name = format!("{}.{}", self.component(), layer.name);
-            tensors.insert(format!("{name}.lora_A.weight"), stored(a, dtype));
-            tensors.insert(format!("{name}.lora_B.weight"), stored(b, dtype));
-        }
-        tensors
+            let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
+            let (a, b) = (shaped(layer, layer.a.to_data()), shaped(layer, layer.b.to_data()));
+            [(name_a(&name), a), (name_b(&name), b), (format!("{name}.alpha"), alpha)]
+        };
+        self.layers.iter().flat_map(of).collect()
+    }
+
+    fn diffusers(&self, dtype: FloatDType) -> BTreeMap<String, TensorData> {
+        let of = |layer: &LoraLayer| {
+            let name = format!("{}.{}", self.component(), layer.name);
+            let (a, b) = folded(layer, dtype);
+            [(name_a(&name), shaped(layer, stored(a, dtype))), (name_b(&name), shaped(layer, stored(b, dtype)))]
+        };
+        self.layers.iter().flat_map(of).collect()
+    }
+
+    /// The tensors of kohya's layout for a UNet, which has diffusers' layers as they are.
+    fn flattened(&self, path: &Path, dtype: FloatDType) -> Result<BTreeMap<String, TensorData>> {
+        let unknown = self.layers.iter().filter(|layer| unet::layer_named(&layer.name).is_none());
+        nameless(path, unknown.map(|layer| layer.name.as_str()))?;
+        let of = |layer: &LoraLayer| {
+            let name = format!("lora_unet_{}", keys::flat(&layer.name));
+            let (down, up) = folded(layer, dtype);
+            let alpha = alpha(down.rows);
+            let (down, up) = (shaped(layer, stored(down, dtype)), shaped(layer, stored(up, dtype)));
+            [
+                (format!("{name}.lora_down.weight"), down),
+                (format!("{name}.lora_up.weight"), up),
+                (name + ".alpha", alpha),
+            ]
+        };
+        Ok(self.layers.iter().flat_map(of).collect())
     }
 
     /// The tensors of a layout by the modules of the original code, `key` being its spelling of their names. Fused
@@ -92,23 +132,20 @@ impl Lora {
         key: impl Fn(&str) -> String,
     ) -> Result<BTreeMap<String, TensorData>> {
         let mut modules = BTreeMap::<String, (Original, Vec<&LoraLayer>)>::new();
-        let mut problems = Vec::new();
+        let mut unknown = Vec::new();
         for layer in &self.layers {
             match keys::original_of(&layer.name) {
                 Some(module) => modules.entry(module.name.clone()).or_insert((module, Vec::new())).1.push(layer),
-                None => problems.push(format!("`{}` has no name in this format", layer.name)),
+                None => unknown.push(layer.name.as_str()),
             }
         }
-        if !problems.is_empty() {
-            return Err(Error::Many { path: path.into(), problems }.hint("export with `--format diffusers`"));
-        }
+        nameless(path, unknown.into_iter())?;
         let mut tensors = BTreeMap::new();
         for (name, (module, trained)) in modules {
             let (down, up) = fused(&module, &trained, dtype);
             let up = if module.swapped { up.halves_swapped() } else { up };
             let key = key(&name);
-            // In f32 whatever the matrices are: a rank above 256 may not exist in bf16.
-            tensors.insert(format!("{key}.alpha"), TensorData::new(vec![down.rows as f32], Vec::<usize>::new()));
+            tensors.insert(format!("{key}.alpha"), alpha(down.rows));
             tensors.insert(format!("{key}.lora_down.weight"), stored(down, dtype));
             tensors.insert(format!("{key}.lora_up.weight"), stored(up, dtype));
         }
@@ -143,12 +180,14 @@ impl Lora {
     fn kohya_metadata(&self) -> Vec<(&'static str, String)> {
         let rank = self.usual_rank().to_string();
         let mut metadata = model_metadata();
-        metadata.extend([
-            ("ss_network_module", "networks.lora_flux".into()),
-            ("ss_network_dim", rank.clone()),
-            ("ss_network_alpha", rank),
-            ("ss_base_model_version", "flux1".into()),
-        ]);
+        metadata.extend([("ss_network_dim", rank.clone()), ("ss_network_alpha", rank)]);
+        // Of a UNet the layers do not say which version of Stable Diffusion it is.
+        metadata.extend(match self.is_unet() {
+            true => vec![("ss_network_module", "networks.lora".into())],
+            false => {
+                vec![("ss_network_module", "networks.lora_flux".into()), ("ss_base_model_version", "flux1".into())]
+            }
+        });
         metadata
     }
 
@@ -165,8 +204,30 @@ fn model_metadata() -> Vec<(&'static str, String)> {
     vec![("format", "pt".into())]
 }
 
+/// Layers that a format has no name for are an error.
+fn nameless<'a>(path: &Path, layers: impl Iterator<Item = &'a str>) -> Result<()> {
+    let problems: Vec<_> = layers.map(|name| format!("`{name}` has no name in this format")).collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Many { path: path.into(), problems }.hint("export with `--format diffusers`"))
+}
+
+/// An alpha equal to the rank, in f32 whatever the matrices are: a rank above 256 may not exist in bf16.
+fn alpha(rank: usize) -> TensorData {
+    TensorData::new(vec![rank as f32], Vec::<usize>::new())
+}
+
 fn stored(matrix: Matrix, dtype: FloatDType) -> TensorData {
     matrix.into_data().convert_dtype(DType::from(dtype))
+}
+
+/// A matrix of `layer` with the axes it has in files.
+fn shaped(layer: &LoraLayer, mut matrix: TensorData) -> TensorData {
+    if layer.pointwise {
+        matrix.shape.extend([1, 1]);
+    }
+    matrix
 }
 
 /// A and B with the scale inside B, which is exact where `alpha / rank` is a power of two. For f16, whose smallest numbers

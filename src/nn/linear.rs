@@ -16,6 +16,9 @@ pub struct Linear {
     pub weight: Tensor<2>,
     /// `[out]`.
     pub bias: Option<Tensor<1>>,
+    /// Whether the checkpoint has the weight as that of a 1×1 convolution, `[out, in, 1, 1]`: then other programs expect the
+    /// matrices of an adapter in such a shape, too.
+    pub pointwise: bool,
     /// Adapters that are in force; their contributions add up.
     pub adapters: Vec<Adapter>,
 }
@@ -68,15 +71,20 @@ impl Dropout {
 }
 
 impl Linear {
-    /// Takes `weight` `[outputs, inputs]` and `bias` `[outputs]`.
+    /// Takes `weight` `[outputs, inputs]`, or `[outputs, inputs, 1, 1]`, and `bias` `[outputs]`.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Self {
         Self { bias: Some(weights.tensor("bias", [outputs])), ..Self::load_without_bias(weights, inputs, outputs) }
     }
 
-    /// Takes `weight` `[outputs, inputs]`.
+    /// Takes `weight` `[outputs, inputs]`, or `[outputs, inputs, 1, 1]`.
     pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Self {
-        let weight = kernels::laid_out(weights.tensor("weight", [outputs, inputs]));
-        Self { weight, bias: None, adapters: Vec::new() }
+        let pointwise = weights.shape("weight").is_some_and(|shape| shape.len() == 4);
+        let weight = if pointwise {
+            weights.tensor("weight", [outputs, inputs, 1, 1]).flatten(1, 3)
+        } else {
+            weights.tensor("weight", [outputs, inputs])
+        };
+        Self { weight: kernels::laid_out(weight), bias: None, pointwise, adapters: Vec::new() }
     }
 
     /// The last axis of `x` goes from `in` to `out`; the first axis is the batch.

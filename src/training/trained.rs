@@ -143,28 +143,25 @@ impl Trained {
         }
     }
 
-    /// All trained tensors for a file, bit for bit: an adapter under diffusers' names with the alpha of each layer, weights under
-    /// the model's. Where `means` has a tensor, its numbers are taken instead.
+    /// All trained tensors for a file, bit for bit: an adapter as its files have it, weights under the model's names. Where
+    /// `means` has a tensor, its numbers are taken instead.
     pub fn tensors(
         &mut self,
         model: &mut impl Segmented,
         means: Option<&BTreeMap<String, Tensor<1>>>,
     ) -> BTreeMap<String, TensorData> {
+        if let Self::Lora(lora) = self {
+            let mut lora = lora.clone();
+            assign(&mut lora, means.unwrap_or(&BTreeMap::new()));
+            return lora.tensors();
+        }
         let mut tensors = BTreeMap::new();
         self.parameters(model, &mut |name, parameter| {
             let mut data = means.and_then(|means| means.get(name)).cloned().unwrap_or(parameter.flat()).into_data();
             data.shape = parameter.shape().into();
             tensors.insert(name.to_string(), data);
         });
-        let Self::Lora(lora) = self else { return tensors };
-        let component = lora.component();
-        let mut named: BTreeMap<_, _> =
-            tensors.into_iter().map(|(name, data)| (format!("{component}.{name}"), data)).collect();
-        for layer in &lora.layers {
-            let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
-            named.insert(format!("{component}.{}.alpha", layer.name), alpha);
-        }
-        named
+        tensors
     }
 
     /// Turns on dropout in the adapters, for the samples from `first_sample` on.

@@ -5,6 +5,7 @@
 //! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
 
 mod file;
+mod folder;
 
 use std::{
     cell::RefCell,
@@ -21,6 +22,7 @@ use crate::{
     rng::{Purpose, Seed},
 };
 pub use file::{TensorFile, replace, write_tensors};
+pub use folder::{FolderReport, Values, export_folder};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`.
 #[derive(Clone, Debug)]

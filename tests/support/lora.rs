@@ -27,19 +27,27 @@ impl Linears for Layers {
 }
 
 pub fn transformer(golden: &Golden) -> Layers {
+    layers(&golden.model.join("transformer"))
+}
+
+/// Those of a component's folder. Of a UNet `proj_in` and `proj_out` are among them, stored as 1×1 convolutions.
+pub fn layers(folder: &Path) -> Layers {
     let mut layers = Vec::new();
-    for entry in std::fs::read_dir(golden.model.join("transformer")).unwrap().flatten() {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
         if path.extension().is_none_or(|extension| extension != "safetensors") {
             continue;
         }
         let file = TensorFile::open(path).unwrap();
         for name in file.names() {
-            if let (Some(layer), 2) = (name.strip_suffix(".weight"), file.shape(&name).unwrap().len()) {
-                let data = file.read(&name).unwrap();
+            let Some(layer) = name.strip_suffix(".weight") else { continue };
+            let pointwise = layer.ends_with(".proj_in") || layer.ends_with(".proj_out") && folder.ends_with("unet");
+            if pointwise || file.shape(&name).unwrap().len() == 2 {
+                let mut data = file.read(&name).unwrap();
+                data.shape.truncate(2);
                 let dtype = data.dtype;
                 let weight = Tensor::from_data(data, (&Device::flex(), dtype));
-                layers.push((layer.to_string(), Linear { weight, bias: None, adapters: Vec::new() }));
+                layers.push((layer.to_string(), Linear { weight, bias: None, pointwise, adapters: Vec::new() }));
             }
         }
     }

@@ -69,9 +69,10 @@ struct Attention {
 }
 
 impl Attention {
-    /// Takes the projections by their present names or those of the first diffusers releases, which published files keep.
+    /// Takes the projections by their present names or those of the first diffusers releases, which published files keep; some
+    /// store them as 1×1 convolutions.
     fn load(weights: &Weights, channels: usize, groups: usize) -> Self {
-        let linear = |names: &[&str]| projection(&weights.at_any(names), channels);
+        let linear = |names: &[&str]| Linear::load(&weights.at_any(names), channels, channels);
         Self {
             norm: GroupNorm::load(&weights.at("group_norm"), channels, groups, EPSILON),
             to_q: linear(&["to_q", "query"]),
@@ -90,19 +91,6 @@ impl Attention {
         let parts = q.split(QUERIES, 2).into_iter().map(|q| kernels::attention(q, k.clone(), v.clone())).collect();
         let h = self.to_out.forward(Tensor::cat(parts, 2).reshape([batch, places, channels]));
         x + h.swap_dims(1, 2).reshape([batch, channels, height, width])
-    }
-}
-
-/// A square linear layer; old checkpoints store it as a 1×1 convolution.
-fn projection(weights: &Weights, channels: usize) -> Linear {
-    if weights.shape("weight").is_some_and(|shape| shape.len() == 4) {
-        Linear {
-            weight: weights.tensor("weight", [channels, channels, 1, 1]).flatten(1, 3),
-            bias: Some(weights.tensor("bias", [channels])),
-            adapters: Vec::new(),
-        }
-    } else {
-        Linear::load(weights, channels, channels)
     }
 }
 

@@ -1,0 +1,275 @@
+//! A fine-tuned UNet as a model folder that other programs load: the base model's folder with new weights in it.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use safetensors::tensor::{Dtype, View};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{TensorFile, read_json, shards};
+use crate::error::{Error, Result};
+
+const INDEX: &str = "model_index.json";
+const UNET: &str = "unet";
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+/// The one layer whose number of inputs may change: it takes more channels in InstructPix2Pix than in its base.
+const WIDENED: &str = "conv_in.weight";
+
+/// Parts that a pipeline can do without, and that kiln does not download.
+const OPTIONAL: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
+
+/// The new values of one tensor.
+#[derive(Clone, Debug)]
+pub struct Values {
+    /// Its shape in the model, which may lack axes of length one that the base's file has.
+    pub shape: Vec<usize>,
+    /// Its numbers in order, as one row.
+    pub numbers: Tensor<1>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct FolderReport {
+    /// The folder.
+    pub path: PathBuf,
+    /// The class of diffusers that loads it.
+    pub class: String,
+    /// How many tensors the UNet has.
+    pub tensors: usize,
+    /// How many values these have.
+    pub parameters: usize,
+    /// The size of their file.
+    pub bytes: u64,
+}
+
+impl fmt::Display for FolderReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { path, class, tensors, parameters, bytes } = self;
+        let megabytes = *bytes as f64 / 1e6;
+        write!(
+            f,
+            "{}: {class}; UNet: {tensors} tensors, {parameters} parameters, {megabytes:.1} MB; ",
+            path.display()
+        )?;
+        write!(f, "read back and equal")
+    }
+}
+
+/// Writes a model folder in the layout of diffusers to `output`: all of `base`, but with `tensors` (every tensor of the UNet,
+/// by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of the UNet.
+///
+/// - Each tensor gets the shape it has in the base's file. Only `conv_in.weight` may have another number of inputs, which
+///   `config.json` then says, too; with eight, the pipeline is InstructPix2Pix's.
+/// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
+///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
+/// - A safety checker that the base's index names but its folder lacks is left out of the index.
+///
+/// The folder appears under its name only when it is complete, and its weights were read back and compared.
+///
+/// # Errors
+/// `output` exists; `base` is no such folder; tensors are missing, left over or misshapen (one error that lists them); values
+/// are not finite in `dtype`; or the disk refuses. Then nothing is left behind.
+pub fn export_folder(
+    base: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Values>,
+    output: impl AsRef<Path>,
+    dtype: FloatDType,
+) -> Result<FolderReport> {
+    let (base, output) = (base.as_ref(), output.as_ref());
+    if fs::symlink_metadata(output).is_ok() {
+        return Err(Error::file(output, "exists already").hint("give another name, or remove it first"));
+    }
+    let stored = stored(&base.join(UNET), tensors, dtype)?;
+    let mut partial = OsString::from(output);
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let done = fill(base, &partial, stored).and_then(|report| {
+        fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
+        Ok(FolderReport { path: output.into(), ..report })
+    });
+    if done.is_err() {
+        _ = fs::remove_dir_all(&partial); // it may not even exist; the first error is the one to tell
+    }
+    done
+}
+
+/// Everything, into a new folder.
+fn fill(base: &Path, folder: &Path, stored: BTreeMap<&str, Stored>) -> Result<FolderReport> {
+    let unet = folder.join(UNET);
+    fs::create_dir_all(&unet).map_err(|e| Error::io(&unet, e))?;
+    let mut index: Map<String, Value> = read_json(base.join(INDEX))?;
+    take_components(base, folder, &mut index)?;
+
+    let mut config: Map<String, Value> = read_json(base.join(UNET).join(CONFIG))?;
+    if let Some(&[_, channels, ..]) = stored.get(WIDENED).map(|tensor| tensor.shape.as_slice()) {
+        config.insert("in_channels".into(), json!(channels));
+        // What the pipeline of InstructPix2Pix feeds: four channels of noisy latents, four of the original's.
+        if channels == 8 {
+            index.insert("_class_name".into(), json!("StableDiffusionInstructPix2PixPipeline"));
+        }
+    }
+    write_json(&unet.join(CONFIG), &config)?;
+    write_json(&folder.join(INDEX), &index)?;
+
+    let weights = unet.join(WEIGHTS);
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(stored.iter(), Some(metadata), &weights)
+        .map_err(|e| Error::file(&weights, format!("cannot be written ({e})")))?;
+    compare(&weights, &stored)?;
+    let synced = fs::File::open(&weights).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
+    Ok(FolderReport {
+        path: folder.into(),
+        class: index.get("_class_name").and_then(Value::as_str).unwrap_or("unknown").into(),
+        tensors: stored.len(),
+        parameters: stored.values().map(Stored::count).sum(),
+        bytes: synced.map_err(|e| Error::io(&weights, e))?.len(),
+    })
+}
+
+/// One tensor on its way into the file. Its bytes are made when they are asked for, so that only one tensor is on the host.
+struct Stored<'a> {
+    numbers: &'a Tensor<1>,
+    shape: Vec<usize>,
+    dtype: FloatDType,
+}
+
+impl Stored<'_> {
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn data(&self) -> TensorData {
+        let mut data = self.numbers.to_data().convert_dtype(DType::from(self.dtype));
+        data.shape = self.shape.clone().into();
+        data
+    }
+}
+
+impl View for &Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            FloatDType::BF16 => Dtype::BF16,
+            FloatDType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Stored::data(self).as_bytes().to_vec().into()
+    }
+    fn data_len(&self) -> usize {
+        self.count() * DType::from(self.dtype).size()
+    }
+}
+
+/// The tensors in the shapes that the files in `unet` have.
+fn stored<'a>(
+    unet: &Path,
+    tensors: &'a BTreeMap<String, Values>,
+    dtype: FloatDType,
+) -> Result<BTreeMap<&'a str, Stored<'a>>> {
+    if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
+        return Err(Error::setting("--dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
+    }
+    let files = shards(unet)?.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
+    let shapes = files.iter().flat_map(|file| {
+        file.names().into_iter().filter_map(|name| file.shape(&name).map(<[usize]>::to_vec).map(|shape| (name, shape)))
+    });
+    let mut shapes: BTreeMap<_, _> = shapes.collect();
+    let (mut stored, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, Values { shape, numbers }) in tensors {
+        let Some(base) = shapes.remove(name) else {
+            problems.push(format!("tensor `{name}` is none of the base model's"));
+            continue;
+        };
+        let long = |shape: &[usize]| shape.iter().copied().filter(|&size| size != 1).collect::<Vec<_>>();
+        let fits = long(&base) == long(shape);
+        let widened = name == WIDENED && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
+        let count = numbers.dims()[0];
+        if !(fits || widened) || shape.iter().product::<usize>() != count {
+            problems
+                .push(format!("tensor `{name}` has {count} values of shape {shape:?}, the base model's is {base:?}"));
+            continue;
+        }
+        stored.insert(name.as_str(), Stored { numbers, shape: if fits { base } else { shape.clone() }, dtype });
+    }
+    problems.extend(shapes.keys().map(|name| format!("tensor `{name}` of the base model has no new values")));
+    if problems.is_empty() {
+        return Ok(stored);
+    }
+    Err(Error::Many { path: unet.into(), problems }.hint("give the model folder that the training started from"))
+}
+
+/// The parts of the pipeline besides the UNet. Those that are not there disappear from `index`.
+fn take_components(base: &Path, folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
+    for (name, class) in index.iter_mut() {
+        // A part is a pair of library and class; `null`s if there is none.
+        if name == UNET || class.get(0).is_none_or(Value::is_null) {
+            continue;
+        }
+        match base.join(name) {
+            from if from.is_dir() => take_folder(&from, &folder.join(name))?,
+            _ if OPTIONAL.contains(&name.as_str()) => *class = json!([null, null]),
+            from => return Err(Error::file(from, format!("is missing, but `{INDEX}` names it"))),
+        }
+    }
+    if index.get("safety_checker").is_some_and(|class| class.get(0).is_some_and(Value::is_null)) {
+        index.insert("requires_safety_checker".into(), json!(false));
+    }
+    Ok(())
+}
+
+fn take_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
+    for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
+        let name = entry.map_err(|e| Error::io(from, e))?.file_name();
+        // Past symbolic links: the hub's cache is made of them.
+        let source = fs::canonicalize(from.join(&name)).map_err(|e| Error::io(from.join(&name), e))?;
+        let target = to.join(&name);
+        if source.is_dir() {
+            take_folder(&source, &target)?;
+        } else {
+            let weights = target.extension().is_some_and(|kind| kind == "safetensors" || kind == "bin");
+            if !(weights && fs::hard_link(&source, &target).is_ok()) {
+                fs::copy(&source, &target).map_err(|e| Error::io(&target, e))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).expect("it was read from JSON");
+    fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
+}
+
+/// Reads the file back.
+fn compare(path: &Path, stored: &BTreeMap<&str, Stored>) -> Result<()> {
+    let file = TensorFile::open(path)?;
+    let mut problems = Vec::new();
+    for (name, tensor) in stored {
+        let found = file.read(name)?;
+        if found != tensor.data() {
+            problems.push(format!("tensor `{name}` is another when the file is read back"));
+        }
+        let values = found.convert_dtype(DType::F32);
+        if !values.as_slice::<f32>().is_ok_and(|values| values.iter().all(|v| v.is_finite())) {
+            problems.push(format!("tensor `{name}` has values that are not finite in {:?}", tensor.dtype));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` holds the largest values"))
+}
