@@ -40,14 +40,6 @@ impl Parameters for LayerNorm {
     }
 }
 
-/// `weight` and `bias`.
-impl Parameters for LayerNorm {
-    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
-        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
-        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
-    }
-}
-
 /// `x / √(mean(x²) + ε)·weight` over the last axis: no mean is taken off, no bias added (Zhang & Sennrich 2019).
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
@@ -107,14 +99,6 @@ impl GroupNorm {
     /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         kernels::group_norm_silu(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
-    }
-}
-
-/// `weight` and `bias`.
-impl Parameters for GroupNorm {
-    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
-        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
-        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
     }
 }
 
