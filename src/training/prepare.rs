@@ -6,7 +6,7 @@ use burn::tensor::Device;
 
 use super::{Display, TrainConfig};
 use crate::{
-    data::{self, Encoders, LatentDataset},
+    data::{self, DatasetKind, Encoders, LatentDataset},
     error::Result,
     hub,
     memory::Stage,
@@ -30,7 +30,8 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let mut prompts = config.validation.prompts.clone();
     prompts.push(String::new()); // what a dropped caption becomes
-    let dataset = data::prepare(&config.data, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+    let dataset =
+        data::prepare(&config.data, DatasetKind::Captions, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
     Ok(Prepared { model, dataset })
 }
 
