@@ -11,7 +11,10 @@ use std::{
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use kiln::{
-    data::{CacheDtype, DataConfig, Encoders, LatentDataset, Phase, Prefetch, Progress, SampleIndex, prepare},
+    data::{
+        CacheDtype, DataConfig, DatasetKind, Dropped, Encoders, LatentDataset, Phase, Prefetch, Progress, SampleIndex,
+        prepare,
+    },
     error::{Error, Result},
     models::{text::PromptEmbeds, vae::Moments},
     rng::Seed,
@@ -95,9 +98,11 @@ fn add(folder: &Path, name: &str, image: DynamicImage, caption: &str) {
 
 fn silent(_: Progress) {}
 
+const KEPT: [Dropped; 1] = [Dropped { text: false, image: false }];
+
 /// Prepares and says which prompts and how many pictures were encoded for it.
 fn run(config: &DataConfig, mut fake: Fake) -> (LatentDataset, Vec<String>, usize) {
-    let dataset = prepare(config, &[], &mut fake, &silent).unwrap();
+    let dataset = prepare(config, DatasetKind::Captions, &[], &mut fake, &silent).unwrap();
     assert!(!fake.text_loaded && !fake.vae_loaded, "encoders are still in memory");
     (dataset, fake.prompts, fake.pictures)
 }
@@ -115,10 +120,10 @@ fn entries(config: &DataConfig, kind: &str) -> Vec<PathBuf> {
 /// The samples in words: file, caption, and the latents and embeddings read back.
 fn content(dataset: &LatentDataset) -> Vec<(String, String, Vec<f32>, Vec<f32>)> {
     let read = |sample| {
-        let batch = dataset.read(&[SampleIndex { sample, flipped: false }], &[false]).unwrap();
+        let batch = dataset.read(&[SampleIndex { sample, flipped: false }], &KEPT).unwrap();
         let facts = &dataset.samples()[sample];
         let values = |data: TensorData| data.into_vec::<f32>().unwrap();
-        (facts.picture.file.clone(), facts.caption.clone(), values(batch.moments), values(batch.prompt))
+        (facts.picture.place.file.clone(), facts.caption.clone(), values(batch.moments), values(batch.prompt))
     };
     (0..dataset.samples().len()).map(read).collect()
 }
@@ -133,7 +138,7 @@ fn everything_is_encoded_once_and_a_complete_cache_loads_nothing() {
     assert_eq!((prompts.len(), pictures), (0, 0));
     assert_eq!(content(&again), content(&dataset));
     assert_eq!(again.fingerprint(), dataset.fingerprint());
-    assert_eq!(content(&LatentDataset::open(&config, &[], "", "").unwrap()), content(&dataset));
+    assert_eq!(content(&LatentDataset::open(&config, DatasetKind::Captions, &[], "", "").unwrap()), content(&dataset));
 }
 
 #[test]
@@ -154,7 +159,12 @@ fn changing_one_caption_reencodes_one_caption_and_no_picture() {
     let (folder, config) = folder(6);
     let before = run(&config, Fake::default()).0;
     std::fs::write(folder.path().join("03.txt"), "something else").unwrap();
-    assert!(LatentDataset::open(&config, &[], "", "").unwrap_err().to_string().contains("0 pictures and 1 prompts"));
+    assert!(
+        LatentDataset::open(&config, DatasetKind::Captions, &[], "", "")
+            .unwrap_err()
+            .to_string()
+            .contains("0 pictures and 1 prompts")
+    );
     let (after, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts, pictures), (vec!["something else".to_string()], 0));
     assert_ne!(after.fingerprint(), before.fingerprint());
@@ -201,7 +211,12 @@ fn changing_one_picture_or_the_vae_rebuilds_that_part() {
 fn an_interrupted_preparation_continues() {
     let (_folder, config) = folder(9);
     let mut fake = Fake { fail_after: Some(4), ..Default::default() };
-    assert!(prepare(&config, &[], &mut fake, &silent).unwrap_err().to_string().contains("the power went out"));
+    assert!(
+        prepare(&config, DatasetKind::Captions, &[], &mut fake, &silent)
+            .unwrap_err()
+            .to_string()
+            .contains("the power went out")
+    );
     assert!(!fake.vae_loaded, "released also after a failure");
     assert!(config.cache_folder().join("index.json").is_file(), "the pictures need not be checked again");
     let (continued, prompts, pictures) = run(&config, Fake::default());
@@ -249,7 +264,7 @@ fn an_entry_that_rots_during_training_is_an_error_and_then_rebuilt() {
             std::fs::File::options().write(true).open(&entry).unwrap().set_modified(older).unwrap();
         }
         for sample in 0..3 {
-            let error = dataset.read(&[SampleIndex { sample, flipped: false }], &[false]).unwrap_err().to_string();
+            let error = dataset.read(&[SampleIndex { sample, flipped: false }], &KEPT).unwrap_err().to_string();
             assert!(error.contains("damaged") && error.contains("hint: run `kiln prepare`"), "{error}");
         }
         assert_eq!(run(&config, Fake::default()).2, 3);
@@ -264,7 +279,7 @@ fn mirror_images_are_cached_beside_the_pictures() {
     let (dataset, _, pictures) = run(&config, Fake::default());
     assert_eq!(pictures, 3, "only the mirrored ones were missing");
     let row = |flipped| {
-        let batch = dataset.read(&[SampleIndex { sample: 0, flipped }], &[false]).unwrap();
+        let batch = dataset.read(&[SampleIndex { sample: 0, flipped }], &KEPT).unwrap();
         batch.moments.into_vec::<f32>().unwrap()[..8].to_vec()
     };
     // Red grows from left to right, so it falls in the mirror image.
@@ -294,7 +309,8 @@ fn a_batch_holds_its_samples_and_dropped_captions_are_the_empty_prompt() {
     let (_folder, config) = folder(6);
     let (dataset, ..) = run(&config, Fake::default());
     let samples = [0, 3].map(|sample| SampleIndex { sample, flipped: false });
-    let batch = dataset.batch(&samples, &[true, false], &Device::flex()).unwrap();
+    let batch =
+        dataset.batch(&samples, &[Dropped { text: true, image: false }, Dropped::default()], &Device::flex()).unwrap();
     assert_eq!((batch.moments.dims(), batch.prompt.dims(), batch.pooled.dims()), ([2, 6, 8, 8], [2, 20, 2], [2, 2]));
     assert_eq!(batch.samples, samples);
     let pooled: Vec<f32> = batch.pooled.into_data().into_vec().unwrap();
@@ -302,7 +318,7 @@ fn a_batch_holds_its_samples_and_dropped_captions_are_the_empty_prompt() {
     let caption = dataset.embeds(&["", "picture number 3"], &Device::flex()).unwrap();
     assert_eq!(caption.prompt.into_data(), batch.prompt.into_data());
     let mixed = [0, 1].map(|sample| SampleIndex { sample, flipped: false });
-    assert!(dataset.read(&mixed, &[false; 2]).unwrap_err().to_string().contains("cannot be one batch"));
+    assert!(dataset.read(&mixed, &[Dropped::default(); 2]).unwrap_err().to_string().contains("cannot be one batch"));
 }
 
 #[test]
@@ -350,10 +366,10 @@ fn embeddings_are_kept_in_the_type_the_encoders_give() {
 fn further_prompts_are_encoded_too() {
     let (_folder, config) = folder(3);
     let prompts = ["a castle".to_string()];
-    let dataset = prepare(&config, &prompts, &mut Fake::default(), &silent).unwrap();
+    let dataset = prepare(&config, DatasetKind::Captions, &prompts, &mut Fake::default(), &silent).unwrap();
     assert_eq!(dataset.embeds(&["a castle"], &Device::flex()).unwrap().pooled.dims(), [1, 2]);
-    assert!(LatentDataset::open(&config, &prompts, "", "").is_ok());
-    assert!(LatentDataset::open(&config, &["a tower".to_string()], "", "").is_err());
+    assert!(LatentDataset::open(&config, DatasetKind::Captions, &prompts, "", "").is_ok());
+    assert!(LatentDataset::open(&config, DatasetKind::Captions, &["a tower".to_string()], "", "").is_err());
 }
 
 #[test]
@@ -415,7 +431,7 @@ fn all_bad_rows_are_listed_together() {
     std::fs::write(at("moving.gif"), "GIF89a").unwrap();
 
     let mut fake = Fake::default();
-    let error = prepare(&config, &[], &mut fake, &silent).unwrap_err();
+    let error = prepare(&config, DatasetKind::Captions, &[], &mut fake, &silent).unwrap_err();
     let Error::Many { problems, .. } = &error else { panic!("{error}") };
     assert_eq!(problems.len(), 6, "{error}");
     for name in ["00.png", "01.png", "cut.jpg", "text.png", "tiny.png", "moving.gif"] {
@@ -427,7 +443,9 @@ fn all_bad_rows_are_listed_together() {
 #[test]
 fn a_missing_folder_and_a_wrong_setting_are_one_clear_error() {
     let (folder, config) = folder(1);
-    let fails = |config: DataConfig| prepare(&config, &[], &mut Fake::default(), &silent).unwrap_err().to_string();
+    let fails = |config: DataConfig| {
+        prepare(&config, DatasetKind::Captions, &[], &mut Fake::default(), &silent).unwrap_err().to_string()
+    };
     let missing = fails(DataConfig { path: folder.path().join("none"), ..config.clone() });
     assert!(missing.contains("there is no such folder") && missing.contains("hint:"), "{missing}");
     assert!(fails(DataConfig { repeats: 0, ..config }).starts_with("`data.repeats`: "));
@@ -439,7 +457,8 @@ fn a_missing_folder_and_a_wrong_setting_are_one_clear_error() {
 fn progress_is_reported_from_nothing_to_everything() {
     let (_folder, config) = folder(5);
     let seen = RefCell::new(Vec::new());
-    prepare(&config, &[], &mut Fake::default(), &|progress| seen.borrow_mut().push(progress)).unwrap();
+    prepare(&config, DatasetKind::Captions, &[], &mut Fake::default(), &|progress| seen.borrow_mut().push(progress))
+        .unwrap();
     for (phase, total) in [(Phase::Check, 5), (Phase::Prompts, 6), (Phase::Pictures, 5)] {
         let done: Vec<usize> =
             seen.borrow().iter().filter(|p| p.phase == phase && p.total == total).map(|p| p.done).collect();

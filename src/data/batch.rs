@@ -15,6 +15,8 @@ use crate::error::Result;
 pub struct Batch {
     /// VAE moments, raw: means, then log variances; f32 `[B, 2C, h, w]`.
     pub moments: Tensor<4>,
+    /// Of edits, the moments of the originals, f32 `[B, 2C, h, w]`; all zero where the original is dropped.
+    pub original: Option<Tensor<4>>,
     /// Text embeddings, f32 `[B, L, D]`.
     pub prompt: Tensor<3>,
     /// Pooled text embeddings, f32 `[B, P]`.
@@ -28,6 +30,8 @@ pub struct Batch {
 pub struct HostBatch {
     /// f32 `[B, 2C, h, w]`
     pub moments: TensorData,
+    /// Of edits, f32 `[B, 2C, h, w]`
+    pub original: Option<TensorData>,
     /// f32 `[B, L, D]`
     pub prompt: TensorData,
     /// f32 `[B, P]`
@@ -41,6 +45,7 @@ impl HostBatch {
     pub fn upload(self, device: &Device) -> Batch {
         Batch {
             moments: Tensor::from_data(self.moments, (device, DType::F32)),
+            original: self.original.map(|moments| Tensor::from_data(moments, (device, DType::F32))),
             prompt: Tensor::from_data(self.prompt, (device, DType::F32)),
             pooled: Tensor::from_data(self.pooled, (device, DType::F32)),
             samples: self.samples,

@@ -32,6 +32,10 @@ pub struct DataConfig {
     /// The probability that a sample is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
     /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
+    /// For edits, in the place of `caption_dropout`: the probability p, from 0 to 1/3, that a sample is trained without its
+    /// instruction, and the same each for without its original and without both; see
+    /// [`joint_dropout`](super::joint_dropout). 0.05 as in the paper; 0 takes away both guidances.
+    pub conditioning_dropout: f64,
     /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
     /// leave it empty for none.
     pub trigger: String,
@@ -72,6 +76,7 @@ impl Default for DataConfig {
             repeats: 1,
             flip: false,
             caption_dropout: 0.05,
+            conditioning_dropout: 0.05,
             trigger: String::new(),
             validation_split: 0.1,
             cache: None,
@@ -155,6 +160,15 @@ impl DataConfig {
                 format!("is {}, but it is a probability: use 0 to 1", self.caption_dropout),
             ),
             (
+                "conditioning_dropout",
+                (0.0..=1.0 / 3.0).contains(&self.conditioning_dropout),
+                format!(
+                    "is {}, but without instruction, without original and without both have this probability each: use 0 \
+                     to 0.33",
+                    self.conditioning_dropout
+                ),
+            ),
+            (
                 "validation_split",
                 (0.0..1.0).contains(&self.validation_split),
                 format!("is {}, but it is a fraction of the pictures: use 0 to below 1", self.validation_split),
@@ -200,6 +214,7 @@ mod tests {
         named(DataConfig::default(), "path");
         named(DataConfig { caption_dropout: 1.5, ..good.clone() }, "caption_dropout");
         named(DataConfig { caption_dropout: f64::NAN, ..good.clone() }, "caption_dropout");
+        named(DataConfig { conditioning_dropout: 0.34, ..good.clone() }, "conditioning_dropout");
         named(DataConfig { validation_split: 1.0, ..good.clone() }, "validation_split");
         named(DataConfig { repeats: 0, ..good.clone() }, "repeats");
         named(DataConfig { repeats: usize::MAX, ..good.clone() }, "repeats");

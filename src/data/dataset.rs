@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Bucket, DataConfig, HostBatch, Plan, SampleIndex,
+    Batch, Bucket, DataConfig, Dropped, HostBatch, Plan, SampleIndex,
     cache::{Cache, Kind, key},
     prepare::Survey,
 };
@@ -16,11 +16,55 @@ use crate::{
     rng::{Purpose, Seed},
 };
 
+/// What a data folder holds, and so how it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatasetKind {
+    /// Pictures with captions.
+    Captions,
+    /// Pairs of pictures, and the instructions that turn the first into the second.
+    Edits,
+}
+
+/// Where a picture is: a file, or a cell of a table of pictures.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// The file, relative to the data folder, with `/` on every system.
+    pub file: String,
+    /// Of a Parquet file, the cell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<Cell>,
+}
+
+/// A cell of a Parquet file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Cell {
+    /// The row, counted from 0 over the whole file.
+    pub row: usize,
+    /// The column.
+    pub column: String,
+}
+
+impl From<String> for Place {
+    fn from(file: String) -> Self {
+        Self { file, cell: None }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.cell {
+            None => f.write_str(&self.file),
+            Some(Cell { row, column }) => write!(f, "{} row {row} `{column}`", self.file),
+        }
+    }
+}
+
 /// A picture of the data folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Picture {
-    /// Where it is, relative to the data folder.
-    pub file: String,
+    /// Where it is.
+    #[serde(flatten)]
+    pub place: Place,
     /// blake3 of the file: what the picture is known by.
     pub hash: String,
     /// Its size in pixels, after the EXIF orientation.
@@ -36,15 +80,37 @@ pub struct Picture {
 /// The length of a file and its time of change in nanoseconds since 1970.
 pub(super) type Stamp = (u64, u64);
 
-/// What is trained on at once: a picture and its caption.
+/// What is trained on at once: a picture and its caption, or an edit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// The picture.
+    /// The picture; of an edit, the edited one.
     pub picture: Picture,
-    /// Its caption, with the trigger word.
+    /// Of an edit, the picture before it, of the same size and so in the same bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<Picture>,
+    /// The picture's caption, with the trigger word; of an edit, the instruction.
     pub caption: String,
     /// The key of the caption's embeddings.
     pub prompt: String,
+    /// What the original shows, where the data says it. Only measured with, never trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_caption: Option<String>,
+    /// What the edited picture shows, where the data says it. Only measured with, never trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited_caption: Option<String>,
+}
+
+impl Sample {
+    /// The picture that the side of the split is drawn from: of an edit the original, so that all edits of one picture are
+    /// on one side.
+    fn subject(&self) -> &Picture {
+        self.original.as_ref().unwrap_or(&self.picture)
+    }
+
+    /// The picture, and of an edit the original.
+    pub(super) fn pictures(&self) -> impl Iterator<Item = &Picture> {
+        std::iter::once(&self.picture).chain(&self.original)
+    }
 }
 
 /// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`]; both sides
@@ -61,6 +127,7 @@ pub struct Split {
 #[derive(Clone, Debug)]
 pub struct LatentDataset {
     pub(super) config: DataConfig,
+    pub(super) kind: DatasetKind,
     pub(super) cache: Cache,
     pub(super) samples: Vec<Sample>,
     /// The fingerprint of tokenizers and text encoders.
@@ -73,8 +140,8 @@ impl LatentDataset {
     ///
     /// # Errors
     /// A setting, picture or caption is wrong (all of them are listed), or something is not encoded yet.
-    pub fn open(config: &DataConfig, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
-        let survey = Survey::of(config, prompts, vae, text, &|_| ())?;
+    pub fn open(config: &DataConfig, kind: DatasetKind, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
+        let survey = Survey::of(config, kind, prompts, vae, text, &|_| ())?;
         if survey.is_complete() {
             return Ok(survey.dataset);
         }
@@ -88,17 +155,26 @@ impl LatentDataset {
         &self.samples
     }
 
-    /// What the dataset is, in 64 hexadecimal digits: its pictures at their sizes, its captions, and what encoded them.
-    /// File names and the place of the folder do not count.
+    /// Whether it is of captions or of edits.
+    pub fn kind(&self) -> DatasetKind {
+        self.kind
+    }
+
+    /// What the dataset is, in 64 hexadecimal digits: its pictures at their sizes, its captions or instructions, and what
+    /// encoded them. File names and the place of the folder do not count.
     pub fn fingerprint(&self) -> String {
-        let mut parts: Vec<_> =
-            self.samples.iter().map(|s| format!("{} {}", s.picture.latents.join(" "), s.prompt)).collect();
+        let part = |sample: &Sample| {
+            let from = sample.original.as_ref().map(|o| format!("{} to ", o.latents.join(" "))).unwrap_or_default();
+            format!("{from}{} {}", sample.picture.latents.join(" "), sample.prompt)
+        };
+        let mut parts: Vec<_> = self.samples.iter().map(part).collect();
         parts.sort_unstable();
         key(&parts.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Splits the samples by what their pictures hold: a picture is held out if a number drawn from the seed and its content
-    /// is below `data.validation_split`. So its side stays when others are added, and copies of one picture are on one side.
+    /// Splits the samples by what their pictures hold, of edits the originals: a picture is held out if a number drawn from the
+    /// seed and its content is below `data.validation_split`. So its side stays when others are added, and copies of one picture, or all edits
+    /// of one original, are on one side.
     /// If that would leave a side empty, the picture with the lowest, or highest, number changes over; a set of one
     /// picture is trained on.
     ///
@@ -106,7 +182,7 @@ impl LatentDataset {
     /// positions on a side draws the same content after files were renamed.
     pub fn split(&self, seed: Seed) -> Split {
         let fraction = self.config.validation_split as f32;
-        let drawn = |sample: &Sample| seed.named(Purpose::Split, &sample.picture.hash).uniform(1)[0];
+        let drawn = |sample: &Sample| seed.named(Purpose::Split, &sample.subject().hash).uniform(1)[0];
         let draws: Vec<f32> = self.samples.iter().map(drawn).collect();
         let mut order: Vec<f32> = draws.clone();
         order.sort_unstable_by(f32::total_cmp);
@@ -118,7 +194,10 @@ impl LatentDataset {
             [first, ..] => fraction.max(first.next_up()),
         };
         let mut by_content: Vec<usize> = (0..draws.len()).collect();
-        by_content.sort_by_key(|&i| (&self.samples[i].picture.hash, &self.samples[i].prompt));
+        by_content.sort_by_key(|&i| {
+            let sample = &self.samples[i];
+            (&sample.subject().hash, &sample.picture.hash, &sample.prompt)
+        });
         let (held_out, train) = by_content.into_iter().partition(|&i| draws[i] < limit);
         Split { train, held_out }
     }
@@ -126,7 +205,7 @@ impl LatentDataset {
     /// The order of training for `seed`.
     pub fn plan(&self, seed: Seed) -> Plan {
         let train = self.split(seed).train.into_iter();
-        Plan::new(&self.config, seed, train.map(|i| (i, self.samples[i].picture.bucket)).collect())
+        Plan::new(&self.config, self.kind, seed, train.map(|i| (i, self.samples[i].picture.bucket)).collect())
     }
 
     /// The held-out samples as batches of one size each, always the same ones, none mirrored.
@@ -138,23 +217,29 @@ impl LatentDataset {
         groups.values().flat_map(|group| group.chunks(self.config.batch_size)).map(<[_]>::to_vec).collect()
     }
 
-    /// Reads samples of one size into one batch on the host; those marked in `dropped` get the empty prompt.
+    /// Reads samples of one size into one batch on the host. Where `dropped` says so, a sample gets the empty prompt, and
+    /// zeros for the moments of its original: those of no picture, and with a mode of zero.
     ///
     /// # Errors
     /// An entry is missing or damaged, or the samples are of different sizes.
-    pub fn read(&self, samples: &[SampleIndex], dropped: &[bool]) -> Result<HostBatch> {
+    pub fn read(&self, samples: &[SampleIndex], dropped: &[Dropped]) -> Result<HostBatch> {
         let null = self.prompt_key("");
-        let (mut moments, mut prompt, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut moments, mut original, mut prompt, mut pooled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, dropped) in samples.iter().zip(dropped) {
             let sample = &self.samples[index.sample];
-            let mut latents = self.cache.read(Kind::Latents, &sample.picture.latents[usize::from(index.flipped)])?;
-            let mut embeds = self.cache.read(Kind::Prompts, if *dropped { &null } else { &sample.prompt })?;
-            moments.push(self.take(&mut latents, "moments")?);
+            let latents = self.moments(&sample.picture, index.flipped)?;
+            if let Some(picture) = &sample.original {
+                let zeros = || TensorData::zeros::<f32, _>(latents.shape.clone());
+                original.push(if dropped.image { zeros() } else { self.moments(picture, index.flipped)? });
+            }
+            moments.push(latents);
+            let mut embeds = self.cache.read(Kind::Prompts, if dropped.text { &null } else { &sample.prompt })?;
             prompt.push(self.take(&mut embeds, "prompt")?);
             pooled.push(self.take(&mut embeds, "pooled")?);
         }
         Ok(HostBatch {
             moments: self.stack(moments)?,
+            original: (self.kind == DatasetKind::Edits).then(|| self.stack(original)).transpose()?,
             prompt: self.stack(prompt)?,
             pooled: self.stack(pooled)?,
             samples: samples.to_vec(),
@@ -165,7 +250,7 @@ impl LatentDataset {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn batch(&self, samples: &[SampleIndex], dropped: &[bool], device: &Device) -> Result<Batch> {
+    pub fn batch(&self, samples: &[SampleIndex], dropped: &[Dropped], device: &Device) -> Result<Batch> {
         Ok(self.read(samples, dropped)?.upload(device))
     }
 
@@ -185,6 +270,11 @@ impl LatentDataset {
             prompt: Tensor::from_data(self.stack(prompt)?, (device, DType::F32)),
             pooled: Tensor::from_data(self.stack(pooled)?, (device, DType::F32)),
         })
+    }
+
+    /// The moments of a picture, f32 `[2C, h, w]`.
+    fn moments(&self, picture: &Picture, flipped: bool) -> Result<TensorData> {
+        self.take(&mut self.cache.read(Kind::Latents, &picture.latents[usize::from(flipped)])?, "moments")
     }
 
     /// The key of the embeddings of `prompt`.
@@ -223,10 +313,13 @@ mod tests {
         let bucket = Bucket { width: 64, height: 64 };
         let sample = |i: usize| {
             let (file, hash) = (format!("{i:04}.png"), key(&[&i.to_string()]));
-            let picture = Picture { file, latents: vec![hash.clone()], hash, size: (64, 64), bucket, stamp: (0, 0) };
-            Sample { picture, caption: format!("picture {i}"), prompt: key(&["p", &i.to_string()]) }
+            let (place, latents) = (Place::from(file), vec![hash.clone()]);
+            let picture = Picture { place, latents, hash, size: (64, 64), bucket, stamp: (0, 0) };
+            let (caption, prompt) = (format!("picture {i}"), key(&["p", &i.to_string()]));
+            Sample { picture, original: None, caption, prompt, original_caption: None, edited_caption: None }
         };
         LatentDataset {
+            kind: DatasetKind::Captions,
             config: DataConfig { validation_split, ..Default::default() },
             cache: Cache::new("nowhere".into()),
             samples: pictures.into_iter().map(sample).collect(),
@@ -235,7 +328,7 @@ mod tests {
     }
 
     fn held_out(dataset: &LatentDataset) -> Vec<&str> {
-        dataset.split(Seed(1)).held_out.iter().map(|&i| dataset.samples[i].picture.file.as_str()).collect()
+        dataset.split(Seed(1)).held_out.iter().map(|&i| dataset.samples[i].picture.place.file.as_str()).collect()
     }
 
     #[test]
@@ -251,7 +344,11 @@ mod tests {
     fn renamed_files_are_trained_on_and_measured_in_the_same_order() {
         let (before, mut after) = (dataset(0..50, 0.2), dataset(0..50, 0.2));
         after.samples.reverse();
-        after.samples.iter_mut().enumerate().for_each(|(i, sample)| sample.picture.file = format!("new {i:02}.png"));
+        after
+            .samples
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, sample)| sample.picture.place.file = format!("new {i:02}.png"));
         assert_eq!(before.fingerprint(), after.fingerprint());
         let content = |dataset: &LatentDataset| {
             let plan = dataset.plan(Seed(1));

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::DataConfig;
+use super::{DataConfig, DatasetKind, Place};
 use crate::error::{Error, Result};
 
 /// The extensions of pictures that can be read.
@@ -16,16 +16,34 @@ const READABLE: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 const OTHER_PICTURES: [&str; 12] =
     ["avif", "bmp", "dng", "gif", "heic", "heif", "jp2", "jxl", "psd", "raw", "tif", "tiff"];
 
-/// One picture and its caption.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One picture and its caption, or one edit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// The picture, relative to the data folder, with `/` on every system.
-    pub file: String,
-    /// The caption, with the trigger word.
+    /// The picture; of an edit, the edited one.
+    pub picture: Place,
+    /// Of an edit, the picture before it.
+    pub original: Option<Place>,
+    /// The caption, with the trigger word; of an edit, the instruction.
     pub caption: String,
+    /// What the original shows, where it is said.
+    pub original_caption: Option<String>,
+    /// What the edited picture shows, where it is said.
+    pub edited_caption: Option<String>,
 }
 
-/// The rows of a data folder, sorted by file, and everything that is wrong with the others.
+impl Row {
+    fn captioned(file: String, caption: &str) -> Self {
+        Self {
+            picture: file.into(),
+            original: None,
+            caption: clean(caption),
+            original_caption: None,
+            edited_caption: None,
+        }
+    }
+}
+
+/// The rows of a data folder, sorted by picture, and everything that is wrong with the others.
 #[derive(Debug, Default)]
 pub struct Manifest {
     /// The usable rows.
@@ -40,7 +58,8 @@ impl Manifest {
     ///
     /// # Errors
     /// The folder itself cannot be read. Problems with single rows are collected in [`problems`](Self::problems).
-    pub fn read(config: &DataConfig) -> Result<Self> {
+    pub fn read(config: &DataConfig, kind: DatasetKind) -> Result<Self> {
+        let _ = kind;
         let folder = &config.path;
         if !folder.is_dir() {
             let problem = if folder.exists() { "is a file, not a folder" } else { "there is no such folder" };
@@ -54,7 +73,7 @@ impl Manifest {
             (false, true) => manifest.read_csv(&csv)?,
             (false, false) => manifest.list(folder)?,
         }
-        manifest.rows.sort_by(|a, b| a.file.cmp(&b.file));
+        manifest.rows.sort_unstable();
         if manifest.rows.is_empty() && manifest.problems.is_empty() {
             manifest.problems.push("there are no pictures (.jpg, .jpeg, .png, .webp) in the folder".into());
         }
@@ -75,7 +94,7 @@ impl Manifest {
         }
         let empty: Vec<_> = self.rows.extract_if(.., |row| row.caption.is_empty()).collect();
         for row in empty {
-            self.problem(row.file, "its caption is empty: write one, or set `data.trigger`");
+            self.problem(row.picture, "its caption is empty: write one, or set `data.trigger`");
         }
     }
 
@@ -88,7 +107,7 @@ impl Manifest {
             } else if READABLE.contains(&extension.as_str()) {
                 let text = Path::new(&file).with_extension("txt");
                 match std::fs::read_to_string(folder.join(&text)) {
-                    Ok(caption) => self.rows.push(Row { file, caption: clean(&caption) }),
+                    Ok(caption) => self.rows.push(Row::captioned(file, &caption)),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                         self.problem(&file, format!("there is no caption file {}", text.display()));
                     }
@@ -156,7 +175,7 @@ impl Manifest {
             return self.problem(place, "there is no such picture");
         }
         match column("text").or_else(|| column("caption")) {
-            Some(caption) => self.rows.push(Row { file, caption: clean(caption) }),
+            Some(caption) => self.rows.push(Row::captioned(file, caption)),
             None => self.problem(place, "has no caption (column `text` or `caption`)"),
         }
     }
@@ -241,12 +260,12 @@ mod tests {
 
     fn read(folder: &tempfile::TempDir, trigger: &str) -> Manifest {
         let config = DataConfig { path: folder.path().into(), trigger: trigger.into(), ..Default::default() };
-        Manifest::read(&config).unwrap()
+        Manifest::read(&config, DatasetKind::Captions).unwrap()
     }
 
     fn captions(manifest: &Manifest) -> Vec<(&str, &str)> {
         assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
-        manifest.rows.iter().map(|row| (row.file.as_str(), row.caption.as_str())).collect()
+        manifest.rows.iter().map(|row| (row.picture.file.as_str(), row.caption.as_str())).collect()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Bucket, DataConfig};
+use super::{Bucket, DataConfig, DatasetKind};
 use crate::rng::{Purpose, Seed};
 
 /// A sample of a [`LatentDataset`](super::LatentDataset), as it is or mirrored.
@@ -14,6 +14,24 @@ pub struct SampleIndex {
     pub flipped: bool,
 }
 
+/// What a sample is trained without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its caption or instruction: the empty prompt takes its place.
+    pub text: bool,
+    /// The original of an edit: zeros take the place of its moments.
+    pub image: bool,
+}
+
+/// What an edit is trained without, from one number `u`, uniform in [0, 1), and a probability `p` of at most 1/3: below p its
+/// text, from p to 2p text and image, from 2p to 3p its image.
+///
+/// So each condition is dropped with probability 2p, and classifier-free guidance can be given for both (InstructPix2Pix,
+/// arXiv 2211.09800, section 3.2.1, with p = 0.05; diffusers' train_instruct_pix2pix.py).
+pub fn joint_dropout(u: f32, p: f64) -> Dropped {
+    Dropped { text: u < (2.0 * p) as f32, image: (p as f32..(3.0 * p) as f32).contains(&u) }
+}
+
 /// The order of training: a pure function of seed and epoch, so a run that continues at micro-batch `n` sees what an
 /// uninterrupted one would have seen.
 #[derive(Clone, Debug)]
@@ -23,14 +41,17 @@ pub struct Plan {
     batch_size: usize,
     repeats: usize,
     flip: bool,
+    kind: DatasetKind,
     caption_dropout: f32,
+    conditioning_dropout: f64,
 }
 
 impl Plan {
     /// A plan for the training samples, given with their sizes.
-    pub fn new(config: &DataConfig, seed: Seed, samples: Vec<(usize, Bucket)>) -> Self {
-        let DataConfig { batch_size, repeats, flip, caption_dropout, .. } = *config;
-        Self { seed, samples, batch_size, repeats, flip, caption_dropout: caption_dropout as f32 }
+    pub fn new(config: &DataConfig, kind: DatasetKind, seed: Seed, samples: Vec<(usize, Bucket)>) -> Self {
+        let DataConfig { batch_size, repeats, flip, conditioning_dropout, .. } = *config;
+        let caption_dropout = config.caption_dropout as f32;
+        Self { seed, samples, batch_size, repeats, flip, kind, caption_dropout, conditioning_dropout }
     }
 
     /// The batches of one epoch: every sample `repeats` times in random order, batches of one size each. The last batch of a
@@ -75,10 +96,15 @@ impl Plan {
         epochs.flat_map(|epoch| self.epoch(epoch)).skip(skip)
     }
 
-    /// Which of the `count` samples of a micro-batch are trained with the empty prompt.
-    pub fn dropped(&self, micro_batch: u64, count: usize) -> Vec<bool> {
+    /// What the `count` samples of a micro-batch are trained without: captions with probability `data.caption_dropout`, the
+    /// conditions of edits by [`joint_dropout`] with `data.conditioning_dropout`.
+    pub fn dropped(&self, micro_batch: u64, count: usize) -> Vec<Dropped> {
         let draws = self.seed.draw(Purpose::Condition, micro_batch, 0).uniform(count);
-        draws.into_iter().map(|draw| draw < self.caption_dropout).collect()
+        let dropped = |draw| match self.kind {
+            DatasetKind::Captions => Dropped { text: draw < self.caption_dropout, image: false },
+            DatasetKind::Edits => joint_dropout(draw, self.conditioning_dropout),
+        };
+        draws.into_iter().map(dropped).collect()
     }
 }
 
@@ -89,7 +115,7 @@ mod tests {
     fn plan(repeats: usize) -> Plan {
         let config = DataConfig { batch_size: 4, repeats, flip: true, caption_dropout: 0.25, ..Default::default() };
         let bucket = |i: usize| Bucket { width: [512, 256, 128][i % 3], height: 512 };
-        Plan::new(&config, Seed(5), (0..20).map(|i| (i * 10, bucket(i))).collect())
+        Plan::new(&config, DatasetKind::Captions, Seed(5), (0..20).map(|i| (i * 10, bucket(i))).collect())
     }
 
     #[test]
@@ -134,10 +160,10 @@ mod tests {
     #[test]
     fn captions_are_dropped_with_the_given_probability() {
         let plan = plan(1);
-        let dropped = (0..1000).flat_map(|n| plan.dropped(n, 4)).filter(|&d| d).count();
+        let dropped = (0..1000).flat_map(|n| plan.dropped(n, 4)).filter(|d| d.text).count();
         assert!((900..1100).contains(&dropped), "{dropped} of 4000");
         assert_eq!(plan.dropped(7, 4), plan.dropped(7, 4));
-        assert!(!Plan { caption_dropout: 0.0, ..plan.clone() }.dropped(7, 100).contains(&true));
-        assert!(!Plan { caption_dropout: 1.0, ..plan }.dropped(7, 100).contains(&false));
+        assert!(!Plan { caption_dropout: 0.0, ..plan.clone() }.dropped(7, 100).iter().any(|d| d.text));
+        assert!(Plan { caption_dropout: 1.0, ..plan }.dropped(7, 100).iter().all(|d| d.text && !d.image));
     }
 }

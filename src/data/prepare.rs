@@ -10,12 +10,12 @@ use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bucket, DataConfig, LatentDataset, Picture, Sample,
+    Bucket, DataConfig, DatasetKind, LatentDataset, Picture, Place, Sample,
     buckets::Buckets,
     cache::{Cache, Kind, key},
     dataset::Stamp,
     images::{Inspected, TRANSFORM, inspect, pixels},
-    manifest::{Manifest, Row},
+    manifest::Manifest,
     parallel::in_parallel,
 };
 use crate::{
@@ -94,7 +94,7 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// Checks every picture and caption, encodes what the cache does not hold yet, and opens the result. `prompts` are further
+/// Checks every picture and caption (of edits, instruction), encodes what the cache does not hold yet, and opens the result. `prompts` are further
 /// texts to encode, such as those of the validation. If everything is there, no model is loaded.
 ///
 /// An interrupted preparation goes on where it stopped when it is called again.
@@ -104,12 +104,13 @@ pub struct Progress {
 /// gives a number that is not finite, or the disk refuses.
 pub fn prepare(
     config: &DataConfig,
+    kind: DatasetKind,
     prompts: &[String],
     encoders: &mut dyn Encoders,
     progress: &dyn Fn(Progress),
 ) -> Result<LatentDataset> {
     let (vae, text) = (encoders.vae_fingerprint()?, encoders.text_fingerprint()?);
-    let survey = Survey::of(config, prompts, &vae, &text, progress)?;
+    let survey = Survey::of(config, kind, prompts, &vae, &text, progress)?;
     survey.log();
     // What is there was just checked: an interruption from here on does not make the next start read it all again.
     survey.record();
@@ -130,8 +131,8 @@ pub(super) struct Survey {
     vae: String,
     /// Prompts without embeddings.
     pub prompts: Vec<String>,
-    /// Samples without latents: the index, and for which of plain (false) and mirrored (true).
-    pub pictures: Vec<(usize, Vec<bool>)>,
+    /// Pictures without latents, and for which of plain (false) and mirrored (true).
+    pub pictures: Vec<(Picture, Vec<bool>)>,
 }
 
 /// What `index.json` in the cache folder says about the last preparation, whether it came to its end or not. It is a record for people, and it spares reading
@@ -149,22 +150,27 @@ impl Survey {
     /// Checks all settings, captions and pictures, and finds what is not in the cache.
     pub fn of(
         config: &DataConfig,
+        kind: DatasetKind,
         prompts: &[String],
         vae: &str,
         text: &str,
         progress: &dyn Fn(Progress),
     ) -> Result<Self> {
         config.validate()?;
-        let manifest = Manifest::read(config)?;
+        let manifest = Manifest::read(config, kind)?;
         config.check_epoch(manifest.rows.len())?;
         let cache = Cache::new(config.cache_folder());
         let (known, trusted) = recall(&cache, &config.path);
         let pictures = check(config, vae, &manifest, &known, progress)?;
 
-        let mut dataset = LatentDataset { config: config.clone(), cache, samples: Vec::new(), text: text.into() };
-        let samples = pictures.into_iter().zip(manifest.rows).map(|(picture, Row { caption, .. })| {
-            let prompt = dataset.prompt_key(&caption);
-            Sample { picture, caption, prompt }
+        let mut dataset = LatentDataset { config: config.clone(), kind, cache, samples: Vec::new(), text: text.into() };
+        let samples = manifest.rows.into_iter().map(|row| Sample {
+            picture: pictures[&row.picture].clone(),
+            original: row.original.map(|place| pictures[&place].clone()),
+            prompt: dataset.prompt_key(&row.caption),
+            caption: row.caption,
+            original_caption: row.original_caption,
+            edited_caption: row.edited_caption,
         });
         dataset.samples = samples.collect();
         let mut survey = Self { dataset, vae: vae.into(), prompts: Vec::new(), pictures: Vec::new() };
@@ -190,21 +196,21 @@ impl Survey {
         })?;
 
         let mut seen = BTreeSet::new();
-        let different = |&i: &usize| seen.insert(&dataset.samples[i].picture.latents);
-        let different: Vec<usize> = (0..dataset.samples.len()).filter(different).collect();
-        let lacks = |&i: &usize| -> Vec<bool> {
-            let variants = [false, true].into_iter().zip(&dataset.samples[i].picture.latents);
+        let pictures = dataset.samples.iter().flat_map(Sample::pictures);
+        let different: Vec<&Picture> = pictures.filter(|picture| seen.insert(&picture.latents)).collect();
+        let lacks = |picture: &&Picture| -> Vec<bool> {
+            let variants = [false, true].into_iter().zip(&picture.latents);
             variants
                 .filter(|(_, key)| !dataset.cache.holds(Kind::Latents, key, trusted))
                 .map(|(flip, _)| flip)
                 .collect()
         };
-        in_parallel(&different, lacks, |&i, flips| {
-            self.pictures.extend((!flips.is_empty()).then_some((i, flips)));
+        in_parallel(&different, lacks, |&picture, flips| {
+            self.pictures.extend((!flips.is_empty()).then(|| (picture.clone(), flips)));
             Ok(())
         })?;
         self.prompts.sort_unstable();
-        self.pictures.sort_unstable();
+        self.pictures.sort_unstable_by(|(a, _), (b, _)| a.place.cmp(&b.place));
         Ok(())
     }
 
@@ -242,21 +248,19 @@ impl Survey {
     }
 
     fn encode_pictures(&self, encoders: &mut dyn Encoders, progress: &dyn Fn(Progress)) -> Result<()> {
-        let LatentDataset { config, cache, samples, .. } = &self.dataset;
+        let LatentDataset { config, cache, .. } = &self.dataset;
         let total = self.pictures.len();
         let mut done = 0;
-        let decode = |(i, flips): &(usize, Vec<bool>)| {
-            let picture = &samples[*i].picture;
-            pixels(&config.path.join(&picture.file), &picture.hash, picture.bucket, flips)
+        let decode = |(picture, flips): &(Picture, Vec<bool>)| {
+            pixels(&config.path.join(&picture.place.file), &picture.hash, picture.bucket, flips)
         };
-        in_parallel(&self.pictures, decode, |(i, flips), variants| {
+        in_parallel(&self.pictures, decode, |(picture, flips), variants| {
             if done == 0 {
                 progress(Progress { phase: Phase::Pictures, done, total });
             }
-            let picture = &samples[*i].picture;
             for (flip, pixels) in flips.iter().zip(variants?) {
                 let moments = encoders.encode_image(pixels)?.into_tensor().into_data();
-                let moments = self.checked(moments, &format!("the picture {}", picture.file))?;
+                let moments = self.checked(moments, &format!("the picture {}", picture.place))?;
                 let moments = moments.convert_dtype(config.cache_dtype.into());
                 let key = &picture.latents[usize::from(*flip)];
                 cache.write(Kind::Latents, key, &BTreeMap::from([("moments".into(), moments)]))?;
@@ -286,7 +290,7 @@ impl Survey {
     }
 
     fn write_index(&self) -> Result<()> {
-        let LatentDataset { config, cache, samples, text } = &self.dataset;
+        let LatentDataset { config, cache, samples, text, .. } = &self.dataset;
         let index = Index {
             fingerprint: self.dataset.fingerprint(),
             vae: self.vae.clone(),
@@ -301,19 +305,19 @@ impl Survey {
     }
 }
 
-/// Inspects the picture of each row, except those `known` and unchanged since; in the order of the rows.
+/// Inspects the pictures of all rows, each once, except those `known` and unchanged since.
 fn check(
     config: &DataConfig,
     vae: &str,
     manifest: &Manifest,
-    known: &HashMap<String, Picture>,
+    known: &HashMap<Place, Picture>,
     progress: &dyn Fn(Progress),
-) -> Result<Vec<Picture>> {
+) -> Result<HashMap<Place, Picture>> {
     let buckets = Buckets::new(config);
-    let look = |row: &Row| -> std::result::Result<Picture, String> {
-        let path = config.path.join(&row.file);
+    let look = |place: &&Place| -> std::result::Result<Picture, String> {
+        let path = config.path.join(&place.file);
         let stamp = stamp(&path).map_err(|e| e.to_string())?;
-        let (hash, size) = match known.get(&row.file) {
+        let (hash, size) = match known.get(*place) {
             Some(picture) if picture.stamp == stamp => (picture.hash.clone(), picture.size),
             _ => inspect(&path).map(|Inspected { hash, width, height }| (hash, (width, height)))?,
         };
@@ -325,42 +329,53 @@ fn check(
         let dtype = format!("{:?}", config.cache_dtype);
         let latents =
             variants.iter().map(|flip| key(&["latents", &hash, &bucket.to_string(), flip, TRANSFORM, vae, &dtype]));
-        Ok(Picture { file: row.file.clone(), latents: latents.collect(), hash, size, bucket, stamp })
+        Ok(Picture { place: (*place).clone(), latents: latents.collect(), hash, size, bucket, stamp })
     };
-    let total = manifest.rows.len();
-    let (mut pictures, mut bad, mut done) = (Vec::with_capacity(total), Vec::new(), 0);
-    in_parallel(&manifest.rows, look, |row, picture| {
+    let places = manifest.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
+    let places: Vec<&Place> = places.collect::<BTreeSet<_>>().into_iter().collect();
+    let total = places.len();
+    let (mut pictures, mut bad, mut done) = (HashMap::with_capacity(total), Vec::new(), 0);
+    in_parallel(&places, look, |&place, picture| {
         if done == 0 {
             progress(Progress { phase: Phase::Check, done, total });
         }
         done += 1;
         progress(Progress { phase: Phase::Check, done, total });
         match picture {
-            Ok(picture) => pictures.push(picture),
-            Err(problem) => bad.push(format!("{}: {problem}", row.file)),
+            Ok(picture) => drop(pictures.insert(place.clone(), picture)),
+            Err(problem) => bad.push(format!("{place}: {problem}")),
         }
         Ok(())
     })?;
+    bad.extend(manifest.rows.iter().filter_map(|row| {
+        let (edited, original) = (pictures.get(&row.picture)?, pictures.get(row.original.as_ref()?)?);
+        let ((width, height), (before_width, before_height)) = (edited.size, original.size);
+        (edited.size != original.size).then(|| {
+            format!(
+                "{}: is {width} × {height} pixels, but its original {} is {before_width} × {before_height}",
+                edited.place, original.place
+            )
+        })
+    }));
     bad.sort_unstable();
     let problems: Vec<String> = manifest.problems.iter().cloned().chain(bad).collect();
     if !problems.is_empty() {
         return Err(Error::Many { path: config.path.clone(), problems });
     }
-    pictures.sort_unstable_by(|a, b| a.file.cmp(&b.file));
     Ok(pictures)
 }
 
-/// What need not be read again: the pictures that `index.json` knows, by file, and the time up to which entries count as
+/// What need not be read again: the pictures that `index.json` knows, by place, and the time up to which entries count as
 /// checked. Files of the last seconds before it was written are left out, for the clocks of file systems are coarse.
-fn recall(cache: &Cache, folder: &Path) -> (HashMap<String, Picture>, SystemTime) {
+fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime) {
     let path = cache.folder().join("index.json");
     let index: Option<Index> = read_json(&path).ok();
     let written = index.as_ref().and_then(|_| std::fs::metadata(&path).and_then(|m| m.modified()).ok());
     let trusted = written.and_then(|time| time.checked_sub(Duration::from_secs(2))).unwrap_or(SystemTime::UNIX_EPOCH);
     let samples = index.filter(|index| index.folder == folder).map(|index| index.samples).unwrap_or_default();
-    let pictures = samples.into_iter().map(|sample| sample.picture);
+    let pictures = samples.into_iter().flat_map(|sample| std::iter::once(sample.picture).chain(sample.original));
     let known = pictures.filter(|picture| picture.stamp.1 <= nanoseconds(trusted));
-    (known.map(|picture| (picture.file.clone(), picture)).collect(), trusted)
+    (known.map(|picture| (picture.place.clone(), picture)).collect(), trusted)
 }
 
 fn stamp(path: &Path) -> std::io::Result<Stamp> {

@@ -4,7 +4,7 @@
 
 use super::task::{Noised, Task};
 use crate::{
-    data::{LatentDataset, SampleIndex},
+    data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
     memory::Stage,
     models::{Segmented, flux::draw_noise},
@@ -39,7 +39,7 @@ impl<'a> Validator<'a> {
         let levels = task.levels();
         let mut sums = vec![0.0; levels.len()];
         for batch in &self.batches {
-            let data = self.dataset.batch(batch, &vec![false; batch.len()], task.device())?;
+            let data = self.dataset.batch(batch, &vec![Dropped::default(); batch.len()], task.device())?;
             let [rows, moments, height, width] = data.moments.dims();
             // Each picture's own noise, known by its content.
             let pictures = batch.iter().map(|index| &self.dataset.samples()[index.sample].picture);
