@@ -107,6 +107,10 @@ impl Job for Training<'_> {
             Mode::Lora => run.folder.join(format!("{}.safetensors", config.run.name)),
             Mode::Full => run.folder.join(&config.run.name),
         };
+        if finished.is_dir() {
+            // What a run ended with before it was lengthened; its checkpoints can make it again.
+            fs::remove_dir_all(&finished).map_err(|e| Error::io(&finished, e))?;
+        }
         export(&run.folder, &finished, ExportOptions { format: None, dtype: FloatDType::F32, raw: false })?;
         Ok(run.folder)
     }

@@ -11,6 +11,9 @@ use kiln::weights::TensorFile;
 /// The configuration that every test starts from.
 pub const QUICKSTART: &str = "configs/quickstart.toml";
 
+/// The same for editing.
+pub const EDITING: &str = "configs/quickstart_edit.toml";
+
 /// The model of the quickstart.
 pub const MODEL: &str = "checkpoints/tiny-flux";
 

@@ -1,0 +1,196 @@
+//! The editing quickstart as a user goes through it: prepare, train, resume, validate, export.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use burn::tensor::{Device, TensorData};
+use kiln::{
+    error::Result,
+    models::unet::UNet,
+    training::{self, Metrics, Record, Silent, TrainConfig, ValidationMetrics},
+};
+use support::program::{EDITING, fails, succeeds, tensors, workshop};
+
+static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("train_edit"));
+
+/// The editing quickstart, shorter, in the workshop. What comes after wins.
+fn settings(name: &str, more: &[&str]) -> Vec<String> {
+    let mut all = vec![
+        format!("run.name={name}"),
+        format!("run.output='{}'", WORKSHOP.join("runs").display()),
+        format!("data.cache='{}'", WORKSHOP.join("cache").display()),
+    ];
+    let short = [
+        "training.max_steps=6",
+        "training.log_every=1",
+        "checkpoint.every=2",
+        "checkpoint.keep_last=0",
+        "validation.every=0",
+        "validation.steps=2",
+        "validation.edits=0",
+        "validation.timesteps=[300, 700]",
+    ];
+    all.extend(short.iter().chain(more).map(|setting| setting.to_string()));
+    all
+}
+
+fn config(name: &str, more: &[&str]) -> TrainConfig {
+    TrainConfig::load(EDITING, &settings(name, more)).unwrap()
+}
+
+fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {
+    training::train(config, resume, &Device::flex(), &mut Silent)
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn validations(run: &Path) -> Vec<ValidationMetrics> {
+    let validation = |record| match record {
+        Record::Validation(metrics) => Some(metrics),
+        Record::Step(_) => None,
+    };
+    Metrics::read(run).unwrap().into_iter().filter_map(validation).collect()
+}
+
+/// What everything after a step depends on, every bit.
+fn state(run: &Path, step: u64, files: &[&str]) -> Vec<Vec<(String, TensorData)>> {
+    let folder = run.join(format!("step-{step:06}"));
+    files.iter().map(|name| tensors(folder.join(name).with_extension("safetensors"))).collect()
+}
+
+const FULL: [&str; 3] = ["weights", "ema", "optimizer"];
+
+/// All that draws random numbers or counts across steps is on.
+const EVERYTHING: [&str; 7] = [
+    "training.gradient_accumulation=2",
+    "data.batch_size=2",
+    "data.flip=true",
+    "data.conditioning_dropout=0.2",
+    "edit.snr_gamma=5",
+    "edit.noise_offset=0.1",
+    "training.ema_decay=0.9",
+];
+
+/// A run with everything on that nothing interrupts.
+static WHOLE: LazyLock<PathBuf> = LazyLock::new(|| train(&config("whole", &EVERYTHING), None).unwrap());
+
+#[test]
+fn the_held_out_loss_falls_and_a_run_folder_holds_everything() {
+    let more = ["training.max_steps=40", "checkpoint.every=40", "validation.edits=3", "validation.every=20"];
+    let run = train(&config("falls", &more), None).unwrap();
+    let expected = ["config.toml", "falls", "metrics.jsonl", "samples", "step-000040", "tensorboard"];
+    assert_eq!(names(&run), expected.map(String::from).into());
+    let expected = ["ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"];
+    assert_eq!(names(&run.join("step-000040")), expected.map(String::from).into());
+    let losses = validations(&run);
+    assert_eq!(losses.iter().map(|v| v.step).collect::<Vec<_>>(), [0, 20, 40]);
+    assert!(losses[2].validation_loss < losses[0].validation_loss, "{losses:?}");
+    assert_eq!(losses[0].validation_loss_at_level.keys().collect::<Vec<_>>(), ["300", "700"]);
+    // Three pairs: original, edit, target.
+    let grid = image::open(run.join("samples/step-000040.png")).unwrap();
+    assert_eq!((grid.width(), grid.height()), (3 * 68 + 4, 3 * 68 + 4));
+}
+
+#[test]
+fn a_full_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
+    let half: Vec<_> = EVERYTHING.iter().chain(&["training.max_steps=4"]).copied().collect();
+    let run = train(&config("half", &half), None).unwrap();
+    assert_eq!(state(&run, 4, &FULL), state(&WHOLE, 4, &FULL));
+    std::fs::remove_dir_all(run.join("half")).unwrap(); // the model it ended with
+    train(&config("half", &EVERYTHING), Some(&run)).unwrap();
+    assert_eq!(state(&run, 6, &FULL), state(&WHOLE, 6, &FULL));
+}
+
+#[test]
+fn a_continued_run_replaces_the_model_it_ended_with() {
+    let run = train(&config("longer", &["training.max_steps=2"]), None).unwrap();
+    let before = tensors(run.join("longer/unet/diffusion_pytorch_model.safetensors"));
+    train(&config("longer", &["training.max_steps=4"]), Some(&run)).unwrap();
+    assert_ne!(tensors(run.join("longer/unet/diffusion_pytorch_model.safetensors")), before);
+}
+
+#[test]
+fn keeping_all_activations_gives_the_same_bits_as_keeping_one_block() {
+    let more: Vec<_> = EVERYTHING.iter().chain(&["training.activations=full"]).copied().collect();
+    let full = train(&config("full", &more), None).unwrap();
+    assert_eq!(state(&full, 6, &FULL), state(&WHOLE, 6, &FULL));
+}
+
+#[test]
+fn validation_does_not_change_what_is_trained() {
+    let more = ["validation.every=1", "validation.edits=1"];
+    let more: Vec<_> = EVERYTHING.iter().chain(&more).copied().collect();
+    let validated = train(&config("validated", &more), None).unwrap();
+    assert_eq!(state(&validated, 6, &FULL), state(&WHOLE, 6, &FULL));
+}
+
+#[test]
+fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
+    let folder = WORKSHOP.join("exports");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (run, raw) = (WHOLE.to_str().unwrap(), folder.join("raw"));
+    succeeds(&["export", run, "--output", raw.to_str().unwrap(), "--raw"]);
+    let numbers = |folder: &Path| -> Vec<Vec<f32>> {
+        let file = folder.join("unet/diffusion_pytorch_model.safetensors");
+        tensors(file).into_iter().map(|(_, data)| data.into_vec().unwrap()).collect()
+    };
+    let of = |file: &str| -> Vec<Vec<f32>> {
+        state(&WHOLE, 6, &[file]).remove(0).into_iter().map(|(_, data)| data.into_vec().unwrap()).collect()
+    };
+    assert_eq!(numbers(&WHOLE.join("whole")), of("ema"));
+    assert_eq!(numbers(&raw), of("weights"));
+    assert_ne!(of("ema"), of("weights"));
+    let unet = UNet::open(raw.join("unet"), &Device::flex(), None).unwrap();
+    assert_eq!(unet.config.in_channels, 8);
+    // What it exported can be trained further, by an adapter too.
+    let base = format!("model.path='{}'", WHOLE.join("whole").display());
+    let lora = ["training.mode=lora", "lora.rank=2", "training.ema_decay=0.9", &base];
+    let run = train(&config("adapter", &lora), None).unwrap();
+    assert!(run.join("adapter.safetensors").is_file());
+    let again = train(&config("adapter-half", &[&lora[..], &["training.max_steps=4"]].concat()), None).unwrap();
+    let again = train(&config("adapter-half", &lora), Some(&again)).unwrap();
+    let files = ["adapter", "ema", "optimizer"];
+    assert_eq!(state(&again, 6, &files), state(&run, 6, &files));
+}
+
+#[test]
+fn validate_repeats_the_losses_of_training() {
+    let (json, _) = succeeds(&["validate", WHOLE.to_str().unwrap(), "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["level"], "timestep");
+    let rows: Vec<_> = report["checkpoints"].as_array().unwrap().iter().collect();
+    assert_eq!(rows.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2, 4, 6]);
+    let trained = validations(&WHOLE);
+    for (step, row) in [(0, rows[0]), (6, rows[3])] {
+        let loss = trained.iter().find(|v| v.step == step).unwrap().validation_loss;
+        assert_eq!(row["loss"].as_f64().unwrap(), loss);
+    }
+}
+
+#[test]
+fn settings_that_do_not_suit_the_model_are_one_clear_error() {
+    let says = |more: &[&str], expected: &str| {
+        let settings = settings("bad", more);
+        let mut arguments = vec!["train".to_string(), "--config".into(), EDITING.into()];
+        arguments.extend(settings.into_iter().flat_map(|setting| ["--set".into(), setting]));
+        let said = fails(&arguments);
+        assert!(said.contains(expected), "{said}");
+    };
+    says(&["training.mode=lora"], "point `model.path` at an editing model");
+    says(&["model.dtype=bf16"], "`model.dtype`");
+    says(&["objective.guidance=2.0"], "`objective`");
+    says(&["validation.prompts=['a cat']"], "`validation.prompts`");
+    says(&["validation.timesteps=[1000]"], "`validation.timesteps`");
+    says(&["edit.snr_gamma=-1"], "`edit.snr_gamma`");
+    let flux = ["train", "--config", "configs/quickstart.toml", "--set", "training.mode=full"];
+    let output = format!("run.output='{}'", WORKSHOP.join("runs").display());
+    let said = fails(&[&flux[..], &["--set", &output]].concat());
+    assert!(said.contains("`training.mode`"), "{said}");
+}
