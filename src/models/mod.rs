@@ -4,6 +4,7 @@ mod segments;
 
 pub mod flux;
 pub mod text;
+pub mod unet;
 pub mod vae;
 
 pub use segments::{Inputs, Segment, Segmented, State};

@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::nn::{Linear, Linears, Parameter, Parameters};
+use crate::nn::{Linear, Linears, Parameter, Parameters, below};
 
 /// The activations between two segments.
 #[derive(Clone, Debug, Default)]
@@ -81,14 +81,5 @@ impl<T: Segmented> Parameters for T {
             let name = below(path, segment.name());
             segment.parameters(&name, visit);
         }
-    }
-}
-
-/// The name of what is called `name` below `path`; either may be empty.
-fn below(path: &str, name: &str) -> String {
-    match (path, name) {
-        ("", name) => name.to_string(),
-        (path, "") => path.to_string(),
-        (path, name) => format!("{path}.{name}"),
     }
 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, module, ops::ConvOptions};
 
+use super::{Parameter, Parameters};
 use crate::{kernels, weights::Weights};
 
 /// A convolution over `[B, C, H, W]`.
@@ -44,6 +45,15 @@ impl Conv2d {
             return y.reshape([batch, outputs, height, width]);
         }
         module::conv2d(x, weight, bias, ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], 1))
+    }
+}
+
+impl Parameters for Conv2d {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&format!("{path}.weight"), Parameter::Kernel(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            visit(&format!("{path}.bias"), Parameter::Vector(bias));
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use crate::{
     kernels,
+    nn::{Parameter, Parameters, below},
     rng::{Purpose, Seed},
     weights::Weights,
 };
@@ -105,6 +106,16 @@ impl Linear {
         }
         shape[D - 1] = outputs;
         y.reshape(shape)
+    }
+}
+
+/// `weight` and `bias`; adapters are not among them.
+impl Parameters for Linear {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Matrix(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            visit(&below(path, "bias"), Parameter::Vector(bias));
+        }
     }
 }
 

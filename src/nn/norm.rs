@@ -3,7 +3,11 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::{kernels, weights::Weights};
+use crate::{
+    kernels,
+    nn::{Parameter, Parameters, below},
+    weights::Weights,
+};
 
 /// `(x − mean) / √(variance + ε)·weight + bias` over the last axis (Ba et al. 2016).
 #[derive(Clone, Debug)]
@@ -34,6 +38,14 @@ impl LayerNorm {
     }
 }
 
+/// `weight` and `bias`.
+impl Parameters for LayerNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
+        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
+    }
+}
+
 /// `x / √(mean(x²) + ε)·weight` over the last axis: no mean is taken off, no bias added (Zhang & Sennrich 2019).
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
@@ -56,6 +68,13 @@ impl RmsNorm {
         let x = x.cast(FloatDType::F32);
         let deviation = (x.clone().square().mean_dim(N - 1) + self.epsilon).sqrt();
         (x / deviation).cast(dtype) * weight.unsqueeze()
+    }
+}
+
+/// `weight`.
+impl Parameters for RmsNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
     }
 }
 
@@ -111,6 +130,14 @@ impl GroupNorm {
     }
 }
 
+/// `weight` and `bias`.
+impl Parameters for GroupNorm {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        visit(&below(path, "weight"), Parameter::Vector(&mut self.weight));
+        visit(&below(path, "bias"), Parameter::Vector(&mut self.bias));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::{DType, Device, TensorData, Tolerance};
@@ -148,6 +175,15 @@ mod tests {
         assert_eq!(y.dtype(), DType::BF16);
         let y: Vec<f32> = y.into_data().convert_dtype(DType::F32).into_vec().unwrap();
         assert_eq!(y, [-1.0, 1.0, -1.0, 1.0]);
+    }
+
+    #[test]
+    fn parameters_have_the_names_of_the_checkpoint() {
+        let mut names = Vec::new();
+        let mut norm = LayerNorm { weight: tensor(&[1.0], [1]), bias: tensor(&[0.0], [1]), epsilon: 0.0 };
+        norm.parameters("", &mut |name, _| names.push(name.to_string()));
+        norm.parameters("block.norm1", &mut |name, _| names.push(name.to_string()));
+        assert_eq!(names, ["weight", "bias", "block.norm1.weight", "block.norm1.bias"]);
     }
 
     #[test]

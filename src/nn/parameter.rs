@@ -19,6 +19,15 @@ pub trait Parameters {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>));
 }
 
+/// The name of what is called `name` below `path`; either may be empty.
+pub fn below(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", name) => name.to_string(),
+        (path, "") => path.to_string(),
+        (path, name) => format!("{path}.{name}"),
+    }
+}
+
 impl Parameter<'_> {
     /// Its sizes.
     pub fn shape(&self) -> Vec<usize> {

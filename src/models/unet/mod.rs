@@ -1,0 +1,97 @@
+//! The U-Net of Stable Diffusion 1.x and 2.x (`UNet2DConditionModel`; Rombach et al. 2022): a stem, the way down, the middle,
+//! the way up, a head. What the way down makes is kept and joined to what the way up makes at the same resolution.
+//!
+//! Shapes: `B` batch, `C` channels, `h w` the size of latents (and of what becomes of them at lower resolutions), `L = h·w`
+//! places, `T` text tokens, `D` the width of whatever it is.
+
+mod attention;
+mod config;
+mod resnet;
+mod segment;
+mod stem;
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use crate::{
+    error::Result,
+    models::{Inputs, Segmented},
+    weights::Weights,
+};
+pub use config::{DownBlockType, MidBlockType, PerLevel, UNetConfig, UpBlockType};
+pub use segment::UNetSegment;
+
+/// What one call of the U-Net takes.
+#[derive(Clone, Debug)]
+pub struct UNetInputs {
+    /// Noisy latents, and what they are conditioned on, `[B, in_channels, h, w]`, in the dtype of the weights.
+    pub sample: Tensor<4>,
+    /// The noise level as a step of the noise schedule `[B]`, f32.
+    pub timestep: Tensor<1>,
+    /// Text embeddings `[B, T, cross_attention_dim]`, in the dtype of the weights.
+    pub text: Tensor<3>,
+}
+
+impl Inputs for UNetInputs {
+    fn tracked(&self) -> Self {
+        Self {
+            sample: Tensor::from_inner(self.sample.clone()),
+            timestep: Tensor::from_inner(self.timestep.clone()),
+            text: Tensor::from_inner(self.text.clone()),
+        }
+    }
+}
+
+/// UNet2DConditionModel.
+#[derive(Clone, Debug)]
+pub struct UNet {
+    /// Its `config.json`.
+    pub config: UNetConfig,
+    segments: Vec<UNetSegment>,
+}
+
+impl UNet {
+    /// Loads `unet/` of a pipeline folder. With `dtype`, the weights are converted to it.
+    ///
+    /// # Errors
+    /// A file is missing or broken, the config describes another model, or weights and config do not fit: all misfits in
+    /// one error.
+    pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        let config = UNetConfig::open(&folder)?;
+        let weights = Weights::open(folder, device, dtype)?;
+        let model = Self::load(&weights, config);
+        weights.finish().map(|()| model)
+    }
+
+    /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].
+    pub fn load(weights: &Weights, config: UNetConfig) -> Self {
+        Self { segments: segment::load(weights, &config), config }
+    }
+
+    /// Lets the model take more channels, as InstructPix2Pix does with the picture to edit. The new ones count for nothing
+    /// at first: their weights are zero, and the bias stays. A model that takes as many already is left alone.
+    pub fn widen(&mut self, in_channels: usize) {
+        if in_channels > self.config.in_channels {
+            self.segments[0].widen(in_channels);
+            self.config.in_channels = in_channels;
+        }
+    }
+
+    /// The predicted noise or velocity, `[B, out_channels, h, w]`.
+    pub fn forward(&self, inputs: &UNetInputs) -> Tensor<4> {
+        self.predict(inputs)
+    }
+}
+
+impl Segmented for UNet {
+    type Segment = UNetSegment;
+
+    fn segments(&self) -> &[UNetSegment] {
+        &self.segments
+    }
+
+    fn segments_mut(&mut self) -> &mut [UNetSegment] {
+        &mut self.segments
+    }
+}
