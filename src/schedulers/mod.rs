@@ -1,23 +1,42 @@
 //! Noise schedules and samplers, one file each.
+//!
+//! FLUX.1 has [`flow_match`]. Stable Diffusion has a [`NoiseSchedule`] to train with and any [`Scheduler`] to sample with; both
+//! come from one [`SchedulerConfig`].
 
 pub mod flow_match;
+mod level;
+mod noise_schedule;
+mod spacing;
+mod config;
+mod sigmas;
+pub mod ddim;
+pub mod ddpm;
+pub mod dpm_solver;
+pub mod euler;
+pub mod euler_ancestral;
+pub mod pndm;
 
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
+pub use config::{SchedulerConfig, SchedulerName};
 pub use flow_match::FlowMatchEuler;
+pub use level::{Level, PredictionType};
+pub use noise_schedule::NoiseSchedule;
 
 /// A sampler of Stable Diffusion, set up for a run of so many steps: it leads from noise to latents.
 ///
-/// `index` counts the calls of the model, from 0; an image-to-image run starts at a later one. All tensors are f32
-/// `[B, C, h, w]`.
+/// `index` counts the calls of the model, from 0; an image-to-image run starts at a later one, and goes on one by one. All
+/// tensors are f32 `[B, C, h, w]`.
 pub trait Scheduler: Debug {
     /// What the model is told at each of its calls, from most to least noise.
     fn timesteps(&self) -> &[f64];
 
     /// What standard normal noise is multiplied by to start from.
-    fn init_noise_sigma(&self) -> f64;
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
 
     /// How many entries of [`timesteps`](Self::timesteps) one step of the run has: what an image-to-image run skips is a
     /// multiple of it.
@@ -25,8 +44,10 @@ pub trait Scheduler: Debug {
         1
     }
 
-    /// The latents as the model wants them at call `index`.
-    fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4>;
+    /// The latents as the model wants them at call `index`: as they are, unless their size grows with the noise.
+    fn scale_model_input(&self, latents: Tensor<4>, _index: usize) -> Tensor<4> {
+        latents
+    }
 
     /// Clean latents mixed with standard normal `noise` as much as they are before call `index`.
     fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4>;

@@ -1,0 +1,209 @@
+//! `scheduler_config.json`: the noise schedule a model was trained with, and how its makers sampled.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{
+    NoiseSchedule, PredictionType, Scheduler, ddim::Ddim, ddpm::Ddpm, dpm_solver::DpmSolver, euler::Euler,
+    euler_ancestral::EulerAncestral, noise_schedule::BetaSchedule, pndm::Pndm, spacing::TimestepSpacing,
+};
+use crate::error::{Error, Result};
+
+/// The samplers of Stable Diffusion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum SchedulerName {
+    /// Ancestral sampling, as in training; wants many steps.
+    Ddpm,
+    /// Deterministic steps.
+    Ddim,
+    /// Linear multistep: what Stable Diffusion 1 comes with.
+    Pndm,
+    /// Euler's method.
+    Euler,
+    /// Euler's method with fresh noise: what InstructPix2Pix comes with.
+    EulerAncestral,
+    /// DPM-Solver++, multistep: good in 20 steps.
+    DpmSolver,
+    /// DPM-Solver++ with the noise levels of Karras et al. 2022.
+    DpmSolverKarras,
+}
+
+/// What `scheduler_config.json` says.
+///
+/// Each sampler reads the settings it knows when it is made; what the file does not have takes the default of the sampler's
+/// class in diffusers. So a sampler chosen by name sees what diffusers' `from_config` would give it.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// The sampler; `None` where the file names one that this program lacks. Training needs none.
+    pub name: Option<SchedulerName>,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    pub(super) betas: Vec<f32>,
+    zero_terminal: bool,
+    file: PathBuf,
+    settings: Map<String, Value>,
+}
+
+impl SchedulerConfig {
+    /// Reads `scheduler_config.json` of a pipeline's `scheduler/` folder.
+    ///
+    /// # Errors
+    /// The file is missing, no JSON, or its noise schedule cannot be used.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let file = folder.as_ref().join("scheduler_config.json");
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+        // Python writes a number that JSON does not have: the `lambda_min_clipped` of diffusers.
+        let text = text.replace("-Infinity", "null");
+        let mut settings: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|e| Error::file(&file, e.to_string()))?;
+        settings.retain(|_, value| !value.is_null()); // as if it were not there
+        let config = Self {
+            name: None,
+            prediction_type: PredictionType::Epsilon,
+            betas: vec![],
+            zero_terminal: false,
+            file,
+            settings,
+        };
+        Ok(Self {
+            name: config.class()?,
+            prediction_type: config.get("prediction_type", PredictionType::Epsilon)?,
+            zero_terminal: config.zero_terminal()?,
+            betas: config.betas()?,
+            ..config
+        })
+    }
+
+    /// The same model with another sampler.
+    pub fn with_name(&self, name: SchedulerName) -> Self {
+        Self { name: Some(name), ..self.clone() }
+    }
+
+    /// The noise schedule to train with.
+    pub fn noise_schedule(&self) -> NoiseSchedule {
+        NoiseSchedule::new(&self.betas, self.zero_terminal)
+    }
+
+    /// The sampler, for a run of `steps` steps.
+    ///
+    /// # Errors
+    /// The sampler is none of [`SchedulerName`], the file has a setting that it lacks here, or `steps` is zero or more than
+    /// the schedule has timesteps.
+    pub fn scheduler(&self, steps: usize) -> Result<Box<dyn Scheduler>> {
+        Ok(match self.name {
+            Some(SchedulerName::Ddpm) => Box::new(Ddpm::new(self, steps)?),
+            Some(SchedulerName::Ddim) => Box::new(Ddim::new(self, steps)?),
+            Some(SchedulerName::Pndm) => Box::new(Pndm::new(self, steps)?),
+            Some(SchedulerName::Euler) => Box::new(Euler::new(self, steps)?),
+            Some(SchedulerName::EulerAncestral) => Box::new(EulerAncestral::new(self, steps)?),
+            Some(SchedulerName::DpmSolver | SchedulerName::DpmSolverKarras) => Box::new(DpmSolver::new(self, steps)?),
+            None => return Err(self.refuse("_class_name")),
+        })
+    }
+
+    /// A setting, or a default.
+    ///
+    /// # Errors
+    /// It is of another type.
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T> {
+        let Some(value) = self.settings.get(key) else { return Ok(default) };
+        T::deserialize(value).map_err(|e| Error::file(&self.file, format!("`{key}`: {e}")))
+    }
+
+    /// Refuses what a sampler lacks: each setting may be missing or have one of the values.
+    pub(super) fn accept(&self, known: &[(&str, &[Value])]) -> Result<()> {
+        match known.iter().find(|(key, values)| self.settings.get(*key).is_some_and(|value| !values.contains(value))) {
+            Some((key, _)) => Err(self.refuse(key)),
+            None => Ok(()),
+        }
+    }
+
+    /// The error about a setting that a sampler lacks.
+    pub(super) fn refuse(&self, key: &str) -> Error {
+        let value = self.settings.get(key).unwrap_or(&Value::Null);
+        Error::file(&self.file, format!("`{key}` is {value}, which is not supported"))
+            .hint("choose a sampler by name: ddpm, ddim, pndm, euler, euler_ancestral, dpm_solver or dpm_solver_karras")
+    }
+
+    /// The timesteps of a run, falling, of which those of `linspace` may be fractions. `spare` more are laid out, and the
+    /// lowest left out again, except where they trail.
+    ///
+    /// # Errors
+    /// The schedule has fewer.
+    pub(super) fn spread(&self, steps: usize, spare: usize, default: TimestepSpacing) -> Result<Vec<f64>> {
+        let levels = self.betas.len();
+        if steps == 0 || steps > levels - spare {
+            let problem = format!("{steps} steps, but the model's schedule has {levels} timesteps");
+            return Err(Error::setting("--steps", problem).hint(format!("use 1 to {}", levels - spare)));
+        }
+        let spacing = self.get("timestep_spacing", default)?;
+        let spare = if spacing == TimestepSpacing::Trailing { 0 } else { spare };
+        let mut timesteps = spacing.timesteps(levels, steps + spare);
+        timesteps.truncate(steps);
+        if spacing == TimestepSpacing::Leading {
+            let offset: u32 = self.get("steps_offset", 0)?;
+            timesteps.iter_mut().for_each(|t| *t += f64::from(offset));
+            if timesteps[0] > (levels - 1) as f64 {
+                let problem = format!("{steps} steps and a `steps_offset` of {offset} lead past {levels} timesteps");
+                return Err(Error::setting("--steps", problem).hint("use fewer"));
+            }
+        }
+        Ok(timesteps)
+    }
+
+    /// [`spread`](Self::spread), in whole numbers.
+    pub(super) fn timesteps(&self, steps: usize, spare: usize, default: TimestepSpacing) -> Result<Vec<f64>> {
+        Ok(self.spread(steps, spare, default)?.into_iter().map(f64::round_ties_even).collect())
+    }
+
+    /// The sampler by the name of its class in diffusers.
+    fn class(&self) -> Result<Option<SchedulerName>> {
+        let class: String = self.get("_class_name", String::new())?;
+        if class.is_empty() || class.contains("FlowMatch") {
+            let problem = format!("`_class_name` is {class:?}, which is no sampler of Stable Diffusion");
+            return Err(Error::file(&self.file, problem).hint("the noise schedule must be one of betas"));
+        }
+        Ok(Some(match class.as_str() {
+            "DDPMScheduler" => SchedulerName::Ddpm,
+            "DDIMScheduler" => SchedulerName::Ddim,
+            "PNDMScheduler" => SchedulerName::Pndm,
+            "EulerDiscreteScheduler" => SchedulerName::Euler,
+            "EulerAncestralDiscreteScheduler" => SchedulerName::EulerAncestral,
+            "DPMSolverMultistepScheduler" if self.get("use_karras_sigmas", false)? => SchedulerName::DpmSolverKarras,
+            "DPMSolverMultistepScheduler" => SchedulerName::DpmSolver,
+            _ => return Ok(None),
+        }))
+    }
+
+    fn zero_terminal(&self) -> Result<bool> {
+        let zero_terminal = self.get("rescale_betas_zero_snr", false)?;
+        if zero_terminal && self.get("prediction_type", PredictionType::Epsilon)? == PredictionType::Epsilon {
+            let problem = "`rescale_betas_zero_snr` with predicted noise: pure noise says nothing about the picture";
+            return Err(Error::file(&self.file, problem).hint("it needs a model with `prediction_type` v_prediction"));
+        }
+        Ok(zero_terminal)
+    }
+
+    /// The noise that each timestep adds.
+    fn betas(&self) -> Result<Vec<f32>> {
+        let levels = self.get("num_train_timesteps", 1000)?;
+        if !(2..=100_000).contains(&levels) {
+            return Err(Error::file(&self.file, format!("`num_train_timesteps` is {levels}, not 2 to 100000")));
+        }
+        let (start, end) = (self.get("beta_start", 0.0001)?, self.get("beta_end", 0.02)?);
+        let schedule = self.get("beta_schedule", BetaSchedule::Linear)?;
+        let betas: Vec<f32> = match self.get("trained_betas", None)? {
+            Some(betas) => betas,
+            None => schedule.betas(start, end, levels),
+        };
+        if betas.len() != levels || !betas.iter().all(|beta| (f32::MIN_POSITIVE..1.0).contains(beta)) {
+            let problem = format!("the schedule must be {levels} betas between 0 and 1");
+            return Err(Error::file(&self.file, problem).hint("see `beta_start`, `beta_end` and `trained_betas`"));
+        }
+        Ok(betas)
+    }
+}

@@ -1,0 +1,64 @@
+//! Euler's method along the ratio of noise to signal: algorithm 2 of Karras et al. 2022 without churn.
+
+use burn::tensor::Tensor;
+use serde_json::json;
+
+use super::{
+    Scheduler, SchedulerConfig,
+    sigmas::{EulerRun, FinalSigma},
+};
+use crate::error::Result;
+
+/// EulerDiscreteScheduler.
+#[derive(Clone, Debug)]
+pub struct Euler(EulerRun);
+
+impl Euler {
+    /// # Errors
+    /// The file has a setting that this sampler lacks, or too few timesteps.
+    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
+        config.accept(&[
+            ("use_exponential_sigmas", &[json!(false)]),
+            ("use_beta_sigmas", &[json!(false)]),
+            ("sigma_min", &[]),
+            ("sigma_max", &[]),
+            ("interpolation_type", &[json!("linear")]),
+            ("timestep_type", &[json!("discrete")]),
+        ])?;
+        let karras = config.get("use_karras_sigmas", false)?;
+        Ok(Self(EulerRun::new(config, steps, karras, config.get("final_sigmas_type", FinalSigma::Zero)?)?))
+    }
+
+    /// The ratio of noise to signal before each call of the model, and after the last.
+    pub fn sigmas(&self) -> &[f64] {
+        &self.0.sigmas
+    }
+}
+
+impl Scheduler for Euler {
+    fn timesteps(&self) -> &[f64] {
+        &self.0.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
+        self.0.init_noise_sigma
+    }
+
+    fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4> {
+        self.0.scale_model_input(latents, index)
+    }
+
+    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
+        self.0.add_noise(latents, noise, index)
+    }
+
+    fn step(
+        &mut self,
+        prediction: Tensor<4>,
+        index: usize,
+        latents: Tensor<4>,
+        _noise: &mut dyn FnMut() -> Tensor<4>,
+    ) -> Tensor<4> {
+        self.0.step(prediction, index, latents, self.0.sigmas[index + 1])
+    }
+}

@@ -1,0 +1,112 @@
+//! Noise levels as the ratio of noise to signal, which samplers of Euler's kind and DPM-Solver take their steps in.
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, spacing::TimestepSpacing};
+use crate::error::Result;
+
+/// Where a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FinalSigma {
+    /// Without noise.
+    Zero,
+    /// At the least noise of training.
+    SigmaMin,
+}
+
+/// `sigma / signal` of every training timestep, rising.
+pub(super) struct SigmaTable(Vec<f32>);
+
+impl SigmaTable {
+    pub(super) fn new(schedule: &NoiseSchedule) -> Self {
+        let ratio = |&alpha: &f32| {
+            let alpha = if alpha == 0.0 { 2f32.powi(-24) } else { alpha }; // a zero terminal level: finite, as in diffusers
+            ((1.0 - alpha) / alpha).sqrt()
+        };
+        Self(schedule.alphas_cumprod.iter().map(ratio).collect())
+    }
+
+    /// The least and the most noise of training.
+    pub(super) fn ends(&self) -> (f64, f64) {
+        (f64::from(self.0[0]), f64::from(self.0[self.0.len() - 1]))
+    }
+
+    /// At a timestep, which may be a fraction.
+    pub(super) fn at(&self, timestep: f64) -> f64 {
+        let below = (timestep as usize).min(self.0.len() - 2);
+        let (low, high) = (f64::from(self.0[below]), f64::from(self.0[below + 1]));
+        (high - low) * (timestep - below as f64) + low
+    }
+
+    /// The timestep of a noise level, interpolated between logarithms.
+    pub(super) fn timestep(&self, sigma: f64) -> f64 {
+        let (log, table) = (sigma.max(1e-10).ln(), |i: usize| f64::from(self.0[i].ln()));
+        let above = self.0.partition_point(|known| f64::from(known.ln()) <= log);
+        let below = above.saturating_sub(1).min(self.0.len() - 2);
+        let share = ((table(below) - log) / (table(below) - table(below + 1))).clamp(0.0, 1.0);
+        (1.0 - share) * below as f64 + share * (below + 1) as f64
+    }
+
+    /// The level after the last step.
+    pub(super) fn last(&self, kind: FinalSigma) -> f64 {
+        if kind == FinalSigma::Zero { 0.0 } else { self.ends().0 }
+    }
+}
+
+/// `steps` levels from `most` to `least`, even in their seventh root: equation 5 of Karras et al. 2022.
+pub(super) fn karras(least: f64, most: f64, steps: usize) -> Vec<f64> {
+    let (low, high) = (least.powf(1.0 / 7.0), most.powf(1.0 / 7.0));
+    let share = |i| if i == 0 { 0.0 } else { i as f64 / (steps - 1) as f64 };
+    (0..steps).map(|i| (high + share(i) * (low - high)).powi(7)).collect()
+}
+
+/// Rounds to f32, which diffusers keeps its tables in.
+pub(super) fn to_f32(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    values.into_iter().map(|value| f64::from(value as f32)).collect()
+}
+
+/// What samplers of Euler's kind have in common: latents are `latents + sigma·noise`, and the model sees them scaled to unit
+/// size.
+#[derive(Clone, Debug)]
+pub(super) struct EulerRun {
+    pub(super) timesteps: Vec<f64>,
+    pub(super) sigmas: Vec<f64>,
+    pub(super) init_noise_sigma: f64,
+    prediction_type: PredictionType,
+}
+
+impl EulerRun {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize, even: bool, last: FinalSigma) -> Result<Self> {
+        let table = SigmaTable::new(&config.noise_schedule());
+        let spacing = config.get("timestep_spacing", TimestepSpacing::Linspace)?;
+        let mut timesteps = to_f32(config.spread(steps, 0, spacing)?);
+        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
+        if even {
+            sigmas = karras(sigmas[steps - 1], sigmas[0], steps);
+            timesteps = to_f32(sigmas.iter().map(|&sigma| table.timestep(sigma)));
+        }
+        sigmas.push(table.last(last));
+        let sigmas = to_f32(sigmas);
+        let most = sigmas[0];
+        // A run that does not start at the most noise of training starts from noise over a unit of signal.
+        let init_noise_sigma = if spacing == TimestepSpacing::Leading { (most * most + 1.0).sqrt() } else { most };
+        Ok(Self { timesteps, sigmas, init_noise_sigma, prediction_type: config.prediction_type })
+    }
+
+    pub(super) fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4> {
+        latents * Level::of_ratio(self.sigmas[index]).signal
+    }
+
+    pub(super) fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
+        latents + noise * self.sigmas[index]
+    }
+
+    /// One Euler step from the level before call `index` to the level `to`.
+    pub(super) fn step(&self, prediction: Tensor<4>, index: usize, latents: Tensor<4>, to: f64) -> Tensor<4> {
+        let level = Level::of_ratio(self.sigmas[index]);
+        let noise = level.noise(self.prediction_type, prediction, self.scale_model_input(latents.clone(), index));
+        latents + noise * (to - self.sigmas[index])
+    }
+}
