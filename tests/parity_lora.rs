@@ -11,7 +11,7 @@ use kiln::{
         flux::{FluxInputs, FluxTransformer, pack, unpack},
         text::PromptEmbeds,
     },
-    pipelines::{FluxPipeline, Request},
+    pipelines::{FluxPipeline, Pipeline, Request},
 };
 use support::{Golden, goldens};
 
@@ -110,21 +110,19 @@ fn sampling_with_a_file_gives_the_latents_of_diffusers() {
             let of = |name: &str| format!("{case}.txt2img.{name}");
             let number = |key: &str| golden.section(&format!("{case}.txt2img"))[key].as_f64().unwrap();
             let side = |key: &str| number(key) as usize / base.vae.downsampling();
-            let request = Request {
-                text: PromptEmbeds {
-                    prompt: golden.tensor(&of("prompt_embeds")),
-                    pooled: golden.tensor(&of("pooled_prompt_embeds")),
-                },
-                noise: unpack(golden.tensor(&of("latents")), side("height"), side("width")),
-                steps: number("num_inference_steps") as usize,
-                guidance: number("guidance_scale"),
-                negative: None,
+            let text = PromptEmbeds {
+                prompt: golden.tensor(&of("prompt_embeds")),
+                pooled: golden.tensor(&of("pooled_prompt_embeds")),
             };
+            let noise = unpack(golden.tensor(&of("latents")), side("height"), side("width"));
+            let steps = number("num_inference_steps") as usize;
+            let request = Request { guidance: number("guidance_scale"), ..Request::new(text, noise, vec![0], steps) };
             for file in files(&golden, case) {
                 let lora = Lora::read(&file).unwrap();
                 let pipeline = base.with_transformer(with(&base.transformer, &lora, 1.0));
                 let mut steps = Vec::new();
-                let latents = pipeline.generate(&request, |_, latents| steps.push(pack(latents.clone())));
+                let latents = pipeline.generate(&request, &mut |step| steps.push(pack(step.latents.clone())));
+                let latents = latents.unwrap();
                 golden.check(&of("steps"), Tensor::stack::<4>(steps, 0));
                 golden.check(&of("output"), pack(latents));
             }

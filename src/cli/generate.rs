@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Global, print};
-use crate::pipelines::{self, GenerateRequest};
+use crate::pipelines::{self, GenerateRequest, Setup};
 
 /// Generates pictures from prompts, with any number of LoRA files, and prints the files written
 #[derive(Debug, clap::Args)]
@@ -13,39 +13,41 @@ pub struct Args {
     /// A model in the layout of diffusers: a folder, or `org/name` on the Hugging Face hub
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// A LoRA file of diffusers, PEFT, kohya or ComfyUI, with a strength (1 if left out); may be repeated
-    #[arg(long, value_name = "FILE[@SCALE]", value_parser = lora)]
-    lora: Vec<(PathBuf, f64)>,
+    #[command(flatten)]
+    setup: Setup,
     /// What to show; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Vec<String>,
-    /// Prompts that are tokenized already: safetensors with `clip` [B, 77] and `t5` [B, L]
+    /// Prompts that are tokenized already: safetensors with `clip` [B, 77] and, for FLUX.1, `t5` [B, L]
     #[arg(long, value_name = "FILE")]
     prompt_ids: Option<PathBuf>,
-    /// Width in pixels, a multiple of 16
-    #[arg(long, default_value_t = 1024)]
-    width: usize,
-    /// Height in pixels, a multiple of 16
-    #[arg(long, default_value_t = 1024)]
-    height: usize,
-    /// Denoising steps
-    #[arg(long, default_value_t = 28)]
-    steps: usize,
-    /// Distilled guidance; models without that input ignore it
-    #[arg(long, default_value_t = 3.5)]
-    guidance: f64,
-    /// What to keep away from (classifier-free guidance; doubles the time)
-    #[arg(long, value_name = "TEXT")]
-    negative_prompt: Option<String>,
-    /// How strongly to keep away from the negative prompt
-    #[arg(long, default_value_t = 4.0, requires = "negative_prompt")]
-    true_guidance: f64,
+    /// Width in pixels, a multiple of 16 (FLUX.1) or 8 [default: what the model was made for]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Height in pixels, as the width
+    #[arg(long)]
+    height: Option<usize>,
+    /// A picture to start from, or a folder of them; a large one is made smaller, and the result as large as it was
+    #[arg(long, value_name = "FILE|DIR", group = "picture", conflicts_with_all = ["width", "height"])]
+    image: Option<PathBuf>,
+    /// Latents to start from, as `--latents` writes them (those of FLUX.1 need --width and --height)
+    #[arg(long, value_name = "FILE", group = "picture")]
+    latents_in: Option<PathBuf>,
+    /// How much to change it: above 0, and 1 leaves hardly anything
+    #[arg(long, default_value_t = 0.8, requires = "picture")]
+    strength: f64,
+    /// Where to change it: a picture of the same size, white where something new is to be
+    #[arg(long, value_name = "FILE", requires = "picture")]
+    mask: Option<PathBuf>,
     /// Start noise; equal seeds give equal pictures
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Pictures a prompt
     #[arg(long, default_value_t = 1)]
     count: usize,
+    /// Pictures made together [default: all of one size]
+    #[arg(long)]
+    batch_size: Option<usize>,
     /// Start noise from a file: safetensors with `noise` [B, C, h, w]
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
@@ -53,25 +55,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
     /// Folder for the pictures
-    #[arg(long, value_name = "DIR", required_unless_present = "latents")]
+    #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents")]
     output: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { model, lora: loras, prompt: prompts, prompt_ids, width, height, steps, guidance, .. } = args;
-    let Args { seed, count, noise, latents, output, negative_prompt, true_guidance, .. } = args;
-    let negative = negative_prompt.map(|prompt| (prompt, true_guidance));
+    let Args { model, setup, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
+    let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, .. } = args;
+    let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
+    let (image, output) = (image.or(latents_in), output.or(latents).unwrap_or_default());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
-        model, loras, prompts, prompt_ids, negative, width, height, steps, guidance, seed, count, noise, latents,
-        output,
+        model, setup, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
+        count, batch_size, noise, return_latents, output,
     };
     pipelines::generate(&request, &global.device.open()?)?.iter().try_for_each(|file| print(file.display()))
-}
-
-/// `FILE@SCALE` or `FILE`. What follows the last `@` is a scale only if it is a number.
-fn lora(text: &str) -> std::result::Result<(PathBuf, f64), std::convert::Infallible> {
-    let scale = |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite());
-    let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file.into(), scale(end)?)));
-    Ok(scaled.unwrap_or_else(|| (text.into(), 1.0)))
 }

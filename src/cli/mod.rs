@@ -1,7 +1,9 @@
 //! The command line: one file a command, each with its `Args` and a `run`. Data goes to standard output, everything else
 //! to standard error.
 
+mod batch;
 mod device;
+mod edit;
 mod export;
 mod generate;
 mod inspect;
@@ -50,6 +52,8 @@ enum Command {
     Validate(validate::Args),
     Export(export::Args),
     Generate(generate::Args),
+    Edit(edit::Args),
+    Batch(batch::Args),
     Inspect(inspect::Args),
 }
 
@@ -65,6 +69,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Validate(args) => validate::run(args, global),
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args, global),
+        Command::Edit(args) => edit::run(args, global),
+        Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
     }
 }

@@ -3,7 +3,7 @@
 use std::{io::Cursor, path::Path};
 
 use burn::tensor::TensorData;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops, metadata::Orientation};
 
 use super::Bucket;
 use crate::error::{Error, Result};
@@ -48,15 +48,44 @@ pub fn pixels(path: &Path, expected_hash: &str, bucket: Bucket, flips: &[bool]) 
     let image = fit(&decode(&bytes).map_err(|problem| Error::file(path, problem))?, bucket);
     Ok(flips
         .iter()
-        .map(|&flip| if flip { to_data(&imageops::flip_horizontal(&image)) } else { to_data(&image) })
+        .map(|&flip| if flip { to_pixels(&imageops::flip_horizontal(&image)) } else { to_pixels(&image) })
         .collect())
+}
+
+/// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
+///
+/// # Errors
+/// The file cannot be read, or is no whole picture.
+pub fn read_picture(path: &Path) -> Result<RgbImage> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    decode(&bytes).map_err(|problem| Error::file(path, problem))
+}
+
+/// Width and height of that picture, from the head of its file alone.
+///
+/// # Errors
+/// The file cannot be read, or is no picture.
+pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
+    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Error::io(path, e))?;
+    let size = || {
+        let mut decoder = reader.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        Ok(match decoder.orientation()? {
+            Orientation::NoTransforms
+            | Orientation::Rotate180
+            | Orientation::FlipHorizontal
+            | Orientation::FlipVertical => (width, height),
+            _ => (height, width), // a quarter turn
+        })
+    };
+    size().map_err(|e: image::ImageError| Error::file(path, format!("cannot be decoded ({e})")))
 }
 
 fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
+/// [`read_picture`] from the bytes of a file; or one line that says why not.
 fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MOST_DECODED);
@@ -110,7 +139,7 @@ fn fit(image: &RgbImage, bucket: Bucket) -> RgbImage {
 }
 
 /// `[1, 3, H, W]`: `2·x/255 - 1`.
-fn to_data(image: &RgbImage) -> TensorData {
+pub fn to_pixels(image: &RgbImage) -> TensorData {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let raw = image.as_raw();
     let channel = |c: usize| raw.iter().skip(c).step_by(3).map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0);
@@ -155,7 +184,7 @@ mod tests {
 
     #[test]
     fn pixels_lie_between_minus_one_and_one_channel_by_channel() {
-        let data = to_data(&RgbImage::from_fn(2, 1, |x, _| if x == 0 { Rgb([0, 255, 0]) } else { Rgb([255, 0, 0]) }));
+        let data = to_pixels(&RgbImage::from_fn(2, 1, |x, _| if x == 0 { Rgb([0, 255, 0]) } else { Rgb([255, 0, 0]) }));
         assert_eq!(data.shape.as_slice(), [1, 3, 1, 2]);
         assert_eq!(data.into_vec::<f32>().unwrap(), [-1.0, 1.0, 1.0, -1.0, -1.0, -1.0]);
     }

@@ -25,5 +25,6 @@ pub use buckets::Bucket;
 pub use config::{CacheDtype, DataConfig};
 pub use dataset::{Cell, DatasetKind, LatentDataset, Picture, Place, Sample, Split};
 pub use fingerprint::fingerprint;
+pub use images::{picture_size, read_picture, to_pixels};
 pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
 pub use prepare::{Encoders, Phase, Progress, prepare};

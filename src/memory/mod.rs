@@ -1,9 +1,10 @@
 //! How much memory is in use, and giving it back.
 
+mod peak;
 mod stage;
 
 use burn::tensor::Device;
-pub use stage::Stage;
+pub use stage::{Measured, Stage};
 
 /// Memory of this process on the host, in bytes; zero where the system does not say (only Linux does).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,25 +18,31 @@ pub struct Usage {
 impl Usage {
     /// [`resident`](Self::resident) in MiB.
     pub fn resident_mib(&self) -> f64 {
-        self.resident as f64 / f64::from(1 << 20)
+        mib(self.resident)
     }
 
     /// [`peak`](Self::peak) in MiB.
     pub fn peak_mib(&self) -> f64 {
-        self.peak as f64 / f64::from(1 << 20)
+        mib(self.peak)
     }
 }
 
 /// The memory in use. Waits for `device` first, so that what is still being computed counts.
 pub fn usage(device: &Device) -> Usage {
     wait_for(device);
+    Usage { resident: status("VmRSS:"), peak: peak::of_process() }
+}
+
+/// A line of what the system says about this process, such as "VmRSS:     123456 kB", in bytes; 0 where it does not.
+fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    // "VmRSS:     123456 kB"
-    let bytes = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-    };
-    Usage { resident: bytes("VmRSS:").unwrap_or(0), peak: bytes("VmHWM:").unwrap_or(0) }
+    let kilobytes = || status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok();
+    kilobytes().map_or(0, |kilobytes: u64| kilobytes * 1024)
+}
+
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Gives back what nothing holds any more: the device's free pages, and the allocator's.
@@ -102,5 +109,19 @@ mod tests {
         let after = usage(&device);
         assert!(after.resident_mib() < during - 400.0, "{during} {after:?}");
         assert!(after.peak_mib() > after.resident_mib() + 400.0, "{after:?}");
+    }
+
+    #[test]
+    fn a_stage_knows_its_own_peak_and_that_of_the_stages_in_it() {
+        let device = Device::flex();
+        let outer = Stage::enter("outer", &device);
+        let inner = Stage::enter("inner", &device);
+        drop(std::hint::black_box(vec![1u8; 256 << 20]));
+        let large = inner.measure();
+        drop(inner);
+        let later = Stage::enter("later", &device).measure();
+        assert!(large.peak > large.before + (200 << 20), "{large:?}");
+        assert!(outer.measure().peak >= large.peak);
+        assert!(later.peak < large.peak - (100 << 20), "{later:?} after {large:?}");
     }
 }

@@ -1,195 +1,255 @@
-//! From a request to picture files.
+//! From prompts, and pictures where there are some, to picture files.
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
 
 use super::{
-    encoders::ModelEncoders,
-    flux::{FluxPipeline, Request},
+    Setup, input,
+    picture::{self, PictureFile},
+    studio::{Batch, Prompts, Studio},
 };
-use crate::{
-    data::Encoders,
-    error::{Error, Result},
-    hub,
-    lora::Lora,
-    memory::Stage,
-    models::{flux::pack, text::PromptEmbeds},
-    tokenizer::PromptIds,
-    weights::{TensorFile, write_tensors},
-};
+use crate::error::{Error, Result};
 
-/// What `kiln generate` is asked for.
-#[derive(Clone, Debug)]
+/// What `kiln generate` and `kiln edit` are asked for.
+#[derive(Clone, Debug, Default)]
 pub struct GenerateRequest {
     /// A folder, or `org/name`.
     pub model: String,
-    /// LoRA files and their strengths; all are in force together.
-    pub loras: Vec<(PathBuf, f64)>,
-    /// Texts.
+    /// How pictures are made.
+    pub setup: Setup,
+    /// Whether the model must be one that edits by instruction; if not, it must be none.
+    pub edit: bool,
+    /// Texts or instructions.
     pub prompts: Vec<String>,
-    /// Tokens instead of texts: a file with `clip` `[B, 77]` and `t5` `[B, L]`.
-    pub prompt_ids: Option<PathBuf>,
-    /// What to keep away from, and how strongly (classifier-free guidance).
-    pub negative: Option<(String, f64)>,
-    /// Pixels; ignored when `noise` is given.
-    pub width: usize,
-    /// Pixels; ignored when `noise` is given.
-    pub height: usize,
-    /// Calls of the transformer for each picture.
-    pub steps: usize,
-    /// Distilled guidance.
-    pub guidance: f64,
+    /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for FLUX.1, `t5` `[B, L]`.
+    pub pre_tokenized_ids: Option<PathBuf>,
+    /// A picture, or a folder of pictures, to edit or to start from.
+    pub image: Option<PathBuf>,
+    /// Whether `image` is no picture, but a file with scaled `latents` `[B, C, h, w]` of pictures.
+    pub input_is_latents: bool,
+    /// The share of the steps to run on a picture to start from.
+    pub strength: f64,
+    /// Where to change such a picture: white in a picture of its size.
+    pub mask: Option<PathBuf>,
+    /// Pixels, without `image` and `noise`; else what the model was made for.
+    pub width: Option<usize>,
+    /// Pixels, without `image` and `noise`; else what the model was made for.
+    pub height: Option<usize>,
     /// Of the first picture of each prompt; the next has the next seed.
     pub seed: u64,
-    /// Pictures for each prompt.
+    /// Pictures for each prompt and picture.
     pub count: usize,
+    /// Pictures made together; all of one size, if not given.
+    pub batch_size: Option<usize>,
     /// Start noise from a file: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
-    /// Where to write the final latents, packed `[B, L, 4·C]`, instead of pictures.
-    pub latents: Option<PathBuf>,
-    /// Folder for pictures.
-    pub output: Option<PathBuf>,
+    /// Whether the scaled latents are written instead of pictures: to the file `output`, `[B, C, h, w]`, of FLUX.1 packed
+    /// `[B, L, 4·C]`.
+    pub return_latents: bool,
+    /// Folder for pictures. None that is there is written over.
+    pub output: PathBuf,
 }
 
-/// Makes the pictures, all as one batch; returns the files written.
+/// Makes the pictures; returns the files written.
 ///
 /// # Errors
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
-    for (option, count) in [("--steps", request.steps), ("--count", request.count)] {
-        if count == 0 {
+    for (option, number) in [("--count", request.count), ("--batch-size", request.batch_size.unwrap_or(1))] {
+        if number == 0 {
             return Err(Error::setting(option, "must be at least 1"));
         }
     }
-    let model = hub::resolve(&request.model)?;
-    let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
-    let loras = request.loras.iter().map(|(path, strength)| Ok((Lora::read(path)?, *strength)));
-    let loras: Vec<_> = loras.collect::<Result<_>>()?;
-
-    let (text, negative) = {
-        let _stage = Stage::enter("text", device);
-        encode(request, &model, device, dtype)?
+    let prompts = match &request.pre_tokenized_ids {
+        Some(path) => Prompts::Ids(path),
+        None => Prompts::Texts(&request.prompts),
     };
-    let mut pipeline = {
-        let _stage = Stage::enter("load", device);
-        FluxPipeline::open(&model, device, dtype)?
+    let pictures = match &request.image {
+        Some(path) if !request.input_is_latents => picture::files(path)?,
+        _ => Vec::new(),
     };
-    for ((lora, strength), (path, _)) in loras.iter().zip(&request.loras) {
-        lora.attach(&mut pipeline.transformer, *strength).map_err(|e| e.at(path))?;
+    let studio = Studio::open(&request.model, &request.setup, &prompts, Some(request.edit), device)?;
+    let groups = Group::all(request, &studio, &pictures)?;
+    if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
+        let option = if request.return_latents { "--latents" } else { "--noise" };
+        return Err(Error::setting(option, format!("the pictures have {} sizes to work at", groups.len()))
+            .hint("one file holds numbers of one size: give pictures of one size"));
     }
-    let rows = text.prompt.dims()[0] * request.count;
-    let noise = start_noise(request, &pipeline, rows)?;
-    let latents = {
-        let _stage = Stage::enter("denoise", device);
-        let negative = negative.map(|(embeds, scale)| (repeat(embeds, rows), scale));
-        let text = repeat(text, request.count);
-        let (steps, guidance) = (request.steps, request.guidance);
-        let job = Request { text, noise, steps, guidance, negative };
-        pipeline.generate(&job, |step, _| tracing::info!("denoising: {step}/{steps}"))
-    };
-    if let Some(path) = &request.latents {
-        let tensors = BTreeMap::from([("latents".to_string(), pack(latents).into_data())]);
-        write_tensors(path, &tensors, &BTreeMap::new())?;
-        return Ok(vec![path.clone()]);
+    let (mut latents, mut files) = (Vec::new(), Vec::new());
+    for group in &groups {
+        for batch in group.batches(request, &studio)? {
+            let made = studio.make(&group.prepare(&batch, request, &studio)?, &mut || ())?;
+            if request.return_latents {
+                latents.push(made);
+                continue;
+            }
+            for (picture, row) in studio.decode(made)?.into_iter().zip(&batch) {
+                files.push(group.source.save(picture, row.picture, &request.output)?);
+            }
+        }
     }
-    let output = request.output.as_deref().unwrap_or(Path::new("."));
-    let images = {
-        let _stage = Stage::enter("decode", device);
-        pipeline.decode(latents)?
-    };
-    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
-    let mut files = Vec::new();
-    let mut names = (0..).map(|number: u32| output.join(format!("{number:04}.png"))).filter(|path| !path.exists());
-    for image in images {
-        let path = names.next().expect("the numbers go on");
-        image.save(&path).map_err(|e| Error::file(&path, e.to_string()))?;
-        files.push(path);
+    if request.return_latents {
+        studio.write_latents(Tensor::cat(latents, 0), &request.output)?;
+        files.push(request.output.clone());
     }
     Ok(files)
 }
 
-/// The embeddings of the prompts, and those of the negative prompt with its strength. The encoders are gone afterwards.
-fn encode(
-    request: &GenerateRequest,
-    model: &Path,
-    device: &Device,
-    dtype: FloatDType,
-) -> Result<(PromptEmbeds, Option<(PromptEmbeds, f64)>)> {
-    let mut encoders = ModelEncoders::open(model, device, dtype)?;
-    let ids = match &request.prompt_ids {
-        Some(path) => {
-            let ids = read_ids(path)?;
-            let text = encoders.text()?;
-            ids.iter().try_for_each(|ids| text.check(ids)).map_err(|problem| Error::file(path, problem))?;
-            ids
-        }
-        None => request.prompts.iter().map(|prompt| encoders.tokenize(prompt)).collect::<Result<_>>()?,
-    };
-    let text = encoders.encode_prompts(&ids)?;
-    let negative = match &request.negative {
-        Some((prompt, scale)) => {
-            let ids = encoders.tokenize(prompt)?;
-            Some((encoders.encode_prompts(&[ids])?, *scale))
-        }
-        None => None,
-    };
-    Ok((text, negative))
+/// Pictures that are worked on at one size.
+struct Group {
+    /// In latent pixels.
+    size: (usize, usize),
+    source: Source,
+    noise: Option<Tensor<4>>,
 }
 
-/// `clip` `[B, 77]` and `t5` `[B, L]` of a file, as prompts.
-fn read_ids(path: &Path) -> Result<Vec<PromptIds>> {
-    let file = TensorFile::open(path)?;
-    let rows = |name: &str| -> Result<Vec<Vec<i64>>> {
-        let data = file.read(name)?.convert_dtype(DType::I64);
-        let &[count, length] = data.shape.as_slice() else {
-            let problem = format!("tensor `{name}` has shape {:?}, expected two axes", data.shape.as_slice());
-            return Err(Error::file(path, problem));
+/// What there is to start from.
+enum Source {
+    /// Noise alone.
+    None,
+    Files(Vec<PictureFile>),
+    /// Scaled.
+    Latents(Tensor<4>),
+}
+
+/// One picture to make.
+#[derive(Clone, Copy)]
+struct Row {
+    /// The number of the picture to start from, in its group.
+    picture: usize,
+    prompt: usize,
+    seed: u64,
+    /// Its number in its group.
+    number: usize,
+}
+
+impl Group {
+    /// The groups of a request.
+    fn all(request: &GenerateRequest, studio: &Studio, files: &[PathBuf]) -> Result<Vec<Self>> {
+        let pipeline = &studio.pipeline;
+        let (resolution, step, factor) = (pipeline.resolution(), pipeline.size_step(), pipeline.vae().downsampling());
+        let channels = pipeline.vae().latent_channels();
+        let given = [request.width, request.height];
+        let noise = |path: &PathBuf| input::noise(path, channels, step / factor, pipeline.device());
+        let noise = request.noise.as_ref().map(noise).transpose()?;
+        let latent_size = |width: usize, height: usize| (width / factor, height / factor);
+        match (&request.image, &noise) {
+            (Some(path), _) if request.input_is_latents => {
+                let size = given[0].zip(given[1]).map(|(width, height)| latent_size(width, height));
+                let latents = input::latents(path, channels, size, step / factor, pipeline.device())?;
+                let [_, _, height, width] = latents.dims();
+                Ok(vec![Self { size: (width, height), source: Source::Latents(latents), noise }])
+            }
+            (Some(_), _) => {
+                let mut sizes: BTreeMap<_, Vec<PictureFile>> = BTreeMap::new();
+                for path in files {
+                    let file = PictureFile::open(path, resolution, step)?;
+                    sizes.entry(latent_size(file.fitted.0 as usize, file.fitted.1 as usize)).or_default().push(file);
+                }
+                let group = |(size, files)| Self { size, source: Source::Files(files), noise: noise.clone() };
+                Ok(sizes.into_iter().map(group).collect())
+            }
+            (None, Some(tensor)) => {
+                let [_, _, height, width] = tensor.dims();
+                Ok(vec![Self { size: (width, height), source: Source::None, noise }])
+            }
+            (None, None) => {
+                let [width, height] = given.map(|side| side.unwrap_or(resolution));
+                pipeline.check_size(width, height)?;
+                Ok(vec![Self { size: latent_size(width, height), source: Source::None, noise }])
+            }
+        }
+    }
+
+    /// Every picture with every prompt and every seed, in batches.
+    fn batches(&self, request: &GenerateRequest, studio: &Studio) -> Result<Vec<Vec<Row>>> {
+        let (pictures, prompts) = (self.source.len(), studio.prompts());
+        let row = |number: usize| Row {
+            picture: number / request.count / prompts,
+            prompt: number / request.count % prompts,
+            seed: request.seed.wrapping_add((number % request.count) as u64),
+            number,
         };
-        let ids: Vec<i64> = data.into_vec().expect("just converted to i64");
-        Ok((0..count).map(|row| ids[row * length..(row + 1) * length].to_vec()).collect())
-    };
-    let (clip, t5) = (rows("clip")?, rows("t5")?);
-    if clip.len() != t5.len() || clip.is_empty() {
-        return Err(Error::file(path, format!("`clip` has {} rows, `t5` has {}", clip.len(), t5.len())));
-    }
-    Ok(clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect())
-}
-
-/// Each row `count` times in a row.
-fn repeat(text: PromptEmbeds, count: usize) -> PromptEmbeds {
-    let [rows, tokens, width] = text.prompt.dims();
-    let pooled = text.pooled.dims()[1];
-    PromptEmbeds {
-        prompt: text.prompt.reshape([rows, 1, tokens, width]).repeat_dim(1, count).reshape([
-            rows * count,
-            tokens,
-            width,
-        ]),
-        pooled: text.pooled.reshape([rows, 1, pooled]).repeat_dim(1, count).reshape([rows * count, pooled]),
-    }
-}
-
-/// `[rows, C, h, w]`, from the request's file or its seeds.
-fn start_noise(request: &GenerateRequest, pipeline: &FluxPipeline, rows: usize) -> Result<Tensor<4>> {
-    let Some(path) = &request.noise else {
-        pipeline.check_size(request.width, request.height)?;
-        let seeds = (0..rows).map(|row| request.seed.wrapping_add((row % request.count) as u64));
-        let noise = seeds.map(|seed| pipeline.start_noise(seed, request.width, request.height));
-        return Ok(Tensor::cat(noise.collect(), 0));
-    };
-    let data: TensorData = TensorFile::open(path)?.read_f32("noise")?;
-    let channels = pipeline.vae.latent_channels();
-    match data.shape.as_slice() {
-        &[b, c, h, w] if b == rows && c == channels && h > 0 && w > 0 && h % 2 == 0 && w % 2 == 0 => {
-            Ok(Tensor::from_data(data, pipeline.device()))
+        let rows: Vec<Row> = (0..pictures * prompts * request.count).map(row).collect();
+        if let (Some(path), Some(noise)) = (&request.noise, &self.noise) {
+            let expected = [rows.len(), noise.dims()[1], self.size.1, self.size.0];
+            if noise.dims() != expected {
+                let problem = format!("tensor `noise` has shape {:?}, expected {expected:?}", noise.dims());
+                return Err(Error::file(path, problem));
+            }
         }
-        shape => Err(Error::file(
-            path,
-            format!("tensor `noise` has shape {shape:?}, expected [{rows}, {channels}, even, even]"),
-        )),
+        Ok(rows.chunks(request.batch_size.unwrap_or(rows.len())).map(<[Row]>::to_vec).collect())
+    }
+
+    /// The numbers to make these pictures from.
+    fn prepare(&self, rows: &[Row], request: &GenerateRequest, studio: &Studio) -> Result<Batch> {
+        let pipeline = &studio.pipeline;
+        let factor = pipeline.vae().downsampling();
+        let noise = |row: &Row| match &self.noise {
+            Some(noise) => noise.clone().narrow(0, row.number, 1),
+            None => pipeline.start_noise(row.seed, self.size.0 * factor, self.size.1 * factor),
+        };
+        // Rows of one picture stand together; it is read and encoded once.
+        let mut pictures: Vec<usize> = rows.iter().map(|row| row.picture).collect();
+        pictures.dedup();
+        let latents = match &self.source {
+            Source::None => None,
+            Source::Latents(latents) => Some(pipeline.vae().latent_scale().denormalize(latents.clone())),
+            Source::Files(files) => {
+                let images: Vec<_> = pictures.iter().map(|&i| files[i].read()).collect::<Result<_>>()?;
+                Some(studio.encode(&images))
+            }
+        };
+        let place = |row: &Row| match &self.source {
+            Source::Files(_) => row.picture - pictures[0],
+            _ => row.picture,
+        };
+        let each = |tensor: Tensor<4>| {
+            Tensor::cat(rows.iter().map(|row| tensor.clone().narrow(0, place(row), 1)).collect(), 0)
+        };
+        let mask = |path: &PathBuf| -> Result<Tensor<4>> {
+            let size = |side: usize| (side * factor) as u32;
+            let fitted = (size(self.size.0), size(self.size.1));
+            let sizes = match &self.source {
+                Source::Files(files) => pictures.iter().map(|&i| files[i].size).collect(),
+                _ => vec![fitted; self.source.len()],
+            };
+            let masks = sizes.into_iter().map(|size| input::mask(path, size, fitted, factor, pipeline.device()));
+            Ok(each(Tensor::cat(masks.collect::<Result<_>>()?, 0)))
+        };
+        Ok(Batch {
+            rows: rows.iter().map(|row| (row.prompt, row.seed)).collect(),
+            noise: Tensor::cat(rows.iter().map(noise).collect(), 0),
+            pictures: latents.map(each),
+            strength: request.strength,
+            mask: request.mask.as_ref().map(mask).transpose()?,
+        })
+    }
+}
+
+impl Source {
+    /// How many pictures there are to start from; noise counts as one.
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 1,
+            Self::Files(files) => files.len(),
+            Self::Latents(latents) => latents.dims()[0],
+        }
+    }
+
+    /// Writes a picture made from the one of this number: with its size and its name, or under the next free number.
+    fn save(&self, picture: RgbImage, number: usize, output: &Path) -> Result<PathBuf> {
+        std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+        let (picture, path) = match self {
+            Self::Files(files) => (files[number].restore(picture), picture::free_name(output, &files[number].path)),
+            _ => (picture, picture::free_number(output)),
+        };
+        picture::save(&picture, &path)?;
+        Ok(path)
     }
 }

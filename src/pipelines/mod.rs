@@ -1,11 +1,34 @@
-//! From weights to images; inference only.
+//! From weights to pictures; inference only.
+//!
+//! ```text
+//! prompts ─► ModelEncoders ─┐
+//! picture ─► encode ────────┴─► Request ─► Pipeline::generate ─► latents ─► decode ─► picture
+//! ```
+//!
+//! A [`Pipeline`] brings a network, a VAE and a sampler; the loop, guidance, image-to-image and inpainting are written once, in
+//! its provided methods and in [`Request`]. [`generate()`] and [`batch()`] go from files to files.
 
+mod batch;
+mod batch_report;
 mod encoders;
 mod flux;
 mod generate;
+mod input;
 mod kind;
+mod picture;
+mod pipeline;
+mod request;
+mod setup;
+mod stable_diffusion;
+mod studio;
 
+pub use batch::{BatchRequest, Choices, batch};
+pub use batch_report::{BatchReport, Done, Skipped, Work};
 pub use encoders::ModelEncoders;
-pub use flux::{FluxPipeline, Request};
+pub use flux::FluxPipeline;
 pub use generate::{GenerateRequest, generate};
 pub use kind::ModelKind;
+pub use pipeline::{Pipeline, Step};
+pub use request::{Condition, Request, Start};
+pub use setup::Setup;
+pub use stable_diffusion::{InstructPix2PixPipeline, StableDiffusionPipeline};

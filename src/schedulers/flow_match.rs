@@ -8,6 +8,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::Scheduler;
 use crate::{error::Result, weights::read_json};
 
 /// FlowMatchEulerDiscreteScheduler: `scheduler/scheduler_config.json`, with diffusers' defaults.
@@ -91,6 +92,49 @@ impl FlowMatchEuler {
         let run = (steps as f64 * strength).min(steps as f64);
         let start = (steps as f64 - run).max(0.0) as usize;
         self.inference_sigmas(steps, image_tokens).split_off(start)
+    }
+
+    /// The sampler of such a run: all of it with `strength` 1.
+    pub fn run(&self, steps: usize, image_tokens: usize, strength: f64) -> FlowMatchRun {
+        let sigmas = self.image_to_image_sigmas(steps, image_tokens, strength);
+        let timesteps = sigmas[..sigmas.len() - 1].iter().map(|&sigma| f64::from(sigma)).collect();
+        FlowMatchRun { sigmas, timesteps }
+    }
+}
+
+/// Euler steps through given noise levels. What the model is told at each call is the level itself.
+#[derive(Clone, Debug)]
+pub struct FlowMatchRun {
+    sigmas: Vec<f32>,
+    timesteps: Vec<f64>,
+}
+
+impl Scheduler for FlowMatchRun {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
+
+    fn scale_model_input(&self, latents: Tensor<4>, _index: usize) -> Tensor<4> {
+        latents
+    }
+
+    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
+        let sigma = Tensor::full([latents.dims()[0]], self.sigmas[index], &latents.device());
+        add_noise(latents, noise, sigma)
+    }
+
+    fn step(
+        &mut self,
+        prediction: Tensor<4>,
+        index: usize,
+        latents: Tensor<4>,
+        _noise: &mut dyn FnMut() -> Tensor<4>,
+    ) -> Tensor<4> {
+        step(latents, prediction, self.sigmas[index], self.sigmas[index + 1])
     }
 }
 

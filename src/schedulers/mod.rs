@@ -21,7 +21,7 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 pub use config::{SchedulerConfig, SchedulerName};
-pub use flow_match::FlowMatchEuler;
+pub use flow_match::{FlowMatchEuler, FlowMatchRun};
 pub use level::{Level, PredictionType};
 pub use noise_schedule::NoiseSchedule;
 

@@ -18,7 +18,7 @@ use crate::{
         text::PromptEmbeds,
         vae::Moments,
     },
-    pipelines::{FluxPipeline, Request},
+    pipelines::{FluxPipeline, Pipeline, Request},
     rng::Seed,
 };
 
@@ -101,16 +101,11 @@ fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeli
     pipeline.check_size(config.width, config.height)?;
     let pairs = config.prompts.iter().flat_map(|prompt| config.seeds.iter().map(move |seed| (prompt.as_str(), *seed)));
     let (prompts, seeds): (Vec<_>, Vec<_>) = pairs.unzip();
-    let noise = seeds.into_iter().map(|seed| pipeline.start_noise(seed, config.width, config.height));
-    Ok(Some(Request {
-        text: dataset.embeds(&prompts, pipeline.device())?,
-        noise: Tensor::cat(noise.collect(), 0),
-        steps: config.steps,
-        guidance: config.guidance,
-        negative: None,
-    }))
+    let noise = seeds.iter().map(|&seed| pipeline.start_noise(seed, config.width, config.height));
+    let (text, noise) = (dataset.embeds(&prompts, pipeline.device())?, Tensor::cat(noise.collect(), 0));
+    Ok(Some(Request { guidance: config.guidance, ..Request::new(text, noise, seeds, config.steps) }))
 }
 
 fn pictures(pipeline: &FluxPipeline, job: &Request) -> Result<Vec<RgbImage>> {
-    pipeline.decode(pipeline.generate(job, |_, _| ()))
+    pipeline.decode(pipeline.generate(job, &mut |_| ())?)
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test crate uses its own part
 
 pub mod program;
+pub mod sampling;
 
 use std::path::{Path, PathBuf};
 

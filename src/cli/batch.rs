@@ -1,0 +1,64 @@
+//! `kiln batch`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::{Global, print};
+use crate::{
+    config,
+    pipelines::{self, BatchRequest, Choices, Setup},
+};
+
+/// Changes or edits all pictures of a folder, a batch at a time, and reports time and memory
+///
+/// Every picture gets a model, a prompt and a strength: those given here, or one of the lists `models`, `prompts` and
+/// `strengths` of the --config file, by its name and the seed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The pictures; large ones are made smaller, and the results as large as they were
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Only the picture of this name
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// Lists to draw from (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A model in the layout of diffusers; may be repeated: then one is drawn
+    #[arg(long, value_name = "DIR")]
+    model: Vec<String>,
+    /// What to show, or what to do where the model edits; may be repeated: then one is drawn
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// How much to change a picture (0.8 if nothing says); may be repeated: then one is drawn
+    #[arg(long)]
+    strength: Vec<f64>,
+    #[command(flatten)]
+    setup: Setup,
+    /// Of the noise and the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Pictures made together, of one size, model and strength
+    #[arg(long, default_value_t = 4)]
+    batch_size: usize,
+    /// Folder for the results, which have the names of their pictures, and for `report.json`
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let choices: Option<Choices> = args.config.map(|path| config::load(path, &[])).transpose()?;
+    let mut choices = choices.unwrap_or_default();
+    for (own, given) in [(&mut choices.models, args.model), (&mut choices.prompts, args.prompt)] {
+        if !given.is_empty() {
+            *own = given;
+        }
+    }
+    if !args.strength.is_empty() {
+        choices.strengths = args.strength;
+    }
+    let Args { folder, image, setup, seed, batch_size, output, .. } = args;
+    let request = BatchRequest { folder, image, choices, setup, seed, batch_size, output };
+    print(pipelines::batch(&request, &global.device.open()?).context("the folder was not finished")?)
+}

@@ -1,0 +1,212 @@
+//! A folder of pictures, changed or edited one batch at a time: any number fits.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ModelKind, Setup,
+    batch_report::{BatchReport, Done},
+    picture::{self, PictureFile, Size},
+    studio::{Batch, Prompts, Studio},
+};
+use crate::{
+    error::{Error, Result},
+    hub,
+    memory::{self, Stage},
+    rng::Seed,
+};
+
+/// How much pictures change where nobody says.
+const STRENGTH: f64 = 0.8;
+
+/// What `kiln batch` is asked for.
+#[derive(Clone, Debug)]
+pub struct BatchRequest {
+    /// The pictures.
+    pub folder: PathBuf,
+    /// Only the one of this name.
+    pub image: Option<String>,
+    /// What to do with them.
+    pub choices: Choices,
+    /// How.
+    pub setup: Setup,
+    /// Of the noise, which is the same for every picture, and of the draws from the choices.
+    pub seed: u64,
+    /// Pictures made together: of one size, model and strength.
+    pub batch_size: usize,
+    /// A folder for pictures of the same names, and `report.json`.
+    pub output: PathBuf,
+}
+
+/// What to do with pictures: of each list, every picture gets one. Which one depends on the seed, the list's length and the
+/// picture's name only, so it is the same whatever else is in the folder.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Choices {
+    /// Folders, or `org/name`.
+    pub models: Vec<String>,
+    /// Texts, or instructions for a model that edits.
+    pub prompts: Vec<String>,
+    /// How much to change a picture, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
+    pub strengths: Vec<f64>,
+}
+
+/// What is to be done with one picture.
+struct Task {
+    path: PathBuf,
+    model: String,
+    prompt: String,
+    strength: f64,
+}
+
+/// Changes or edits all pictures of a folder; writes them and a report. What cannot be read is reported and left out.
+///
+/// # Errors
+/// The request cannot be carried out, a model cannot be used, or no picture can be read. What was made until then is kept and
+/// reported.
+pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
+    let mut tasks = tasks(request)?;
+    for model in tasks.iter().map(|task| &task.model).collect::<BTreeSet<_>>() {
+        ModelKind::of(hub::resolve(model)?)?;
+    }
+    std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
+    let mut report = BatchReport::new(request);
+    let mut outcome = Ok(());
+    while let (Ok(()), Some(model)) = (&outcome, tasks.first().map(|task| task.model.clone())) {
+        let (own, others) = tasks.into_iter().partition(|task| task.model == model);
+        tasks = others;
+        outcome = with_model(request, &model, own, &mut report, device);
+    }
+    report.write(&request.output.join("report.json"))?;
+    outcome?;
+    match report.pictures.is_empty() {
+        true => Err(Error::Many {
+            path: request.folder.clone(),
+            problems: report.skipped.iter().map(ToString::to_string).collect(),
+        }),
+        false => Ok(report),
+    }
+}
+
+/// What is to be done with each picture.
+fn tasks(request: &BatchRequest) -> Result<Vec<Task>> {
+    let Choices { models, prompts, strengths } = &request.choices;
+    if request.batch_size == 0 {
+        return Err(Error::setting("--batch-size", "must be at least 1"));
+    }
+    for (option, list) in [("model", models), ("prompt", prompts)] {
+        if list.is_empty() {
+            return Err(Error::setting(format!("--{option}"), "is not given")
+                .hint(format!("give it, or a list `{option}s` in the --config file")));
+        }
+    }
+    if let Some(strength) = strengths.iter().find(|&&strength| !(strength > 0.0 && strength <= 1.0)) {
+        return Err(Error::setting("strengths", format!("{strength} is not above 0 and at most 1")));
+    }
+    let paths = match &request.image {
+        None => picture::files(&request.folder)?,
+        Some(name) => vec![request.folder.join(name)],
+    };
+    let there = paths.iter().map(|path| request.output_of(path)).find(|path| path.exists());
+    if let Some(path) = there {
+        return Err(Error::file(path, "is there already, and nothing is written over").hint("choose another --output"));
+    }
+    let strengths = if strengths.is_empty() { &[STRENGTH][..] } else { strengths };
+    let task = |path: PathBuf| {
+        let name = name(&path);
+        let draw = |what: &str, count: usize| {
+            (Seed(request.seed).derive(&format!("batch {what} of {name}")).0 % count as u64) as usize
+        };
+        Task {
+            model: models[draw("model", models.len())].clone(),
+            prompt: prompts[draw("prompt", prompts.len())].clone(),
+            strength: strengths[draw("strength", strengths.len())],
+            path,
+        }
+    };
+    Ok(paths.into_iter().map(task).collect())
+}
+
+/// Does all that one model has to do.
+fn with_model(
+    request: &BatchRequest,
+    model: &str,
+    tasks: Vec<Task>,
+    report: &mut BatchReport,
+    device: &Device,
+) -> Result<()> {
+    let prompts: Vec<String> =
+        tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+    let studio = Studio::open(model, &request.setup, &Prompts::Texts(&prompts), None, device)?;
+    let pipeline = &studio.pipeline;
+    // The heads of the files tell which pictures can be made together; a picture is read when it is its turn.
+    let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
+    for task in tasks {
+        match PictureFile::open(&task.path, pipeline.resolution(), pipeline.size_step()) {
+            Ok(file) => groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file)),
+            Err(problem) => report.skip(&task.path, &problem),
+        }
+    }
+    for ((size, strength), group) in groups {
+        for batch in group.chunks(request.batch_size) {
+            let read = batch.iter().filter_map(|(task, file)| match file.read() {
+                Ok(picture) => Some(((task, file), picture)),
+                Err(problem) => {
+                    report.skip(&task.path, &problem);
+                    None
+                }
+            });
+            let (batch, pictures): (Vec<_>, Vec<RgbImage>) = read.unzip();
+            if batch.is_empty() {
+                continue;
+            }
+            let stage = Stage::enter("batch", device);
+            let noise = pipeline.start_noise(request.seed, size.0 as usize, size.1 as usize);
+            let number = |task: &Task| prompts.binary_search(&task.prompt).expect("every prompt is in the list");
+            let work = Batch {
+                rows: batch.iter().map(|(task, _)| (number(task), request.seed)).collect(),
+                noise: Tensor::cat(vec![noise; batch.len()], 0),
+                pictures: Some(studio.encode(&pictures)),
+                strength: f64::from_bits(strength),
+                mask: None,
+            };
+            let mut in_use = Vec::new();
+            let latents = studio.make(&work, &mut || in_use.push(memory::usage(device).resident))?;
+            for (picture, (task, file)) in studio.decode(latents)?.into_iter().zip(&batch) {
+                picture::save(&file.restore(picture), &request.output_of(&task.path))?;
+            }
+            let measured = stage.measure();
+            let strength = (!pipeline.edits()).then_some(work.strength);
+            let done = batch.iter().map(|(task, file)| Done {
+                name: name(&task.path),
+                model: model.into(),
+                prompt: task.prompt.clone(),
+                strength,
+                size: file.size,
+                worked_at: size,
+                batch: batch.len(),
+                seconds: measured.seconds / batch.len() as f64,
+            });
+            report.add(done, measured, &in_use);
+        }
+    }
+    Ok(())
+}
+
+impl BatchRequest {
+    /// Where the result for a picture goes.
+    fn output_of(&self, path: &Path) -> PathBuf {
+        self.output.join(name(path))
+    }
+}
+
+/// The name of a file, without its folder.
+pub(super) fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

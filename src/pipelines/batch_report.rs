@@ -1,0 +1,176 @@
+//! What a batch took: time and memory.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::Serialize;
+
+use super::{
+    BatchRequest,
+    batch::{Choices, name},
+};
+use crate::{
+    error::{Error, Result},
+    memory::{Measured, mib},
+    weights::replace,
+};
+
+/// What was done to a folder, and what it took. As JSON it is `report.json`; as text, a table.
+#[derive(Clone, Debug, Serialize)]
+pub struct BatchReport {
+    /// The pictures' folder.
+    pub folder: PathBuf,
+    /// Of noise and draws.
+    pub seed: u64,
+    /// What could be drawn.
+    pub choices: Choices,
+    /// Everything, loading included.
+    pub seconds: f64,
+    /// One for each model, in the order of their work.
+    pub models: Vec<Work>,
+    /// What was made.
+    pub pictures: Vec<Done>,
+    /// What could not be read.
+    pub skipped: Vec<Skipped>,
+    #[serde(skip)]
+    started: Option<Instant>,
+}
+
+/// What one model did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Work {
+    /// Its folder or name.
+    pub model: String,
+    /// Pictures made.
+    pub pictures: usize,
+    /// Batches they were made in.
+    pub batches: usize,
+    /// For encoding, denoising, decoding and writing; loading is not part of it.
+    pub seconds: f64,
+    /// For one picture.
+    pub seconds_per_picture: f64,
+    /// In use after a denoising step, on average, in MiB.
+    pub average_mib: f64,
+    /// The most that was in use, in MiB.
+    pub peak_mib: f64,
+    #[serde(skip)]
+    samples: usize,
+}
+
+/// One picture made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Done {
+    /// Of the file, in both folders.
+    pub name: String,
+    /// With which model.
+    pub model: String,
+    /// With which text or instruction.
+    pub prompt: String,
+    /// How much it was changed; nothing for a model that edits.
+    pub strength: Option<f64>,
+    /// Width and height, in pixels.
+    pub size: (u32, u32),
+    /// Those at which the model worked.
+    pub worked_at: (u32, u32),
+    /// Pictures made together with it, itself included.
+    pub batch: usize,
+    /// Its share of the time.
+    pub seconds: f64,
+}
+
+/// One picture that could not be read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Skipped {
+    /// Of the file.
+    pub name: String,
+    /// Why.
+    pub problem: String,
+}
+
+impl BatchReport {
+    /// Nothing done yet.
+    pub(super) fn new(request: &BatchRequest) -> Self {
+        Self {
+            folder: request.folder.clone(),
+            seed: request.seed,
+            choices: request.choices.clone(),
+            seconds: 0.0,
+            models: Vec::new(),
+            pictures: Vec::new(),
+            skipped: Vec::new(),
+            started: Some(Instant::now()),
+        }
+    }
+
+    /// Adds a batch of at least one picture, of one model; `in_use` is the memory after each step, in bytes.
+    pub(super) fn add(&mut self, done: impl Iterator<Item = Done>, measured: Measured, in_use: &[u64]) {
+        let before = self.pictures.len();
+        self.pictures.extend(done);
+        let model = &self.pictures[before].model;
+        if self.models.last().is_none_or(|work| work.model != *model) {
+            self.models.push(Work::new(model));
+        }
+        let work = self.models.last_mut().expect("just pushed");
+        work.pictures += self.pictures.len() - before;
+        work.batches += 1;
+        work.seconds += measured.seconds;
+        work.seconds_per_picture = work.seconds / work.pictures as f64;
+        let sum = work.average_mib * work.samples as f64 + in_use.iter().copied().map(mib).sum::<f64>();
+        work.samples += in_use.len();
+        work.average_mib = sum / work.samples as f64;
+        work.peak_mib = work.peak_mib.max(mib(measured.peak));
+    }
+
+    /// Notes a picture that cannot be read, and says so.
+    pub(super) fn skip(&mut self, path: &Path, problem: &Error) {
+        tracing::warn!("left out: {problem}");
+        self.skipped.push(Skipped { name: name(path), problem: problem.to_string() });
+    }
+
+    /// Writes the report as JSON.
+    pub(super) fn write(&mut self, path: &Path) -> Result<()> {
+        self.seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        self.pictures.sort_by(|a, b| a.name.cmp(&b.name));
+        let json = serde_json::to_string_pretty(self).map_err(|e| Error::file(path, e.to_string()))?;
+        replace(path, |partial| std::fs::write(partial, json).map_err(|e| Error::io(path, e)))
+    }
+}
+
+impl Work {
+    fn new(model: &str) -> Self {
+        Self {
+            model: model.into(),
+            pictures: 0,
+            batches: 0,
+            seconds: 0.0,
+            seconds_per_picture: 0.0,
+            average_mib: 0.0,
+            peak_mib: 0.0,
+            samples: 0,
+        }
+    }
+}
+
+impl fmt::Display for BatchReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads = ["pictures", "batches", "seconds", "s/picture", "average MiB", "peak MiB"];
+        heads.iter().try_for_each(|head| write!(f, "{head:>11}  "))?;
+        write!(f, "model")?;
+        for work in &self.models {
+            write!(f, "\n{:>11}  {:>11}  {:>11.1}", work.pictures, work.batches, work.seconds)?;
+            write!(f, "  {:>11.2}", work.seconds_per_picture)?;
+            write!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
+        }
+        write!(f, "\n{} pictures in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
+        self.skipped.iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.problem)
+    }
+}

@@ -1,0 +1,103 @@
+//! What a request brings along in files: tokens, noise, latents, masks.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::imageops::{self, FilterType};
+
+use super::picture::Size;
+use crate::{
+    data,
+    error::{Error, Result},
+    models::{flux::unpack, text::TextEncoders},
+    tokenizer::PromptIds,
+    weights::TensorFile,
+};
+
+/// `clip` `[B, 77]`, and `t5` `[B, L]` where the model has T5, as prompts that the encoders can read.
+pub(super) fn ids(path: &Path, encoders: &TextEncoders) -> Result<Vec<PromptIds>> {
+    let file = TensorFile::open(path)?;
+    let rows = |name: &str| -> Result<Vec<Vec<i64>>> {
+        let data = file.read(name)?.convert_dtype(DType::I64);
+        let &[count, length] = data.shape.as_slice() else {
+            let problem = format!("tensor `{name}` has shape {:?}, expected two axes", data.shape.as_slice());
+            return Err(Error::file(path, problem));
+        };
+        let ids: Vec<i64> = data.into_vec().expect("just converted to i64");
+        Ok((0..count).map(|row| ids[row * length..(row + 1) * length].to_vec()).collect())
+    };
+    let clip = rows("clip")?;
+    let t5 = if encoders.t5.is_some() { rows("t5")? } else { vec![Vec::new(); clip.len()] };
+    if clip.len() != t5.len() || clip.is_empty() {
+        return Err(Error::file(path, format!("`clip` has {} rows, `t5` has {}", clip.len(), t5.len())));
+    }
+    let ids: Vec<_> = clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect();
+    ids.iter().try_for_each(|ids| encoders.check(ids)).map_err(|problem| Error::file(path, problem))?;
+    Ok(ids)
+}
+
+/// Start noise `noise` `[B, C, h, w]`, whose sides are multiples of `step`.
+pub(super) fn noise(path: &Path, channels: usize, step: usize, device: &Device) -> Result<Tensor<4>> {
+    pictures(path, "noise", TensorFile::open(path)?.read_f32("noise")?, channels, step, device)
+}
+
+/// Scaled latents `latents` `[B, C, h, w]`, as they are written. FLUX.1's are written as tokens `[B, L, 4·C]`, whose picture
+/// must be told its `size` (width and height in latent pixels).
+pub(super) fn latents(
+    path: &Path,
+    channels: usize,
+    size: Option<(usize, usize)>,
+    step: usize,
+    device: &Device,
+) -> Result<Tensor<4>> {
+    let data = TensorFile::open(path)?.read_f32("latents")?;
+    match (data.shape.as_slice(), size) {
+        (&[b, l, d], Some((w, h))) if step == 2 && d == 4 * channels && b * l > 0 && 4 * l == w * h => {
+            Ok(unpack(Tensor::from_data(data, device), h, w))
+        }
+        (&[_, l, d], _) if step == 2 && d == 4 * channels => {
+            let problem = format!("tensor `latents` holds {l} tokens, which do not tell the size of the picture");
+            Err(Error::file(path, problem).hint("give the size they were made for with --width and --height"))
+        }
+        _ => pictures(path, "latents", data, channels, step, device),
+    }
+}
+
+/// The tensor `name`, `[B, C, h, w]` with sides that are multiples of `step`.
+fn pictures(
+    path: &Path,
+    name: &str,
+    data: TensorData,
+    channels: usize,
+    step: usize,
+    device: &Device,
+) -> Result<Tensor<4>> {
+    match data.shape.as_slice() {
+        &[b, c, h, w] if c == channels && b * h * w > 0 && h % step == 0 && w % step == 0 => {
+            Ok(Tensor::from_data(data, device))
+        }
+        shape => {
+            let [h, w] = if step == 2 { ["even", "even"] } else { ["height", "width"] };
+            let problem = format!("tensor `{name}` has shape {shape:?}, expected [pictures, {channels}, {h}, {w}]");
+            Err(Error::file(path, problem))
+        }
+    }
+}
+
+/// A mask for pictures of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where
+/// the mask is white, 0 where it is black. A latent pixel is as its first pixel.
+pub(super) fn mask(path: &Path, size: Size, fitted: Size, factor: usize, device: &Device) -> Result<Tensor<4>> {
+    let mask = data::read_picture(path)?;
+    if mask.dimensions() != size {
+        let ((width, height), (w, h)) = (mask.dimensions(), size);
+        let problem = format!("the mask is {width} × {height} pixels, the picture {w} × {h}");
+        return Err(Error::file(path, problem).hint("a mask has the size of its picture, white where it may change"));
+    }
+    let mask = imageops::grayscale(&mask);
+    let mask = imageops::resize(&mask, fitted.0, fitted.1, FilterType::Triangle);
+    let (width, height) = (fitted.0 as usize / factor, fitted.1 as usize / factor);
+    let at = |row: usize, column: usize| mask.get_pixel((column * factor) as u32, (row * factor) as u32).0[0];
+    let places = (0..height).flat_map(|row| (0..width).map(move |column| (row, column)));
+    let values: Vec<f32> = places.map(|(row, column)| f32::from(u8::from(at(row, column) >= 128))).collect();
+    Ok(Tensor::from_data(TensorData::new(values, [1, 1, height, width]), device))
+}

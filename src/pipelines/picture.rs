@@ -1,0 +1,136 @@
+//! Picture files on their way through a model: found, made to fit, and put back to the size they had.
+
+use std::{
+    fs,
+    io::BufWriter,
+    path::{Path, PathBuf},
+};
+
+use image::{
+    RgbImage,
+    codecs::jpeg::JpegEncoder,
+    imageops::{self, FilterType},
+};
+
+use crate::{
+    data,
+    error::{Error, Result},
+    weights::replace,
+};
+
+/// Width and height.
+pub(super) type Size = (u32, u32);
+
+/// What ends the names of the files that are read and written.
+const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// How well JPEG files are written, of 100.
+const JPEG_QUALITY: u8 = 95;
+
+/// A picture file, and the size at which the model works on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PictureFile {
+    pub path: PathBuf,
+    /// As it is seen.
+    pub size: Size,
+    /// As the model sees it.
+    pub fitted: Size,
+}
+
+impl PictureFile {
+    /// Looks at the head of the file. The model works at its own `resolution` at most: a larger picture is made smaller, to
+    /// about `resolution`² pixels of the same proportions, a smaller one is not made larger; then both sides are rounded to
+    /// multiples of `step`.
+    pub fn open(path: &Path, resolution: usize, step: usize) -> Result<Self> {
+        let size = data::picture_size(path)?;
+        Ok(Self { path: path.into(), size, fitted: fit(size, resolution, step) })
+    }
+
+    /// The picture as the model sees it.
+    pub fn read(&self) -> Result<RgbImage> {
+        Ok(resize(data::read_picture(&self.path)?, self.fitted))
+    }
+
+    /// Of a result, a picture of the size that the file has.
+    pub fn restore(&self, picture: RgbImage) -> RgbImage {
+        resize(picture, self.size)
+    }
+}
+
+fn fit((width, height): Size, resolution: usize, step: usize) -> Size {
+    let area = f64::from(width) * f64::from(height);
+    let scale = (resolution as f64 / area.sqrt()).min(1.0);
+    let side = |side: u32| ((f64::from(side) * scale / step as f64).round().max(1.0) * step as f64) as u32;
+    (side(width), side(height))
+}
+
+fn resize(picture: RgbImage, size: Size) -> RgbImage {
+    match picture.dimensions() == size {
+        true => picture,
+        false => imageops::resize(&picture, size.0, size.1, FilterType::Lanczos3),
+    }
+}
+
+/// The picture itself, or all pictures in a folder (not below it), by name.
+pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
+    files.sort_unstable();
+    match files.is_empty() {
+        true => Err(Error::file(path, "no pictures").hint(format!("pictures end in {}", ENDINGS.join(", ")))),
+        false => Ok(files),
+    }
+}
+
+/// The ending of a picture's name, if it is one.
+fn ending(path: &Path) -> Option<&'static str> {
+    let own = path.extension()?.to_str()?.to_ascii_lowercase();
+    ENDINGS.into_iter().find(|ending| *ending == own)
+}
+
+/// Where the result for `picture` goes: its own name in the folder `output`, or that with a number if there is such a file.
+pub(super) fn free_name(output: &Path, picture: &Path) -> PathBuf {
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, ending) = (part(picture.file_stem()), part(picture.extension()));
+    let numbered = (2..).map(|number: u32| output.join(format!("{stem}-{number}.{ending}")));
+    let mut names = std::iter::once(output.join(format!("{stem}.{ending}"))).chain(numbered);
+    names.find(|path| !path.exists()).expect("the numbers go on")
+}
+
+/// Where a result that comes from no picture goes: the first number of which there is no picture in the folder `output`.
+pub(super) fn free_number(output: &Path) -> PathBuf {
+    let mut names = (0..).map(|number: u32| output.join(format!("{number:04}.png")));
+    names.find(|path| !path.exists()).expect("the numbers go on")
+}
+
+/// Writes a picture in the format that its name ends in: all of it, or nothing.
+pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    let problem = |e: image::ImageError| Error::file(path, e.to_string());
+    replace(path, |partial| match ending(path) {
+        Some("jpg" | "jpeg") => {
+            let file = fs::File::create(partial).map_err(|e| Error::io(path, e))?;
+            picture
+                .write_with_encoder(JpegEncoder::new_with_quality(BufWriter::new(file), JPEG_QUALITY))
+                .map_err(problem)
+        }
+        Some("webp") => picture.save_with_format(partial, image::ImageFormat::WebP).map_err(problem),
+        _ => picture.save_with_format(partial, image::ImageFormat::Png).map_err(problem),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_pictures_shrink_to_the_models_area_and_small_ones_stay() {
+        assert_eq!(fit((2048, 1024), 512, 8), (728, 360)); // 512² pixels, 2 : 1
+        assert_eq!(fit((512, 512), 512, 8), (512, 512));
+        assert_eq!(fit((100, 60), 512, 8), (104, 64)); // rounded, not enlarged
+        assert_eq!(fit((3, 10_000), 512, 8), (8, 10_000)); // no side vanishes
+        assert_eq!(fit((100, 60), 512, 16), (96, 64));
+    }
+}

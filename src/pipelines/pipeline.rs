@@ -1,0 +1,189 @@
+//! What all pipelines share: from a request to latents, and between latents and pictures.
+//!
+//! A model brings its network, its sampler and its sizes; the loop is written once.
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use image::RgbImage;
+
+use super::request::{Condition, Request};
+use crate::{
+    data,
+    error::{Error, Result},
+    memory::Stage,
+    models::{
+        flux::draw_noise,
+        vae::{AutoencoderKl, Moments},
+    },
+    nn::Linears,
+    rng::{Purpose, Seed},
+    schedulers::Scheduler,
+};
+
+/// What is known after a call of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// How many calls there were.
+    pub number: usize,
+    /// How many there will be.
+    pub of: usize,
+    /// Scaled latents, `[B, C, h, w]`.
+    pub latents: &'a Tensor<4>,
+}
+
+/// A network, a VAE and a schedule. Text encoders are not part of it: prompts are embedded before it is loaded.
+pub trait Pipeline {
+    /// Between latents and pixels, in f32.
+    fn vae(&self) -> &AutoencoderKl;
+
+    /// Where its tensors are.
+    fn device(&self) -> &Device;
+
+    /// The network, to attach adapters.
+    fn network(&mut self) -> &mut dyn Linears;
+
+    /// Pixels on a side that sizes must be a multiple of.
+    fn size_step(&self) -> usize;
+
+    /// The side of the square pictures that the model was made for, in pixels.
+    fn resolution(&self) -> usize;
+
+    /// Whether the network reads a picture to edit beside the latents.
+    fn edits(&self) -> bool {
+        false
+    }
+
+    /// What such a network reads, from raw latents of the pictures to edit.
+    fn image_condition(&self, raw: Tensor<4>) -> Tensor<4> {
+        raw
+    }
+
+    /// The sampler for a request, and the number of its first call.
+    ///
+    /// # Errors
+    /// The schedule cannot be used with that many steps.
+    fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)>;
+
+    /// One call of the network, in f32: `latents` `[R, C, h, w]` as the sampler scales them, with one row of `condition` each.
+    fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4>;
+
+    /// Denoises: scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. What a sampler adds
+    /// between two steps is drawn from the row's seed, so a picture does not depend on its batch.
+    ///
+    /// # Errors
+    /// The request does not suit the model, or its settings leave nothing to do.
+    fn generate(&self, request: &Request, on_step: &mut dyn FnMut(Step<'_>)) -> Result<Tensor<4>> {
+        let mut calls = 0;
+        let mut noise = || {
+            calls += 1;
+            let draws = request.seeds.iter().map(|&seed| Seed(seed).draw(Purpose::Sampler, calls, 0));
+            draw_noise(draws, request.noise.dims(), self.device())
+        };
+        self.generate_with(request, &mut noise, on_step)
+    }
+
+    /// The same with noise of the caller's, of the latents' shape, for samplers that add some between two steps.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    fn generate_with(
+        &self,
+        request: &Request,
+        noise: &mut dyn FnMut() -> Tensor<4>,
+        on_step: &mut dyn FnMut(Step<'_>),
+    ) -> Result<Tensor<4>> {
+        request.check(self.edits())?;
+        let (mut sampler, first) = self.sampler(request)?;
+        let timesteps = sampler.timesteps().to_vec();
+        if first >= timesteps.len() {
+            return Err(Error::setting("strength", format!("leaves none of {} steps to do", request.steps))
+                .hint("raise the strength or the steps"));
+        }
+        let (condition, weights) = request.conditions(|raw| self.image_condition(raw));
+        let clean = request.start.as_ref();
+        let start = request.noise.clone().cast(FloatDType::F32);
+        let mut latents = match clean {
+            Some(clean) if !clean.is_free() => sampler.add_noise(clean.latents.clone(), start.clone(), first),
+            _ => start.clone() * sampler.init_noise_sigma(),
+        };
+        let middle = (first + timesteps.len()) / 2;
+        for index in first..timesteps.len() {
+            let watched = index == first || index == middle;
+            let _watched = watched.then(|| Stage::detail(format!("step {}", index - first + 1), self.device()));
+            let input = sampler.scale_model_input(latents.clone(), index).repeat_dim(0, weights.len());
+            let prediction = weighted_sum(self.predict(input, timesteps[index], &condition), &weights);
+            latents = sampler.step(prediction, index, latents, noise);
+            if let Some((clean, mask)) = clean.and_then(|clean| Some((clean, clean.mask.as_ref()?))) {
+                // What is not masked follows the picture, as noisy as the latents are now.
+                let kept = match index + 1 < timesteps.len() {
+                    true => sampler.add_noise(clean.latents.clone(), start.clone(), index + 1),
+                    false => clean.latents.clone(),
+                };
+                latents = kept * (mask.clone().neg() + 1.0) + latents * mask.clone();
+            }
+            on_step(Step { number: index - first + 1, of: timesteps.len() - first, latents: &latents });
+        }
+        Ok(latents)
+    }
+
+    /// # Errors
+    /// A side is zero or no multiple of [`size_step`](Self::size_step).
+    fn check_size(&self, width: usize, height: usize) -> Result<()> {
+        let step = self.size_step();
+        for (field, side) in [("width", width), ("height", height)] {
+            if side == 0 || side % step != 0 {
+                let near = ((side as f64 / step as f64).round() as usize).max(1) * step;
+                return Err(
+                    Error::setting(field, format!("{side} is not a multiple of {step}")).hint(format!("use {near}"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What a picture of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
+    fn start_noise(&self, seed: u64, width: usize, height: usize) -> Tensor<4> {
+        let factor = self.vae().downsampling();
+        let shape = [1, self.vae().latent_channels(), height / factor, width / factor];
+        draw_noise([Seed(seed).draw(Purpose::Start, 0, 0)], shape, self.device())
+    }
+
+    /// Pictures of one size → the distributions of their raw latents, one after the other so that a large batch needs no more
+    /// memory than one.
+    fn encode(&self, pictures: &[RgbImage]) -> Moments {
+        let one = |picture| self.vae().encode(Tensor::from_data(data::to_pixels(picture), self.device())).into_tensor();
+        Moments::from_tensor(Tensor::cat(pictures.iter().map(one).collect(), 0))
+    }
+
+    /// Scaled latents `[B, C, h, w]` → pictures, one after the other.
+    ///
+    /// # Errors
+    /// The result is not finite.
+    fn decode(&self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
+        let scale = self.vae().latent_scale();
+        let batch = latents.dims()[0];
+        let one = |i| self.vae().decode(scale.denormalize(latents.clone().narrow(0, i, 1)));
+        (0..batch).map(|i| to_image(one(i))).collect()
+    }
+}
+
+/// The rows of each condition `[K·B, C, h, w]`, weighted and added up: `[B, C, h, w]`.
+fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
+    if let [1.0] = weights {
+        return predictions;
+    }
+    let parts = predictions.chunk(weights.len(), 0).into_iter().zip(weights);
+    parts.map(|(part, weight)| part * *weight).reduce(|sum, part| sum + part).expect("there is at least one condition")
+}
+
+/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit picture.
+fn to_image(pixels: Tensor<4>) -> Result<RgbImage> {
+    let [_, _, height, width] = pixels.dims();
+    let pixels = pixels.cast(FloatDType::F32).permute([0, 2, 3, 1]);
+    let values: Vec<f32> = pixels.into_data().into_vec().expect("just cast to f32");
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(Error::setting("generate", "the decoded picture holds numbers that are not finite")
+            .hint("a LoRA at too large a strength, or one from a run that diverged, does this"));
+    }
+    let bytes = values.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
+    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).expect("the buffer has the size of the picture"))
+}

@@ -1,0 +1,137 @@
+//! What a pipeline is asked to make.
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::{
+    error::{Error, Result},
+    models::text::PromptEmbeds,
+};
+
+/// What to make. All rows are made together, as one batch.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// One row for each picture.
+    pub text: PromptEmbeds,
+    /// Where to start from: standard normal noise `[B, C, h, w]` in latent size, f32.
+    pub noise: Tensor<4>,
+    /// One for each picture, for samplers that add noise between two steps.
+    pub seeds: Vec<u64>,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// The distilled guidance that FLUX.1-dev takes as an input (3.5 suits it); other models ignore it.
+    pub guidance: f64,
+    /// Classifier-free guidance by text: what to keep away from (one row for all, or one each), and how strongly. In force
+    /// above 1.
+    pub negative: Option<(PromptEmbeds, f64)>,
+    /// The pictures to edit, for a model that reads them: raw latents `[B, C, h, w]`, and the guidance by them, in force from
+    /// 1 on and together with that by text.
+    pub original: Option<(Tensor<4>, f64)>,
+    /// Pictures to start from, with the noise on top.
+    pub start: Option<Start>,
+}
+
+/// Where image-to-image and inpainting start.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Scaled latents of the pictures, `[B, C, h, w]`, f32.
+    pub latents: Tensor<4>,
+    /// The share of the steps to run: near 0 nothing changes, at 1 hardly anything is left.
+    pub strength: f64,
+    /// 1 where something new is to be, 0 where the picture is to stay: `[B, 1, h, w]`.
+    pub mask: Option<Tensor<4>>,
+}
+
+impl Start {
+    /// Whether nothing of the pictures shows through the noise: what is masked is then made up from noise alone.
+    pub(super) fn is_free(&self) -> bool {
+        self.mask.is_some() && self.strength == 1.0
+    }
+}
+
+/// What the network is told about each row, besides latents and time.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// The prompts.
+    pub text: PromptEmbeds,
+    /// Latents of the pictures to edit as the network reads them, `[R, C, h, w]`; zero where there is none.
+    pub original: Option<Tensor<4>>,
+    /// The distilled guidance.
+    pub guidance: f64,
+}
+
+impl Request {
+    /// Text to image, without guidance.
+    pub fn new(text: PromptEmbeds, noise: Tensor<4>, seeds: Vec<u64>, steps: usize) -> Self {
+        Self { text, noise, seeds, steps, guidance: 1.0, negative: None, original: None, start: None }
+    }
+
+    /// How the share of steps to run is told: 1 without a picture to start from.
+    pub(super) fn strength(&self) -> f64 {
+        self.start.as_ref().map_or(1.0, |start| start.strength)
+    }
+
+    /// # Errors
+    /// A setting is out of its range, or there is a picture to edit and the model does not read one, or the other way round.
+    pub(super) fn check(&self, edits: bool) -> Result<()> {
+        if self.steps == 0 {
+            return Err(Error::setting("steps", "must be at least 1"));
+        }
+        let strength = self.strength();
+        if !(strength > 0.0 && strength <= 1.0) {
+            return Err(Error::setting("strength", format!("{strength} is not above 0 and at most 1")));
+        }
+        match (edits, self.original.is_some()) {
+            (true, false) => Err(Error::setting("image", "this model edits a picture, and none is given")),
+            (false, true) => Err(Error::setting("image", "this model does not read a picture to edit")),
+            _ => Ok(()),
+        }
+    }
+
+    /// All that the network is told, as one batch of `K·B` rows, and the weights of the `K` predictions, which add up to 1.
+    ///
+    /// With text `t` against `n` at scale `s` (Ho & Salimans 2022): `n + s·(t - n)`.
+    /// With a picture too (Brooks et al. 2023, eq. 3), text scale `s`, image scale `i`, and `u` with neither:
+    /// `u + s·(ti - ni) + i·(ni - u)`. Here each is written with one weight for each prediction.
+    pub(super) fn conditions(&self, image_condition: impl Fn(Tensor<4>) -> Tensor<4>) -> (Condition, Vec<f64>) {
+        let rows = self.noise.dims()[0];
+        let none = |embeds: &PromptEmbeds| match embeds.prompt.dims()[0] {
+            1 => pick(embeds, &vec![0; rows]),
+            _ => embeds.clone(),
+        };
+        let original = self.original.as_ref().map(|(raw, scale)| (image_condition(raw.clone()), *scale));
+        let (mut texts, mut originals, mut weights) = (vec![self.text.clone()], Vec::new(), vec![1.0]);
+        match (&self.negative, original) {
+            (Some((negative, s)), None) if *s > 1.0 => {
+                texts.push(none(negative));
+                weights = vec![*s, 1.0 - s];
+            }
+            (Some((negative, s)), Some((original, i))) if *s > 1.0 && i >= 1.0 => {
+                texts.extend([none(negative), none(negative)]); // with the picture, and without
+                let none = original.zeros_like();
+                originals = vec![original.clone(), original, none];
+                weights = vec![*s, i - s, 1.0 - i];
+            }
+            (_, original) => originals.extend(original.map(|(latents, _)| latents)),
+        }
+        let original = (!originals.is_empty()).then(|| Tensor::cat(originals, 0));
+        (Condition { text: cat(&texts), original, guidance: self.guidance }, weights)
+    }
+}
+
+/// The rows with these numbers, in this order; a number may be there more than once.
+pub(super) fn pick(embeds: &PromptEmbeds, rows: &[usize]) -> PromptEmbeds {
+    let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+    let indices = Tensor::from_data(TensorData::new(indices, [rows.len()]), &embeds.prompt.device());
+    PromptEmbeds {
+        prompt: embeds.prompt.clone().select(0, indices.clone()),
+        pooled: embeds.pooled.clone().select(0, indices),
+    }
+}
+
+/// All rows, one after the other.
+fn cat(parts: &[PromptEmbeds]) -> PromptEmbeds {
+    PromptEmbeds {
+        prompt: Tensor::cat(parts.iter().map(|part| part.prompt.clone()).collect(), 0),
+        pooled: Tensor::cat(parts.iter().map(|part| part.pooled.clone()).collect(), 0),
+    }
+}

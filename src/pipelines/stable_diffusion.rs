@@ -1,0 +1,146 @@
+//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix, which is Stable Diffusion with a UNet that also reads a picture.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde::Deserialize;
+
+use super::{
+    pipeline::Pipeline,
+    request::{Condition, Request},
+};
+use crate::{
+    error::{Error, Result},
+    models::{
+        unet::{UNet, UNetInputs},
+        vae::AutoencoderKl,
+    },
+    nn::Linears,
+    schedulers::{Scheduler, SchedulerConfig},
+    weights::read_json,
+};
+
+/// UNet, VAE and schedule. A UNet of as many input channels as latents have makes pictures from text; one of twice as many
+/// edits them (Brooks et al. 2023).
+#[derive(Clone, Debug)]
+pub struct StableDiffusionPipeline {
+    /// The denoiser, with whatever adapters are attached.
+    pub unet: UNet,
+    /// Between latents and pixels, in f32.
+    pub vae: AutoencoderKl,
+    /// From `scheduler/`; its name says which sampler.
+    pub scheduler: SchedulerConfig,
+    /// Whether the UNet was trained on scaled latents of the originals. InstructPix2Pix was trained on raw ones.
+    pub scaled_condition: bool,
+    /// The side of the square latents that the model was made for.
+    sample_size: usize,
+    device: Device,
+    dtype: FloatDType,
+}
+
+/// What the UNet's configuration says about sizes; nothing in the network depends on it.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Sizes {
+    sample_size: usize,
+}
+
+/// As Stable Diffusion 1.
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { sample_size: 64 }
+    }
+}
+
+/// The pipeline with a UNet that reads the picture to edit beside the latents.
+pub type InstructPix2PixPipeline = StableDiffusionPipeline;
+
+impl StableDiffusionPipeline {
+    /// Loads everything but the text encoders from a pipeline folder. `dtype` is the UNet's.
+    ///
+    /// # Errors
+    /// A component is missing, broken or of another kind.
+    pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let model = model.as_ref();
+        let unet = UNet::open(model.join("unet"), device, Some(dtype))?;
+        let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
+        let channels = vae.latent_channels();
+        let (inputs, outputs) = (unet.config.in_channels, unet.config.out_channels);
+        if outputs != channels || ![channels, 2 * channels].contains(&inputs) {
+            let problem = format!(
+                "`in_channels` is {inputs} and `out_channels` {outputs}, but the VAE's latents have {channels} channels"
+            );
+            return Err(Error::file(model.join("unet/config.json"), problem).hint(format!(
+                "use a model with {channels} input channels to make pictures, or {} to edit them; those for inpainting \
+                 with a mask as further channels are not supported",
+                2 * channels
+            )));
+        }
+        let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
+        let Sizes { sample_size } = read_json(model.join("unet/config.json"))?;
+        Ok(Self { unet, vae, scheduler, scaled_condition: false, sample_size, device: device.clone(), dtype })
+    }
+
+    /// The same pipeline around another view of the UNet, such as one without adapters. Nothing is copied.
+    pub fn with_unet(&self, unet: UNet) -> Self {
+        Self { unet, ..self.clone() }
+    }
+
+    /// The element type of the UNet.
+    pub fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+}
+
+impl Pipeline for StableDiffusionPipeline {
+    fn vae(&self) -> &AutoencoderKl {
+        &self.vae
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn network(&mut self) -> &mut dyn Linears {
+        &mut self.unet
+    }
+
+    /// A latent pixel's side.
+    fn size_step(&self) -> usize {
+        self.vae.downsampling()
+    }
+
+    fn resolution(&self) -> usize {
+        self.sample_size * self.vae.downsampling()
+    }
+
+    fn edits(&self) -> bool {
+        self.unet.config.in_channels > self.unet.config.out_channels
+    }
+
+    fn image_condition(&self, raw: Tensor<4>) -> Tensor<4> {
+        if self.scaled_condition { self.vae.latent_scale().normalize(raw) } else { raw }
+    }
+
+    fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)> {
+        let sampler = self.scheduler.scheduler(request.steps)?;
+        let run = (request.steps as f64 * request.strength()) as usize;
+        let first = (request.steps - run.min(request.steps)) * sampler.order();
+        Ok((sampler, first))
+    }
+
+    /// The noise or the velocity, as the model was trained.
+    fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4> {
+        let rows = latents.dims()[0];
+        let sample = match &condition.original {
+            Some(original) => Tensor::cat(vec![latents, original.clone()], 1),
+            None => latents,
+        };
+        let inputs = UNetInputs {
+            sample: sample.cast(self.dtype),
+            timestep: Tensor::full([rows], timestep, &self.device),
+            text: condition.text.prompt.clone().cast(self.dtype),
+        };
+        self.unet.forward(&inputs).cast(FloatDType::F32)
+    }
+}

@@ -1,0 +1,192 @@
+//! A model that is ready to work: loaded in stages, each of which gives back what it took.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use image::RgbImage;
+
+use super::{
+    FluxPipeline, ModelEncoders, ModelKind, Pipeline, Request, Setup, StableDiffusionPipeline, Start, input,
+    request::pick,
+};
+use crate::{
+    data::Encoders,
+    error::{Error, Result},
+    hub,
+    lora::Lora,
+    memory::Stage,
+    models::{flux::pack, text::PromptEmbeds},
+    weights::{read_json, write_tensors},
+};
+
+/// What to show.
+pub(super) enum Prompts<'a> {
+    /// In words.
+    Texts(&'a [String]),
+    /// As tokens, in a file.
+    Ids(&'a Path),
+}
+
+/// Pictures that are made together.
+pub(super) struct Batch {
+    /// For each picture the number of its prompt and its seed.
+    pub rows: Vec<(usize, u64)>,
+    /// Where to start from, `[B, C, h, w]`.
+    pub noise: Tensor<4>,
+    /// Raw latents of the pictures to change or to edit, `[B, C, h, w]`.
+    pub pictures: Option<Tensor<4>>,
+    /// How much to change them, unless the model edits.
+    pub strength: f64,
+    /// Where to change them, `[B, 1, h, w]`.
+    pub mask: Option<Tensor<4>>,
+}
+
+/// A pipeline with its adapters, and the embeddings of all prompts of a run.
+pub(super) struct Studio {
+    pub pipeline: Box<dyn Pipeline>,
+    kind: ModelKind,
+    /// One row for each prompt.
+    text: PromptEmbeds,
+    negative: Option<(PromptEmbeds, f64)>,
+    steps: usize,
+    guidance: f64,
+    image_guidance: f64,
+    device: Device,
+}
+
+impl Studio {
+    /// Embeds the prompts, then loads the model and attaches the adapters: two stages. `edits` says whether it must be a model
+    /// that edits, or must not.
+    ///
+    /// # Errors
+    /// The model or an adapter cannot be used, or not with this setup.
+    pub fn open(model: &str, setup: &Setup, prompts: &Prompts, edits: Option<bool>, device: &Device) -> Result<Self> {
+        let folder = hub::resolve(model)?;
+        let kind = ModelKind::of(&folder)?;
+        setup.check(kind, check_purpose(&folder, kind, edits)?)?;
+        let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
+        let loras: Vec<_> = setup.loras.iter().map(|(path, _)| Lora::read(path)).collect::<Result<_>>()?;
+
+        let (text, negative) = {
+            let _stage = Stage::enter("text", device);
+            let mut encoders = ModelEncoders::open(&folder, device, dtype)?;
+            let ids = match prompts {
+                Prompts::Texts(texts) => texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<_>>()?,
+                Prompts::Ids(path) => input::ids(path, encoders.text()?)?,
+            };
+            let text = encoders.encode_prompts(&ids)?;
+            let negative = setup.negative(kind).map(|(prompt, scale)| {
+                let ids = encoders.tokenize(prompt)?;
+                Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale))
+            });
+            (text, negative.transpose()?)
+        };
+        let mut pipeline: Box<dyn Pipeline> = {
+            let _stage = Stage::enter("load", device);
+            match kind {
+                ModelKind::Flux => Box::new(FluxPipeline::open(&folder, device, dtype)?),
+                ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
+                    let mut pipeline = StableDiffusionPipeline::open(&folder, device, dtype)?;
+                    pipeline.scaled_condition = setup.scaled_condition;
+                    pipeline.scheduler = match setup.scheduler {
+                        Some(name) => pipeline.scheduler.with_name(name),
+                        None => pipeline.scheduler,
+                    };
+                    Box::new(pipeline)
+                }
+            }
+        };
+        for (lora, (path, strength)) in loras.iter().zip(&setup.loras) {
+            lora.attach(pipeline.network(), *strength).map_err(|e| e.at(path))?;
+        }
+        Ok(Self {
+            pipeline,
+            kind,
+            text,
+            negative,
+            steps: setup.steps(kind),
+            guidance: setup.guidance(kind),
+            image_guidance: setup.image_guidance.unwrap_or(1.5),
+            device: device.clone(),
+        })
+    }
+
+    /// How many prompts there are.
+    pub fn prompts(&self) -> usize {
+        self.text.prompt.dims()[0]
+    }
+
+    /// Raw latents of pictures of one size: the most likely ones.
+    pub fn encode(&self, pictures: &[RgbImage]) -> Tensor<4> {
+        let _stage = Stage::enter("encode", &self.device);
+        self.pipeline.encode(pictures).mode()
+    }
+
+    /// Scaled latents of new pictures. `on_step` is called after every step.
+    pub fn make(&self, batch: &Batch, on_step: &mut dyn FnMut()) -> Result<Tensor<4>> {
+        let _stage = Stage::enter("denoise", &self.device);
+        let (prompts, seeds): (Vec<_>, Vec<_>) = batch.rows.iter().copied().unzip();
+        let text = pick(&self.text, &prompts);
+        let (original, start) = match (&batch.pictures, self.pipeline.edits()) {
+            (Some(raw), true) => (Some((raw.clone(), self.image_guidance)), None),
+            (Some(raw), false) => {
+                let latents = self.pipeline.vae().latent_scale().normalize(raw.clone());
+                (None, Some(Start { latents, strength: batch.strength, mask: batch.mask.clone() }))
+            }
+            (None, _) => (None, None),
+        };
+        let request = Request {
+            guidance: self.guidance,
+            negative: self.negative.clone(),
+            original,
+            start,
+            ..Request::new(text, batch.noise.clone(), seeds, self.steps)
+        };
+        self.pipeline.generate(&request, &mut |step| {
+            tracing::info!("denoising: {}/{}", step.number, step.of);
+            on_step();
+        })
+    }
+
+    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` as FLUX.1 sees them.
+    pub fn write_latents(&self, latents: Tensor<4>, path: &Path) -> Result<()> {
+        let latents = match self.kind {
+            ModelKind::Flux => pack(latents).into_data(),
+            ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => latents.into_data(),
+        };
+        write_tensors(path, &BTreeMap::from([("latents".to_string(), latents)]), &BTreeMap::new())
+    }
+
+    /// The pictures of scaled latents.
+    pub fn decode(&self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
+        let _stage = Stage::enter("decode", &self.device);
+        self.pipeline.decode(latents)
+    }
+}
+
+/// Whether the model edits pictures, which its UNet's input channels tell. `edits` says what it must do, if only one will do.
+fn check_purpose(folder: &Path, kind: ModelKind, edits: Option<bool>) -> Result<bool> {
+    #[derive(serde::Deserialize)]
+    struct Channels {
+        in_channels: usize,
+        out_channels: usize,
+    }
+    let path = folder.join("unet/config.json");
+    let channels: Option<Channels> = (kind != ModelKind::Flux).then(|| read_json(&path)).transpose()?;
+    let own = channels.as_ref().is_some_and(|channels| channels.in_channels > channels.out_channels);
+    match (edits, channels) {
+        (Some(true), None) => Err(Error::setting("--model", "FLUX.1 does not edit by instruction")
+            .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture")),
+        (Some(true), Some(Channels { in_channels, out_channels })) if !own => {
+            let problem =
+                format!("`in_channels` is {in_channels}: to read a picture to edit it must be {}", 2 * out_channels);
+            Err(Error::file(path, problem)
+                .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture"))
+        }
+        (Some(false), Some(Channels { in_channels, .. })) if own => {
+            let problem = format!("`in_channels` is {in_channels}: this UNet edits pictures by instruction");
+            Err(Error::file(path, problem).hint("use `kiln edit`"))
+        }
+        _ => Ok(own),
+    }
+}
