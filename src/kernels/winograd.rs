@@ -123,7 +123,7 @@ fn convolve<'a>(
     let each = (TILES / tiles.across()).max(1);
     let mut seen = Transformed::default();
     for band in tiles.bands(inputs) {
-        seen.fill(tiles, inputs, x, band.clone(), see);
+        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
         let piece = |sums: &mut Vec<f32>, piece: usize| {
             let first = piece % groups * OUTPUTS;
             let channels = first..outputs.min(first + OUTPUTS);
@@ -173,8 +173,8 @@ pub(super) fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let mut sums = vec![0.0; POINTS * step];
     let (mut seen, mut pulled) = (Transformed::default(), Transformed::default());
     for band in tiles.bands(inputs.max(outputs)) {
-        seen.fill(tiles, inputs, x, band.clone(), see);
-        pulled.fill(tiles, outputs, g, band, pull);
+        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
+        pulled.fill(tiles, outputs, g, band, a);
         let add = |sums: &mut [f32], point: usize, first: usize| {
             let g = pulled.point(point).rows(first, OUTPUTS.min(outputs - first));
             // SAFETY: the sums are borrowed mutably and have the size of the product.
@@ -208,14 +208,14 @@ impl Transformed {
         Matrix { data, rows: self.channels, columns: self.columns, strides: (self.pitch, 1) }
     }
 
-    /// `transform` of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros around a picture.
+    /// `transform`, along columns and rows, of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros around a picture.
     fn fill<const N: usize>(
         &mut self,
         tiles: Tiles,
         channels: usize,
         x: &[f32],
         band: Range<usize>,
-        transform: impl Fn([[Lanes; N]; N]) -> [[Lanes; 4]; 4] + Sync,
+        transform: impl Fn([Lanes; N]) -> [Lanes; 4] + Sync,
     ) {
         let across = tiles.across();
         self.channels = channels;
@@ -251,7 +251,7 @@ impl Transformed {
                                     seen.copy_from_slice(&lines[from..from + LANES]);
                                 }
                             }
-                            for (point, lanes) in transform(seen).as_flattened().iter().enumerate() {
+                            for (point, lanes) in both_ways(&seen, &transform).as_flattened().iter().enumerate() {
                                 let at = point * step + channel * pitch + at * across + start;
                                 // SAFETY: inside this channel's row, which is one piece of work. What a vector writes beyond the
                                 // end of a row of tiles is the next row's, which comes later, or in the room at the end.
@@ -292,14 +292,12 @@ fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Fresh
         for (point, m) in m.as_flattened_mut().iter_mut().enumerate() {
             m.copy_from_slice(&sums[point * step + start / 2..][..LANES]);
         }
-        let halves = turn(m.map(a_transposed));
-        let tile = halves.map(a_transposed);
-        // `tile[across][down]`: the transforms went over the columns first.
+        let tile = both_ways(&m, a_transposed);
         for (down, y) in y.chunks_exact_mut(width).enumerate() {
             let mut line = [0.0; 2 * LANES];
             for i in 0..LANES {
-                line[2 * i] = tile[0][down][i] + bias;
-                line[2 * i + 1] = tile[1][down][i] + bias;
+                line[2 * i] = tile[down][0][i] + bias;
+                line[2 * i + 1] = tile[down][1][i] + bias;
             }
             let y = &mut y[start..width.min(start + 2 * LANES)];
             y.write_copy_of_slice(&line[..y.len()]);
@@ -320,13 +318,15 @@ fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
                 let weight = &weight[output * inputs * 9..][..inputs * 9];
                 for start in (0..inputs).step_by(LANES) {
                     let count = LANES.min(inputs - start);
+                    let mut some = [0.0; 9 * LANES];
+                    some[..9 * count].copy_from_slice(&weight[start * 9..][..9 * count]);
                     let mut w = [[[0.0; LANES]; 3]; 3];
-                    for (i, weight) in weight[start * 9..].chunks_exact(9).take(count).enumerate() {
-                        for (w, weight) in w.as_flattened_mut().iter_mut().zip(weight) {
-                            w[i] = *weight;
+                    for (k, w) in w.as_flattened_mut().iter_mut().enumerate() {
+                        for (i, w) in w.iter_mut().enumerate() {
+                            *w = some[9 * i + k];
                         }
                     }
-                    for (point, u) in turn(turn(w.map(g)).map(g)).as_flattened().iter().enumerate() {
+                    for (point, u) in both_ways(&w, g).as_flattened().iter().enumerate() {
                         // SAFETY: the kernels of one channel of the output are one piece of work.
                         let place = unsafe { place.numbers(point * step + output * inputs + start, count) };
                         place.copy_from_slice(&u[..count]);
@@ -353,7 +353,7 @@ fn gather_weight(u: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
                     for (point, du) in du.as_flattened_mut().iter_mut().enumerate() {
                         du[..count].copy_from_slice(&u[point * step + output * inputs + start..][..count]);
                     }
-                    let w = turn(turn(du.map(g_transposed)).map(g_transposed));
+                    let w = both_ways(&du, g_transposed);
                     for (i, dw) in dw.chunks_exact_mut(9).enumerate() {
                         for (dw, w) in dw.iter_mut().zip(w.as_flattened()) {
                             *dw = w[i];
@@ -409,28 +409,28 @@ fn half(a: Lanes) -> Lanes {
     )
 }
 
-/// The transpose.
+/// `f` of each column, then of each row of what that gives.
 #[inline(always)]
-fn turn<const M: usize, const N: usize>(rows: [[Lanes; N]; M]) -> [[Lanes; M]; N] {
-    let mut columns = [[[0.0; LANES]; M]; N];
-    for (i, row) in rows.into_iter().enumerate() {
-        for (j, lanes) in row.into_iter().enumerate() {
-            columns[j][i] = lanes;
+fn both_ways<const M: usize, const N: usize>(
+    x: &[[Lanes; M]; M],
+    f: impl Fn([Lanes; M]) -> [Lanes; N],
+) -> [[Lanes; N]; N] {
+    let mut half = [[[0.0; LANES]; M]; N];
+    for j in 0..M {
+        let mut column = [[0.0; LANES]; M];
+        for i in 0..M {
+            column[i] = x[i][j];
+        }
+        let column = f(column);
+        for i in 0..N {
+            half[i][j] = column[i];
         }
     }
-    columns
-}
-
-/// `BᵀxB`.
-#[inline(always)]
-fn see(x: [[Lanes; 4]; 4]) -> [[Lanes; 4]; 4] {
-    turn(turn(x.map(b_transposed)).map(b_transposed))
-}
-
-/// `A·dy·Aᵀ`.
-#[inline(always)]
-fn pull(dy: [[Lanes; 2]; 2]) -> [[Lanes; 4]; 4] {
-    turn(turn(dy.map(a)).map(a))
+    let mut y = [[[0.0; LANES]; N]; N];
+    for i in 0..N {
+        y[i] = f(half[i]);
+    }
+    y
 }
 
 /// `Bᵀ` on a column.
