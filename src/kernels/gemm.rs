@@ -31,6 +31,11 @@ impl<'a> Matrix<'a> {
         Self { data: &self.data[start * self.strides.0..], rows: count, ..self }
     }
 
+    /// The columns from `start`, `count` of them.
+    pub(super) fn columns(self, start: usize, count: usize) -> Self {
+        Self { data: &self.data[start * self.strides.1..], columns: count, ..self }
+    }
+
     fn fits(&self) -> bool {
         let last = self.rows.saturating_sub(1) * self.strides.0 + self.columns.saturating_sub(1) * self.strides.1;
         self.rows * self.columns == 0 || last < self.data.len()

@@ -6,6 +6,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod conv;
 mod cpu;
 mod geglu;
 mod gemm;
@@ -13,17 +14,21 @@ mod group_norm;
 mod linear;
 mod norm;
 mod operation;
+mod patches;
 mod pull;
 mod residual;
 mod rope;
+mod shared;
 mod simd;
 mod tokens;
+mod winograd;
 
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw};
 pub use attention::{attention, attention_biased};
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_silu};
+pub use conv::conv2d;
 pub use linear::{laid_out, linear, low_rank};
 pub use norm::{layer_norm, layer_norm_modulate};
 pub use pull::pull_back;
@@ -42,5 +47,7 @@ pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E
     }
 }
 
+#[cfg(test)]
+mod conv_tests;
 #[cfg(test)]
 mod tests;

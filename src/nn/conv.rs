@@ -1,6 +1,6 @@
 //! Two-dimensional convolution and the two resampling steps that go with it.
 
-use burn::tensor::{Tensor, module, ops::ConvOptions};
+use burn::tensor::Tensor;
 
 use super::{Parameter, Parameters};
 use crate::{kernels, weights::Weights};
@@ -31,20 +31,7 @@ impl Conv2d {
 
     /// `[B, in, H, W]` → `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let weight = kernels::lift(self.weight.clone(), &x);
-        let bias = self.bias.clone().map(|bias| kernels::lift(bias, &x));
-        let [batch, inputs, height, width] = x.dims();
-        let [outputs, _, kernel, _] = weight.dims();
-        if kernel == 1 && self.stride == 1 && self.padding == 0 {
-            // A matrix product: one pointwise convolution on CUDA is known to go wrong on wide inputs (cubek#519).
-            let y = weight.flatten::<2>(1, 3).unsqueeze().matmul(x.reshape([batch, inputs, height * width]));
-            let y = match bias {
-                Some(bias) => y + bias.reshape([1, outputs, 1]),
-                None => y,
-            };
-            return y.reshape([batch, outputs, height, width]);
-        }
-        module::conv2d(x, weight, bias, ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], 1))
+        kernels::conv2d(x, self.weight.clone(), self.bias.clone(), self.stride, self.padding)
     }
 }
 
@@ -87,16 +74,6 @@ mod tests {
 
     fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
         x.into_data().convert_dtype(DType::F32).into_vec().unwrap()
-    }
-
-    #[test]
-    fn pointwise_product_equals_the_convolution() {
-        let weight = numbers([3, 2, 1, 1]);
-        let bias = numbers([3]);
-        let x = numbers([2, 2, 3, 4]);
-        let layer = Conv2d { weight: weight.clone(), bias: Some(bias.clone()), stride: 1, padding: 0 };
-        let expected = module::conv2d(x.clone(), weight, Some(bias), ConvOptions::new([1; 2], [0; 2], [1; 2], 1));
-        assert_eq!(values(layer.forward(x)), values(expected));
     }
 
     #[test]

@@ -1,0 +1,466 @@
+//! Convolutions of 3×3 with 4 multiplications where the definition has 9 (Winograd's F(2×2, 3×3); Lavin & Gray 2015).
+//!
+//! A tile is 2×2 neighbouring places of the output and sees 4×4 of the picture. With
+//!
+//! ```text
+//!      1  0 −1  0         1  0  0          1  1  1  0
+//! Bᵀ = 0  1  1  0    2G = 1  1  1     Aᵀ = 0  1 −1 −1
+//!      0 −1  1  0         1 −1  1
+//!      0  1  0 −1         0  0  2
+//! ```
+//!
+//! the transforms `v = BᵀxB` of what a tile sees and `u = GwGᵀ` of a kernel give `y = Aᵀ(Σ u∘v)A`, summed over the channels:
+//! 16 matrix products, one for each number of the transforms. Its gradients are `dw = Gᵀ(Σ (A·dy·Aᵀ)∘v)G`, summed over the
+//! tiles, and for `x` the convolution of `dy` with the kernels turned by half a circle. The factors are 0, ±1 and ½: no digits are lost.
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::{
+    cpu::Fresh,
+    gemm::{Matrix, Onto, Target, product},
+    patches::Sizes,
+    shared::Shared,
+    simd::vectorized,
+};
+
+/// Numbers of a transform.
+const POINTS: usize = 16;
+/// Numbers of the transformed picture that exist at a time, if one row of tiles has no more.
+const AT_A_TIME: usize = 4 << 20;
+/// Channels of the output and tiles that one piece of work multiplies.
+const OUTPUTS: usize = 64;
+const TILES: usize = 128;
+/// Below this many tiles the transforms of the kernels cost more than they save; below this many channels, those of the picture.
+const FEWEST_TILES: usize = 128;
+const FEWEST_CHANNELS: usize = 16;
+
+/// How far the numbers of one point are from those of the next, if there are `count` of each point: with some room, because
+/// places that are a power of two apart displace each other from the cache.
+fn apart(count: usize) -> usize {
+    count.next_multiple_of(1024) + 2 * LANES
+}
+
+/// Pictures as rows of tiles: `[B, C, H, W]`.
+#[derive(Clone, Copy)]
+struct Tiles {
+    batch: usize,
+    height: usize,
+    width: usize,
+}
+
+impl Tiles {
+    fn of(sizes: &Sizes) -> Self {
+        Self { batch: sizes.batch, height: sizes.to[0], width: sizes.to[1] }
+    }
+
+    /// Tiles in a row.
+    fn across(self) -> usize {
+        self.width.div_ceil(2)
+    }
+
+    /// Rows of tiles in a sample.
+    fn down(self) -> usize {
+        self.height.div_ceil(2)
+    }
+
+    fn rows(self) -> usize {
+        self.batch * self.down()
+    }
+
+    /// Rows of tiles, as many at a time as keep their transforms, of this many channels, within bounds.
+    fn bands(self, channels: usize) -> impl Iterator<Item = Range<usize>> {
+        let each = (AT_A_TIME / (POINTS * channels * self.across())).max(1);
+        (0..self.rows()).step_by(each).map(move |start| start..self.rows().min(start + each))
+    }
+}
+
+/// Whether this way is the faster one.
+pub(super) fn suits(sizes: &Sizes) -> bool {
+    let tiles = Tiles::of(sizes);
+    sizes.kernel == [3, 3]
+        && sizes.stride == 1
+        && sizes.padding == 1
+        && tiles.rows() * tiles.across() >= FEWEST_TILES
+        && sizes.inputs.min(sizes.outputs) >= FEWEST_CHANNELS
+}
+
+/// `y` `[B, out, H, W]` of `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, in order.
+pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let kernels = transform_weight(weight, sizes.inputs);
+    let step = apart(sizes.outputs * sizes.inputs);
+    let kernel = |point: usize| Matrix::new(&kernels[point * step..], sizes.outputs, sizes.inputs);
+    convolve(Tiles::of(sizes), [sizes.inputs, sizes.outputs], x, kernel, bias)
+}
+
+/// The gradient `[B, in, H, W]` of `x` from that of `y`.
+pub(super) fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
+    let kernels = transform_weight(weight, sizes.inputs);
+    let step = apart(sizes.outputs * sizes.inputs);
+    // A kernel turned by half a circle has the same transform with its first and last rows and columns exchanged.
+    let turned = |i: usize| [3, 1, 2, 0][i];
+    let kernel = |point: usize| {
+        let point = turned(point / 4) * 4 + turned(point % 4);
+        Matrix::new(&kernels[point * step..], sizes.outputs, sizes.inputs).t()
+    };
+    convolve(Tiles::of(sizes), [sizes.outputs, sizes.inputs], g, kernel, None)
+}
+
+/// `y` from what it is a convolution of; `kernel` gives the transformed kernels of a point, `[outputs, inputs]`.
+fn convolve<'a>(
+    tiles: Tiles,
+    [inputs, outputs]: [usize; 2],
+    x: &[f32],
+    kernel: impl Fn(usize) -> Matrix<'a> + Sync,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let count = tiles.batch * outputs * tiles.height * tiles.width;
+    let mut y = Vec::with_capacity(count);
+    let place = Shared::new(&mut y);
+    let groups = outputs.div_ceil(OUTPUTS);
+    let each = (TILES / tiles.across()).max(1);
+    let mut seen = Transformed::default();
+    for band in tiles.bands(inputs) {
+        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
+        let piece = |sums: &mut Vec<f32>, piece: usize| {
+            let first = piece % groups * OUTPUTS;
+            let channels = first..outputs.min(first + OUTPUTS);
+            let start = piece / groups * each;
+            let rows = start..band.len().min(start + each);
+            let count = rows.len() * tiles.across();
+            let step = apart(channels.len() * count);
+            sums.resize(POINTS * step, 0.0);
+            for (point, sums) in sums.chunks_exact_mut(step).enumerate() {
+                let a = kernel(point).rows(first, channels.len());
+                let b = seen.point(point).columns(start * tiles.across(), count);
+                // SAFETY: the sums are borrowed mutably and have the size of the product.
+                unsafe { product(Target::new(sums, count), Onto::Nothing, 1.0, a, b, Parallelism::None) };
+            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, channel) in channels.clone().enumerate() {
+                        let bias = bias.map_or(0.0, |bias| bias[channel]);
+                        for (j, row) in rows.clone().enumerate() {
+                            let row = band.start + row;
+                            let (sample, line) = (row / tiles.down(), row % tiles.down() * 2);
+                            let at = ((sample * outputs + channel) * tiles.height + line) * tiles.width;
+                            let lines = (tiles.height - line).min(2);
+                            // SAFETY: these lines of `y` belong to this piece of work, which writes all of them.
+                            let y = unsafe { place.fresh(at, lines * tiles.width) };
+                            let sums = &sums[i * count + j * tiles.across()..];
+                            write_lines(tiles.width, sums, step, bias, y);
+                        }
+                    }
+                },
+            );
+        };
+        let pieces = band.len().div_ceil(each) * groups;
+        (0..pieces).into_par_iter().for_each_init(Vec::new, piece);
+    }
+    // SAFETY: all lines of all tiles of all channels were written.
+    unsafe { y.set_len(count) };
+    y
+}
+
+/// The gradient of the weight, `[out, in, 3, 3]`, band after band.
+pub(super) fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+    let tiles = Tiles::of(sizes);
+    let &Sizes { inputs, outputs, .. } = sizes;
+    let step = apart(outputs * inputs);
+    let mut sums = vec![0.0; POINTS * step];
+    let (mut seen, mut pulled) = (Transformed::default(), Transformed::default());
+    for band in tiles.bands(inputs.max(outputs)) {
+        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
+        pulled.fill(tiles, outputs, g, band, a);
+        let add = |sums: &mut [f32], point: usize, first: usize| {
+            let g = pulled.point(point).rows(first, OUTPUTS.min(outputs - first));
+            // SAFETY: the sums are borrowed mutably and have the size of the product.
+            unsafe {
+                let target = Target::new(sums, inputs);
+                product(target, Onto::Sum, 1.0, g, seen.point(point).t(), Parallelism::None);
+            }
+        };
+        sums.par_chunks_mut(step).enumerate().for_each(|(point, sums)| {
+            let groups = sums[..outputs * inputs].par_chunks_mut(OUTPUTS * inputs).enumerate();
+            groups.for_each(|(group, sums)| add(sums, point, group * OUTPUTS));
+        });
+    }
+    gather_weight(&sums, outputs, inputs)
+}
+
+/// The transforms of a band of tiles, `[POINTS, channels, pitch]`.
+#[derive(Default)]
+struct Transformed {
+    data: Vec<f32>,
+    channels: usize,
+    columns: usize,
+    /// Room for one vector more than there are columns.
+    pitch: usize,
+}
+
+impl Transformed {
+    /// Of the point's matrix, `[channels, tiles]`.
+    fn point(&self, point: usize) -> Matrix<'_> {
+        let data = &self.data[point * apart(self.channels * self.pitch)..];
+        Matrix { data, rows: self.channels, columns: self.columns, strides: (self.pitch, 1) }
+    }
+
+    /// `transform`, along columns and rows, of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros around a picture.
+    fn fill<const N: usize>(
+        &mut self,
+        tiles: Tiles,
+        channels: usize,
+        x: &[f32],
+        band: Range<usize>,
+        transform: impl Fn([Lanes; N]) -> [Lanes; 4] + Sync,
+    ) {
+        let across = tiles.across();
+        self.channels = channels;
+        self.columns = band.len() * across;
+        self.pitch = self.columns + LANES;
+        let pitch = self.pitch;
+        let step = apart(channels * pitch);
+        self.data.resize(POINTS * step, 0.0);
+        let place = Shared::new(&mut self.data);
+        // Numbers before the first of a tile.
+        let before = N / 2 - 1;
+        // A line as its numbers at even and at odd places, with room for whole vectors.
+        let half = across.next_multiple_of(LANES) + LANES;
+        let fill = |lines: &mut Vec<f32>, channel: usize| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    lines.clear();
+                    lines.resize(N * 2 * half, 0.0);
+                    for (at, row) in band.clone().enumerate() {
+                        let (sample, first) = (row / tiles.down(), row % tiles.down() * 2);
+                        let plane = &x[(sample * channels + channel) * tiles.height * tiles.width..];
+                        for (i, line) in lines.chunks_exact_mut(2 * half).enumerate() {
+                            let inside = (before..before + tiles.height).contains(&(first + i));
+                            let x = inside.then(|| &plane[(first + i - before) * tiles.width..][..tiles.width]);
+                            part(x, before, line.split_at_mut(half));
+                        }
+                        for start in (0..across).step_by(LANES) {
+                            let mut seen = [[[0.0; LANES]; N]; N];
+                            for (i, seen) in seen.iter_mut().enumerate() {
+                                for (j, seen) in seen.iter_mut().enumerate() {
+                                    let from = (2 * i + j % 2) * half + start + j / 2;
+                                    seen.copy_from_slice(&lines[from..from + LANES]);
+                                }
+                            }
+                            for (point, lanes) in both_ways(&seen, &transform).as_flattened().iter().enumerate() {
+                                let at = point * step + channel * pitch + at * across + start;
+                                // SAFETY: inside this channel's row, which is one piece of work. What a vector writes beyond the
+                                // end of a row of tiles is the next row's, which comes later, or in the room at the end.
+                                unsafe { place.numbers(at, LANES) }.copy_from_slice(lanes);
+                            }
+                        }
+                    }
+                },
+            )
+        };
+        (0..channels).into_par_iter().for_each_init(Vec::new, fill);
+    }
+}
+
+/// The numbers of a line, or zeros, at even and at odd places, with `before` zeros (none or one) before them.
+#[inline(always)]
+fn part(x: Option<&[f32]>, before: usize, (even, odd): (&mut [f32], &mut [f32])) {
+    let Some(x) = x else {
+        even.fill(0.0);
+        odd.fill(0.0);
+        return;
+    };
+    let (firsts, seconds) = if before == 0 { (even, odd) } else { (odd, &mut even[1..]) };
+    let pairs = x.chunks_exact(2);
+    if let [last] = pairs.remainder() {
+        firsts[x.len() / 2] = *last;
+    }
+    for ((first, second), pair) in firsts.iter_mut().zip(seconds).zip(pairs) {
+        (*first, *second) = (pair[0], pair[1]);
+    }
+}
+
+/// One or two lines of `y` from a row of products, of which one point's stand `step` after the other's.
+#[inline(always)]
+fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Fresh) {
+    for start in (0..width).step_by(2 * LANES) {
+        let mut m = [[[0.0; LANES]; 4]; 4];
+        for (point, m) in m.as_flattened_mut().iter_mut().enumerate() {
+            m.copy_from_slice(&sums[point * step + start / 2..][..LANES]);
+        }
+        let tile = both_ways(&m, a_transposed);
+        for (down, y) in y.chunks_exact_mut(width).enumerate() {
+            let mut line = [0.0; 2 * LANES];
+            for i in 0..LANES {
+                line[2 * i] = tile[down][0][i] + bias;
+                line[2 * i + 1] = tile[down][1][i] + bias;
+            }
+            let y = &mut y[start..width.min(start + 2 * LANES)];
+            y.write_copy_of_slice(&line[..y.len()]);
+        }
+    }
+}
+
+/// `u = GwGᵀ` of all kernels `[out, in, 3, 3]`: `[POINTS, out, in]`.
+fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
+    let kernels = weight.len() / 9;
+    let step = apart(kernels);
+    let mut all = vec![0.0; POINTS * step];
+    let place = Shared::new(&mut all);
+    let output = |output: usize| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let weight = &weight[output * inputs * 9..][..inputs * 9];
+                for start in (0..inputs).step_by(LANES) {
+                    let count = LANES.min(inputs - start);
+                    let mut some = [0.0; 9 * LANES];
+                    some[..9 * count].copy_from_slice(&weight[start * 9..][..9 * count]);
+                    let mut w = [[[0.0; LANES]; 3]; 3];
+                    for (k, w) in w.as_flattened_mut().iter_mut().enumerate() {
+                        for (i, w) in w.iter_mut().enumerate() {
+                            *w = some[9 * i + k];
+                        }
+                    }
+                    for (point, u) in both_ways(&w, g).as_flattened().iter().enumerate() {
+                        // SAFETY: the kernels of one channel of the output are one piece of work.
+                        let place = unsafe { place.numbers(point * step + output * inputs + start, count) };
+                        place.copy_from_slice(&u[..count]);
+                    }
+                }
+            },
+        )
+    };
+    (0..kernels / inputs.max(1)).into_par_iter().for_each(output);
+    all
+}
+
+/// `GᵀuG` of the gradients of all transformed kernels `[POINTS, out, in]`: `[out, in, 3, 3]`.
+fn gather_weight(u: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
+    let step = apart(outputs * inputs);
+    let mut dw = vec![0.0; outputs * inputs * 9];
+    dw.par_chunks_mut(inputs.max(1) * 9).enumerate().for_each(|(output, dw)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (start, dw) in (0..inputs).step_by(LANES).zip(dw.chunks_mut(LANES * 9)) {
+                    let count = dw.len() / 9;
+                    let mut du = [[[0.0; LANES]; 4]; 4];
+                    for (point, du) in du.as_flattened_mut().iter_mut().enumerate() {
+                        du[..count].copy_from_slice(&u[point * step + output * inputs + start..][..count]);
+                    }
+                    let w = both_ways(&du, g_transposed);
+                    for (i, dw) in dw.chunks_exact_mut(9).enumerate() {
+                        for (dw, w) in dw.iter_mut().zip(w.as_flattened()) {
+                            *dw = w[i];
+                        }
+                    }
+                }
+            },
+        )
+    });
+    dw
+}
+
+/// The numbers of some tiles or kernels that are next to each other, at the same place of each.
+type Lanes = [f32; LANES];
+const LANES: usize = 8;
+
+#[inline(always)]
+fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+    let mut c = [0.0; LANES];
+    for i in 0..LANES {
+        c[i] = f(a[i], b[i]);
+    }
+    c
+}
+
+#[inline(always)]
+fn plus(a: Lanes, b: Lanes) -> Lanes {
+    zip(
+        a,
+        b,
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+#[inline(always)]
+fn minus(a: Lanes, b: Lanes) -> Lanes {
+    zip(
+        a,
+        b,
+        #[inline(always)]
+        |a, b| a - b,
+    )
+}
+
+#[inline(always)]
+fn half(a: Lanes) -> Lanes {
+    zip(
+        a,
+        a,
+        #[inline(always)]
+        |a, _| 0.5 * a,
+    )
+}
+
+/// `f` of each column, then of each row of what that gives.
+#[inline(always)]
+fn both_ways<const M: usize, const N: usize>(
+    x: &[[Lanes; M]; M],
+    f: impl Fn([Lanes; M]) -> [Lanes; N],
+) -> [[Lanes; N]; N] {
+    let mut half = [[[0.0; LANES]; M]; N];
+    for j in 0..M {
+        let mut column = [[0.0; LANES]; M];
+        for i in 0..M {
+            column[i] = x[i][j];
+        }
+        let column = f(column);
+        for i in 0..N {
+            half[i][j] = column[i];
+        }
+    }
+    let mut y = [[[0.0; LANES]; N]; N];
+    for i in 0..N {
+        y[i] = f(half[i]);
+    }
+    y
+}
+
+/// `Bᵀ` on a column.
+#[inline(always)]
+fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
+    [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
+}
+
+/// `A` on a column.
+#[inline(always)]
+fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
+    [a, plus(a, b), minus(a, b), minus([0.0; LANES], b)]
+}
+
+/// `Aᵀ` on a column.
+#[inline(always)]
+fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
+    [plus(plus(a, b), c), minus(minus(b, c), d)]
+}
+
+/// `G` on a column.
+#[inline(always)]
+fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
+    let (edges, middle) = (half(plus(a, c)), half(b));
+    [a, plus(edges, middle), minus(edges, middle), c]
+}
+
+/// `Gᵀ` on a column.
+#[inline(always)]
+fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
+    let sum = half(plus(b, c));
+    [plus(a, sum), half(minus(b, c)), plus(sum, d)]
+}
