@@ -1,12 +1,11 @@
 //! From a picture file to pixels of a bucket's size.
 
-use std::{io::Cursor, path::Path};
+use std::io::Cursor;
 
 use burn::tensor::TensorData;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops, metadata::Orientation};
 
 use super::Bucket;
-use crate::error::{Error, Result};
 
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
@@ -26,26 +25,29 @@ pub struct Inspected {
     pub height: usize,
 }
 
-/// Reads the whole picture, so that a damaged one is found now and not in the middle of encoding.
+/// Decodes the whole picture, so that a damaged one is found now and not in the middle of encoding.
 ///
 /// # Errors
 /// One line that says why the picture cannot be used.
-pub fn inspect(path: &Path) -> std::result::Result<Inspected, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let image = decode(&bytes)?;
-    Ok(Inspected { hash: hash(&bytes), width: image.width() as usize, height: image.height() as usize })
+pub fn inspect(bytes: &[u8]) -> std::result::Result<Inspected, String> {
+    let image = decode(bytes)?;
+    Ok(Inspected { hash: hash(bytes), width: image.width() as usize, height: image.height() as usize })
 }
 
-/// The pixels of `path` in `bucket`, `[1, 3, H, W]` in [-1, 1], one for each entry of `flips`.
+/// The pixels of a picture in `bucket`, `[1, 3, H, W]` in [-1, 1], one for each entry of `flips`.
 ///
 /// # Errors
-/// The file cannot be read any more, or is not the one that was inspected.
-pub fn pixels(path: &Path, expected_hash: &str, bucket: Bucket, flips: &[bool]) -> Result<Vec<TensorData>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    if hash(&bytes) != expected_hash {
-        return Err(Error::file(path, "was changed while it was being prepared").hint("run the command again"));
+/// One line: the picture is not the one that was inspected.
+pub fn pixels(
+    bytes: &[u8],
+    expected_hash: &str,
+    bucket: Bucket,
+    flips: &[bool],
+) -> std::result::Result<Vec<TensorData>, String> {
+    if hash(bytes) != expected_hash {
+        return Err("was changed while it was being prepared\nhint: run the command again".into());
     }
-    let image = fit(&decode(&bytes).map_err(|problem| Error::file(path, problem))?, bucket);
+    let image = fit(&decode(bytes)?, bucket);
     Ok(flips
         .iter()
         .map(|&flip| if flip { to_pixels(&imageops::flip_horizontal(&image)) } else { to_pixels(&image) })

@@ -1,4 +1,4 @@
-//! From pictures and captions to training batches.
+//! From pictures and captions, or edits, to training batches.
 //!
 //! ```text
 //! folder ─► manifest ─► images, buckets ─► prepare (VAE, text encoders) ─► cache ─► dataset ─► batch
@@ -11,14 +11,19 @@
 mod batch;
 mod buckets;
 mod cache;
+mod captions;
 mod config;
 mod dataset;
+mod edits;
 mod fingerprint;
 mod images;
 mod manifest;
+mod metadata;
 mod parallel;
 mod plan;
 mod prepare;
+mod source;
+mod table;
 
 pub use batch::{Batch, HostBatch, Prefetch};
 pub use buckets::Bucket;

@@ -17,6 +17,7 @@ use super::{
     images::{Inspected, TRANSFORM, inspect, pixels},
     manifest::Manifest,
     parallel::in_parallel,
+    source::Source,
 };
 use crate::{
     error::{Error, Result},
@@ -251,8 +252,11 @@ impl Survey {
         let LatentDataset { config, cache, .. } = &self.dataset;
         let total = self.pictures.len();
         let mut done = 0;
+        let source = Source::new(&config.path);
         let decode = |(picture, flips): &(Picture, Vec<bool>)| {
-            pixels(&config.path.join(&picture.place.file), &picture.hash, picture.bucket, flips)
+            let bytes = source.read(&picture.place);
+            let pixels = bytes.and_then(|bytes| pixels(&bytes, &picture.hash, picture.bucket, flips));
+            pixels.map_err(|problem| Error::file(&config.path, format!("{}: {problem}", picture.place)))
         };
         in_parallel(&self.pictures, decode, |(picture, flips), variants| {
             if done == 0 {
@@ -313,13 +317,12 @@ fn check(
     known: &HashMap<Place, Picture>,
     progress: &dyn Fn(Progress),
 ) -> Result<HashMap<Place, Picture>> {
-    let buckets = Buckets::new(config);
+    let (buckets, source) = (Buckets::new(config), Source::new(&config.path));
     let look = |place: &&Place| -> std::result::Result<Picture, String> {
-        let path = config.path.join(&place.file);
-        let stamp = stamp(&path).map_err(|e| e.to_string())?;
+        let stamp = stamp(&source.path(place)).map_err(|e| e.to_string())?;
         let (hash, size) = match known.get(*place) {
             Some(picture) if picture.stamp == stamp => (picture.hash.clone(), picture.size),
-            _ => inspect(&path).map(|Inspected { hash, width, height }| (hash, (width, height)))?,
+            _ => inspect(&source.read(place)?).map(|Inspected { hash, width, height }| (hash, (width, height)))?,
         };
         let bucket = buckets.choose(size.0, size.1).ok_or_else(|| {
             let step = config.bucket_step;

@@ -1,0 +1,95 @@
+//! Parquet files: columns by name, rows by number, a few at a time.
+
+use std::{fs::File, ops::Range, path::Path};
+
+use parquet::{
+    basic::Type,
+    column::reader::ColumnReader,
+    data_type::ByteArray,
+    errors::ParquetError,
+    file::reader::{FileReader, SerializedFileReader},
+};
+
+/// An open Parquet file. Only its footer is in memory; reading moves its one file handle, so it is not shared by threads.
+pub struct Table {
+    file: SerializedFileReader<File>,
+}
+
+impl Table {
+    /// Reads the footer of the file at `path`.
+    ///
+    /// # Errors
+    /// One line that says why it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        let file = SerializedFileReader::new(file).map_err(|e| format!("is not a Parquet file ({e})"))?;
+        Ok(Self { file })
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.file.metadata().row_groups().iter().map(|group| group.num_rows() as usize).sum()
+    }
+
+    /// Whether there is a column of texts, or of bytes, called `name`; a field of another column is `column.field`.
+    pub fn has(&self, name: &str) -> bool {
+        self.position(name).is_some()
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        let columns = self.file.metadata().file_metadata().schema_descr().columns();
+        columns.iter().position(|column| {
+            column.path().string() == name && column.physical_type() == Type::BYTE_ARRAY && column.max_rep_level() == 0 // no list
+        })
+    }
+
+    /// The cells of some rows of a column; `None` for empty ones.
+    ///
+    /// # Errors
+    /// There is no such column, or one line that says why it cannot be read.
+    pub fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<Option<ByteArray>>, String> {
+        let position = self.position(name).ok_or_else(|| format!("has no column `{name}`"))?;
+        let mut cells = Vec::with_capacity(rows.len());
+        let mut first = 0;
+        for (number, group) in self.file.metadata().row_groups().iter().enumerate() {
+            let here = first..first + group.num_rows() as usize;
+            let wanted = rows.start.max(here.start)..rows.end.min(here.end);
+            if !wanted.is_empty() {
+                let wanted = wanted.start - first..wanted.end - first;
+                cells.extend(self.read_group(number, position, wanted).map_err(|e| readable(&e))?);
+            }
+            first = here.end;
+        }
+        if cells.len() == rows.len() { Ok(cells) } else { Err("has fewer rows than its footer says".into()) }
+    }
+
+    /// The cells of some rows of a row group. What lies before them is skipped page by page.
+    fn read_group(
+        &self,
+        group: usize,
+        column: usize,
+        rows: Range<usize>,
+    ) -> Result<Vec<Option<ByteArray>>, ParquetError> {
+        let group = self.file.get_row_group(group)?;
+        let filled = group.metadata().column(column).column_descr().max_def_level();
+        let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(column)? else {
+            return Err(ParquetError::General("is not a column of bytes".into()));
+        };
+        reader.skip_records(rows.start)?;
+        let (mut levels, mut values) = (Vec::new(), Vec::new());
+        reader.read_records(rows.len(), Some(&mut levels), None, &mut values)?;
+        let mut values = values.into_iter();
+        if filled == 0 {
+            return Ok(values.map(Some).collect()); // a required column has no levels
+        }
+        Ok(levels.iter().map(|&level| if level == filled { values.next() } else { None }).collect())
+    }
+}
+
+fn readable(error: &ParquetError) -> String {
+    let text = error.to_string();
+    if text.contains("Disabled feature") {
+        return format!("is compressed in a way that cannot be read ({text}): write it with snappy, gzip or without");
+    }
+    format!("cannot be read ({text})")
+}
