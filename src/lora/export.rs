@@ -77,12 +77,12 @@ pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatD
     })
 }
 
-/// diffusers converts the embedders and the final layer of such files and then drops them without a word.
+/// diffusers converts the embedders and the final layer of such files for FLUX and then drops them without a word.
 fn notes(lora: &Lora, format: Format) -> Vec<String> {
     let in_block =
         |layer: &&LoraLayer| keys::original_of(&layer.name).is_some_and(|module| module.name.contains("_blocks."));
     let outside = lora.layers.iter().filter(|layer| !in_block(layer)).count();
-    if format == Format::Diffusers || outside == 0 {
+    if format == Format::Diffusers || lora.is_unet() || outside == 0 {
         return Vec::new();
     }
     vec![format!(

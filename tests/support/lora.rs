@@ -44,7 +44,7 @@ pub fn layers(folder: &Path) -> Layers {
             let pointwise = layer.ends_with(".proj_in") || layer.ends_with(".proj_out") && folder.ends_with("unet");
             if pointwise || file.shape(&name).unwrap().len() == 2 {
                 let mut data = file.read(&name).unwrap();
-                data.shape.truncate(2);
+                data.shape = [data.shape[0], data.shape[1]].into();
                 let dtype = data.dtype;
                 let weight = Tensor::from_data(data, (&Device::flex(), dtype));
                 layers.push((layer.to_string(), Linear { weight, bias: None, pointwise, adapters: Vec::new() }));
