@@ -3,7 +3,9 @@
 mod encoders;
 mod flux;
 mod generate;
+mod similarity;
 
 pub use encoders::FluxEncoders;
 pub use flux::{FluxPipeline, Request};
 pub use generate::{GenerateRequest, generate};
+pub use similarity::{EditScore, Similarity};
