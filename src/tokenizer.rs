@@ -237,6 +237,8 @@ impl Folder {
         }
         let pad_token = self.token("pad_token", padding);
         let pad_id = self.id(&tokenizer, &pad_token)?;
+        // SD 2.x pads with `!`, and transformers then takes a `!` inside a prompt for that token. Known ones stay as they are.
+        tokenizer.add_special_tokens(&[AddedToken::from(pad_token.as_str(), true)]);
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| self.broken("tokenizer.json", e))?;
         let strategy = PaddingStrategy::Fixed(length);
