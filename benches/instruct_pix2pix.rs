@@ -97,9 +97,8 @@ impl Training {
 
     fn step(&mut self, groups: &[std::ops::Range<usize>], device: &Device) {
         let step = self.step;
-        let draw = |purpose| {
-            draw_noise((0..).map(|row| SEED.draw(purpose, step, row)), [BATCH, 4, LATENT, LATENT], device)
-        };
+        let draw =
+            |purpose| draw_noise((0..).map(|row| SEED.draw(purpose, step, row)), [BATCH, 4, LATENT, LATENT], device);
         let timesteps: Vec<i64> =
             (0..BATCH as u64).map(|sample| self.objective.draw_timestep(SEED, step, sample)).collect();
         let text = normal("text", [BATCH, TEXT_TOKENS, self.model.config.cross_attention_dim], device);
@@ -131,9 +130,8 @@ fn sample(model: &UNet, scheduler: &SchedulerConfig, device: &Device) {
         let [with_text, with_picture, none] =
             model.forward(&inputs).chunk(3, 0).try_into().expect("a batch of three in three");
         let [text_scale, picture_scale] = GUIDANCE;
-        let prediction = none.clone()
-            + (with_text - with_picture.clone()) * text_scale
-            + (with_picture - none) * picture_scale;
+        let prediction =
+            none.clone() + (with_text - with_picture.clone()) * text_scale + (with_picture - none) * picture_scale;
         let mut fresh = || normal("fresh", [1, 4, LATENT, LATENT], device);
         latents = sampler.step(prediction, index, latents, &mut fresh);
     }

@@ -54,10 +54,27 @@ impl Tokenizers {
     pub fn open(model: impl AsRef<Path>, t5_length: usize) -> Result<Self> {
         let model = model.as_ref();
         let mut hash = blake3::Hasher::new();
-        let clip = Folder::open(model, "", &mut hash)?.clip(&mut hash)?;
-        let second = model.join("tokenizer_2");
-        let t5 = second.is_dir().then(|| Folder::open(model, "_2", &mut hash)?.t5(t5_length, &mut hash)).transpose()?;
+        let folder = |suffix: &str, hash: &mut blake3::Hasher| {
+            let encoder = model.join(format!("text_encoder{suffix}/config.json"));
+            let encoder = if encoder.is_file() { read_json(encoder)? } else { EncoderLimits::default() };
+            Folder::open(model.join(format!("tokenizer{suffix}")), encoder, hash)
+        };
+        let clip = folder("", &mut hash)?.clip(&mut hash)?;
+        let second = model.join("tokenizer_2").is_dir();
+        let t5 = second.then(|| folder("_2", &mut hash)?.t5(t5_length, &mut hash)).transpose()?;
         Ok(Self { clip, t5, fingerprint: hash.finalize().to_hex().to_string() })
+    }
+
+    /// Opens the tokenizer of a single CLIP model that knows `vocabulary` ids and reads at most `positions` of them; the
+    /// files lie in `folder` itself.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_clip(folder: impl AsRef<Path>, vocabulary: usize, positions: usize) -> Result<Self> {
+        let mut hash = blake3::Hasher::new();
+        let encoder = EncoderLimits { vocab_size: Some(vocabulary), max_position_embeddings: Some(positions) };
+        let clip = Folder::open(folder.as_ref().into(), encoder, &mut hash)?.clip(&mut hash)?;
+        Ok(Self { clip, t5: None, fingerprint: hash.finalize().to_hex().to_string() })
     }
 
     /// The ids of one prompt. A prompt that is too long loses its last tokens, never the end token.
@@ -95,23 +112,17 @@ struct EncoderLimits {
 }
 
 impl Folder {
-    /// `tokenizer{suffix}` of `model`, which is read by `text_encoder{suffix}`.
-    fn open(model: &Path, suffix: &str, hash: &mut blake3::Hasher) -> Result<Self> {
-        let path = model.join(format!("tokenizer{suffix}"));
+    fn open(path: PathBuf, encoder: EncoderLimits, hash: &mut blake3::Hasher) -> Result<Self> {
         if !path.is_dir() {
             return Err(Error::file(path, "no such folder")
                 .hint("point `model.path` at a folder in the layout of diffusers, with its tokenizers"));
         }
-        let mut folder = Self { path, config: Map::new(), encoder: EncoderLimits::default() };
+        let mut folder = Self { path, config: Map::new(), encoder };
         folder.config = folder.json("tokenizer_config.json", hash)?;
         let special = folder.json("special_tokens_map.json", hash)?;
         if !folder.config.contains_key("added_tokens_decoder") {
             // Older folders: the map has the last word, as in transformers.
             folder.config.extend(special);
-        }
-        let encoder = model.join(format!("text_encoder{suffix}/config.json"));
-        if encoder.is_file() {
-            folder.encoder = read_json(encoder)?;
         }
         Ok(folder)
     }
@@ -226,6 +237,8 @@ impl Folder {
         }
         let pad_token = self.token("pad_token", padding);
         let pad_id = self.id(&tokenizer, &pad_token)?;
+        // SD 2.x pads with `!`, and transformers then takes a `!` inside a prompt for that token. Known ones stay as they are.
+        tokenizer.add_special_tokens(&[AddedToken::from(pad_token.as_str(), true)]);
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| self.broken("tokenizer.json", e))?;
         let strategy = PaddingStrategy::Fixed(length);

@@ -183,10 +183,14 @@ fn a_padding_token_of_the_special_tokens_map_is_used() {
     std::fs::write(tokenizer.join("special_tokens_map.json"), r#"{"pad_token": {"content": "!"}}"#).unwrap();
     let vocabulary: Value = kiln::weights::read_json(tokenizer.join("vocab.json")).unwrap();
     let id = |token: &str| vocabulary[token].as_i64().unwrap();
-    let ids = Tokenizers::open(folder.path(), 77).unwrap().tokenize("").unwrap();
+    let tokenizers = Tokenizers::open(folder.path(), 77).unwrap();
+    let ids = tokenizers.tokenize("").unwrap();
     let mut expected = vec![id("<|startoftext|>"), id("<|endoftext|>")];
     expected.resize(9, id("!"));
     assert_eq!((ids.clip, ids.t5), (expected, vec![]));
+    // As in transformers, it is a token of its own wherever it stands.
+    let ids = tokenizers.tokenize("a!").unwrap().clip;
+    assert_eq!(ids[1..4], [id("a</w>"), id("!"), id("<|endoftext|>")]);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! From a picture file to pixels of a bucket's size.
 
-use std::io::Cursor;
+use std::{io::Cursor, path::Path};
 
 use burn::tensor::TensorData;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops, metadata::Orientation};
 
 use super::Bucket;
+use crate::error::{Error, Result};
 
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";

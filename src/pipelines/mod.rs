@@ -21,6 +21,7 @@ mod request;
 mod setup;
 mod stable_diffusion;
 mod studio;
+mod similarity;
 
 pub use batch::{BatchRequest, Choices, batch};
 pub use batch_report::{BatchReport, Done, Skipped, Work};
@@ -31,4 +32,5 @@ pub use kind::ModelKind;
 pub use pipeline::{Pipeline, Step};
 pub use request::{Condition, Request, Start};
 pub use setup::Setup;
+pub use similarity::{EditScore, Similarity};
 pub use stable_diffusion::{InstructPix2PixPipeline, StableDiffusionPipeline};

@@ -107,7 +107,7 @@ impl<'a> EditTask<'a> {
                     self.validation.steps,
                 )
             };
-            columns.push(self.pipeline.decode(self.pipeline.generate(&request, &mut |_, _| ())?)?);
+            columns.push(self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)?);
         }
         columns.push(self.pipeline.decode(scale.normalize(target))?);
         let row = |i: usize| columns.iter().map(|column| column[i].clone()).collect();

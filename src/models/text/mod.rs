@@ -1,14 +1,13 @@
 //! Text encoders: prompts, as token ids, to what a diffusion model is conditioned on.
 
-mod clip;
 mod t5;
 
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
+pub use super::clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
 use crate::{error::Result, tokenizer::PromptIds};
-pub use clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
 pub use t5::{FeedForwardKind, T5Config, T5Encoder, T5Type};
 
 /// What a diffusion model reads instead of text.
@@ -77,10 +76,4 @@ impl TextEncoders {
         };
         PromptEmbeds { prompt, pooled: clip.pooled }
     }
-}
-
-/// Divides the last axis among heads: `[B, L, N·K]` → `[B, N, L, K]`.
-fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
-    let [batch, length, width] = x.dims();
-    x.reshape([batch, length, heads, width / heads]).swap_dims(1, 2)
 }

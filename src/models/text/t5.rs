@@ -5,10 +5,10 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor, activation};
 use serde::Deserialize;
 
-use super::heads;
 use crate::{
     error::Result,
     kernels,
+    models::heads,
     nn::{Embedding, Linear, RmsNorm},
     weights::{Weights, read_json},
 };

@@ -136,7 +136,7 @@ impl SpatialTransformer {
     /// With the channels, heads and blocks of `level`.
     pub(super) fn load(weights: &Weights, config: &UNetConfig, level: usize) -> Self {
         let channels = config.block_out_channels[level];
-        let projection = |name| projection(&weights.at(name), config, channels);
+        let projection = |name| Linear::load(&weights.at(name), channels, channels);
         let block = |i| Block::load(&weights.at(format!("transformer_blocks.{i}")), config, level, channels);
         Self {
             norm: GroupNorm::load(&weights.at("norm"), channels, config.norm_num_groups, GROUP_EPSILON),
@@ -152,19 +152,6 @@ impl SpatialTransformer {
         let y = self.norm.forward(x.clone()).reshape([batch, channels, height * width]).swap_dims(1, 2);
         let y = self.blocks.iter().fold(self.proj_in.forward(y), |y, block| block.forward(y, text.clone()));
         self.proj_out.forward(y).swap_dims(1, 2).reshape([batch, channels, height, width]) + x
-    }
-}
-
-/// A square linear layer, which some checkpoints store as a 1×1 convolution.
-fn projection(weights: &Weights, config: &UNetConfig, channels: usize) -> Linear {
-    if config.use_linear_projection {
-        return Linear::load(weights, channels, channels);
-    }
-    let weight: Tensor<4> = weights.tensor("weight", [channels, channels, 1, 1]);
-    Linear {
-        weight: kernels::laid_out(weight.flatten(1, 3)),
-        bias: Some(weights.tensor("bias", [channels])),
-        adapters: Vec::new(),
     }
 }
 

@@ -236,7 +236,13 @@ impl TrainConfig {
             ),
             (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];
-        let parts = [self.objective.rules(), self.edit.rules(), self.optimizer.rules(), self.schedule.rules(), self.validation.rules()];
+        let parts = [
+            self.objective.rules(),
+            self.edit.rules(),
+            self.optimizer.rules(),
+            self.schedule.rules(),
+            self.validation.rules(),
+        ];
         let broken = rules.into_iter().chain(parts.into_iter().flatten()).filter(|(holds, _, _)| !holds);
         let mut problems: Vec<_> = broken.map(|(_, key, rule)| format!("`{key}`: {rule}")).collect();
         let parts = [self.data.validate(), self.lora.validate()];

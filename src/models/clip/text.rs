@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::heads;
+use super::layer::{ClipActivation, Layer, LayerShape};
 use crate::{
     error::{Error, Result},
-    kernels,
-    nn::{Embedding, LayerNorm, Linear},
+    nn::{Embedding, LayerNorm},
     weights::{Weights, read_json},
 };
 
-/// `text_encoder/config.json`. Classes and activations that kiln does not know are refused while reading.
+/// `text_encoder/config.json`, or `text_config` of a whole CLIP model; what is missing takes transformers' values. Classes and
+/// activations that kiln does not know are refused while reading.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
 pub struct ClipTextConfig {
     /// The transformers class.
     pub architectures: Option<Vec<ClipClass>>,
@@ -29,16 +30,12 @@ pub struct ClipTextConfig {
     /// Heads N of each block.
     pub num_attention_heads: usize,
     /// The longest prompt, in tokens.
-    #[serde(default = "positions")]
     pub max_position_embeddings: usize,
     /// Inside the feed-forward part.
-    #[serde(default)]
     pub hidden_act: ClipActivation,
     /// Of every layer norm.
-    #[serde(default = "epsilon")]
     pub layer_norm_eps: f64,
     /// Where the pooled output is taken; see [`ClipTextModel::forward`].
-    #[serde(default = "end")]
     pub eos_token_id: i64,
 }
 
@@ -50,25 +47,34 @@ pub enum ClipClass {
     ClipTextModel,
 }
 
-/// The activations of CLIP models.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClipActivation {
-    /// `x·sigmoid(1.702·x)`: OpenAI's models (SD 1.x, FLUX.1).
-    #[default]
-    QuickGelu,
-    /// `x·Φ(x)`: OpenCLIP's models (SD 2.x).
-    Gelu,
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            architectures: None,
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: ClipActivation::default(),
+            layer_norm_eps: 1e-5,
+            eos_token_id: 49407,
+        }
+    }
 }
 
-fn positions() -> usize {
-    77
-}
-fn epsilon() -> f64 {
-    1e-5
-}
-fn end() -> i64 {
-    49407
+impl ClipTextConfig {
+    /// Of every block.
+    pub(super) fn layer(&self) -> LayerShape {
+        LayerShape {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            epsilon: self.layer_norm_eps,
+        }
+    }
 }
 
 /// The text model of SD 1.x, SD 2.x and FLUX.1.
@@ -101,9 +107,7 @@ impl ClipTextModel {
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: ClipTextConfig = read_json(&path)?;
-        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            return Err(Error::file(path, "`num_attention_heads` does not divide `hidden_size`"));
-        }
+        config.layer().check().map_err(|problem| Error::file(path, problem))?;
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config);
         weights.finish()?;
@@ -124,7 +128,7 @@ impl ClipTextModel {
                 width,
             ),
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::load(&weights.at(format!("encoder.layers.{i}")), &config))
+                .map(|i| Layer::load(&weights.at(format!("encoder.layers.{i}")), config.layer()))
                 .collect(),
             final_norm: LayerNorm::load(&weights.at("final_layer_norm"), width, config.layer_norm_eps),
             config,
@@ -144,7 +148,7 @@ impl ClipTextModel {
         let mut before_last = x.clone();
         for layer in &self.layers {
             before_last = x.clone();
-            x = layer.forward(x, mask.clone());
+            x = layer.forward(x, Some(mask.clone()));
         }
         let last_hidden_state = self.final_norm.forward(x);
         let ends = ids.iter().enumerate().map(|(i, ids)| (i * length + self.end_position(ids)) as i64);
@@ -173,56 +177,6 @@ fn causal_mask(length: usize, device: &Device) -> Tensor<4> {
     let row = |query: usize| (0..length).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 });
     let mask: Vec<f32> = (0..length).flat_map(row).collect();
     Tensor::from_data(TensorData::new(mask, [1, 1, length, length]), device)
-}
-
-/// Attention, then a feed-forward part, each with a norm before it and added to its input.
-#[derive(Clone, Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    heads: usize,
-    activation: ClipActivation,
-}
-
-impl Layer {
-    fn load(weights: &Weights, config: &ClipTextConfig) -> Self {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let projection = |name: &str| Linear::load(&weights.at(format!("self_attn.{name}")), width, width);
-        Self {
-            norm1: LayerNorm::load(&weights.at("layer_norm1"), width, config.layer_norm_eps),
-            q_proj: projection("q_proj"),
-            k_proj: projection("k_proj"),
-            v_proj: projection("v_proj"),
-            out_proj: projection("out_proj"),
-            norm2: LayerNorm::load(&weights.at("layer_norm2"), width, config.layer_norm_eps),
-            fc1: Linear::load(&weights.at("mlp.fc1"), width, inner),
-            fc2: Linear::load(&weights.at("mlp.fc2"), inner, width),
-            heads: config.num_attention_heads,
-            activation: config.hidden_act,
-        }
-    }
-
-    /// `[B, L, D]` → `[B, L, D]`.
-    fn forward(&self, x: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
-        let h = self.norm1.forward(x.clone());
-        let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
-        let (q, k, v) = (head(&self.q_proj), head(&self.k_proj), head(&self.v_proj));
-        let scale = 1.0 / (q.dims()[3] as f64).sqrt();
-        let h = kernels::attention_biased(q, k, v, Some(mask), scale);
-        let x = x.clone() + self.out_proj.forward(h.swap_dims(1, 2).reshape(x.dims()));
-        let h = self.fc1.forward(self.norm2.forward(x.clone()));
-        let h = match self.activation {
-            ClipActivation::QuickGelu => h.clone() * activation::sigmoid(h * 1.702),
-            ClipActivation::Gelu => activation::gelu(h),
-        };
-        x + self.fc2.forward(h)
-    }
 }
 
 #[cfg(test)]
