@@ -13,13 +13,16 @@ pub struct Args {
     /// A run folder, or one of its checkpoints `step-NNNNNN`
     #[arg(value_name = "RUN|CHECKPOINT")]
     path: PathBuf,
+    /// Of an editing model: measures edits by this CLIP model (such as openai/clip-vit-large-patch14), at rising image guidance
+    #[arg(long, value_name = "DIR")]
+    clip: Option<PathBuf>,
     /// Prints JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let report = training::validate(&args.path, &global.device.open()?)?;
+    let report = training::validate(&args.path, args.clip.as_deref(), &global.device.open()?)?;
     match args.json {
         true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?),
         false => print(report),

@@ -1,10 +1,13 @@
 //! Training Stable Diffusion to edit pictures by instruction.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
     Dtype, Mode, ObjectiveConfig, TrainConfig, ValidationConfig,
+    curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
     grid::arrange,
     objective::{Denoising, Example},
     task::{Noised, Task, draw_normal},
@@ -17,7 +20,7 @@ use crate::{
         unet::{UNet, UNetInputs},
         vae::Moments,
     },
-    pipelines::{InstructPix2PixPipeline, Pipeline, Request},
+    pipelines::{InstructPix2PixPipeline, Pipeline, Request, Similarity},
     rng::{Purpose, Seed},
 };
 
@@ -83,36 +86,42 @@ impl<'a> EditTask<'a> {
         self.pipeline.image_condition(Moments::from_tensor(originals).mode())
     }
 
-    /// For each pair of a batch a row of the grid: original, an edit for each seed, target. Original and target are shown as
-    /// the VAE gives them back, which is the best that an edit can look.
-    fn rows(&self, samples: &[SampleIndex]) -> Result<Vec<Vec<RgbImage>>> {
+    /// Edits the pairs of a batch, once for each seed. Original and target are as the VAE gives them back, which is the best
+    /// that an edit can look.
+    fn edits(&self, samples: &[SampleIndex], image_guidance: f64) -> Result<Edits> {
         let data = self.dataset.batch(samples, &vec![Dropped::default(); samples.len()], self.device())?;
         let scale = self.pipeline.vae.latent_scale();
         let original = Moments::from_tensor(originals(&data)).mode();
         let target = Moments::from_tensor(data.moments).mode();
-        let mut columns = vec![self.pipeline.decode(scale.normalize(original.clone()))?];
         let text = PromptEmbeds { prompt: data.prompt, pooled: data.pooled };
         let null = self.dataset.embeds(&[""], self.device())?;
         let [_, _, height, width] = original.dims();
         let factor = self.pipeline.vae.downsampling();
-        for &seed in &self.validation.seeds {
+        let edit = |&seed: &u64| {
             let noise = self.pipeline.start_noise(seed, width * factor, height * factor);
+            let seeds = vec![seed; samples.len()];
+            let noise = noise.repeat_dim(0, samples.len());
             let request = Request {
                 negative: Some((null.clone(), self.validation.text_guidance)),
-                original: Some((original.clone(), self.validation.image_guidance)),
-                ..Request::new(
-                    text.clone(),
-                    noise.repeat_dim(0, samples.len()),
-                    vec![seed; samples.len()],
-                    self.validation.steps,
-                )
+                original: Some((original.clone(), image_guidance)),
+                ..Request::new(text.clone(), noise, seeds, self.validation.steps)
             };
-            columns.push(self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)?);
-        }
-        columns.push(self.pipeline.decode(scale.normalize(target))?);
-        let row = |i: usize| columns.iter().map(|column| column[i].clone()).collect();
-        Ok((0..samples.len()).map(row).collect())
+            self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)
+        };
+        Ok(Edits {
+            originals: self.pipeline.decode(scale.normalize(original.clone()))?,
+            of_seeds: self.validation.seeds.iter().map(edit).collect::<Result<_>>()?,
+            targets: self.pipeline.decode(scale.normalize(target))?,
+        })
     }
+}
+
+/// Pairs and what the model makes of them, in the order of a batch.
+struct Edits {
+    originals: Vec<RgbImage>,
+    /// For each seed, all pairs.
+    of_seeds: Vec<Vec<RgbImage>>,
+    targets: Vec<RgbImage>,
 }
 
 impl Task for EditTask<'_> {
@@ -162,9 +171,52 @@ impl Task for EditTask<'_> {
 
     /// Held-out pairs: a row for each, with the original, an edit for each seed, and the target.
     fn grid(&mut self, _: bool) -> Result<Option<RgbImage>> {
-        let rows = self.shown.iter().map(|batch| self.rows(batch)).collect::<Result<Vec<_>>>()?;
-        let pictures: Vec<&RgbImage> = rows.iter().flatten().flatten().collect();
+        let edit = |batch: &Vec<SampleIndex>| self.edits(batch, self.validation.image_guidance);
+        let batches = self.shown.iter().map(edit).collect::<Result<Vec<_>>>()?;
+        let pictures: Vec<&RgbImage> = batches.iter().flat_map(Edits::rows).collect();
         Ok((!pictures.is_empty()).then(|| arrange(&pictures, self.validation.seeds.len() + 2)))
+    }
+
+    fn curve(&self, clip: &Path) -> Result<EditCurve> {
+        if self.shown.is_empty() {
+            let problem = "no held-out pairs are edited: `validation.edits` or `data.validation_split` is 0";
+            return Err(Error::setting("--clip", problem).hint("there is nothing to measure"));
+        }
+        let similarity = Similarity::open(clip, self.device())?;
+        let samples: Vec<_> = self.shown.iter().flatten().map(|i| &self.dataset.samples()[i.sample]).collect();
+        let captions =
+            |i: usize| Some((samples[i].original_caption.as_deref()?, samples[i].edited_caption.as_deref()?));
+        let point = |image_guidance: Option<f64>| {
+            let (mut scores, mut first) = (Vec::new(), 0);
+            for batch in &self.shown {
+                let edits = self.edits(batch, image_guidance.unwrap_or(self.validation.image_guidance))?;
+                let made = if image_guidance.is_some() { edits.of_seeds } else { vec![edits.targets] };
+                for pictures in &made {
+                    for (i, (original, edit)) in edits.originals.iter().zip(pictures).enumerate() {
+                        scores.push(similarity.measure(original, edit, captions(first + i))?);
+                    }
+                }
+                first += batch.len();
+            }
+            Ok(CurvePoint::new(image_guidance, &scores))
+        };
+        Ok(EditCurve {
+            edits: samples.len(),
+            text_guidance: self.validation.text_guidance,
+            points: IMAGE_GUIDANCES.into_iter().map(|guidance| point(Some(guidance))).collect::<Result<_>>()?,
+            target: point(None)?,
+        })
+    }
+}
+
+impl Edits {
+    /// Row by row: original, edits, target.
+    fn rows(&self) -> impl Iterator<Item = &RgbImage> {
+        let row = |i: usize| {
+            let edits = self.of_seeds.iter().map(move |pictures| &pictures[i]);
+            [&self.originals[i]].into_iter().chain(edits).chain([&self.targets[i]])
+        };
+        (0..self.originals.len()).flat_map(row)
     }
 }
 

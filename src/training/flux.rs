@@ -1,17 +1,19 @@
 //! Training an adapter on FLUX.1.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    TrainConfig, ValidationConfig,
+    EditCurve, TrainConfig, ValidationConfig,
     grid::arrange,
     objective::{Example, FlowMatching},
     task::{Noised, Task},
 };
 use crate::{
     data::{Batch, LatentDataset},
-    error::Result,
+    error::{Error, Result},
     lora,
     models::{
         flux::{FluxInputs, FluxTransformer},
@@ -90,6 +92,10 @@ impl Task for FluxTask {
         let with_adapter = if trained { pictures(&self.pipeline, job)? } else { self.without_adapter.clone() };
         let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
         Ok(Some(arrange(&pairs.collect::<Vec<_>>(), 2 * self.validation.seeds.len())))
+    }
+
+    fn curve(&self, _: &Path) -> Result<EditCurve> {
+        Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod backward;
 mod bars;
 mod checkpoint;
 mod config;
+mod curve;
 mod dashboard;
 mod display;
 mod edit;
@@ -34,6 +35,7 @@ pub use config::{
     Activations, CheckpointConfig, Dtype, EditConfig, LoopConfig, Mode, ModelConfig, ObjectiveConfig, OptimizerConfig,
     OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
 };
+pub use curve::{CurvePoint, EditCurve};
 pub use display::{Display, Silent, Ui, open_display};
 pub use ema::Ema;
 pub use export::{ExportOptions, export};

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::{
-    CONFIG, Silent, TrainConfig,
+    CONFIG, EditCurve, Silent, TrainConfig,
     checkpoint::Checkpoint,
     grid::save_grid,
     prepare::{Prepared, prepare_dataset},
@@ -46,16 +46,23 @@ pub struct ValidationReport {
     pub checkpoints: Vec<CheckpointScore>,
     /// The step with the lowest held-out loss; 0 if no checkpoint is better than the base model.
     pub best_step: Option<u64>,
+    /// Of the newest checkpoint, if it was asked for.
+    pub curve: Option<EditCurve>,
     /// Host memory in use before the first measurement and after the last, MiB.
     pub memory_mib: [f64; 2],
 }
 
 impl ValidationReport {
     /// The report of these scores.
-    fn new(level: &'static str, checkpoints: Vec<CheckpointScore>, memory_mib: [f64; 2]) -> Self {
+    fn new(
+        level: &'static str,
+        checkpoints: Vec<CheckpointScore>,
+        curve: Option<EditCurve>,
+        memory_mib: [f64; 2],
+    ) -> Self {
         let measured = checkpoints.iter().filter(|score| score.loss.is_finite());
         let best = measured.min_by(|a, b| a.loss.total_cmp(&b.loss)).map(|score| score.step);
-        Self { level, checkpoints, best_step: best, memory_mib }
+        Self { level, checkpoints, best_step: best, curve, memory_mib }
     }
 }
 
@@ -81,20 +88,28 @@ impl fmt::Display for ValidationReport {
             Some(step) => write!(f, "\nbest: step-{step:06}")?,
             None => write!(f, "\nno picture is held out, so there is no loss: set `data.validation_split`")?,
         }
+        if let Some(curve) = &self.curve {
+            write!(f, "\n{curve}")?;
+        }
         write!(f, "\nmemory: {:.0} MiB before, {:.0} MiB after", self.memory_mib[0], self.memory_mib[1])
     }
 }
 
 /// Measures a checkpoint, or all of a run, with the run's own configuration; where a run keeps running means, these. The base
-/// weights are loaded once.
+/// weights are loaded once. With `clip`, the folder of a CLIP model, the edits of the newest checkpoint are measured, too.
 ///
 /// # Errors
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
-pub fn validate(path: &Path, device: &Device) -> Result<ValidationReport> {
+pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::resolve(path)?;
     let config = TrainConfig::load(run.join(CONFIG), &[])?;
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
-    with_task(&config, &prepared, device, Scoring { config: &config, prepared: &prepared, run: &run, checkpoints })
+    with_task(
+        &config,
+        &prepared,
+        device,
+        Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, clip },
+    )
 }
 
 /// A validation that waits for its task.
@@ -103,13 +118,14 @@ struct Scoring<'a> {
     prepared: &'a Prepared,
     run: &'a Path,
     checkpoints: Vec<Checkpoint>,
+    clip: Option<&'a Path>,
 }
 
 impl Job for Scoring<'_> {
     type Output = ValidationReport;
 
     fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
-        let Self { config, prepared, run, checkpoints } = self;
+        let Self { config, prepared, run, checkpoints, clip } = self;
         let device = task.device().clone();
         let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
         checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, config))?;
@@ -137,7 +153,8 @@ impl Job for Scoring<'_> {
             }
             scores.push(score(checkpoint.step, losses, samples));
         }
+        let curve = clip.map(|clip| task.curve(clip)).transpose()?;
         memory::release(&device);
-        Ok(ValidationReport::new(T::LEVEL, scores, [before, memory::usage(&device).resident_mib()]))
+        Ok(ValidationReport::new(T::LEVEL, scores, curve, [before, memory::usage(&device).resident_mib()]))
     }
 }

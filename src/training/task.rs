@@ -1,9 +1,11 @@
 //! What the training loop asks of a task: a model, and an objective that turns batches into examples for it.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared};
+use super::{EditCurve, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared};
 use crate::{
     data::Batch,
     error::Result,
@@ -56,6 +58,12 @@ pub(super) trait Task: Sized {
     /// # Errors
     /// A picture is not finite, or the cache is damaged.
     fn grid(&mut self, trained: bool) -> Result<Option<RgbImage>>;
+
+    /// How far the model's edits go and how much they keep, by the CLIP model in the folder `clip`.
+    ///
+    /// # Errors
+    /// The model does not edit pictures, there are none to edit, or the folder is no CLIP model.
+    fn curve(&self, clip: &Path) -> Result<EditCurve>;
 }
 
 /// What is done with a task, whichever it is.
