@@ -1,5 +1,6 @@
 //! What each fused operation costs, beside its formula written out in tensors: medians of interleaved runs, at the sizes of
-//! a small FLUX (width 512, 8 heads of 64, 320 tokens, batch 2). Run with `cargo bench --bench kernels`.
+//! a small FLUX (width 512, 8 heads of 64, 320 tokens, batch 2) and of a small UNet (channels 64 to 320, pictures 32×32).
+//! Run with `cargo bench --bench kernels [-- PART OF A NAME…]`.
 
 use std::{hint::black_box, time::Instant};
 
@@ -56,7 +57,11 @@ fn median(mut times: Vec<f64>) -> f64 {
 fn main() {
     kiln::memory::keep_freed();
     println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     for case in cases() {
+        if !wanted.is_empty() && !wanted.iter().any(|part| case.name.contains(part)) {
+            continue;
+        }
         let mut medians = Vec::new();
         for backward in [false, true] {
             let device = if backward { Device::flex().autodiff() } else { Device::flex() };
@@ -175,11 +180,123 @@ fn cases() -> Vec<Case> {
             (y * 1.0 + x.matmul(a.transpose()).matmul(b.transpose()) * 1.0).unsqueeze()
         },
     );
+    unet_cases(&mut case);
     cases
 }
 
-fn matrices(t: &[Tensor<4>]) -> [Tensor<2>; 4] {
-    [0, 1, 2, 3].map(|i| {
+/// What a UNet spends its time on, weights trained.
+fn unet_cases(case: &mut impl FnMut(&'static str, &[[usize; 4]], Function, Function)) {
+    fn group_norm(t: &[Tensor<4>]) -> Tensor<4> {
+        let [weight, bias] = vectors(t);
+        kernels::group_norm_silu(t[0].clone(), weight, bias, 32, 1e-5)
+    }
+    fn group_norm_composed(t: &[Tensor<4>]) -> Tensor<4> {
+        let shape @ [batch, channels, ..] = t[0].dims();
+        let rows = t[0].clone().reshape([batch as i32, 32, -1]);
+        let centred = rows.clone() - rows.mean_dim(2);
+        let normed = centred.clone() / (centred.square().mean_dim(2) + 1e-5).sqrt();
+        let [weight, bias] = vectors(t).map(|t| t.reshape([1, channels, 1, 1]));
+        activation::silu(normed.reshape(shape) * weight + bias)
+    }
+    for (name, channels, size) in [
+        ("group_norm_silu 2×64×32×32", 64, 32),
+        ("group_norm_silu 2×256×8×8", 256, 8),
+        ("group_norm_silu 2×320×64×64", 320, 64),
+    ] {
+        let shapes = [[2, channels, size, size], [1, 1, 1, channels], [1, 1, 1, channels]];
+        case(name, &shapes, group_norm, group_norm_composed);
+    }
+    fn layer_norm(t: &[Tensor<4>]) -> Tensor<4> {
+        let [weight, bias] = vectors(t);
+        kernels::layer_norm(t[0].clone(), weight, bias, 1e-5)
+    }
+    fn layer_norm_composed(t: &[Tensor<4>]) -> Tensor<4> {
+        let centred = t[0].clone() - t[0].clone().mean_dim(3);
+        let normed = centred.clone() / (centred.square().mean_dim(3) + 1e-5).sqrt();
+        let [weight, bias] = vectors(t);
+        normed * weight.unsqueeze() + bias.unsqueeze()
+    }
+    for (name, tokens, width) in
+        [("layer_norm 2×1024×64", 1024, 64), ("layer_norm 2×256×128", 256, 128), ("layer_norm 2×4096×320", 4096, 320)]
+    {
+        let shapes = [[1, 2, tokens, width], [1, 1, 1, width], [1, 1, 1, width]];
+        case(name, &shapes, layer_norm, layer_norm_composed);
+    }
+    for (name, tokens, width) in
+        [("geglu 2×1024×512", 1024, 512), ("geglu 2×256×1024", 256, 1024), ("geglu 2×4096×2560", 4096, 2560)]
+    {
+        case(
+            name,
+            &[[1, 2, tokens, width]],
+            |t| kernels::geglu(t[0].clone()),
+            |t| {
+                let halves = t[0].clone().chunk(2, 3);
+                halves[0].clone() * activation::gelu(halves[1].clone())
+            },
+        );
+    }
+    for (name, rows, inputs, outputs) in [
+        ("trained linear 2048, 64→64", 2048, 64, 64),
+        ("trained linear 2048, 64→512", 2048, 64, 512),
+        ("trained linear 2048, 256→64", 2048, 256, 64),
+        ("trained linear 512, 128→128", 512, 128, 128),
+        ("trained linear 512, 128→1024", 512, 128, 1024),
+        ("trained linear 128, 256→256", 128, 256, 256),
+        ("trained linear 128, 256→2048", 128, 256, 2048),
+        ("trained linear 128, 1024→256", 128, 1024, 256),
+        ("trained linear 154, 768→256", 154, 768, 256),
+        ("trained linear 8192, 320→320", 8192, 320, 320),
+    ] {
+        case(
+            name,
+            &[[1, 1, rows, inputs], [1, 1, outputs, inputs], [1, 1, 1, outputs]],
+            |t| {
+                let [x, weight, bias] = matrices(t);
+                kernels::linear(x, weight, Some(bias.squeeze_dim(0))).unsqueeze()
+            },
+            |t| {
+                let [x, weight, bias] = matrices(t);
+                (x.matmul(weight.transpose()) + bias).unsqueeze()
+            },
+        );
+    }
+    for (name, heads, queries, keys, width) in [
+        ("attention 2×8×1024×1024×8", 8, 1024, 1024, 8),
+        ("attention 2×8×256×256×16", 8, 256, 256, 16),
+        ("attention 2×8×64×64×32", 8, 64, 64, 32),
+        ("attention 2×8×1024×77×8", 8, 1024, 77, 8),
+        ("attention 2×8×256×77×16", 8, 256, 77, 16),
+        ("attention 2×8×64×77×32", 8, 64, 77, 32),
+        ("attention 2×8×4096×77×40", 8, 4096, 77, 40),
+        ("attention 2×8×1024×1024×80", 8, 1024, 1024, 80),
+        ("attention 2×8×256×256×160", 8, 256, 256, 160),
+        ("attention 2×8×1024×1024×40", 8, 1024, 1024, 40),
+        ("attention 2×5×1024×1024×64", 5, 1024, 1024, 64),
+        ("attention 2×8×256×256×4", 8, 256, 256, 4),
+    ] {
+        case(
+            name,
+            &[[2, queries, heads, width], [2, keys, heads, width], [2, keys, heads, width]],
+            |t| {
+                let [q, k, v] = [0, 1, 2].map(|i| t[i].clone().swap_dims(1, 2));
+                kernels::attention(q, k, v)
+            },
+            |t| {
+                let [q, k, v] = [0, 1, 2].map(|i| t[i].clone().swap_dims(1, 2));
+                let scale = (q.dims()[3] as f64).powf(-0.5);
+                kernels::attention_biased(q, k, v, None, scale)
+            },
+        );
+    }
+}
+
+/// The weight and the bias of a norm.
+fn vectors(t: &[Tensor<4>]) -> [Tensor<1>; 2] {
+    [1, 2].map(|i| t[i].clone().flatten(0, 3))
+}
+
+fn matrices<const N: usize>(t: &[Tensor<4>]) -> [Tensor<2>; N] {
+    std::array::from_fn(|i| {
         let [_, _, rows, columns] = t[i].dims();
         t[i].clone().reshape([rows, columns])
     })

@@ -1,5 +1,4 @@
-//! Normalisation over the last axis, with weights of its own or modulated. All statistics are computed in f32, and computed again in the
-//! backward pass: that is cheaper than to keep them.
+//! Normalisation over the last axis, with weights of its own or modulated. All statistics are computed in f32.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -62,21 +61,22 @@ struct LayerNorm {
 }
 
 impl Operation<3> for LayerNorm {
-    /// `x`, `scale`.
-    type Saved = [Plain; 2];
+    /// `x`, `scale`, and the mean and 1 over the deviation of each row where the operation is not composed.
+    type Saved = ([Plain; 2], Vec<(f32, f32)>);
 
     fn forward(&self, [x, shift, scale]: [Plain; 3]) -> (Plain, Self::Saved) {
         let saved = [x.clone(), scale.clone()];
-        let output = match cpu::floats([x, shift, scale]) {
+        let (output, statistics) = match cpu::floats([x, shift, scale]) {
             Ok([x, shift, scale]) => {
                 let (x, shift, scale) = (cpu::in_rows(x), cpu::in_rows(shift), cpu::in_rows(scale));
-                let [batch, tokens, width] = cpu::dims(&x);
+                let shape @ [batch, tokens, width] = cpu::dims(&x);
                 let (x, shift, scale) = (Rows::new(&x), Rows::new(&shift), Rows::new(&scale));
-
-                build_tokens(
-                    [batch, tokens, width],
+                let (y, statistics) = cpu::build_noting(
+                    batch * tokens * width,
+                    width,
                     #[inline(always)]
-                    |b, token, y| {
+                    |row, y| {
+                        let (b, token) = (row / tokens, row % tokens);
                         let x = x.row([0, b, token]);
                         let (mean, inverse) = statistics(x, self.epsilon as f32);
                         fill(
@@ -85,8 +85,10 @@ impl Operation<3> for LayerNorm {
                             #[inline(always)]
                             |[x, scale, shift]| ((x - mean) * inverse).mul_add(self.base + scale, shift),
                         );
+                        (mean, inverse)
                     },
-                )
+                );
+                (cpu::plain(cpu::tensor(y, shape)), statistics)
             }
             Err([x, shift, scale]) => {
                 let x = Tensor::from_dispatch(x);
@@ -100,27 +102,28 @@ impl Operation<3> for LayerNorm {
                 } else {
                     normed.cast(dtype) * (scale + self.base) + shift
                 };
-                output.into_dispatch()
+                (output.into_dispatch(), Vec::new())
             }
         };
-        (output, saved)
+        (output, (saved, statistics))
     }
 
-    fn backward(self, [x, scale]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(self, (saved, statistics): Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+        let [x, scale] = saved;
         let [wants_x, wants_shift, wants_scale] = wanted;
         match cpu::floats([x, scale, gradient]) {
             Ok(all) => {
                 let [x, scale, g] = all.map(cpu::in_rows);
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
-                let (epsilon, base) = (self.epsilon as f32, self.base);
+                let base = self.base;
                 let dx = wants_x.then(|| {
                     build_tokens(
                         [batch, tokens, width],
                         #[inline(always)]
                         |b, token, dx| {
                             let x = x.row([0, b, token]);
-                            let (mean, inverse) = statistics(x, epsilon);
+                            let (mean, inverse) = statistics[b * tokens + token];
                             let dx = fill(
                                 dx,
                                 [g.row([0, b, token]), scale.row([0, 0, b])],
@@ -147,36 +150,35 @@ impl Operation<3> for LayerNorm {
                         },
                     )
                 });
-                let dshift = wants_shift.then(|| {
-                    sum_tokens(
-                        [batch, tokens, width],
+                // Both in one pass, side by side.
+                let sums = (wants_shift || wants_scale).then(|| {
+                    Tensor::<2>::from_dispatch(sum_tokens(
+                        [batch, tokens, 2 * width],
                         #[inline(always)]
                         |b, token, sums| {
+                            let (g, x) = (g.row([0, b, token]), x.row([0, b, token]));
+                            let (mean, inverse) = statistics[b * tokens + token];
+                            let (shift, scale) = sums.split_at_mut(width);
                             update(
-                                sums,
-                                [g.row([0, b, token])],
+                                shift,
+                                [g],
                                 #[inline(always)]
                                 |sum, [g]| sum + g,
-                            )
-                        },
-                    )
-                });
-                let dscale = wants_scale.then(|| {
-                    sum_tokens(
-                        [batch, tokens, width],
-                        #[inline(always)]
-                        |b, token, sums| {
-                            let x = x.row([0, b, token]);
-                            let (mean, inverse) = statistics(x, epsilon);
+                            );
                             update(
-                                sums,
-                                [g.row([0, b, token]), x],
+                                scale,
+                                [g, x],
                                 #[inline(always)]
                                 |sum, [g, x]| ((x - mean) * inverse).mul_add(g, sum),
                             );
                         },
-                    )
+                    ))
                 });
+                let half = |wanted: bool, start| {
+                    let sums = sums.clone().filter(|_| wanted)?;
+                    Some(sums.narrow(1, start, width).into_dispatch())
+                };
+                let (dshift, dscale) = (half(wants_shift, 0), half(wants_scale, width));
                 [dx, dshift, dscale]
             }
             Err([x, scale, g]) => {

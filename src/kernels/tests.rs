@@ -226,9 +226,17 @@ fn rotated_norm() {
 
 #[test]
 fn attention_over_all_keys() {
-    for ([batch, heads, queries, keys, width], in_order) in
-        [([1, 1, 1, 1, 2], true), ([2, 3, 5, 7, 10], true), ([2, 2, 70, 33, 16], false), ([1, 2, 130, 130, 64], false)]
-    {
+    for ([batch, heads, queries, keys, width], in_order) in [
+        ([1, 1, 1, 1, 2], true),
+        ([2, 3, 5, 7, 10], true),
+        ([2, 2, 70, 33, 16], false),
+        ([1, 2, 130, 130, 64], false),
+        // Of a UNet, over pictures and over text.
+        ([1, 8, 130, 77, 8], false),
+        ([2, 2, 33, 33, 4], false),
+        ([1, 2, 20, 77, 40], false),
+        ([1, 2, 64, 70, 160], false),
+    ] {
         // As the model has them: heads before tokens, or a view of tokens before heads.
         let heads_first = |t: &Tensor<1>, tokens: usize| match in_order {
             true => t.clone().reshape([batch, heads, tokens, width]),
