@@ -4,7 +4,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use burn::tensor::{Device, Distribution, Tensor, activation};
+use burn::tensor::{Device, Distribution, Tensor, activation, module, ops::ConvOptions};
 use kiln::kernels;
 
 const ROUNDS: usize = 21;
@@ -181,6 +181,34 @@ fn cases() -> Vec<Case> {
         },
     );
     unet_cases(&mut case);
+    macro_rules! conv {
+        ($inputs:literal, $outputs:literal, $size:literal, $kernel:literal, $stride:literal) => {
+            case(
+                concat!("conv2d ", $inputs, "→", $outputs, ", ", $size, "², kernel ", $kernel, ", stride ", $stride),
+                &[[2, $inputs, $size, $size], [$outputs, $inputs, $kernel, $kernel]],
+                |t| kernels::conv2d(t[0].clone(), t[1].clone(), None, $stride, $kernel / 2),
+                |t| {
+                    let options = ConvOptions::new([$stride; 2], [$kernel / 2; 2], [1; 2], 1);
+                    module::conv2d(t[0].clone(), t[1].clone(), None, options)
+                },
+            );
+        };
+    }
+    conv!(64, 64, 32, 3, 1);
+    conv!(128, 128, 16, 3, 1);
+    conv!(256, 256, 8, 3, 1);
+    conv!(256, 256, 4, 3, 1);
+    conv!(64, 64, 32, 3, 2);
+    conv!(192, 64, 32, 1, 1);
+    case(
+        "upsample_nearest 2×64×32²",
+        &[[2, 64, 32, 32]],
+        |t| kernels::upsample_nearest(t[0].clone()),
+        |t| {
+            let x: Tensor<6> = t[0].clone().reshape([2, 64, 32, 1, 32, 1]);
+            x.expand([2, 64, 32, 2, 32, 2]).reshape([2, 64, 64, 64])
+        },
+    );
     cases
 }
 

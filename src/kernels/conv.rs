@@ -44,7 +44,10 @@ struct Saved {
 impl Conv2d {
     fn sizes(&self, [batch, inputs, height, width]: [usize; 4], [outputs, _, down, across]: [usize; 4]) -> Sizes {
         let &Self { stride, padding, .. } = self;
-        let to = [(height, down), (width, across)].map(|(from, kernel)| (from + 2 * padding - kernel) / stride + 1);
+        let to = [(height, down), (width, across)].map(|(from, kernel)| {
+            assert!(from + 2 * padding >= kernel, "a kernel of {kernel} does not fit a picture of {from}");
+            (from + 2 * padding - kernel) / stride + 1
+        });
         let (from, kernel) = ([height, width], [down, across]);
         Sizes { batch, inputs, outputs, from, to, kernel, stride, padding }
     }

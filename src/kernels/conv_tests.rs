@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData, module, ops::ConvOptions};
 
-use super::conv2d;
+use super::{conv2d, upsample_nearest};
 use crate::rng::{Purpose, Seed};
 
 /// A case: `x` `[B, in, H, W]`, channels of the output, kernel, stride, padding.
@@ -127,5 +127,30 @@ fn the_number_of_threads_changes_no_number() {
             [y.into_data(), dx.into_data(), dw.into_data(), db.into_data()]
         };
         assert_eq!(on(1), on(3), "{case:?}");
+    }
+}
+
+#[test]
+fn every_pixel_comes_four_times_and_its_gradient_is_their_sum() {
+    let double = |x: Tensor<4>| {
+        let [batch, channels, height, width] = x.dims();
+        let x: Tensor<6> = x.reshape([batch, channels, height, 1, width, 1]);
+        x.expand([batch, channels, height, 2, width, 2]).reshape([batch, channels, 2 * height, 2 * width])
+    };
+    for shape in [[1, 1, 1, 1], [2, 3, 4, 5], [1, 40, 33, 20]] {
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let run = |f: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+                let leaf = Tensor::<4>::from_data(numbers(shape, 0), &Device::flex().autodiff()).cast(dtype);
+                let leaf = leaf.detach().require_grad();
+                let y = f(turned(leaf.clone()));
+                let seed = Tensor::<4>::from_data(numbers(y.dims(), 1), &y.device()).cast(dtype);
+                let tape = (y.clone() * seed).sum().backward();
+                (y.inner(), leaf.grad(&tape).expect("the leaf is tracked"))
+            };
+            let (y, dx) = run(&upsample_nearest);
+            let (want, want_dx) = run(&double);
+            assert_eq!(y.into_data(), want.into_data(), "{shape:?}");
+            close(dx, want_dx, if dtype == FloatDType::F32 { 1e-6 } else { 2e-2 }, "dx");
+        }
     }
 }

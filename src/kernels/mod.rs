@@ -21,6 +21,8 @@ mod rope;
 mod shared;
 mod simd;
 mod tokens;
+mod transforms;
+mod upsample;
 mod winograd;
 
 pub use activation::{gelu_tanh, silu};
@@ -34,6 +36,7 @@ pub use norm::{layer_norm, layer_norm_modulate};
 pub use pull::pull_back;
 pub use residual::gated_add;
 pub use rope::rms_norm_rope;
+pub use upsample::upsample_nearest;
 
 use burn::tensor::Tensor;
 

@@ -24,6 +24,7 @@ use super::{
     patches::Sizes,
     shared::Shared,
     simd::vectorized,
+    transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
 };
 
 /// Numbers of a transform.
@@ -364,103 +365,4 @@ fn gather_weight(u: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
         )
     });
     dw
-}
-
-/// The numbers of some tiles or kernels that are next to each other, at the same place of each.
-type Lanes = [f32; LANES];
-const LANES: usize = 8;
-
-#[inline(always)]
-fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
-    let mut c = [0.0; LANES];
-    for i in 0..LANES {
-        c[i] = f(a[i], b[i]);
-    }
-    c
-}
-
-#[inline(always)]
-fn plus(a: Lanes, b: Lanes) -> Lanes {
-    zip(
-        a,
-        b,
-        #[inline(always)]
-        |a, b| a + b,
-    )
-}
-
-#[inline(always)]
-fn minus(a: Lanes, b: Lanes) -> Lanes {
-    zip(
-        a,
-        b,
-        #[inline(always)]
-        |a, b| a - b,
-    )
-}
-
-#[inline(always)]
-fn half(a: Lanes) -> Lanes {
-    zip(
-        a,
-        a,
-        #[inline(always)]
-        |a, _| 0.5 * a,
-    )
-}
-
-/// `f` of each column, then of each row of what that gives.
-#[inline(always)]
-fn both_ways<const M: usize, const N: usize>(
-    x: &[[Lanes; M]; M],
-    f: impl Fn([Lanes; M]) -> [Lanes; N],
-) -> [[Lanes; N]; N] {
-    let mut half = [[[0.0; LANES]; M]; N];
-    for j in 0..M {
-        let mut column = [[0.0; LANES]; M];
-        for i in 0..M {
-            column[i] = x[i][j];
-        }
-        let column = f(column);
-        for i in 0..N {
-            half[i][j] = column[i];
-        }
-    }
-    let mut y = [[[0.0; LANES]; N]; N];
-    for i in 0..N {
-        y[i] = f(half[i]);
-    }
-    y
-}
-
-/// `Bᵀ` on a column.
-#[inline(always)]
-fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
-    [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
-}
-
-/// `A` on a column.
-#[inline(always)]
-fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
-    [a, plus(a, b), minus(a, b), minus([0.0; LANES], b)]
-}
-
-/// `Aᵀ` on a column.
-#[inline(always)]
-fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
-    [plus(plus(a, b), c), minus(minus(b, c), d)]
-}
-
-/// `G` on a column.
-#[inline(always)]
-fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
-    let (edges, middle) = (half(plus(a, c)), half(b));
-    [a, plus(edges, middle), minus(edges, middle), c]
-}
-
-/// `Gᵀ` on a column.
-#[inline(always)]
-fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
-    let sum = half(plus(b, c));
-    [plus(a, sum), half(minus(b, c)), plus(sum, d)]
 }
