@@ -2,17 +2,19 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::{path::PathBuf, sync::LazyLock};
 
-use burn::tensor::{Tensor, TensorData};
-use kiln::{models::flux::unpack, tokenizer::Tokenizers, weights::write_tensors};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use image::{GrayImage, Luma};
+use kiln::{
+    models::flux::unpack,
+    pipelines::{FluxPipeline, Pipeline, StableDiffusionPipeline},
+    tokenizer::Tokenizers,
+};
 use support::{
     goldens,
     program::{MODEL, fails, kiln, succeeds, tensors, train, workshop},
+    sampling::{EDITS, MAKES, draw, model, start, write},
 };
 
 /// What `model_max_length` of the model's second tokenizer says.
@@ -25,12 +27,6 @@ static LORA: LazyLock<String> = LazyLock::new(|| {
     let run = train(&WORKSHOP, "adapter", &["optimizer.learning_rate=0.05", "training.max_steps=5"]);
     run.join("adapter.safetensors").to_str().unwrap().to_string()
 });
-
-fn write(path: &Path, content: Vec<(&str, TensorData)>) -> String {
-    let content: BTreeMap<_, _> = content.into_iter().map(|(name, data)| (name.to_string(), data)).collect();
-    write_tensors(path, &content, &BTreeMap::new()).unwrap();
-    path.to_str().unwrap().to_string()
-}
 
 #[test]
 fn noise_and_ids_of_a_golden_give_its_latents_with_and_without_lora_files() {
@@ -68,7 +64,7 @@ fn noise_and_ids_of_a_golden_give_its_latents_with_and_without_lora_files() {
             assert_eq!(out, format!("{}\n", latents.display()));
             let [(name, found)] = tensors(&latents).try_into().unwrap();
             assert_eq!(name, "latents");
-            golden.check(&format!("{section}.output"), Tensor::<3>::from_data(found, &burn::tensor::Device::flex()));
+            golden.check(&format!("{section}.output"), Tensor::<3>::from_data(found, &Device::flex()));
         }
     }
 }
@@ -196,13 +192,139 @@ fn wrong_sizes_ids_and_noise_are_named() {
     let zeros = |shape: [usize; 4]| TensorData::zeros::<f32, _>(shape);
     for (name, content, problem) in [
         ("none", vec![("other", zeros([1, 16, 8, 8]))], "tensor `noise` is missing"),
-        ("channels", vec![("noise", zeros([1, 4, 8, 8]))], "expected [1, 16, even, even]"),
-        ("batch", vec![("noise", zeros([2, 16, 8, 8]))], "expected [1, 16, even, even]"),
-        ("odd", vec![("noise", zeros([1, 16, 7, 8]))], "expected [1, 16, even, even]"),
+        ("channels", vec![("noise", zeros([1, 4, 8, 8]))], "expected [pictures, 16, even, even]"),
+        ("batch", vec![("noise", zeros([2, 16, 8, 8]))], "expected [1, 16, 8, 8]"),
+        ("odd", vec![("noise", zeros([1, 16, 7, 8]))], "expected [pictures, 16, even, even]"),
     ] {
         let file = file(name, content);
         let answer = with_text(&["--noise", &file]);
         assert!(answer.contains(&file) && answer.contains(problem), "{name}: {answer}");
     }
     assert!(kiln(&[&start[..], &text].concat()).status.success());
+}
+
+#[test]
+fn pictures_to_start_from_and_masks_give_what_diffusers_makes_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for class in ["FluxPipeline", MAKES] {
+        for golden in goldens(class) {
+            let pipeline: Box<dyn Pipeline> = match class {
+                MAKES => {
+                    Box::new(StableDiffusionPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap())
+                }
+                _ => Box::new(FluxPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap()),
+            };
+            for section in ["pipe.img2img", "pipe.inpaint"] {
+                let of = |name: &str| format!("{section}.{name}");
+                let number = |key: &str| golden.section(section)[key].as_f64().unwrap();
+                let latents = start(&golden, section, &*pipeline).unwrap().latents.into_data();
+                let latents = write(&at("in.safetensors"), vec![("latents", latents)]);
+                let noise = golden.tensor::<4>(&of("noise.1")).into_data();
+                let noise = write(&at("noise.safetensors"), vec![("noise", noise)]);
+                // The goldens' prompts: of FLUX.1 the first of two, of Stable Diffusion the second.
+                let row = |name: &str, row: usize| {
+                    let length = golden.shape(name)[1];
+                    TensorData::new(golden.ids(name)[row * length..(row + 1) * length].to_vec(), [1, length])
+                };
+                let ids = match class {
+                    MAKES => vec![("clip", row("clip.input_ids", 1))],
+                    _ => vec![("clip", row("clip.input_ids", 0)), ("t5", row("t5.input_ids", 0))],
+                };
+                let ids = write(&at("ids.safetensors"), ids);
+                let [steps, guidance, strength] =
+                    ["num_inference_steps", "guidance_scale", "strength"].map(|key| number(key).to_string());
+                let out = at("out.safetensors");
+                let mut arguments = vec!["generate", "--model", golden.model.to_str().unwrap(), "--prompt-ids", &ids];
+                arguments.extend(["--latents-in", &latents, "--noise", &noise, "--steps", &steps]);
+                arguments.extend(["--guidance", &guidance, "--strength", &strength]);
+                arguments.extend(["--latents", out.to_str().unwrap()]);
+                let mask = at("mask.png");
+                if golden.has(&of("mask_image")) {
+                    let (size, values) = (golden.shape(&of("mask_image")), golden.floats(&of("mask_image")));
+                    let pixel = |x: u32, y: u32| Luma([(values[y as usize * size[3] + x as usize] * 255.0) as u8]);
+                    GrayImage::from_fn(size[3] as u32, size[2] as u32, pixel).save(&mask).unwrap();
+                    arguments.extend(["--mask", mask.to_str().unwrap()]);
+                }
+                succeeds(&arguments);
+                let [(_, found)] = tensors(&out).try_into().unwrap();
+                golden.check_data(&of("output"), found);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_of_stable_diffusion_makes_pictures_of_its_own_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));
+    let make = |output: &PathBuf, more: &[&str]| {
+        let model = model(MAKES);
+        let start = ["generate", "--model", &model, "--prompt", "a cat", "--steps", "2"];
+        succeeds(&[&start[..], &["--output", output.to_str().unwrap()], more].concat());
+        std::fs::read(output.join("0000.png")).unwrap()
+    };
+    assert_eq!(make(&one, &[]), make(&two, &[]));
+    assert_eq!(image::image_dimensions(one.join("0000.png")).unwrap(), (64, 64));
+    let plain = make(&one, &[]);
+    for more in
+        [&["--seed", "1"][..], &["--scheduler", "euler_ancestral"], &["--guidance", "2"], &["--negative-prompt", "x"]]
+    {
+        let _ = std::fs::remove_dir_all(&other);
+        assert!(make(&other, more) != plain, "{more:?}");
+    }
+    let _ = std::fs::remove_dir_all(&other);
+    make(&other, &["--width", "72", "--height", "40"]);
+    assert_eq!(image::image_dimensions(other.join("0000.png")).unwrap(), (72, 40));
+}
+
+#[test]
+fn latents_that_were_written_are_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let text = ["--prompt", "p", "--steps", "2"];
+    let size = ["--width", "48", "--height", "32"];
+    for model in [MODEL.to_string(), model(MAKES)] {
+        let start = [&["generate", "--model", &model][..], &text].concat();
+        succeeds(&[&start[..], &size, &["--latents", first.to_str().unwrap()]].concat());
+        let again = ["--latents-in", first.to_str().unwrap(), "--latents", second.to_str().unwrap()];
+        let flux = model == MODEL;
+        let again = [&start[..], if flux { &size[..] } else { &[] }, &again].concat();
+        succeeds(&again);
+        let shape = |path| tensors(path)[0].1.shape.clone();
+        assert_eq!(shape(&first), shape(&second));
+        if flux {
+            let without_size: Vec<_> = again.iter().filter(|a| !size.contains(a)).copied().collect();
+            let said = fails(&without_size);
+            assert!(said.contains("6 tokens") && said.contains("hint: give the size"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn options_that_mean_nothing_to_a_model_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let picture = draw(&folder.path().join("picture.png"), 40, 24, 0);
+    let mask = draw(&folder.path().join("mask.png"), 16, 16, 0);
+    let (flux, makes, edits) = (MODEL.to_string(), model(MAKES), model(EDITS));
+    for (model, more, wanted) in [
+        (&flux, &["--scheduler", "ddim"][..], "`--scheduler`: means nothing"),
+        (&makes, &["--negative-prompt", "x", "--true-guidance", "2"], "hint: use `--guidance`"),
+        (&makes, &["--image-guidance", "2"], "`--image-guidance`: means nothing"),
+        (&makes, &["--scaled-condition"], "`--scaled-condition`: means nothing"),
+        (&makes, &["--steps", "0"], "`--steps`: must be at least 1"),
+        (&makes, &["--width", "50"], "50 is not a multiple of 8"),
+        (&makes, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
+        (&makes, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
+        (&makes, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
+        (&makes, &["--image", "no/such.png"], "no/such.png"),
+        (&makes, &["--lora", &LORA], "the model has no such linear layer"),
+        (&edits, &[], "unet/config.json: `in_channels` is 8"),
+    ] {
+        let start = ["generate", "--model", model, "--prompt", "p", "--output", output.to_str().unwrap()];
+        let said = fails(&[&start[..], more].concat());
+        assert!(said.contains(wanted), "{more:?}: {said}");
+        assert!(!output.exists(), "{more:?}");
+    }
 }

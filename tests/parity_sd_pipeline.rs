@@ -4,8 +4,9 @@ mod support;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
+    data::Encoders,
     models::text::PromptEmbeds,
-    pipelines::{ModelEncoders, Pipeline, Request, StableDiffusionPipeline},
+    pipelines::{ModelEncoders, Pipeline, Request, StableDiffusionPipeline, Start},
     schedulers::SchedulerName,
 };
 use support::{
@@ -60,7 +61,6 @@ fn every_step_the_output_and_the_picture_match() {
 
 #[test]
 fn texts_lead_to_the_embeddings() {
-    use kiln::data::Encoders;
     for golden in goldens("StableDiffusionPipeline") {
         let mut encoders = ModelEncoders::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
         let prompt = golden.section("clip")["prompts"][1].as_str().unwrap();
@@ -104,5 +104,25 @@ fn a_run_that_leaves_nothing_to_do_is_refused() {
         request.start.as_mut().unwrap().strength = strength;
         let error = pipeline.generate(&request, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("strength") && error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn parts_of_different_sizes_are_refused_by_name() {
+    let golden = &goldens("StableDiffusionPipeline")[0];
+    let pipeline = open(golden, "");
+    let good = request(golden, "pipe.inpaint", &pipeline);
+    let twice = |tensor: &Tensor<4>| Tensor::cat(vec![tensor.clone(), tensor.clone()], 0);
+    let start = good.start.clone().unwrap();
+    let mask = Start { mask: start.mask.clone().map(|mask| mask.repeat_dim(1, 4)), ..start.clone() };
+    let latents = Start { latents: twice(&start.latents), ..start };
+    for (part, bad) in [
+        ("text", Request { noise: twice(&good.noise), ..good.clone() }),
+        ("seeds", Request { seeds: vec![], ..good.clone() }),
+        ("start", Request { start: Some(latents), ..good.clone() }),
+        ("mask", Request { start: Some(mask), ..good.clone() }),
+    ] {
+        let error = pipeline.generate(&bad, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{part}`")), "{error}");
     }
 }

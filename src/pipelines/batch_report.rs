@@ -86,7 +86,7 @@ pub struct Done {
 pub struct Skipped {
     /// Of the file.
     pub name: String,
-    /// Why.
+    /// Why, beginning with its path.
     pub problem: String,
 }
 
@@ -171,6 +171,6 @@ impl fmt::Display for BatchReport {
 
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.problem)
+        f.write_str(&self.problem)
     }
 }

@@ -37,7 +37,7 @@ pub struct Start {
     pub latents: Tensor<4>,
     /// The share of the steps to run: near 0 nothing changes, at 1 hardly anything is left.
     pub strength: f64,
-    /// 1 where something new is to be, 0 where the picture is to stay: `[B, 1, h, w]`.
+    /// 1 where something new is to be, 0 where the picture is to stay: `[B, 1, h, w]`, or `[1, 1, h, w]` for all.
     pub mask: Option<Tensor<4>>,
 }
 
@@ -70,8 +70,10 @@ impl Request {
         self.start.as_ref().map_or(1.0, |start| start.strength)
     }
 
+    /// Whether a model that reads pictures to `edit`, or does not, can carry this out.
+    ///
     /// # Errors
-    /// A setting is out of its range, or there is a picture to edit and the model does not read one, or the other way round.
+    /// A setting is out of its range, the parts are of different sizes, or a picture to edit is missing or too much.
     pub(super) fn check(&self, edits: bool) -> Result<()> {
         if self.steps == 0 {
             return Err(Error::setting("steps", "must be at least 1"));
@@ -81,10 +83,29 @@ impl Request {
             return Err(Error::setting("strength", format!("{strength} is not above 0 and at most 1")));
         }
         match (edits, self.original.is_some()) {
-            (true, false) => Err(Error::setting("image", "this model edits a picture, and none is given")),
-            (false, true) => Err(Error::setting("image", "this model does not read a picture to edit")),
-            _ => Ok(()),
+            (true, false) => return Err(Error::setting("image", "this model edits a picture, and none is given")),
+            (false, true) => return Err(Error::setting("image", "this model does not read a picture to edit")),
+            _ => {}
         }
+        let shape = self.noise.dims();
+        let [rows, _, height, width] = shape;
+        let mask = self.start.as_ref().and_then(|start| start.mask.as_ref()).map(Tensor::dims);
+        for (part, fits) in [
+            ("text", self.text.prompt.dims()[0] == rows),
+            ("seeds", self.seeds.len() == rows),
+            ("negative", self.negative.as_ref().is_none_or(|(text, _)| [1, rows].contains(&text.prompt.dims()[0]))),
+            ("original", self.original.as_ref().is_none_or(|(latents, _)| latents.dims() == shape)),
+            ("start", self.start.as_ref().is_none_or(|start| start.latents.dims() == shape)),
+            ("mask", mask.is_none_or(|[b, c, h, w]| [1, rows].contains(&b) && [c, h, w] == [1, height, width])),
+        ] {
+            if !fits {
+                return Err(Error::setting(
+                    part,
+                    format!("does not have the rows and the size of the noise, {shape:?}"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// All that the network is told, as one batch of `K·B` rows, and the weights of the `K` predictions, which add up to 1.
@@ -94,6 +115,7 @@ impl Request {
     /// `u + s·(ti - ni) + i·(ni - u)`. Here each is written with one weight for each prediction.
     pub(super) fn conditions(&self, image_condition: impl Fn(Tensor<4>) -> Tensor<4>) -> (Condition, Vec<f64>) {
         let rows = self.noise.dims()[0];
+        // One row each.
         let none = |embeds: &PromptEmbeds| match embeds.prompt.dims()[0] {
             1 => pick(embeds, &vec![0; rows]),
             _ => embeds.clone(),

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     error::{Error, Result},
     models::{
-        unet::{UNet, UNetInputs},
-        vae::AutoencoderKl,
+        unet::{UNet, UNetConfig, UNetInputs},
+        vae::{AutoencoderKl, VaeConfig},
     },
     nn::Linears,
     schedulers::{Scheduler, SchedulerConfig},
@@ -62,20 +62,20 @@ impl StableDiffusionPipeline {
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
         let model = model.as_ref();
-        let unet = UNet::open(model.join("unet"), device, Some(dtype))?;
-        let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
-        let channels = vae.latent_channels();
-        let (inputs, outputs) = (unet.config.in_channels, unet.config.out_channels);
-        if outputs != channels || ![channels, 2 * channels].contains(&inputs) {
+        let UNetConfig { in_channels, out_channels, .. } = UNetConfig::open(model.join("unet"))?;
+        let channels = VaeConfig::open(model.join("vae"))?.latent_channels;
+        if out_channels != channels || ![channels, 2 * channels].contains(&in_channels) {
             let problem = format!(
-                "`in_channels` is {inputs} and `out_channels` {outputs}, but the VAE's latents have {channels} channels"
+                "`in_channels` is {in_channels} and `out_channels` {out_channels}; the VAE's latents have {channels} channels"
             );
             return Err(Error::file(model.join("unet/config.json"), problem).hint(format!(
-                "use a model with {channels} input channels to make pictures, or {} to edit them; those for inpainting \
-                 with a mask as further channels are not supported",
+                "use a model with {channels} input channels to make pictures, or {} to edit them; kiln paints within a \
+                 mask without more",
                 2 * channels
             )));
         }
+        let unet = UNet::open(model.join("unet"), device, Some(dtype))?;
+        let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
         let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
         let Sizes { sample_size } = read_json(model.join("unet/config.json"))?;
         Ok(Self { unet, vae, scheduler, scaled_condition: false, sample_size, device: device.clone(), dtype })

@@ -15,8 +15,8 @@ use crate::{
     hub,
     lora::Lora,
     memory::Stage,
-    models::{flux::pack, text::PromptEmbeds},
-    weights::{read_json, write_tensors},
+    models::{flux::pack, text::PromptEmbeds, unet::UNetConfig},
+    weights::write_tensors,
 };
 
 /// What to show.
@@ -166,24 +166,19 @@ impl Studio {
 
 /// Whether the model edits pictures, which its UNet's input channels tell. `edits` says what it must do, if only one will do.
 fn check_purpose(folder: &Path, kind: ModelKind, edits: Option<bool>) -> Result<bool> {
-    #[derive(serde::Deserialize)]
-    struct Channels {
-        in_channels: usize,
-        out_channels: usize,
-    }
-    let path = folder.join("unet/config.json");
-    let channels: Option<Channels> = (kind != ModelKind::Flux).then(|| read_json(&path)).transpose()?;
-    let own = channels.as_ref().is_some_and(|channels| channels.in_channels > channels.out_channels);
-    match (edits, channels) {
+    let path = folder.join("unet");
+    let config = (kind != ModelKind::Flux).then(|| UNetConfig::open(&path)).transpose()?;
+    let (path, own) = (path.join("config.json"), config.as_ref().is_some_and(|c| c.in_channels == 2 * c.out_channels));
+    match (edits, config) {
         (Some(true), None) => Err(Error::setting("--model", "FLUX.1 does not edit by instruction")
             .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture")),
-        (Some(true), Some(Channels { in_channels, out_channels })) if !own => {
+        (Some(true), Some(UNetConfig { in_channels, out_channels, .. })) if !own => {
             let problem =
                 format!("`in_channels` is {in_channels}: to read a picture to edit it must be {}", 2 * out_channels);
             Err(Error::file(path, problem)
                 .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture"))
         }
-        (Some(false), Some(Channels { in_channels, .. })) if own => {
+        (Some(false), Some(UNetConfig { in_channels, .. })) if own => {
             let problem = format!("`in_channels` is {in_channels}: this UNet edits pictures by instruction");
             Err(Error::file(path, problem).hint("use `kiln edit`"))
         }

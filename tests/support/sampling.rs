@@ -1,9 +1,50 @@
 //! What the goldens of all pipelines have in common.
 
-use burn::tensor::{Tensor, TensorData};
-use kiln::pipelines::{Pipeline, Start};
+use std::{collections::BTreeMap, path::Path};
 
-use super::Golden;
+use burn::tensor::{Tensor, TensorData};
+use image::{Rgb, RgbImage};
+use kiln::{
+    pipelines::{Pipeline, Start},
+    weights::write_tensors,
+};
+
+use super::{Golden, goldens};
+
+/// The class of models that edit.
+pub const EDITS: &str = "StableDiffusionInstructPix2PixPipeline";
+
+/// The class of models that make pictures from text.
+pub const MAKES: &str = "StableDiffusionPipeline";
+
+/// The folder of the first tiny model of a class.
+pub fn model(class: &str) -> String {
+    goldens(class)[0].model.to_str().unwrap().into()
+}
+
+/// Writes tensors to a file; returns its path.
+pub fn write(path: &Path, content: Vec<(&str, TensorData)>) -> String {
+    let content: BTreeMap<_, _> = content.into_iter().map(|(name, data)| (name.to_string(), data)).collect();
+    write_tensors(path, &content, &BTreeMap::new()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+/// A smooth picture, a little different for each `number`; returns its path.
+pub fn draw(path: &Path, width: u32, height: u32, number: u32) -> String {
+    let level = |at: u32, side: u32| (at * 255 / side) as u8;
+    let pixel = |x, y| Rgb([level(x, width), level(y, height), (number * 40 + x + y) as u8]);
+    RgbImage::from_fn(width, height, pixel).save(path).unwrap();
+    path.to_str().unwrap().into()
+}
+
+/// Asserts that two pictures are the same but for rounding: no pixel is off by more than one level.
+#[track_caller]
+pub fn same_picture(one: &Path, other: &Path) {
+    let open = |path| image::open(path).unwrap().into_rgb8();
+    let (one, other) = (open(one), open(other));
+    assert_eq!(one.dimensions(), other.dimensions());
+    assert!(one.as_raw().iter().zip(other.as_raw()).all(|(a, b)| a.abs_diff(*b) <= 1));
+}
 
 /// The picture, posterior noise, strength and mask of a section, if it starts from a picture.
 pub fn start(golden: &Golden, section: &str, pipeline: &dyn Pipeline) -> Option<Start> {
