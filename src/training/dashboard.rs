@@ -92,8 +92,8 @@ impl Display for Dashboard {
     fn validation(&mut self, metrics: &ValidationMetrics) {
         let state = self.value("loss", "", metrics.validation_loss);
         self.renderer().update_valid(state);
-        for (sigma, loss) in &metrics.validation_loss_at_level {
-            let state = self.value(&format!("loss at sigma {sigma}"), "", *loss);
+        for (level, loss) in &metrics.validation_loss_at_level {
+            let state = self.value(&format!("loss at {level}"), "", *loss);
             self.renderer().update_valid(state);
         }
         tracing::info!("{}", describe_validation(metrics));

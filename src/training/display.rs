@@ -93,7 +93,7 @@ pub(super) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
 /// The held-out loss as one line.
 pub(super) fn describe_validation(metrics: &ValidationMetrics) -> String {
     let each: Vec<_> = metrics.validation_loss_at_level.iter().map(|(s, loss)| format!("{s}: {loss:.4}")).collect();
-    format!("step {}  validation_loss {:.4}  (at sigma {})", metrics.step, metrics.validation_loss, each.join(", "))
+    format!("step {}  validation_loss {:.4}  (at {})", metrics.step, metrics.validation_loss, each.join(", "))
 }
 
 /// Lines of text, through the log.
