@@ -1,4 +1,5 @@
-//! The transforms of Winograd's F(2×2, 3×3), for several tiles or kernels side by side; the matrices are those of [`winograd`](super::winograd).
+//! The transforms of Winograd's F(2×2, 3×3), for several tiles or kernels side by side; `winograd` says what the matrices
+//! are.
 
 /// The numbers of some tiles or kernels that are next to each other, at the same place of each.
 pub(super) type Lanes = [f32; LANES];

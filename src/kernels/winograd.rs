@@ -3,7 +3,7 @@
 //! A tile is 2×2 neighbouring places of the output and sees 4×4 of the picture. With
 //!
 //! ```text
-//!      1  0 −1  0         1  0  0          1  1  1  0
+//!      1  0 −1  0         2  0  0          1  1  1  0
 //! Bᵀ = 0  1  1  0    2G = 1  1  1     Aᵀ = 0  1 −1 −1
 //!      0 −1  1  0         1 −1  1
 //!      0  1  0 −1         0  0  2
@@ -11,7 +11,8 @@
 //!
 //! the transforms `v = BᵀxB` of what a tile sees and `u = GwGᵀ` of a kernel give `y = Aᵀ(Σ u∘v)A`, summed over the channels:
 //! 16 matrix products, one for each number of the transforms. Its gradients are `dw = Gᵀ(Σ (A·dy·Aᵀ)∘v)G`, summed over the
-//! tiles, and for `x` the convolution of `dy` with the kernels turned by half a circle. The factors are 0, ±1 and ½: no digits are lost.
+//! tiles, and for `x` the convolution of `dy` with the kernels turned by half a circle. The factors are 0, ±1 and ½: the
+//! result is as exact as that of the definition.
 
 use std::ops::Range;
 
@@ -34,8 +35,10 @@ const AT_A_TIME: usize = 4 << 20;
 /// Channels of the output and tiles that one piece of work multiplies.
 const OUTPUTS: usize = 64;
 const TILES: usize = 128;
-/// Below this many tiles the transforms of the kernels cost more than they save; below this many channels, those of the picture.
+/// Below this many tiles, or from more kernels than fit the cache, the transforms of the kernels cost more than they save; below
+/// this many channels, those of the picture.
 const FEWEST_TILES: usize = 128;
+const MOST_KERNELS: usize = 1 << 20;
 const FEWEST_CHANNELS: usize = 16;
 
 /// How far the numbers of one point are from those of the next, if there are `count` of each point: with some room, because
@@ -86,6 +89,7 @@ pub(super) fn suits(sizes: &Sizes) -> bool {
         && sizes.padding == 1
         && tiles.rows() * tiles.across() >= FEWEST_TILES
         && sizes.inputs.min(sizes.outputs) >= FEWEST_CHANNELS
+        && sizes.inputs * sizes.outputs <= MOST_KERNELS
 }
 
 /// `y` `[B, out, H, W]` of `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, in order.
@@ -209,7 +213,8 @@ impl Transformed {
         Matrix { data, rows: self.channels, columns: self.columns, strides: (self.pitch, 1) }
     }
 
-    /// `transform`, along columns and rows, of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros around a picture.
+    /// `transform`, along columns and rows, of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros
+    /// around a picture.
     fn fill<const N: usize>(
         &mut self,
         tiles: Tiles,
@@ -254,8 +259,8 @@ impl Transformed {
                             }
                             for (point, lanes) in both_ways(&seen, &transform).as_flattened().iter().enumerate() {
                                 let at = point * step + channel * pitch + at * across + start;
-                                // SAFETY: inside this channel's row, which is one piece of work. What a vector writes beyond the
-                                // end of a row of tiles is the next row's, which comes later, or in the room at the end.
+                                // SAFETY: inside this channel's row, which is one piece of work. What a vector writes
+                                // beyond a row of tiles is the next row's, which comes later, or in the room at the end.
                                 unsafe { place.numbers(at, LANES) }.copy_from_slice(lanes);
                             }
                         }
