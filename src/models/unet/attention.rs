@@ -1,6 +1,6 @@
 //! The spatial transformer: the places of a picture attend to each other and to the text.
 
-use burn::tensor::{FloatDType, Tensor, activation::gelu};
+use burn::tensor::{FloatDType, Tensor};
 
 use super::UNetConfig;
 use crate::{
@@ -96,10 +96,8 @@ impl Block {
         let y = self.norms[0].forward(x.clone());
         let x = self.attn1.forward(y.clone(), y) + x;
         let x = self.attn2.forward(self.norms[1].forward(x.clone()), text) + x;
-        // GEGLU (Shazeer 2020): a linear unit gated by the GELU of another.
         let y = self.feed_forward[0].forward(self.norms[2].forward(x.clone()));
-        let [value, gate] = y.chunk(2, 2).try_into().expect("chunk(2) gives two");
-        self.feed_forward[1].forward(value * gelu(gate)) + x
+        self.feed_forward[1].forward(kernels::geglu(y)) + x
     }
 }
 
@@ -123,7 +121,8 @@ impl Parameters for Block {
 }
 
 /// Transformer blocks over the places of a picture, with a projection on either side, added to the input
-/// (`Transformer2DModel`).
+/// (`Transformer2DModel`). The checkpoints of SD 1.x store the projections as 1×1 convolutions, those of SD 2.x do not
+/// (`use_linear_projection`); the maths is the same.
 #[derive(Clone, Debug)]
 pub(super) struct SpatialTransformer {
     norm: GroupNorm,

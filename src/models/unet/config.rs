@@ -10,7 +10,7 @@ use crate::{
     weights::read_json,
 };
 
-/// `unet/config.json`. What is missing there takes the values of SD 1.x, as in diffusers; what kiln does not know is refused.
+/// `unet/config.json`. What is missing there takes the defaults of diffusers; what kiln does not know is refused.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
@@ -37,9 +37,6 @@ pub struct UNetConfig {
     /// Width of the text embeddings.
     #[serde(deserialize_with = "width")]
     pub cross_attention_dim: usize,
-    /// Whether linear layers lead into and out of an attention (SD 2.x), or 1×1 convolutions (SD 1.x). The maths is the same,
-    /// the checkpoints are not: see [`is_convolution`](Self::is_convolution).
-    pub use_linear_projection: bool,
     /// Whether attention is computed in f32 in models of a lower precision.
     pub upcast_attention: bool,
     /// Of every group norm.
@@ -129,7 +126,6 @@ impl Default for UNetConfig {
             transformer_layers_per_block: PerLevel::One(1),
             attention_head_dim: PerLevel::One(8),
             cross_attention_dim: 1280,
-            use_linear_projection: false,
             upcast_attention: false,
             norm_num_groups: 32,
             norm_eps: 1e-5,
@@ -234,12 +230,6 @@ impl UNetConfig {
     pub fn time_width(&self) -> usize {
         self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
     }
-
-    /// Whether the linear layer of this name is a 1×1 convolution in the checkpoint: there its weight `[out, in]` is stored as
-    /// `[out, in, 1, 1]`, and the factors of an adapter `[rank, in, 1, 1]` and `[out, rank, 1, 1]`.
-    pub fn is_convolution(&self, layer: &str) -> bool {
-        !self.use_linear_projection && (layer.ends_with(".proj_in") || layer.ends_with(".proj_out"))
-    }
 }
 
 #[cfg(test)]
@@ -263,7 +253,6 @@ mod tests {
         assert_eq!((config.in_channels, config.layers_per_block.at(1), config.time_width()), (4, 2, 32));
         assert_eq!((config.attention_head_dim.at(1), config.cross_attention_dim), (3, 1280));
         assert_eq!(config.mid_block_type, Some(MidBlockType::UNetMidBlock2DCrossAttn));
-        assert!(config.is_convolution("down_blocks.0.attentions.0.proj_in") && !config.is_convolution("conv_in"));
     }
 
     #[test]

@@ -141,7 +141,11 @@ impl Segment for UNetSegment {
                     let skip = streams.pop().expect("the way down made one for each layer of the way up");
                     x = Tensor::cat(vec![x, skip], 1);
                 }
-                let mut x = layer.resnet.forward(x, state.shared(0));
+                let time = state.shared(0);
+                // Handed on from layer to layer: what comes back for it is then added up layer by layer. With one tape for
+                // the whole network, skip connections would lead to early layers before late ones, and rounding differ.
+                state.shared[0] = state.shared(0);
+                let mut x = layer.resnet.forward(x, time);
                 if let Some(attention) = &layer.attention {
                     x = attention.forward(x, &inputs.text);
                 }
