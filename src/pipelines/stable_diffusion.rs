@@ -125,7 +125,10 @@ impl Pipeline for StableDiffusionPipeline {
     fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)> {
         let sampler = self.scheduler.scheduler(request.steps)?;
         let run = (request.steps as f64 * request.strength()) as usize;
-        let first = (request.steps - run.min(request.steps)) * sampler.order();
+        let first = match run.min(request.steps) {
+            0 => sampler.timesteps().len(), // PNDM has one call more than steps
+            run => (request.steps - run) * sampler.order(),
+        };
         Ok((sampler, first))
     }
 
