@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
-    manifest::{Kind, Manifest, Row, clean, files_below, kind_of, relative},
+    manifest::{FileKind, Manifest, Row, files_below, kind_of, relative},
     metadata::{Record, records},
 };
 use crate::error::Result;
@@ -49,20 +49,20 @@ impl Manifest {
     fn list_captioned(&mut self, folder: &Path) -> Result<()> {
         for file in files_below(folder)? {
             match kind_of(&file) {
-                Kind::OtherPicture => {
+                FileKind::OtherPicture => {
                     self.problem(&file, "is not JPEG, PNG or WebP: convert it or move it out of the folder");
                 }
-                Kind::Picture => {
+                FileKind::Picture => {
                     let text = Path::new(&file).with_extension("txt");
                     match std::fs::read_to_string(folder.join(&text)) {
-                        Ok(caption) => self.rows.push(row(file, &caption)),
+                        Ok(caption) => self.rows.push(Row::new(file.into(), None, &caption)),
                         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                             self.problem(&file, format!("there is no caption file {}", text.display()));
                         }
                         Err(e) => self.problem(text.display(), e),
                     }
                 }
-                Kind::Table | Kind::Other => {}
+                FileKind::Table | FileKind::Other => {}
             }
         }
         Ok(())
@@ -79,20 +79,16 @@ fn captioned(folder: &Path, record: &Record, seen: &mut BTreeSet<String>) -> std
     if !seen.insert(file.clone()) {
         return problem("is listed twice");
     }
-    if kind_of(&file) != Kind::Picture {
+    if kind_of(&file) != FileKind::Picture {
         return problem("is not a JPEG, PNG or WebP file (by its extension)");
     }
     if !folder.join(&file).is_file() {
         return problem("there is no such picture");
     }
     match record.column(&["text", "caption"]) {
-        Some(caption) => Ok(row(file, caption)),
+        Some(caption) => Ok(Row::new(file.into(), None, caption)),
         None => problem("has no caption (column `text` or `caption`)"),
     }
-}
-
-fn row(file: String, caption: &str) -> Row {
-    Row { picture: file.into(), original: None, caption: clean(caption), original_caption: None, edited_caption: None }
 }
 
 /// Whether `words` stand in `text`, in any case and not as a part of other words: "art" is in "Art deco" but not in "a party".

@@ -7,29 +7,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Which pictures and captions are trained on, and how they become batches.
+/// Which pictures and captions, or edits, are trained on, and how they become batches.
+///
+/// What the model is decides what `path` holds: pictures with captions, or, for InstructPix2Pix, edits: pairs of pictures of
+/// one size (`original`, `edited`), which get the same bucket, crop and flip, each with the `instruction` that leads from the
+/// first to the second. Pairs are given as one of
+/// - a `metadata.jsonl` or `metadata.csv` with a column for each of the three, the pictures as paths in the folder;
+/// - folders `original` and `edited` with pictures of the same names (the extension may differ), and for each pair a `.txt`
+///   of that name in `edited`, `original` or `instruction`;
+/// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`, compressed with snappy, gzip or not at
+///   all. All of them are read, whatever split their names say; nothing is unpacked to disk.
+///
+/// Columns, of metadata and Parquet files; where there are several, the first of a list counts (the metadata's names of
+/// pictures may end in `_file_name` too):
+/// - the original: `original`, `original_image`, `input_image`, `source_image`, `source_img`, `input`, `source`;
+/// - the edited picture: `edited`, `edited_image`, `output_image`, `target_image`, `target_img`, `output`, `target`;
+/// - the instruction: `instruction`, `edit_prompt`, `edit_instruction`, `edit`, `prompt`, `text`;
+/// - if known, what the two pictures show: `original_caption`, `original_prompt`, `source_caption`, `source_prompt`,
+///   `input_caption`, `input_prompt`; and `edited_caption`, `edited_prompt`, `target_caption`, `target_prompt`,
+///   `output_caption`, `output_prompt`. Edits are judged by these; they are not trained on.
 ///
 /// Cache entries are known by content. Changing a picture or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
 /// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) makes new entries for what changed.
-/// `path`, `batch_size`, `repeats`, `caption_dropout` and `validation_split` need none, as long as `cache` is the same folder.
+/// `path`, `batch_size`, `repeats`, `caption_dropout`, `conditioning_dropout` and `validation_split` need none, as long as
+/// `cache` is the same folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// The folder of pictures (JPEG, PNG, WebP; sub-folders too). Captions are `.txt` files of the same name beside them, or
-    /// the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name` column. Required.
+    /// the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name` column. Edits: see above.
+    /// Required.
     pub path: PathBuf,
     /// Pictures are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
-    /// grows with the area); keep it near the size that images will be generated at.
+    /// grows with the area); keep it near the size that images will be generated at. InstructPix2Pix was trained at 256.
     pub resolution: usize,
     /// Pictures in one forward pass. Raise it while memory allows; for larger batches than fit, raise
     /// `training.gradient_accumulation` instead.
     pub batch_size: usize,
     /// How often each picture is seen in one epoch, from 1 to 10 000. Raise it when few pictures of different shapes leave batches short.
     pub repeats: usize,
-    /// Also train on mirror images, each time with probability one half. Leave it off for text, faces that must stay
-    /// recognisable, and anything else that has a left and a right. Doubles the cached latents.
+    /// Also train on mirror images, each time with probability one half; both pictures of an edit together. Leave it off for
+    /// text, faces that must stay recognisable, anything else that has a left and a right, and edits whose instructions say
+    /// "left" or "right". Doubles the cached latents.
     pub flip: bool,
-    /// The probability that a sample is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
+    /// The probability that a picture is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
     /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
     /// For edits, in the place of `caption_dropout`: the probability p, from 0 to 1/3, that a sample is trained without its
@@ -37,10 +58,11 @@ pub struct DataConfig {
     /// [`joint_dropout`](super::joint_dropout). 0.05 as in the paper; 0 takes away both guidances.
     pub conditioning_dropout: f64,
     /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
-    /// leave it empty for none.
+    /// leave it empty for none. Instructions have none.
     pub trigger: String,
-    /// The fraction of pictures that is held out to measure the loss on, from 0 to below 1. A picture's side is drawn from
-    /// its content, so it stays when others are added. Use 0 to train on everything and measure nothing.
+    /// The fraction of pictures (of edits: of originals, with all their edits) that is held out to measure the loss on, from 0
+    /// to below 1. A picture's side is drawn from its content, so it stays when others are added. Use 0 to train on everything
+    /// and measure nothing.
     pub validation_split: f64,
     /// Where encoded pictures and captions are kept; default: `.kiln-cache` in `path`. Set it when `path` is read-only or
     /// on a slow disk. Several configurations may share one folder.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Cell, Place,
-    manifest::{Kind, Manifest, Row, clean, files_below, kind_of, relative},
+    manifest::{FileKind, Manifest, Row, clean, files_below, kind_of, relative},
     metadata::{Record, records},
     table::Table,
 };
@@ -81,11 +81,9 @@ impl Manifest {
         self.add_instructed(
             place,
             Row {
-                picture: edited.into(),
-                original: Some(original.into()),
-                caption: instruction,
                 original_caption: caption(ORIGINAL_CAPTION),
                 edited_caption: caption(EDITED_CAPTION),
+                ..Row::new(edited.into(), Some(original.into()), &instruction)
             },
         );
     }
@@ -121,7 +119,9 @@ impl Manifest {
                 continue;
             };
             match std::fs::read_to_string(folder.join(&text)) {
-                Ok(instruction) => self.add_instructed(text, row(original.clone().into(), edited.into(), &instruction)),
+                Ok(instruction) => {
+                    self.add_instructed(text, Row::new(edited.into(), Some(original.clone().into()), &instruction))
+                }
                 Err(e) => self.problem(text, e),
             }
         }
@@ -134,16 +134,16 @@ impl Manifest {
         for name in files_below(&folder.join(below))? {
             let file = format!("{below}/{name}");
             match kind_of(&name) {
-                Kind::Picture => {
+                FileKind::Picture => {
                     let stem = Path::new(&name).with_extension("").to_string_lossy().replace('\\', "/");
                     if let Some(other) = found.insert(stem, file.clone()) {
                         self.problem(file, format!("has the same name as {other}: which of them is meant?"));
                     }
                 }
-                Kind::OtherPicture => {
+                FileKind::OtherPicture => {
                     self.problem(file, "is not JPEG, PNG or WebP: convert it or move it out of the folder");
                 }
-                Kind::Table | Kind::Other => {}
+                FileKind::Table | FileKind::Other => {}
             }
         }
         Ok(found)
@@ -172,7 +172,7 @@ fn tables(folder: &Path) -> Result<Vec<String>> {
         }
         for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
             let name = entry.map_err(|e| Error::io(&folder, e))?.file_name().to_string_lossy().into_owned();
-            if kind_of(&name) == Kind::Table && !name.starts_with('.') {
+            if kind_of(&name) == FileKind::Table && !name.starts_with('.') {
                 found.push(format!("{below}{name}"));
             }
         }
@@ -181,13 +181,12 @@ fn tables(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The rows of a Parquet file. A column of pictures is of structs with `bytes`, as Hugging Face writes them, or of bytes.
+/// The rows of a Parquet file. A column of pictures is of structs with `bytes`, as Hugging Face writes them.
 fn rows(folder: &Path, file: &str) -> std::result::Result<Vec<Row>, String> {
     let table = Table::open(&folder.join(file))?;
     let first = |names: &[&str], field: &str| names.iter().map(|name| format!("{name}{field}")).find(|n| table.has(n));
     let picture = |what: &str, names: &[&str]| {
-        let bytes = first(names, ".bytes").or_else(|| first(names, ""));
-        bytes.ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
+        first(names, ".bytes").ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
     };
     let (original, edited) = (picture("original", ORIGINAL)?, picture("edited", EDITED)?);
     let instruction =
@@ -196,31 +195,22 @@ fn rows(folder: &Path, file: &str) -> std::result::Result<Vec<Row>, String> {
         let cells = table.read(column, 0..table.rows())?.into_iter();
         Ok(cells.map(|cell| clean(&String::from_utf8_lossy(cell.as_ref().map_or(&[], |cell| cell.data())))).collect())
     };
+    let instructions = texts(&instruction)?;
     let captions = |names| match first(names, "") {
         Some(column) => texts(&column),
-        None => Ok(vec![String::new(); table.rows()]),
+        None => Ok(vec![String::new(); instructions.len()]),
     };
     let (before, after) = (captions(ORIGINAL_CAPTION)?, captions(EDITED_CAPTION)?);
-    let texts = texts(&instruction)?.into_iter().zip(before.into_iter().zip(after));
+    let texts = instructions.into_iter().zip(before.into_iter().zip(after));
     let cell = |column: &str, row| Place { file: file.into(), cell: Some(Cell { row, column: column.into() }) };
     Ok(texts
         .enumerate()
         .map(|(number, (instruction, (before, after)))| Row {
             original_caption: Some(before).filter(|caption| !caption.is_empty()),
             edited_caption: Some(after).filter(|caption| !caption.is_empty()),
-            ..row(cell(&original, number), cell(&edited, number), &instruction)
+            ..Row::new(cell(&edited, number), Some(cell(&original, number)), &instruction)
         })
         .collect())
-}
-
-fn row(original: Place, edited: Place, instruction: &str) -> Row {
-    Row {
-        picture: edited,
-        original: Some(original),
-        caption: clean(instruction),
-        original_caption: None,
-        edited_caption: None,
-    }
 }
 
 /// The picture that a row of a metadata file names in the first of the columns `names`, or in one of these with `_file_name`
@@ -231,7 +221,7 @@ fn picture(folder: &Path, record: &Record, names: &[&str]) -> std::result::Resul
     let name = record.column(&files).map(str::trim).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| format!("is not given ({})", columns(names)))?;
     let file = relative(name).ok_or_else(|| format!("`{name}` must be a path inside the folder"))?;
-    if kind_of(&file) != Kind::Picture {
+    if kind_of(&file) != FileKind::Picture {
         return Err(format!("{file} is not a JPEG, PNG or WebP file (by its extension)"));
     }
     if !folder.join(&file).is_file() {

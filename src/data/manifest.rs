@@ -29,6 +29,13 @@ pub struct Row {
     pub edited_caption: Option<String>,
 }
 
+impl Row {
+    /// A row that does not say what its pictures show.
+    pub fn new(picture: Place, original: Option<Place>, caption: &str) -> Self {
+        Self { picture, original, caption: clean(caption), original_caption: None, edited_caption: None }
+    }
+}
+
 /// The rows of a data folder, sorted by picture, and everything that is wrong with the others.
 #[derive(Debug, Default)]
 pub struct Manifest {
@@ -80,7 +87,7 @@ impl Manifest {
 
 /// What a file is, by its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A picture that can be read.
     Picture,
     /// A picture that cannot be read.
@@ -92,13 +99,13 @@ pub enum Kind {
 }
 
 /// What `file` is.
-pub fn kind_of(file: &str) -> Kind {
+pub fn kind_of(file: &str) -> FileKind {
     let extension = Path::new(file).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match extension.as_str() {
-        readable if READABLE.contains(&readable) => Kind::Picture,
-        other if OTHER_PICTURES.contains(&other) => Kind::OtherPicture,
-        "parquet" => Kind::Table,
-        _ => Kind::Other,
+        readable if READABLE.contains(&readable) => FileKind::Picture,
+        other if OTHER_PICTURES.contains(&other) => FileKind::OtherPicture,
+        "parquet" => FileKind::Table,
+        _ => FileKind::Other,
     }
 }
 

@@ -7,7 +7,10 @@ use parquet::{
     column::reader::ColumnReader,
     data_type::ByteArray,
     errors::ParquetError,
-    file::reader::{FileReader, SerializedFileReader},
+    file::{
+        metadata::RowGroupMetaData,
+        reader::{FileReader, SerializedFileReader},
+    },
 };
 
 /// An open Parquet file. Only its footer is in memory; reading moves its one file handle, so it is not shared by threads.
@@ -22,7 +25,11 @@ impl Table {
     /// One line that says why it cannot be read.
     pub fn open(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
+        let length = file.metadata().map_err(|e| e.to_string())?.len();
         let file = SerializedFileReader::new(file).map_err(|e| format!("is not a Parquet file ({e})"))?;
+        if !file.metadata().row_groups().iter().all(|group| lies_within(group, length)) {
+            return Err("is damaged: its footer names places outside the file".into());
+        }
         Ok(Self { file })
     }
 
@@ -49,7 +56,7 @@ impl Table {
     /// There is no such column, or one line that says why it cannot be read.
     pub fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<Option<ByteArray>>, String> {
         let position = self.position(name).ok_or_else(|| format!("has no column `{name}`"))?;
-        let mut cells = Vec::with_capacity(rows.len());
+        let mut cells = Vec::new();
         let mut first = 0;
         for (number, group) in self.file.metadata().row_groups().iter().enumerate() {
             let here = first..first + group.num_rows() as usize;
@@ -84,6 +91,18 @@ impl Table {
         }
         Ok(levels.iter().map(|&level| if level == filled { values.next() } else { None }).collect())
     }
+}
+
+/// Whether what a footer says of a row group can be true of a file of `length` bytes: the reader takes it for granted.
+fn lies_within(group: &RowGroupMetaData, length: u64) -> bool {
+    let place = |place: i64| u64::try_from(place).is_ok_and(|place| place <= length);
+    let columns = group.columns().iter().all(|column| {
+        let first = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+        let end = first.checked_add(column.compressed_size());
+        place(first) && place(column.data_page_offset()) && place(column.compressed_size()) && end.is_some_and(place)
+    });
+    // A row takes no bytes if it is as the one before, but more of them than this are no pictures.
+    columns && (0..=i64::from(i32::MAX)).contains(&group.num_rows())
 }
 
 fn readable(error: &ParquetError) -> String {
