@@ -1,4 +1,6 @@
-//! Preparing a folder of pictures, with encoders that count what they are asked for.
+//! Preparing a folder of pictures with captions.
+
+mod encoders;
 
 use std::{
     cell::RefCell,
@@ -8,76 +10,17 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, TensorData};
+use encoders::{Fake, silent};
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use kiln::{
     data::{
-        CacheDtype, DataConfig, DatasetKind, Dropped, Encoders, LatentDataset, Phase, Prefetch, Progress, SampleIndex,
-        prepare,
+        CacheDtype, DataConfig, DatasetKind, Dropped, LatentDataset, Phase, Prefetch, Sample, SampleIndex, prepare,
     },
     error::{Error, Result},
-    models::{text::PromptEmbeds, vae::Moments},
     rng::Seed,
-    tokenizer::PromptIds,
     weights::TensorFile,
 };
-
-/// Encoders that do something simple and write down what they did.
-#[derive(Default)]
-struct Fake {
-    vae: String,
-    text: String,
-    prompts: Vec<String>,
-    pictures: usize,
-    /// Fail when this many pictures have been encoded.
-    fail_after: Option<usize>,
-    /// The element type of embeddings, if not f32.
-    text_dtype: Option<FloatDType>,
-    text_loaded: bool,
-    vae_loaded: bool,
-}
-
-impl Encoders for Fake {
-    fn vae_fingerprint(&self) -> Result<String> {
-        Ok(self.vae.clone())
-    }
-    fn text_fingerprint(&self) -> Result<String> {
-        Ok(self.text.clone())
-    }
-    fn tokenize(&mut self, prompt: &str) -> Result<PromptIds> {
-        self.prompts.push(prompt.into());
-        let clip = prompt.bytes().map(i64::from).chain([0; 40]).take(40).collect();
-        Ok(PromptIds { clip, t5: vec![prompt.len() as i64] })
-    }
-    fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds> {
-        assert!(!self.vae_loaded, "the VAE is in memory together with the text encoders");
-        self.text_loaded = true;
-        let values: Vec<f32> = ids.clip.iter().map(|&id| id as f32).collect();
-        let prompt = Tensor::<3>::from_data(TensorData::new(values, [1, 20, 2]), &Device::flex());
-        let pooled = Tensor::<2>::from_floats([[ids.t5[0] as f32, 1.0]], &Device::flex());
-        let dtype = self.text_dtype.unwrap_or(FloatDType::F32);
-        Ok(PromptEmbeds { prompt: prompt.cast(dtype), pooled: pooled.cast(dtype) })
-    }
-    fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
-        assert!(!self.text_loaded, "the text encoders are in memory together with the VAE");
-        self.vae_loaded = true;
-        if self.fail_after == Some(self.pictures) {
-            return Err(Error::setting("test", "the power went out"));
-        }
-        self.pictures += 1;
-        // Every eighth pixel as the mean, its negative as the log variance.
-        let pixels = Tensor::<4>::from_data(pixels, &Device::flex());
-        let [_, _, height, width] = pixels.dims();
-        let corner = pixels.reshape([1, 3 * height / 8, 8, width]).slice([0..1, 0..3 * height / 8, 0..1]);
-        let corner =
-            corner.reshape([1, 3 * height / 8, width / 8, 8]).slice([0..1, 0..3 * height / 8, 0..width / 8, 0..1]);
-        let mean = corner.reshape([1, 3, height / 8, width / 8]);
-        Ok(Moments { mean: mean.clone(), log_variance: -mean })
-    }
-    fn release(&mut self) {
-        (self.text_loaded, self.vae_loaded) = (false, false);
-    }
-}
 
 /// A folder of pictures in three shapes, each with a caption of its own, and a configuration for it.
 fn folder(pictures: u32) -> (tempfile::TempDir, DataConfig) {
@@ -95,8 +38,6 @@ fn add(folder: &Path, name: &str, image: DynamicImage, caption: &str) {
     image.save(folder.join(name)).unwrap();
     std::fs::write(folder.join(name).with_extension("txt"), caption).unwrap();
 }
-
-fn silent(_: Progress) {}
 
 const KEPT: [Dropped; 1] = [Dropped { text: false, image: false }];
 
@@ -152,6 +93,16 @@ fn a_lost_or_broken_index_costs_no_encoding() {
     let (_, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts.len(), pictures), (0, 0));
     assert!(index.is_file());
+}
+
+#[test]
+fn the_index_of_captions_is_that_of_the_first_release() {
+    let written = r#"{"picture":{"file":"a.png","hash":"b","size":[64,48],"bucket":{"width":64,"height":48},"latents":["c"],
+        "stamp":[123,1760000000000000000]},"caption":"a boat","prompt":"d"}"#;
+    let sample: Sample = serde_json::from_str(written).unwrap();
+    assert_eq!((sample.picture.place.file.as_str(), sample.picture.size), ("a.png", (64, 48)));
+    let again: serde_json::Value = serde_json::to_value(&sample).unwrap();
+    assert_eq!(again, serde_json::from_str::<serde_json::Value>(written).unwrap());
 }
 
 #[test]
