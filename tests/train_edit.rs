@@ -85,7 +85,7 @@ static WHOLE: LazyLock<PathBuf> = LazyLock::new(|| train(&config("whole", &EVERY
 fn the_held_out_loss_falls_and_a_run_folder_holds_everything() {
     let more = ["training.max_steps=40", "checkpoint.every=40", "validation.edits=3", "validation.every=20"];
     let run = train(&config("falls", &more), None).unwrap();
-    let expected = ["config.toml", "falls", "metrics.jsonl", "samples", "step-000040", "tensorboard"];
+    let expected = ["config.toml", "metrics.jsonl", "model", "samples", "step-000040", "tensorboard"];
     assert_eq!(names(&run), expected.map(String::from).into());
     let expected = ["ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"];
     assert_eq!(names(&run.join("step-000040")), expected.map(String::from).into());
@@ -103,7 +103,6 @@ fn a_full_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
     let half: Vec<_> = EVERYTHING.iter().chain(&["training.max_steps=4"]).copied().collect();
     let run = train(&config("half", &half), None).unwrap();
     assert_eq!(state(&run, 4, &FULL), state(&WHOLE, 4, &FULL));
-    std::fs::remove_dir_all(run.join("half")).unwrap(); // the model it ended with
     train(&config("half", &EVERYTHING), Some(&run)).unwrap();
     assert_eq!(state(&run, 6, &FULL), state(&WHOLE, 6, &FULL));
 }
@@ -111,9 +110,9 @@ fn a_full_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
 #[test]
 fn a_continued_run_replaces_the_model_it_ended_with() {
     let run = train(&config("longer", &["training.max_steps=2"]), None).unwrap();
-    let before = tensors(run.join("longer/unet/diffusion_pytorch_model.safetensors"));
+    let before = tensors(run.join("model/unet/diffusion_pytorch_model.safetensors"));
     train(&config("longer", &["training.max_steps=4"]), Some(&run)).unwrap();
-    assert_ne!(tensors(run.join("longer/unet/diffusion_pytorch_model.safetensors")), before);
+    assert_ne!(tensors(run.join("model/unet/diffusion_pytorch_model.safetensors")), before);
 }
 
 #[test]
@@ -144,13 +143,13 @@ fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
     let of = |file: &str| -> Vec<Vec<f32>> {
         state(&WHOLE, 6, &[file]).remove(0).into_iter().map(|(_, data)| data.into_vec().unwrap()).collect()
     };
-    assert_eq!(numbers(&WHOLE.join("whole")), of("ema"));
+    assert_eq!(numbers(&WHOLE.join("model")), of("ema"));
     assert_eq!(numbers(&raw), of("weights"));
     assert_ne!(of("ema"), of("weights"));
     let unet = UNet::open(raw.join("unet"), &Device::flex(), None).unwrap();
     assert_eq!(unet.config.in_channels, 8);
     // What it exported can be trained further, by an adapter too.
-    let base = format!("model.path='{}'", WHOLE.join("whole").display());
+    let base = format!("model.path='{}'", WHOLE.join("model").display());
     let lora = ["training.mode=lora", "lora.rank=2", "training.ema_decay=0.9", &base];
     let run = train(&config("adapter", &lora), None).unwrap();
     assert!(run.join("adapter.safetensors").is_file());
@@ -186,6 +185,8 @@ fn settings_that_do_not_suit_the_model_are_one_clear_error() {
     says(&["training.mode=lora"], "point `model.path` at an editing model");
     says(&["model.dtype=bf16"], "`model.dtype`");
     says(&["objective.guidance=2.0"], "`objective`");
+    says(&["data.caption_dropout=0.3"], "`data.caption_dropout`");
+    says(&["validation.steps=1000"], "`validation.steps`");
     says(&["validation.prompts=['a cat']"], "`validation.prompts`");
     says(&["validation.timesteps=[1000]"], "`validation.timesteps`");
     says(&["edit.snr_gamma=-1"], "`edit.snr_gamma`");

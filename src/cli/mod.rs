@@ -21,7 +21,7 @@ use crate::training::TrainConfig;
 pub use device::DeviceChoice;
 pub use report::{report_error, report_panics, start_logging};
 
-/// Fine-tunes image models: FLUX.1 with LoRA.
+/// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {

@@ -13,7 +13,7 @@ pub struct Args {
     /// A run folder, or one of its checkpoints `step-NNNNNN`
     #[arg(value_name = "RUN|CHECKPOINT")]
     path: PathBuf,
-    /// Of an editing model: measures edits by this CLIP model (such as openai/clip-vit-large-patch14), at rising image guidance
+    /// Of an editing model: measures edits of the newest checkpoint by the CLIP model in this folder, at rising image guidance
     #[arg(long, value_name = "DIR")]
     clip: Option<PathBuf>,
     /// Prints JSON instead of a table

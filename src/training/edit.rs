@@ -1,12 +1,10 @@
 //! Training Stable Diffusion to edit pictures by instruction.
 
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    Dtype, Mode, ObjectiveConfig, TrainConfig, ValidationConfig,
+    TrainConfig, ValidationConfig,
     curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
     grid::arrange,
     objective::{Denoising, Example},
@@ -14,13 +12,13 @@ use super::{
 };
 use crate::{
     data::{Batch, Dropped, LatentDataset, SampleIndex},
-    error::{Error, Result},
+    error::Result,
     models::{
         text::PromptEmbeds,
         unet::{UNet, UNetInputs},
         vae::Moments,
     },
-    pipelines::{InstructPix2PixPipeline, Pipeline, Request, Similarity},
+    pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Request, Similarity},
     rng::{Purpose, Seed},
 };
 
@@ -36,21 +34,9 @@ pub(super) struct EditTask<'a> {
 }
 
 impl<'a> EditTask<'a> {
-    /// # Errors
-    /// Settings do not suit the model.
-    pub fn new(
-        config: &TrainConfig,
-        dataset: &'a LatentDataset,
-        mut pipeline: InstructPix2PixPipeline,
-    ) -> Result<Self> {
-        check(config)?;
+    /// A UNet that does not read a picture yet is widened.
+    pub fn new(config: &TrainConfig, dataset: &'a LatentDataset, mut pipeline: InstructPix2PixPipeline) -> Self {
         if !pipeline.edits() {
-            if config.training.mode == Mode::Lora {
-                let problem = "an adapter cannot teach a model to look at a picture that its first layer does not read";
-                return Err(Error::setting("training.mode", problem).hint(
-                    "use `full` to make an editing model of this one, or point `model.path` at an editing model",
-                ));
-            }
             let channels = 2 * pipeline.unet.config.in_channels;
             tracing::info!("the UNet now reads {channels} channels: the new ones have no effect yet");
             pipeline.unet.widen(channels);
@@ -61,11 +47,6 @@ impl<'a> EditTask<'a> {
             schedule: pipeline.scheduler.noise_schedule(),
             prediction: pipeline.scheduler.prediction_type,
         };
-        let timesteps = objective.schedule.alphas_cumprod.len();
-        if let Some(timestep) = validation.timesteps.iter().find(|&&timestep| timestep as usize >= timesteps) {
-            let problem = format!("{timestep} is not below the {timesteps} timesteps of the model");
-            return Err(Error::setting("validation.timesteps", problem));
-        }
         if let Some(name) = validation.scheduler {
             pipeline.scheduler = pipeline.scheduler.with_name(name);
         }
@@ -78,7 +59,7 @@ impl<'a> EditTask<'a> {
         }
         shown.retain(|batch| !batch.is_empty());
         let levels = validation.timesteps.iter().map(|&timestep| f64::from(timestep)).collect();
-        Ok(Self { pipeline, objective, validation, levels, dataset, shown })
+        Self { pipeline, objective, validation, levels, dataset, shown }
     }
 
     /// The latents of the originals as the UNet reads them.
@@ -86,41 +67,41 @@ impl<'a> EditTask<'a> {
         self.pipeline.image_condition(Moments::from_tensor(originals).mode())
     }
 
-    /// Edits the pairs of a batch, once for each seed. Original and target are as the VAE gives them back, which is the best
-    /// that an edit can look.
-    fn edits(&self, samples: &[SampleIndex], image_guidance: f64) -> Result<Edits> {
+    /// The pairs of a batch.
+    fn pairs(&self, samples: &[SampleIndex]) -> Result<Pairs> {
         let data = self.dataset.batch(samples, &vec![Dropped::default(); samples.len()], self.device())?;
         let scale = self.pipeline.vae.latent_scale();
-        let original = Moments::from_tensor(originals(&data)).mode();
+        let latents = Moments::from_tensor(originals(&data)).mode();
         let target = Moments::from_tensor(data.moments).mode();
-        let text = PromptEmbeds { prompt: data.prompt, pooled: data.pooled };
-        let null = self.dataset.embeds(&[""], self.device())?;
-        let [_, _, height, width] = original.dims();
-        let factor = self.pipeline.vae.downsampling();
-        let edit = |&seed: &u64| {
-            let noise = self.pipeline.start_noise(seed, width * factor, height * factor);
-            let seeds = vec![seed; samples.len()];
-            let noise = noise.repeat_dim(0, samples.len());
-            let request = Request {
-                negative: Some((null.clone(), self.validation.text_guidance)),
-                original: Some((original.clone(), image_guidance)),
-                ..Request::new(text.clone(), noise, seeds, self.validation.steps)
-            };
-            self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)
-        };
-        Ok(Edits {
-            originals: self.pipeline.decode(scale.normalize(original.clone()))?,
-            of_seeds: self.validation.seeds.iter().map(edit).collect::<Result<_>>()?,
+        Ok(Pairs {
+            text: PromptEmbeds { prompt: data.prompt, pooled: data.pooled },
+            originals: self.pipeline.decode(scale.normalize(latents.clone()))?,
             targets: self.pipeline.decode(scale.normalize(target))?,
+            latents,
         })
+    }
+
+    /// What the model makes of pairs with one of the configured seeds.
+    fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64) -> Result<Vec<RgbImage>> {
+        let null = self.dataset.embeds(&[""], self.device())?;
+        let [rows, _, height, width] = pairs.latents.dims();
+        let factor = self.pipeline.vae.downsampling();
+        let noise = self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, rows);
+        let request = Request {
+            negative: Some((null, self.validation.text_guidance)),
+            original: Some((pairs.latents.clone(), image_guidance)),
+            ..Request::new(pairs.text.clone(), noise, vec![seed; rows], self.validation.steps)
+        };
+        self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)
     }
 }
 
-/// Pairs and what the model makes of them, in the order of a batch.
-struct Edits {
+/// Held-out pairs of one size. The pictures are as the VAE gives them back, which is the best that an edit can look.
+struct Pairs {
+    text: PromptEmbeds,
+    /// Raw, of the originals, `[B, C, h, w]`.
+    latents: Tensor<4>,
     originals: Vec<RgbImage>,
-    /// For each seed, all pairs.
-    of_seeds: Vec<Vec<RgbImage>>,
     targets: Vec<RgbImage>,
 }
 
@@ -171,70 +152,49 @@ impl Task for EditTask<'_> {
 
     /// Held-out pairs: a row for each, with the original, an edit for each seed, and the target.
     fn grid(&mut self, _: bool) -> Result<Option<RgbImage>> {
-        let edit = |batch: &Vec<SampleIndex>| self.edits(batch, self.validation.image_guidance);
-        let batches = self.shown.iter().map(edit).collect::<Result<Vec<_>>>()?;
-        let pictures: Vec<&RgbImage> = batches.iter().flat_map(Edits::rows).collect();
-        Ok((!pictures.is_empty()).then(|| arrange(&pictures, self.validation.seeds.len() + 2)))
+        let mut pictures = Vec::new();
+        for batch in &self.shown {
+            let pairs = self.pairs(batch)?;
+            let mut columns = vec![pairs.originals.clone()];
+            for &seed in &self.validation.seeds {
+                columns.push(self.edit(&pairs, seed, self.validation.image_guidance)?);
+            }
+            columns.push(pairs.targets);
+            let row = |i: usize| columns.iter().map(move |column| column[i].clone());
+            pictures.extend((0..batch.len()).flat_map(row));
+        }
+        let columns = self.validation.seeds.len() + 2;
+        Ok((!pictures.is_empty()).then(|| arrange(&pictures.iter().collect::<Vec<_>>(), columns)))
     }
 
-    fn curve(&self, clip: &Path) -> Result<EditCurve> {
-        if self.shown.is_empty() {
-            let problem = "no held-out pairs are edited: `validation.edits` or `data.validation_split` is 0";
-            return Err(Error::setting("--clip", problem).hint("there is nothing to measure"));
-        }
-        let similarity = Similarity::open(clip, self.device())?;
-        let samples: Vec<_> = self.shown.iter().flatten().map(|i| &self.dataset.samples()[i.sample]).collect();
-        let captions =
-            |i: usize| Some((samples[i].original_caption.as_deref()?, samples[i].edited_caption.as_deref()?));
-        let point = |image_guidance: Option<f64>| {
-            let (mut scores, mut first) = (Vec::new(), 0);
-            for batch in &self.shown {
-                let edits = self.edits(batch, image_guidance.unwrap_or(self.validation.image_guidance))?;
-                let made = if image_guidance.is_some() { edits.of_seeds } else { vec![edits.targets] };
-                for pictures in &made {
-                    for (i, (original, edit)) in edits.originals.iter().zip(pictures).enumerate() {
-                        scores.push(similarity.measure(original, edit, captions(first + i))?);
-                    }
+    fn curve(&self, similarity: &Similarity) -> Result<EditCurve> {
+        let mut of_guidance = vec![Vec::new(); IMAGE_GUIDANCES.len()];
+        let mut of_targets = Vec::new();
+        for batch in &self.shown {
+            let pairs = self.pairs(batch)?;
+            let measure = |edits: &[RgbImage], scores: &mut Vec<EditScore>| {
+                for ((index, original), edit) in batch.iter().zip(&pairs.originals).zip(edits) {
+                    let sample = &self.dataset.samples()[index.sample];
+                    let captions = sample.original_caption.as_deref().zip(sample.edited_caption.as_deref());
+                    scores.push(similarity.measure(original, edit, captions)?);
                 }
-                first += batch.len();
+                Ok(())
+            };
+            measure(&pairs.targets, &mut of_targets)?;
+            for (&guidance, scores) in IMAGE_GUIDANCES.iter().zip(&mut of_guidance) {
+                for &seed in &self.validation.seeds {
+                    measure(&self.edit(&pairs, seed, guidance)?, scores)?;
+                }
             }
-            Ok(CurvePoint::new(image_guidance, &scores))
-        };
+        }
+        let points = IMAGE_GUIDANCES.into_iter().zip(of_guidance);
         Ok(EditCurve {
-            edits: samples.len(),
+            edits: of_targets.len(),
             text_guidance: self.validation.text_guidance,
-            points: IMAGE_GUIDANCES.into_iter().map(|guidance| point(Some(guidance))).collect::<Result<_>>()?,
-            target: point(None)?,
+            points: points.map(|(guidance, scores)| CurvePoint::new(Some(guidance), &scores)).collect(),
+            target: CurvePoint::new(None, &of_targets),
         })
     }
-}
-
-impl Edits {
-    /// Row by row: original, edits, target.
-    fn rows(&self) -> impl Iterator<Item = &RgbImage> {
-        let row = |i: usize| {
-            let edits = self.of_seeds.iter().map(move |pictures| &pictures[i]);
-            [&self.originals[i]].into_iter().chain(edits).chain([&self.targets[i]])
-        };
-        (0..self.originals.len()).flat_map(row)
-    }
-}
-
-/// Whether the configuration is one for editing.
-fn check(config: &TrainConfig) -> Result<()> {
-    if config.objective != ObjectiveConfig::default() {
-        let problem = "is for FLUX.1, but the model is Stable Diffusion";
-        return Err(Error::setting("objective", problem).hint("its settings are those of `[edit]`"));
-    }
-    if !config.validation.prompts.is_empty() {
-        let problem = "is for FLUX.1; an editing model shows held-out pairs";
-        return Err(Error::setting("validation.prompts", problem).hint("leave it out, and set `validation.edits`"));
-    }
-    if config.training.mode == Mode::Full && config.model.dtype != Dtype::F32 {
-        let problem = "is too coarse for full fine-tuning, whose steps are smaller than its rounding";
-        return Err(Error::setting("model.dtype", problem).hint("use \"f32\""));
-    }
-    Ok(())
 }
 
 /// The moments of the originals of a batch of pairs.

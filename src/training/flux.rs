@@ -1,7 +1,5 @@
 //! Training an adapter on FLUX.1.
 
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
@@ -20,7 +18,7 @@ use crate::{
         text::PromptEmbeds,
         vae::Moments,
     },
-    pipelines::{FluxPipeline, Pipeline, Request},
+    pipelines::{FluxPipeline, Pipeline, Request, Similarity},
     rng::Seed,
 };
 
@@ -94,7 +92,7 @@ impl Task for FluxTask {
         Ok(Some(arrange(&pairs.collect::<Vec<_>>(), 2 * self.validation.seeds.len())))
     }
 
-    fn curve(&self, _: &Path) -> Result<EditCurve> {
+    fn curve(&self, _: &Similarity) -> Result<EditCurve> {
         Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"))
     }
 }

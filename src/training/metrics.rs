@@ -28,7 +28,7 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Length of the gradient over the whole adapter, before clipping.
+    /// Length of the gradient over all that is trained, before clipping.
     pub grad_norm: f64,
     /// Mean duration of a step since the last record, without validation and checkpoints.
     pub seconds_per_step: f64,
@@ -62,10 +62,10 @@ pub struct ValidationMetrics {
 }
 
 impl ValidationMetrics {
-    /// From the losses at each sigma, whose mean is the overall loss.
+    /// From the losses at each noise level, whose mean is the overall loss.
     pub fn new(step: u64, losses: &[(f64, f64)]) -> Self {
         let validation_loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64;
-        let validation_loss_at_level = losses.iter().map(|(sigma, loss)| (sigma.to_string(), *loss)).collect();
+        let validation_loss_at_level = losses.iter().map(|(level, loss)| (level.to_string(), *loss)).collect();
         Self { step, validation_loss, validation_loss_at_level }
     }
 }
@@ -144,8 +144,8 @@ impl Metrics {
     pub fn validation(&mut self, metrics: &ValidationMetrics, display: &mut dyn Display) -> Result<()> {
         self.append(&Record::Validation(metrics.clone()))?;
         self.board.scalar("validation/loss", metrics.validation_loss, metrics.step);
-        for (sigma, loss) in &metrics.validation_loss_at_level {
-            self.board.scalar(&format!("validation/loss_at_level/{sigma}"), *loss, metrics.step);
+        for (level, loss) in &metrics.validation_loss_at_level {
+            self.board.scalar(&format!("validation/loss_at_level/{level}"), *loss, metrics.step);
         }
         display.validation(metrics);
         Ok(())

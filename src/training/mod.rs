@@ -1,7 +1,7 @@
 //! The training loop and what surrounds it.
 //!
 //! A run folder `checkpoints/NAME/` holds `config.toml` (every value, resolved), `metrics.jsonl`, `tensorboard/`, `samples/`,
-//! checkpoints `step-NNNNNN/`, and at the end what other programs load: `NAME.safetensors`, a LoRA, or `NAME/`, a model folder.
+//! checkpoints `step-NNNNNN/`, and at the end what other programs load: `NAME.safetensors`, a LoRA, or `model/`, a whole model.
 
 pub mod backward;
 mod bars;

@@ -27,6 +27,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
     let model = hub::resolve(&config.model.path)?;
     let kind = ModelKind::of(&model)?;
+    config.suits(kind, &model)?;
     let _stage = Stage::enter("prepare", device);
     let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     memory,
+    pipelines::{ModelKind, Similarity},
     rng::Seed,
 };
 
@@ -33,7 +34,7 @@ pub struct CheckpointScore {
     pub loss: f64,
     /// `(noise level, loss)`.
     pub loss_at_level: Vec<(f64, f64)>,
-    /// The grid of samples, if there are prompts.
+    /// The grid of pictures, if the configuration asks for any.
     pub samples: Option<PathBuf>,
 }
 
@@ -104,11 +105,29 @@ pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<Val
     let (run, checkpoints) = Checkpoint::resolve(path)?;
     let config = TrainConfig::load(run.join(CONFIG), &[])?;
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
+    let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
+    if !held_out && config.validation.prompts.is_empty() {
+        let problem = "no picture was held out, and there are no prompts to generate: there is nothing to validate";
+        return Err(Error::setting("data.validation_split", problem).hint(
+            "set it to 0.1 or so before training; of FLUX.1, `validation.prompts` in the run's config.toml show pictures",
+        ));
+    }
+    let similarity = match clip {
+        Some(_) if prepared.kind == ModelKind::Flux => {
+            return Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"));
+        }
+        Some(_) if !held_out || config.validation.edits == 0 || config.validation.seeds.is_empty() => {
+            let problem = "the run's config.toml asks for no edits of held-out pairs";
+            return Err(Error::setting("--clip", problem).hint("set `validation.edits` and `validation.seeds` there"));
+        }
+        Some(folder) => Some(Similarity::open(folder, device)?),
+        None => None,
+    };
     with_task(
         &config,
         &prepared,
         device,
-        Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, clip },
+        Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, similarity },
     )
 }
 
@@ -118,14 +137,14 @@ struct Scoring<'a> {
     prepared: &'a Prepared,
     run: &'a Path,
     checkpoints: Vec<Checkpoint>,
-    clip: Option<&'a Path>,
+    similarity: Option<Similarity>,
 }
 
 impl Job for Scoring<'_> {
     type Output = ValidationReport;
 
     fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
-        let Self { config, prepared, run, checkpoints, clip } = self;
+        let Self { config, prepared, run, checkpoints, similarity } = self;
         let device = task.device().clone();
         let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
         checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, config))?;
@@ -143,17 +162,9 @@ impl Job for Scoring<'_> {
             trained.attach(task.model_mut()).map_err(|e| e.at(&path))?;
             let losses = validator.losses(&task)?;
             let samples = task.grid(true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;
-            if losses.is_empty() && samples.is_none() {
-                let problem =
-                    "no picture was held out, and there are no prompts to generate: there is nothing to validate";
-                return Err(Error::setting("data.validation_split", problem).hint(
-                    "set it to 0.1 or so before training; to see pictures, add `validation.prompts` to the run's \
-                     config.toml",
-                ));
-            }
             scores.push(score(checkpoint.step, losses, samples));
         }
-        let curve = clip.map(|clip| task.curve(clip)).transpose()?;
+        let curve = similarity.map(|similarity| task.curve(&similarity)).transpose()?;
         memory::release(&device);
         Ok(ValidationReport::new(T::LEVEL, scores, curve, [before, memory::usage(&device).resident_mib()]))
     }

@@ -103,15 +103,7 @@ impl Job for Training<'_> {
                 return Ok(run.folder);
             }
         }
-        let finished = match config.training.mode {
-            Mode::Lora => run.folder.join(format!("{}.safetensors", config.run.name)),
-            Mode::Full => run.folder.join(&config.run.name),
-        };
-        if finished.is_dir() {
-            // What a run ended with before it was lengthened; its checkpoints can make it again.
-            fs::remove_dir_all(&finished).map_err(|e| Error::io(&finished, e))?;
-        }
-        export(&run.folder, &finished, ExportOptions { format: None, dtype: FloatDType::F32, raw: false })?;
+        run.finish()?;
         Ok(run.folder)
     }
 }
@@ -273,6 +265,32 @@ impl<'a, T: Task> Run<'a, T> {
         assign(&mut Both(&mut self.trained, self.task.model_mut()), ema.means());
         self.trained.attach(self.task.model_mut()).expect("it was attached before");
         Some(raw)
+    }
+
+    /// Writes what the run ends with for other programs. What it ended with before it was lengthened goes only after that.
+    fn finish(&self) -> Result<()> {
+        let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false };
+        let io = |e| Error::io(&self.folder, e);
+        match self.config.training.mode {
+            Mode::Lora => {
+                let file = format!("{}.safetensors", self.config.run.name);
+                export(&self.folder, &self.folder.join(file), options)
+            }
+            Mode::Full => {
+                let [model, before] = ["model", "model.before"].map(|name| self.folder.join(name));
+                if before.is_dir() {
+                    fs::remove_dir_all(&before).map_err(io)?;
+                }
+                if model.is_dir() {
+                    fs::rename(&model, &before).map_err(io)?;
+                }
+                export(&self.folder, &model, options)?;
+                if before.is_dir() {
+                    fs::remove_dir_all(&before).map_err(io)?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Writes a checkpoint, then removes those that are too old.

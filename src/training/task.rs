@@ -1,7 +1,5 @@
 //! What the training loop asks of a task: a model, and an objective that turns batches into examples for it.
 
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
@@ -11,7 +9,7 @@ use crate::{
     error::Result,
     memory::Stage,
     models::{Segment, Segmented, flux::draw_noise, vae::Moments},
-    pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind},
+    pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind, Similarity},
     rng::{Purpose, Seed},
 };
 
@@ -59,11 +57,11 @@ pub(super) trait Task: Sized {
     /// A picture is not finite, or the cache is damaged.
     fn grid(&mut self, trained: bool) -> Result<Option<RgbImage>>;
 
-    /// How far the model's edits go and how much they keep, by the CLIP model in the folder `clip`.
+    /// How far the edits of held-out pairs, at least one, go and how much they keep.
     ///
     /// # Errors
-    /// The model does not edit pictures, there are none to edit, or the folder is no CLIP model.
-    fn curve(&self, clip: &Path) -> Result<EditCurve>;
+    /// The model does not edit pictures, a picture is not finite, or the cache is damaged.
+    fn curve(&self, similarity: &Similarity) -> Result<EditCurve>;
 }
 
 /// What is done with a task, whichever it is.
@@ -99,7 +97,7 @@ pub(super) fn with_task<J: Job>(
         ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
             let pipeline = InstructPix2PixPipeline::open(model, device, dtype)?;
             drop(loading);
-            job.run(EditTask::new(config, &prepared.dataset, pipeline)?)
+            job.run(EditTask::new(config, &prepared.dataset, pipeline))
         }
     }
 }

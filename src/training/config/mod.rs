@@ -4,6 +4,7 @@
 mod edit;
 mod objective;
 mod optimizer;
+mod suits;
 mod validation;
 
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub struct ModelConfig {
     /// Face hub. No default.
     pub path: String,
     /// Number format of the frozen weights. Default `bf16`. Use `f32` on a CPU: it computes bf16 by converting.
-    /// The adapter and the optimizer are f32 always.
+    /// What is trained and the optimizer are f32 always.
     #[serde(default)]
     pub dtype: Dtype,
 }
@@ -115,7 +116,8 @@ impl From<Dtype> for burn::tensor::FloatDType {
 #[serde(deny_unknown_fields, default)]
 pub struct LoopConfig {
     /// What is trained. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every number of a UNet, with
-    /// an eighth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the weights.
+    /// a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the weights (a running
+    /// mean and gradient accumulation add one each).
     pub mode: Mode,
     /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 pictures needs 500 to 2000;
     /// watch the held-out loss.
@@ -160,7 +162,7 @@ pub enum Activations {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between two checkpoints (adapter, optimizer, position). Default 250. The last step is always saved.
+    /// Steps between two checkpoints (what is trained, optimizer, position). Default 250. The last step is always saved.
     pub every: u64,
     /// How many of the newest checkpoints stay; 0 keeps all. Default 3. Older ones go only after a newer one is
     /// complete.
@@ -233,6 +235,11 @@ impl TrainConfig {
                 self.schedule.warmup_steps < training.max_steps.max(1),
                 "schedule.warmup_steps",
                 "must be below `training.max_steps`, or the full learning rate is never reached",
+            ),
+            (
+                training.mode == Mode::Lora || self.model.dtype == Dtype::F32,
+                "model.dtype",
+                "must be \"f32\" where `training.mode` is `full`: the steps are smaller than the rounding of bf16",
             ),
             (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];

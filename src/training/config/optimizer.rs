@@ -18,11 +18,11 @@ pub struct OptimizerConfig {
     pub betas: [f64; 2],
     /// Added to the root of the second moment. Default 1e-8, as torch. Rarely changed.
     pub epsilon: f64,
-    /// Pull of every adapter value to zero, a step: learning_rate × weight_decay. Default 1e-4, as diffusers' trainers
+    /// Pull of every trained value to zero, a step: learning_rate × weight_decay. Default 1e-4, as diffusers' trainers
     /// (torch and others use 1e-2). Even 1e-2 moves a value by one part in a million a step at the default learning
     /// rate, so it hardly matters in a LoRA run of a few thousand steps; to hold an adapter back, lower the rank.
     pub weight_decay: f64,
-    /// Gradients longer than this, as one vector over the whole adapter, are scaled down to it. Default 1.0; 0 turns it
+    /// Gradients longer than this, as one vector over all that is trained, are scaled down to it. Default 1.0; 0 turns it
     /// off. It bounds the damage of a single odd batch.
     pub max_grad_norm: f64,
 }

@@ -28,9 +28,10 @@ pub struct ValidationConfig {
     /// Distilled guidance of the pictures. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
     /// `objective.guidance`, and does nothing in models without a guidance input.
     pub guidance: f64,
-    /// Stable Diffusion: how strongly an edit follows the instruction. Default 7.5.
+    /// Stable Diffusion: how strongly an edit follows the instruction. Default 7.5; up to 1 there is no guidance at all.
     pub text_guidance: f64,
-    /// Stable Diffusion: how strongly an edit keeps to the original. Default 1.5; at 1 it is not considered apart.
+    /// Stable Diffusion: how strongly an edit keeps to the original. Default 1.5; at 1 it is not considered apart, and
+    /// below 1 there is no guidance at all.
     pub image_guidance: f64,
     /// Stable Diffusion: the sampler of the edits, such as `"dpm_solver"`. Default: the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +67,7 @@ impl ValidationConfig {
     /// What must hold.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let size_holds = |pixels: usize| pixels > 0 && pixels.is_multiple_of(16);
-        let seeds_hold = self.prompts.is_empty() && self.edits == 0 || !self.seeds.is_empty();
+        let seeds_hold = self.prompts.is_empty() || !self.seeds.is_empty();
         let guidance_holds = |guidance: f64| guidance.is_finite() && guidance >= 0.0;
         let sigmas_hold = !self.sigmas.is_empty() && self.sigmas.iter().all(|&sigma| sigma > 0.0 && sigma <= 1.0);
         vec![
