@@ -16,14 +16,29 @@ use kiln::{
 };
 use support::program::{EDITING, fails, succeeds, tensors, workshop};
 
-static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("train_edit"));
+/// The folder of this file's runs; its cache is filled.
+static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
+    let workshop = workshop("train_edit");
+    succeeds(&command("prepare", &settings_in(&workshop, "any", &["data.flip=true"])));
+    workshop
+});
 
-/// The editing quickstart, shorter, in the workshop. What comes after wins.
+/// The arguments of a command with the editing quickstart and these settings.
+fn command(name: &str, settings: &[String]) -> Vec<String> {
+    let settings = settings.iter().flat_map(|setting| ["--set".to_string(), setting.clone()]);
+    [name, "--config", EDITING].map(String::from).into_iter().chain(settings).collect()
+}
+
 fn settings(name: &str, more: &[&str]) -> Vec<String> {
+    settings_in(&WORKSHOP, name, more)
+}
+
+/// The editing quickstart, shorter, in a workshop. What comes after wins.
+fn settings_in(workshop: &Path, name: &str, more: &[&str]) -> Vec<String> {
     let mut all = vec![
         format!("run.name={name}"),
-        format!("run.output='{}'", WORKSHOP.join("runs").display()),
-        format!("data.cache='{}'", WORKSHOP.join("cache").display()),
+        format!("run.output='{}'", workshop.join("runs").display()),
+        format!("data.cache='{}'", workshop.join("cache").display()),
     ];
     let short = [
         "training.max_steps=6",
@@ -174,12 +189,36 @@ fn validate_repeats_the_losses_of_training() {
 }
 
 #[test]
+fn validate_draws_the_curve_of_the_paper_with_a_clip_model() {
+    let run = train(&config("curve", &["training.max_steps=2", "validation.edits=2"]), None).unwrap();
+    let run = run.to_str().unwrap();
+    let clip = "tests/fixtures/clip";
+    let (json, _) = succeeds(&["validate", run, "--clip", clip, "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let curve = &report["curve"];
+    assert_eq!((curve["edits"].as_u64(), curve["text_guidance"].as_f64()), (Some(2), Some(7.5)));
+    let points = curve["points"].as_array().unwrap();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let guidances: Vec<_> = points.iter().map(|point| number(&point["image_guidance"])).collect();
+    assert_eq!(guidances, [1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2]);
+    for point in points.iter().chain([&curve["target"]]) {
+        assert!(number(&point["image_similarity"]).abs() <= 1.0, "{point}");
+        assert!(number(&point["directional_similarity"]).abs() <= 1.0, "{point}");
+    }
+    assert_ne!(points[0]["image_similarity"], points[6]["image_similarity"]);
+    assert!(curve["target"]["image_guidance"].is_null());
+    let (table, _) = succeeds(&["validate", run, "--clip", clip]);
+    assert!(table.contains("directional similarity") && table.contains("target"), "{table}");
+    let said = fails(&["validate", run, "--clip", "datasets"]);
+    assert!(said.contains("config.json"), "{said}");
+    let said = fails(&["validate", WHOLE.to_str().unwrap(), "--clip", clip]);
+    assert!(said.contains("validation.edits"), "{said}");
+}
+
+#[test]
 fn settings_that_do_not_suit_the_model_are_one_clear_error() {
     let says = |more: &[&str], expected: &str| {
-        let settings = settings("bad", more);
-        let mut arguments = vec!["train".to_string(), "--config".into(), EDITING.into()];
-        arguments.extend(settings.into_iter().flat_map(|setting| ["--set".into(), setting]));
-        let said = fails(&arguments);
+        let said = fails(&command("train", &settings("bad", more)));
         assert!(said.contains(expected), "{said}");
     };
     says(&["training.mode=lora"], "point `model.path` at an editing model");
