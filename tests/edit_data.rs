@@ -165,6 +165,8 @@ fn tabled(edits: &[Edit]) -> TempDir {
     let (first, second) = edits.split_at(edits.len() / 2);
     table(&folder.path().join("data/train-00000-of-00002.parquet"), first, 5, Compression::SNAPPY);
     table(&folder.path().join("data/train-00001-of-00002.parquet"), second, 100, Compression::GZIP(Default::default()));
+    // Another split of the same dataset, which is not trained on.
+    table(&folder.path().join("data/test-00000-of-00001.parquet"), first, 5, Compression::SNAPPY);
     folder
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// - folders `original` and `edited` with pictures of the same names (the extension may differ), and for each pair a `.txt`
 ///   of that name in `edited`, `original` or `instruction`;
 /// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`, compressed with snappy, gzip or not at
-///   all. All of them are read, whatever split their names say; nothing is unpacked to disk.
+///   all: those whose names start with `train`, if there are any, else all. Nothing is unpacked to disk.
 ///
 /// Columns, of metadata and Parquet files; where there are several, the first of a list counts (the metadata's names of
 /// pictures may end in `_file_name` too):

@@ -162,7 +162,8 @@ impl Manifest {
     }
 }
 
-/// The Parquet files of `folder` and of its folder `data`, where Hugging Face keeps them.
+/// The Parquet files of `folder` and of its folder `data`, where Hugging Face keeps them: those of the split `train` if there
+/// are any, else all.
 fn tables(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for below in ["", "data/"] {
@@ -176,6 +177,10 @@ fn tables(folder: &Path) -> Result<Vec<String>> {
                 found.push(format!("{below}{name}"));
             }
         }
+    }
+    let of_train = |file: &String| file.trim_start_matches("data/").starts_with("train");
+    if found.iter().any(of_train) {
+        found.retain(of_train);
     }
     found.sort_unstable();
     Ok(found)
