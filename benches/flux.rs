@@ -16,8 +16,8 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     lora::{self, Lora, LoraConfig},
     models::{
-        Segmented,
-        flux::{FluxConfig, FluxInputs, FluxTransformer, draw_noise},
+        Segmented, draw_noise,
+        flux::{FluxConfig, FluxInputs, FluxTransformer},
         text::PromptEmbeds,
     },
     rng::{Purpose, Seed},

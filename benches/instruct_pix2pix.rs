@@ -15,8 +15,7 @@ mod support;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     models::{
-        Segmented,
-        flux::draw_noise,
+        Segmented, draw_noise,
         unet::{PerLevel, UNet, UNetConfig, UNetInputs},
     },
     rng::{Purpose, Seed},

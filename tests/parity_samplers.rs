@@ -177,13 +177,16 @@ fn rarer_runs_match() {
     let stack = |name: &str| Tensor::<5>::from_data(file.read_f32(name).unwrap(), &Device::flex());
     let start = Tensor::<4>::from_data(file.read_f32("start").unwrap(), &Device::flex());
     let (noise, outputs) = (rows(stack("noise")), rows(stack("model_output")));
-    // Twenty times what f32 can tell apart, of values this large.
-    let check = |label: &str, name: &str, got: Vec<f32>| {
+    let largest = |values: &[f32]| values.iter().fold(0f32, |size, value| size.max(value.abs()));
+    // Twenty times what f32 can tell apart, of values this large, and two roundings of `from`, what the run starts from: at a
+    // zero terminal level that is 4096 times the noise, and after one step nothing of it is left but what rounding left, in
+    // diffusers (2e-4 away from the same steps in f64) as here.
+    let check = |label: &str, name: &str, got: Vec<f32>, from: f32| {
         let want = floats(name);
-        let size = want.iter().fold(0f32, |size, value| size.max(value.abs()));
+        let size = 20.0 * largest(&want) + 2.0 * from;
         assert_eq!(got.len(), want.len(), "{label}");
         for (got, want) in got.iter().zip(&want) {
-            assert!((got - want).abs() <= 20.0 * f32::EPSILON * size, "{label}: {got} is not {want}");
+            assert!((got - want).abs() <= f32::EPSILON * size, "{label}: {got} is not {want}");
         }
     };
     let cases: Vec<Value> = serde_json::from_str(&file.metadata()["cases"]).unwrap();
@@ -201,10 +204,11 @@ fn rarer_runs_match() {
         let added = scheduler.add_noise(start.clone(), noise[0].clone(), begin);
         let calls = scheduler.timesteps().len() - begin;
         let (inputs, samples) = run(&mut *scheduler, begin, added.clone(), &outputs[..calls], &noise[1..]);
-        check(&format!("{case}, start"), &name("added"), added.into_data().into_vec().unwrap());
-        check(&format!("{case}, samples"), &name("prev_sample"), samples.into_data().into_vec().unwrap());
+        let from = largest(&floats(&name("added")));
+        check(&format!("{case}, start"), &name("added"), added.into_data().into_vec().unwrap(), from);
+        check(&format!("{case}, samples"), &name("prev_sample"), samples.into_data().into_vec().unwrap(), from);
         if file.has(&name("model_input")) {
-            check(&format!("{case}, inputs"), &name("model_input"), inputs.into_data().into_vec().unwrap());
+            check(&format!("{case}, inputs"), &name("model_input"), inputs.into_data().into_vec().unwrap(), from);
         }
     }
 }
@@ -229,7 +233,7 @@ fn every_number_of_steps_works_or_is_refused() {
                         assert!((1..=60).contains(&steps));
                     }
                     Err(error) => {
-                        assert!(error.to_string().starts_with("`--steps`"), "{error}");
+                        assert!(error.to_string().starts_with("`steps`"), "{error}");
                         assert!(!(1..59).contains(&steps), "{name:?} {spacing} {steps}");
                     }
                 }

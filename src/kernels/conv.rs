@@ -1,7 +1,7 @@
 //! Two-dimensional convolution.
 
 use burn::backend::{Dispatch, ops::ModuleOps};
-use burn::tensor::{Tensor, module, ops::ConvOptions};
+use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 use burn_flex::FlexTensor;
 
 use super::{
@@ -13,14 +13,22 @@ use super::{
 };
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus `bias` `[out]`: `[B, out, H', W']` with
-/// `H' = (H + 2·padding - k) / stride + 1`, which must be positive.
+/// `H' = (H + 2·padding - k) / stride + 1`, which must be positive. Panics where the channels do not fit each other.
 ///
 /// Weight and bias get gradients where they are tracked. Where the weight is not, `x` is not kept.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
     let operation = Conv2d { stride, padding, trained: weight.device().is_autodiff() };
-    // No bias is a bias without numbers.
-    let bias = bias.unwrap_or_else(|| Tensor::empty([0], (&x.device().inner(), x.dtype())));
-    apply(operation, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()])
+    let (inputs, [outputs, each, ..]) = (x.dims()[1], weight.dims());
+    assert_eq!(inputs, each, "the weight is for pictures of so many channels");
+    assert!(
+        bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]),
+        "the bias is not one number for each of {outputs} channels"
+    );
+    let [x, weight] = [x, weight].map(Tensor::into_dispatch);
+    match bias {
+        Some(bias) => apply(operation, [x, weight, bias.into_dispatch()]),
+        None => apply(operation, [x, weight]),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -52,41 +60,52 @@ impl Conv2d {
         Sizes { batch, inputs, outputs, from, to, kernel, stride, padding }
     }
 
+    /// Whether each place is a product of the weight with what is at that place.
+    ///
+    /// Where there is no kernel of our own, it is computed as one: a pointwise convolution on CUDA is known to go wrong on
+    /// wide inputs (cubek#519).
+    fn is_product(&self, weight: [usize; 4]) -> bool {
+        ([weight[2], weight[3]], self.stride, self.padding) == ([1, 1], 1, 0)
+    }
+
     fn options(&self) -> ConvOptions<2> {
         ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], 1)
     }
 }
 
-impl Operation<3> for Conv2d {
+/// Of `x`, the weight and perhaps a bias.
+impl<const N: usize> Operation<N> for Conv2d {
     type Saved = Saved;
 
-    fn forward(&self, [x, weight, bias]: [Plain; 3]) -> (Plain, Saved) {
+    fn forward(&self, inputs: [Plain; N]) -> (Plain, Saved) {
+        let (x, weight) = (inputs[0].clone(), inputs[1].clone());
         let shape = Tensor::<4>::from_dispatch(x.clone()).dims();
-        let saved = Saved { x: self.trained.then(|| x.clone()), weight: weight.clone(), shape };
-        let y = match cpu::floats([x, weight, bias]) {
-            Ok(all) => {
-                let [x, weight, bias] = all.map(cpu::in_order);
-                let sizes = self.sizes(shape, cpu::dims(&weight));
-                let bias = Some(cpu::numbers(&bias)).filter(|bias| !bias.is_empty());
+        let saved = Saved { x: self.trained.then_some(x), weight, shape };
+        let y = match cpu::floats(inputs) {
+            Ok(inputs) => {
+                let inputs = inputs.map(cpu::in_order);
+                let (x, weight) = (&inputs[0], &inputs[1]);
+                let sizes = self.sizes(shape, cpu::dims(weight));
                 let forward = if winograd::suits(&sizes) { winograd::forward } else { patches::forward };
-                let y = forward(&sizes, cpu::numbers(&x), cpu::numbers(&weight), bias);
+                let y = forward(&sizes, cpu::numbers(x), cpu::numbers(weight), inputs.get(2).map(cpu::numbers));
                 cpu::plain(cpu::tensor(y, [sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]))
             }
-            Err([x, weight, bias]) => {
-                let [x, weight]: [Tensor<4>; 2] = [x, weight].map(Tensor::from_dispatch);
-                let bias = Some(Tensor::<1>::from_dispatch(bias)).filter(|bias| bias.dims() != [0]);
+            Err(inputs) => {
+                let [x, weight] = [0, 1].map(|i| Tensor::from_dispatch(inputs[i].clone()));
+                let bias = inputs.get(2).cloned().map(Tensor::from_dispatch);
                 composed(x, weight, bias, self).into_dispatch()
             }
         };
         (y, saved)
     }
 
-    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
         let Saved { x, weight, shape } = saved;
-        let [wants_x, wants_weight, wants_bias] = wanted;
+        let mut wanted = wanted.into_iter();
+        let wanted @ [wants_x, wants_weight, wants_bias] = std::array::from_fn(|_| wanted.next() == Some(true));
         let x = x.filter(|_| wants_weight);
         // Where `x` is not needed, something else stands in its place.
-        match cpu::floats([x.clone().unwrap_or_else(|| gradient.clone()), weight, gradient]) {
+        let gradients = match cpu::floats([x.clone().unwrap_or_else(|| gradient.clone()), weight, gradient]) {
             Ok(all) => {
                 let [x, weight, g] = all.map(cpu::in_order);
                 let kernel = cpu::dims(&weight);
@@ -110,7 +129,9 @@ impl Operation<3> for Conv2d {
                 ]
             }
             Err([_, weight, g]) => composed_backward(x, weight, g, shape, wanted, &self),
-        }
+        };
+        let mut gradients = gradients.into_iter();
+        std::array::from_fn(|_| gradients.next().flatten())
     }
 }
 
@@ -143,11 +164,10 @@ fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
 /// The same operation on any backend and dtype.
 fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation: &Conv2d) -> Tensor<4> {
     let [batch, inputs, height, width] = x.dims();
-    let [outputs, _, down, across] = weight.dims();
-    if ([down, across], operation.stride, operation.padding) != ([1, 1], 1, 0) {
+    if !operation.is_product(weight.dims()) {
         return module::conv2d(x, weight, bias, operation.options());
     }
-    // A matrix product: one pointwise convolution on CUDA is known to go wrong on wide inputs (cubek#519).
+    let [outputs, ..] = weight.dims();
     let y = weight.flatten::<2>(1, 3).unsqueeze().matmul(x.reshape([batch, inputs, height * width]));
     let y = match bias {
         Some(bias) => y + bias.reshape([1, outputs, 1]),
@@ -165,21 +185,40 @@ fn composed_backward(
     [wants_x, wants_weight, wants_bias]: [bool; 3],
     operation: &Conv2d,
 ) -> [Option<Plain>; 3] {
-    let dtype = Tensor::<4>::from_dispatch(g.clone()).dtype();
-    let like_x = || {
-        let device = Tensor::<4>::from_dispatch(g.clone()).device();
-        // Only its shape is read.
-        Tensor::<4>::zeros([1; 4], (&device, dtype)).expand(shape).into_dispatch()
+    let [g4, w4] = [&g, &weight].map(|t| Tensor::<4>::from_dispatch(t.clone()));
+    let (dtype, [batch, inputs, height, width], [outputs, ..]) = (g4.dtype(), shape, w4.dims());
+    let product = operation.is_product(w4.dims());
+    // What stands at the places of a picture, channel by channel.
+    let places = |t: Tensor<4>, channels| t.reshape([batch, channels, height * width]);
+    let dx = || match product {
+        true => {
+            let weight = w4.clone().reshape([1, outputs, inputs]);
+            weight.swap_dims(1, 2).matmul(places(g4.clone(), outputs)).reshape(shape).into_dispatch()
+        }
+        false => {
+            // Only its shape is read.
+            let like_x = Tensor::<4>::zeros([1; 4], (&g4.device(), dtype)).expand(shape).into_dispatch();
+            Dispatch::conv2d_x_backward(like_x, weight.clone(), g.clone(), operation.options())
+        }
     };
-    let dx = || Dispatch::conv2d_x_backward(like_x(), weight.clone(), g.clone(), operation.options());
     let dw = || {
         let x = x.clone().expect("kept where the weight is trained");
-        Dispatch::conv2d_weight_backward(x, weight.clone(), g.clone(), operation.options())
+        match product {
+            true => {
+                let x = places(Tensor::from_dispatch(x), inputs).swap_dims(1, 2);
+                in_f32(places(g4.clone(), outputs).matmul(x), |each| each.sum_dim(0))
+                    .reshape([outputs, inputs, 1, 1])
+                    .into_dispatch()
+            }
+            false => Dispatch::conv2d_weight_backward(x, weight.clone(), g.clone(), operation.options()),
+        }
     };
-    let db = || {
-        let sums = Tensor::<4>::from_dispatch(g.clone()).sum_dim(3).sum_dim(2).sum_dim(0);
-        let [_, outputs, _, _] = sums.dims();
-        sums.reshape([outputs]).into_dispatch()
-    };
+    let db = || in_f32(g4.clone(), |g| g.sum_dim(3).sum_dim(2).sum_dim(0)).reshape([outputs]).into_dispatch();
     [wants_x.then(dx), wants_weight.then(dw), wants_bias.then(db)]
+}
+
+/// A sum of many numbers, which would lose what is small in bf16: added up in f32, then of the type that it had.
+fn in_f32<const D: usize>(x: Tensor<D>, sum: impl Fn(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
+    let dtype: FloatDType = x.dtype().into();
+    sum(x.cast(FloatDType::F32)).cast(dtype)
 }

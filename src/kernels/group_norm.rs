@@ -270,11 +270,10 @@ impl GroupNorm {
 
     /// `(x − mean)/deviation` and `1/deviation`, in f32.
     fn standardize(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let shape = x.dims();
         let x = x.cast(FloatDType::F32);
         let centred = x.clone() - self.mean(x);
         let inverse = (self.mean(centred.clone().square()) + self.epsilon).sqrt().recip();
-        (centred * inverse.clone(), inverse.expand(shape))
+        (centred * inverse.clone(), inverse)
     }
 
     /// The means of each group, at all its numbers. Means of means: one sum over the millions of places of a large picture

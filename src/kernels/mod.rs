@@ -51,6 +51,4 @@ pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E
 }
 
 #[cfg(test)]
-mod conv_tests;
-#[cfg(test)]
 mod tests;

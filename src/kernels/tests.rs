@@ -6,6 +6,7 @@ use super::*;
 use crate::rng::{Purpose, Seed};
 use crate::weights::TensorFile;
 
+mod conv;
 mod unet;
 
 type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;

@@ -1,5 +1,6 @@
 //! The networks, with the names their checkpoints use.
 
+mod noise;
 mod segments;
 
 pub mod clip;
@@ -10,6 +11,7 @@ pub mod vae;
 
 use burn::tensor::Tensor;
 
+pub use noise::draw_noise;
 pub use segments::{Inputs, Segment, Segmented, State};
 
 /// Divides the last axis among heads: `[B, L, N·K]` → `[B, N, L, K]`.

@@ -13,7 +13,7 @@ pub struct State {
     /// What the segments change: pictures `[B, C, H, W]`, or sequences as `[B, 1, L, D]`. A segment may add streams and take
     /// some away; those that skip it come out as they went in.
     pub streams: Vec<Tensor<4>>,
-    /// What the first segment makes and all others read, `[B, D]`.
+    /// What the first segment makes and all others read, `[B, D]`. They hand it on, as it is or as a view of it.
     pub shared: Vec<Tensor<2>>,
 }
 

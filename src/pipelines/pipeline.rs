@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     memory::Stage,
     models::{
-        flux::draw_noise,
+        draw_noise,
         vae::{AutoencoderKl, Moments},
     },
     nn::Linears,
@@ -44,7 +44,7 @@ pub trait Pipeline {
     /// Pixels on a side that sizes must be a multiple of.
     fn size_step(&self) -> usize;
 
-    /// The side of the square pictures that the model was made for, in pixels.
+    /// The side of a square as large as the pictures that the model was made for, in pixels.
     fn resolution(&self) -> usize;
 
     /// Whether the network reads a picture to edit beside the latents.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use serde::Deserialize;
 
 use super::{
     pipeline::Pipeline,
@@ -17,7 +16,6 @@ use crate::{
     },
     nn::Linears,
     schedulers::{Scheduler, SchedulerConfig},
-    weights::read_json,
 };
 
 /// UNet, VAE and schedule. A UNet of as many input channels as latents have makes pictures from text; one of twice as many
@@ -32,24 +30,8 @@ pub struct StableDiffusionPipeline {
     pub scheduler: SchedulerConfig,
     /// Whether the UNet was trained on scaled latents of the originals. InstructPix2Pix was trained on raw ones.
     pub scaled_condition: bool,
-    /// The side of the square latents that the model was made for.
-    sample_size: usize,
     device: Device,
     dtype: FloatDType,
-}
-
-/// What the UNet's configuration says about sizes; nothing in the network depends on it.
-#[derive(Deserialize)]
-#[serde(default)]
-struct Sizes {
-    sample_size: usize,
-}
-
-/// As Stable Diffusion 1.
-impl Default for Sizes {
-    fn default() -> Self {
-        Self { sample_size: 64 }
-    }
 }
 
 /// The pipeline with a UNet that reads the picture to edit beside the latents.
@@ -62,9 +44,10 @@ impl StableDiffusionPipeline {
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
         let model = model.as_ref();
-        let UNetConfig { in_channels, out_channels, .. } = UNetConfig::open(model.join("unet"))?;
+        let config = UNetConfig::open(model.join("unet"))?;
+        let UNetConfig { in_channels, out_channels, .. } = config;
         let channels = VaeConfig::open(model.join("vae"))?.latent_channels;
-        if out_channels != channels || ![channels, 2 * channels].contains(&in_channels) {
+        if out_channels != channels || !(in_channels == channels || config.edits()) {
             let problem = format!(
                 "`in_channels` is {in_channels} and `out_channels` {out_channels}; the VAE's latents have {channels} channels"
             );
@@ -77,8 +60,7 @@ impl StableDiffusionPipeline {
         let unet = UNet::open(model.join("unet"), device, Some(dtype))?;
         let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
         let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
-        let Sizes { sample_size } = read_json(model.join("unet/config.json"))?;
-        Ok(Self { unet, vae, scheduler, scaled_condition: false, sample_size, device: device.clone(), dtype })
+        Ok(Self { unet, vae, scheduler, scaled_condition: false, device: device.clone(), dtype })
     }
 
     /// The same pipeline around another view of the UNet, such as one without adapters. Nothing is copied.
@@ -111,11 +93,12 @@ impl Pipeline for StableDiffusionPipeline {
     }
 
     fn resolution(&self) -> usize {
-        self.sample_size * self.vae.downsampling()
+        let [height, width] = self.unet.config.sample_size;
+        (height * width).isqrt() * self.vae.downsampling()
     }
 
     fn edits(&self) -> bool {
-        self.unet.config.in_channels > self.unet.config.out_channels
+        self.unet.config.edits()
     }
 
     fn image_condition(&self, raw: Tensor<4>) -> Tensor<4> {
@@ -127,7 +110,7 @@ impl Pipeline for StableDiffusionPipeline {
         let run = (request.steps as f64 * request.strength()) as usize;
         let first = match run.min(request.steps) {
             0 => sampler.timesteps().len(), // PNDM has one call more than steps
-            run => (request.steps - run) * sampler.order(),
+            run => request.steps - run,
         };
         Ok((sampler, first))
     }

@@ -168,7 +168,7 @@ impl Studio {
 fn check_purpose(folder: &Path, kind: ModelKind, edits: Option<bool>) -> Result<bool> {
     let path = folder.join("unet");
     let config = (kind != ModelKind::Flux).then(|| UNetConfig::open(&path)).transpose()?;
-    let (path, own) = (path.join("config.json"), config.as_ref().is_some_and(|c| c.in_channels == 2 * c.out_channels));
+    let (path, own) = (path.join("config.json"), config.as_ref().is_some_and(UNetConfig::edits));
     match (edits, config) {
         (Some(true), None) => Err(Error::setting("--model", "FLUX.1 does not edit by instruction")
             .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture")),

@@ -138,7 +138,7 @@ impl SchedulerConfig {
         let levels = self.betas.len();
         if steps == 0 || steps > levels - spare {
             let problem = format!("{steps} steps, but the model's schedule has {levels} timesteps");
-            return Err(Error::setting("--steps", problem).hint(format!("use 1 to {}", levels - spare)));
+            return Err(Error::setting("steps", problem).hint(format!("use 1 to {}", levels - spare)));
         }
         let spacing = self.get("timestep_spacing", default)?;
         let spare = if spacing == TimestepSpacing::Trailing { 0 } else { spare };
@@ -149,7 +149,7 @@ impl SchedulerConfig {
             timesteps.iter_mut().for_each(|t| *t += f64::from(offset));
             if timesteps[0] > (levels - 1) as f64 {
                 let problem = format!("{steps} steps and a `steps_offset` of {offset} lead past {levels} timesteps");
-                return Err(Error::setting("--steps", problem).hint("use fewer"));
+                return Err(Error::setting("steps", problem).hint("use fewer"));
             }
         }
         Ok(timesteps)

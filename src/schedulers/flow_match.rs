@@ -114,14 +114,6 @@ impl Scheduler for FlowMatchRun {
         &self.timesteps
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&self, latents: Tensor<4>, _index: usize) -> Tensor<4> {
-        latents
-    }
-
     fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
         let sigma = Tensor::full([latents.dims()[0]], self.sigmas[index], &latents.device());
         add_noise(latents, noise, sigma)

@@ -38,12 +38,6 @@ pub trait Scheduler: Debug {
         1.0
     }
 
-    /// How many entries of [`timesteps`](Self::timesteps) one step of the run has: what an image-to-image run skips is a
-    /// multiple of it.
-    fn order(&self) -> usize {
-        1
-    }
-
     /// The latents as the model wants them at call `index`: as they are, unless their size grows with the noise.
     fn scale_model_input(&self, latents: Tensor<4>, _index: usize) -> Tensor<4> {
         latents

@@ -8,7 +8,7 @@ use crate::{
     data::Batch,
     error::Result,
     memory::Stage,
-    models::{Segment, Segmented, flux::draw_noise, vae::Moments},
+    models::{Segment, Segmented, draw_noise, vae::Moments},
     pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind, Similarity},
     rng::{Purpose, Seed},
 };

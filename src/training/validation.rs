@@ -7,7 +7,7 @@ use crate::{
     data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
     memory::Stage,
-    models::{Segmented, flux::draw_noise},
+    models::{Segmented, draw_noise},
     rng::{Purpose, Seed},
 };
 

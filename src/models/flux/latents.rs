@@ -1,8 +1,6 @@
 //! Between a latent picture and the sequence of its 2×2 patches.
 
-use burn::tensor::{Device, Tensor, TensorData};
-
-use crate::rng::Draw;
+use burn::tensor::Tensor;
 
 /// Latents `[B, C, H, W]` → tokens `[B, (H/2)·(W/2), 4·C]`. A token's features are in the order (channel, row, column).
 pub fn pack(latents: Tensor<4>) -> Tensor<3> {
@@ -30,17 +28,10 @@ pub fn position_ids(text_tokens: usize, height: usize, width: usize) -> Vec<[usi
     std::iter::repeat_n([0; 3], text_tokens).chain(image).collect()
 }
 
-/// Normal noise of the shape `[B, C, H, W]`, each row of the batch from a stream of its own.
-pub fn draw_noise(draws: impl IntoIterator<Item = Draw>, shape: [usize; 4], device: &Device) -> Tensor<4> {
-    let each = shape[1..].iter().product();
-    let rows = draws.into_iter().take(shape[0]).flat_map(|mut draw| draw.normal(each));
-    Tensor::from_data(TensorData::new(rows.collect::<Vec<f32>>(), shape), device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Int;
+    use burn::tensor::{Device, Int};
 
     #[test]
     fn unpacking_undoes_packing() {

@@ -8,6 +8,6 @@ mod rope;
 mod transformer;
 
 pub use blocks::{DoubleBlock, SingleBlock};
-pub use latents::{draw_noise, pack, position_ids, unpack};
+pub use latents::{pack, position_ids, unpack};
 pub use rope::Rope;
 pub use transformer::{FluxConfig, FluxInputs, FluxSegment, FluxTransformer};

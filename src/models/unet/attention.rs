@@ -5,6 +5,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::UNetConfig;
 use crate::{
     kernels,
+    models::heads,
     nn::{GroupNorm, LayerNorm, Linear, Linears, Parameter, Parameters},
     weights::Weights,
 };
@@ -45,16 +46,15 @@ impl Attention {
 
     /// `x` `[B, L, D]`, `source` `[B, S, E]` → `[B, L, D]`.
     fn forward(&self, x: Tensor<3>, source: Tensor<3>) -> Tensor<3> {
-        let shape @ [_, _, width] = x.dims();
+        let shape = x.dims();
         let dtype: FloatDType = x.dtype().into();
         let [q, k, v, out] = &self.layers;
-        let heads = |y: Tensor<3>| {
-            let [batch, tokens, _] = y.dims();
-            let y = y.reshape([batch, tokens, self.heads, width / self.heads]).swap_dims(1, 2);
+        let head = |y: Tensor<3>| {
+            let y = heads(y, self.heads);
             if self.upcast { y.cast(FloatDType::F32) } else { y }
         };
         let (q, k, v) = (q.forward(x), k.forward(source.clone()), v.forward(source));
-        let y = kernels::attention(heads(q), heads(k), heads(v));
+        let y = kernels::attention(head(q), head(k), head(v));
         out.forward(y.swap_dims(1, 2).reshape(shape).cast(dtype))
     }
 }

@@ -18,6 +18,10 @@ pub struct UNetConfig {
     pub in_channels: usize,
     /// Of the prediction.
     pub out_channels: usize,
+    /// Height and width of the latents that the model was made for; nothing in the network depends on it. Null or missing is
+    /// as Stable Diffusion 1, one number is both.
+    #[serde(deserialize_with = "sides")]
+    pub sample_size: [usize; 2],
     /// Whether the sample is mapped from [0, 1] to [-1, 1] first.
     pub center_input_sample: bool,
     /// The channels of each level, from full resolution down.
@@ -111,12 +115,24 @@ fn width<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<usize, D::Er
     }
 }
 
+/// Nothing, one number for both sides, or height and width.
+fn sides<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<[usize; 2], D::Error> {
+    match Option::<PerLevel<usize>>::deserialize(from)? {
+        None => Ok(UNetConfig::default().sample_size),
+        Some(PerLevel::One(side)) => Ok([side; 2]),
+        Some(PerLevel::Each(sides)) => sides.try_into().map_err(|sides| {
+            D::Error::custom(format!("`sample_size` {sides:?} must be a number, or height and width"))
+        }),
+    }
+}
+
 impl Default for UNetConfig {
     fn default() -> Self {
         use {DownBlockType::*, UpBlockType::*};
         Self {
             in_channels: 4,
             out_channels: 4,
+            sample_size: [64; 2],
             center_input_sample: false,
             block_out_channels: vec![320, 640, 1280, 1280],
             down_block_types: vec![CrossAttnDownBlock2D, CrossAttnDownBlock2D, CrossAttnDownBlock2D, DownBlock2D],
@@ -221,9 +237,17 @@ impl UNetConfig {
         if !channels[0].is_multiple_of(2) {
             return Some(format!("the first of `block_out_channels`, {}, must be even", channels[0]));
         }
+        if self.sample_size.contains(&0) {
+            return Some("`sample_size` must not be zero".into());
+        }
         let even = |kernel: usize| kernel.is_multiple_of(2);
         (even(self.conv_in_kernel) || even(self.conv_out_kernel))
             .then(|| "`conv_in_kernel` and `conv_out_kernel` must be odd".into())
+    }
+
+    /// Whether the network reads a picture to edit, as large as the latents, beside them (Brooks et al. 2023).
+    pub fn edits(&self) -> bool {
+        self.in_channels == 2 * self.out_channels
     }
 
     /// Width of the embedded timestep.
@@ -261,6 +285,18 @@ mod tests {
         assert_eq!(widths("[24, 24]").unwrap().cross_attention_dim, 24);
         assert!(widths("[24, 32]").unwrap_err().to_string().contains("`cross_attention_dim` [24, 32]"));
         assert!(config(r#""act_fn"=>"mid_block_type": null, "act_fn""#).unwrap().mid_block_type.is_none());
+    }
+
+    #[test]
+    fn a_sample_size_may_have_two_sides_or_none() {
+        let size =
+            |size: &str| config(&format!("\"act_fn\"=>\"sample_size\": {size}, \"act_fn\"")).map(|c| c.sample_size);
+        for (given, sides) in [("96", [96, 96]), ("[32, 48]", [32, 48]), ("null", [64, 64])] {
+            assert_eq!(size(given).unwrap(), sides);
+        }
+        for wrong in ["[32]", "0", "[]"] {
+            assert!(size(wrong).unwrap_err().to_string().contains("`sample_size`"), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData, module, ops::ConvOptions};
 
-use super::{conv2d, upsample_nearest};
+use crate::kernels::{conv2d, upsample_nearest};
 use crate::rng::{Purpose, Seed};
 
 /// A case: `x` `[B, in, H, W]`, channels of the output, kernel, stride, padding.
 type Case = ([usize; 4], usize, usize, usize, usize);
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     ([1, 1, 1, 1], 1, 1, 1, 0),
     ([2, 5, 6, 7], 3, 1, 1, 0),
     ([3, 4, 5, 5], 2, 1, 2, 0),
@@ -18,6 +18,8 @@ const CASES: [Case; 16] = [
     ([2, 3, 9, 11], 5, 3, 2, 0),
     ([1, 70, 33, 20], 130, 3, 2, 0),
     ([2, 40, 4, 4], 70, 3, 1, 1),
+    // Wide enough that a sum in bf16 would lose what is small.
+    ([2, 64, 24, 40], 48, 1, 1, 0),
     // Large enough for the way with fewer multiplications; odd sizes, one tile across, several pieces of work.
     ([2, 20, 9, 7], 17, 3, 1, 1),
     ([3, 17, 8, 10], 33, 3, 1, 1),
@@ -89,6 +91,27 @@ fn convolution_and_all_its_gradients_are_burns() {
             assert_eq!(again.2.into_data(), got.2.into_data(), "{}", what("dw, twice"));
             assert_eq!(again.3.into_data(), got.3.into_data(), "{}", what("db, twice"));
         }
+    }
+}
+
+/// In bf16 sums run over thousands of places; only the inputs and the result are rounded.
+#[test]
+fn gradients_of_pointwise_bf16_are_added_up_in_f32() {
+    let case = ([2, 8, 64, 64], 4, 1, 1, 0);
+    let [(_, dx, dw, db), want] = [FloatDType::BF16, FloatDType::F32].map(|dtype| run(&case, dtype, true));
+    close(dx, want.1, 2e-2, "dx");
+    close(dw, want.2, 2e-2, "dw");
+    close(db, want.3, 1e-2, "db");
+}
+
+#[test]
+fn channels_must_fit() {
+    let zeros = |shape: [usize; 4]| Tensor::<4>::zeros(shape, &Device::flex());
+    for (inputs, biases) in [(3, 5), (4, 1)] {
+        let run = move || {
+            conv2d(zeros([1, 4, 6, 6]), zeros([5, inputs, 3, 3]), Some(Tensor::zeros([biases], &Device::flex())), 1, 1)
+        };
+        assert!(std::panic::catch_unwind(run).is_err(), "{inputs} {biases}");
     }
 }
 
