@@ -229,7 +229,18 @@ fn what_cannot_be_applied_or_written_is_refused_with_the_reason() {
     let conv = "lora_unet_down_blocks_0_resnets_0_conv1";
     refuse(
         &[(&format!("{conv}.lora_down.weight"), &[4, 8, 3, 3]), (&format!("{conv}.lora_up.weight"), &[8, 4, 1, 1])],
-        &["1 problem", "`lora_unet_down_blocks_0_resnets_0_conv1` is on no linear layer", "LoCon"],
+        &["1 problem", "`lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight`", "are of convolution layers"],
+    );
+    let shortcuts =
+        ["lora_unet_down_blocks_1_resnets_0_conv_shortcut", "diffusion_model.input_blocks.4.0.skip_connection"];
+    for shortcut in shortcuts {
+        let (down, up) = (format!("{shortcut}.lora_down.weight"), format!("{shortcut}.lora_up.weight"));
+        refuse(&[(&down, &[4, 8, 1, 1]), (&up, &[8, 4, 1, 1])], &["1 problem", shortcut, "are of convolution layers"]);
+    }
+    let op = "lora_unet_input_blocks_3_0_op";
+    refuse(
+        &[(&format!("{op}.lora_down.weight"), &[4, 8, 3, 3]), (&format!("{op}.lora_up.weight"), &[8, 4, 1, 1])],
+        &["1 problem", "`lora_unet_input_blocks_3_0_op` is on no linear layer", "LoCon"],
     );
     refuse(
         &[

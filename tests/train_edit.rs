@@ -14,7 +14,7 @@ use kiln::{
     models::unet::UNet,
     training::{self, Metrics, Record, Silent, TrainConfig, ValidationMetrics},
 };
-use support::program::{EDITING, fails, succeeds, tensors, workshop};
+use support::program::{EDITING, copy, fails, succeeds, tensors, workshop};
 
 /// The folder of this file's runs; its cache is filled.
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -172,6 +172,48 @@ fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
     let again = train(&config("adapter-half", &lora), Some(&again)).unwrap();
     let files = ["adapter", "ema", "optimizer"];
     assert_eq!(state(&again, 6, &files), state(&run, 6, &files));
+}
+
+#[test]
+fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
+    let base = WHOLE.join("whole").to_str().unwrap().to_string();
+    let lora = ["training.mode=lora", "lora.rank=2", "training.max_steps=2", &format!("model.path='{base}'")];
+    let run = train(&config("attached", &lora), None).unwrap().to_str().unwrap().to_string();
+    let at = |name: &str| WORKSHOP.join(name).to_str().unwrap().to_string();
+    for format in ["diffusers", "kohya"] {
+        let (file, out) = (at(&format!("{format}.safetensors")), at(&format!("attached-{format}")));
+        succeeds(&["export", &run, "--output", &file, "--format", format]);
+        let use_it = ["--lora", &file, "--steps", "1", "--output", &out];
+        let edit = ["edit", "--model", &base, "--image", "datasets/quickstart-edit/original", "--instruction", "x"];
+        succeeds(&[&edit[..], &use_it].concat());
+        let generate = ["generate", "--model", "checkpoints/tiny-sd", "--prompt", "x"];
+        let said = fails(&[&generate[..], &use_it].concat());
+        let expected = "made for a UNet that reads 8 channels, and that of checkpoints/tiny-sd reads 4";
+        for part in [&file, expected, &format!("hint: use it with the model it was trained on, {base}")] {
+            assert!(said.contains(part), "`{part}` in {said}");
+        }
+    }
+    let said = fails(&["export", &run, "--output", &at("no.safetensors"), "--model", "checkpoints/tiny-sd"]);
+    assert!(said.contains("`--model`: is for fully trained models"), "{said}");
+}
+
+#[test]
+fn a_whole_model_is_exported_only_onto_the_base_that_the_run_started_from() {
+    let at = |name: &str| WORKSHOP.join(name).to_str().unwrap().to_string();
+    let (base, output) = (at("moved-base"), at("onto-moved"));
+    copy("checkpoints/tiny-sd", &base);
+    let export = ["export", WHOLE.to_str().unwrap(), "--output", &output, "--model", &base];
+    succeeds(&export);
+    assert_eq!(names(Path::new(&output)), names(&WHOLE.join("whole")));
+    std::fs::remove_dir_all(&output).unwrap();
+
+    let config = Path::new(&base).join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text} ")).unwrap();
+    let said = fails(&export);
+    let expected = "moved-base: the base model is not the one that the run was started with";
+    assert!(said.contains(expected) && said.contains("hint: say with `--model`"), "{said}");
+    assert!(!Path::new(&output).exists());
 }
 
 #[test]

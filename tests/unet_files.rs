@@ -70,7 +70,11 @@ fn an_exported_folder_is_the_base_with_new_weights() {
     for (i, golden) in models().into_iter().enumerate() {
         let folder = temporary.path().join(format!("model-{i}"));
         let tensors = values(&golden.model, |numbers| numbers * 1.01);
+        let killed = temporary.path().join(format!("model-{i}.partial/unet"));
+        fs::create_dir_all(&killed).unwrap();
+        fs::write(killed.join("stray"), "").unwrap();
         let report = export_folder(&golden.model, &tensors, &folder, FloatDType::F32).unwrap();
+        assert!(!killed.parent().unwrap().exists() && !folder.join("unet/stray").exists());
         assert_eq!((report.tensors, &report.path), (tensors.len(), &folder));
         assert!(report.to_string().contains("read back and equal"), "{report}");
 

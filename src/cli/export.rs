@@ -33,6 +33,9 @@ pub struct Args {
     /// The trained numbers themselves, where the run also has their running mean (`training.ema_decay`)
     #[arg(long)]
     raw: bool,
+    /// Where the base model of a full run is now, if it is not where it was: a folder, or `org/name`
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -48,7 +51,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         Dtype::Bf16 => FloatDType::BF16,
         Dtype::F16 => FloatDType::F16,
     };
-    let options = ExportOptions { format: args.format, dtype, raw: args.raw };
+    let options = ExportOptions { format: args.format, dtype, raw: args.raw, model: args.model.as_deref() };
     training::export(&args.path, &args.output, options)?;
     print(args.output.display())
 }

@@ -4,6 +4,7 @@
 //! In memory an adapter has one form only: diffusers' layer names without a prefix, A `[rank, in]` and B `[out, rank]` in
 //! f32, and alpha. What the file formats do differently is undone when reading and redone when writing.
 
+mod base;
 mod config;
 mod export;
 mod inspect;

@@ -43,8 +43,11 @@ const PREFIXES: [(&str, &str); 5] = [
 /// PEFT's prefix, which may stand before one of the others.
 const PEFT: &str = "base_model.model.";
 
+/// Of residual blocks and changes of size in a UNet. The 1×1 convolutions around its attention are linear layers here.
+const CONVOLUTION: &str = "are of convolution layers; kiln applies adapters to linear layers only";
+
 /// Why a tensor cannot be used, by what its name, with a dot after it, contains.
-const FOREIGN: [(&str, &str); 17] = [
+const FOREIGN: [(&str, &str); 19] = [
     ("dora_scale", "are of a DoRA adapter, which scales whole rows of the weights; kiln applies plain LoRA"),
     ("lora_magnitude_vector", "are of a DoRA adapter, which scales whole rows of the weights; kiln applies plain LoRA"),
     ("lokr_", "are of a LoKr adapter; kiln applies plain LoRA"),
@@ -54,6 +57,8 @@ const FOREIGN: [(&str, &str); 17] = [
     ("text_encoder", "change a text encoder; kiln applies adapters to the denoiser only"),
     ("lora_te", "change a text encoder; kiln applies adapters to the denoiser only"),
     ("conditioner.", "change a text encoder; kiln applies adapters to the denoiser only"),
+    ("conv", CONVOLUTION),
+    ("skip_connection", CONVOLUTION),
     ("query_norm", "replace norm weights (a control LoRA), which low-rank matrices cannot do"),
     ("key_norm", "replace norm weights (a control LoRA), which low-rank matrices cannot do"),
     (".processor.qkv_", "are in x-flux's attention-processor layout, which kiln does not read"),

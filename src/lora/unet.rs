@@ -22,14 +22,13 @@ const LAYERS: [(&[&str], &[&str]); 3] = [
             "transformer_blocks.#.ff.net.2",
         ],
     ),
-    (&["down_blocks.#.resnets.#", "mid_block.resnets.#", "up_blocks.#.resnets.#"], &["time_emb_proj", "conv_shortcut"]),
+    (&["down_blocks.#.resnets.#", "mid_block.resnets.#", "up_blocks.#.resnets.#"], &["time_emb_proj"]),
     (&["time_embedding"], &["linear_1", "linear_2"]),
 ];
 
 /// Names of the original code below its blocks, and diffusers' for them.
-const RENAMED: [(&str, &str); 4] = [
+const RENAMED: [(&str, &str); 3] = [
     ("emb_layers.1", "time_emb_proj"),
-    ("skip_connection", "conv_shortcut"),
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
 ];
@@ -110,7 +109,7 @@ mod tests {
                 count += 1;
             }
         }
-        assert_eq!(count, 3 * 12 + 3 * 2 + 2);
+        assert_eq!(count, 3 * 12 + 3 + 2);
     }
 
     #[test]
@@ -122,7 +121,6 @@ mod tests {
                 "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
             ),
             ("input_blocks.4.0.emb_layers.1", "down_blocks.1.resnets.0.time_emb_proj"),
-            ("input_blocks.7.0.skip_connection", "down_blocks.2.resnets.0.conv_shortcut"),
             ("input_blocks.11.0.emb_layers.1", "down_blocks.3.resnets.1.time_emb_proj"),
             ("middle_block.0.emb_layers.1", "mid_block.resnets.0.time_emb_proj"),
             (
@@ -130,7 +128,7 @@ mod tests {
                 "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
             ),
             ("middle_block.2.emb_layers.1", "mid_block.resnets.1.time_emb_proj"),
-            ("output_blocks.0.0.skip_connection", "up_blocks.0.resnets.0.conv_shortcut"),
+            ("output_blocks.0.0.emb_layers.1", "up_blocks.0.resnets.0.time_emb_proj"),
             (
                 "output_blocks.5.1.transformer_blocks.0.attn2.to_out.0",
                 "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_out.0",
@@ -154,6 +152,8 @@ mod tests {
             "input_blocks.0.0.emb_layers.1",
             "input_blocks.1",
             "middle_block",
+            "down_blocks.1.resnets.0.conv_shortcut",
+            "input_blocks.7.0.skip_connection",
             "single_transformer_blocks_0_linear1",
         ] {
             assert_eq!(layer_named(name), None, "{name}");

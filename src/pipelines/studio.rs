@@ -1,6 +1,9 @@
 //! A model that is ready to work: loaded in stages, each of which gives back what it took.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
@@ -65,7 +68,12 @@ impl Studio {
         let kind = ModelKind::of(&folder)?;
         setup.check(kind, check_purpose(&folder, kind, edits)?)?;
         let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
-        let loras: Vec<_> = setup.loras.iter().map(|(path, _)| Lora::read(path)).collect::<Result<_>>()?;
+        let read = |(path, _): &(PathBuf, f64)| {
+            let lora = Lora::read(path)?;
+            lora.check_base(&folder).map_err(|e| e.at(path))?;
+            Ok(lora)
+        };
+        let loras: Vec<_> = setup.loras.iter().map(read).collect::<Result<_>>()?;
 
         let (text, negative) = {
             let _stage = Stage::enter("text", device);

@@ -10,14 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, OptimizerConfig, optimizer::AdamW, resume::Origin};
 use crate::{
     error::{Error, Result},
     nn::Parameters,
-    weights::{TensorFile, read_json, write_tensors},
+    weights::{TensorFile, Values, read_json, remove_folder, write_tensors},
 };
 
 const ADAPTER: &str = "adapter.safetensors";
@@ -42,9 +42,9 @@ pub(super) struct Content<'a> {
     /// What `trained` is.
     pub mode: Mode,
     /// An adapter or weights.
-    pub trained: BTreeMap<String, TensorData>,
+    pub trained: BTreeMap<String, Values>,
     /// Their running mean, if there is one.
-    pub averaged: Option<BTreeMap<String, TensorData>>,
+    pub averaged: Option<BTreeMap<String, Values>>,
     /// Of both files.
     pub metadata: BTreeMap<String, String>,
     /// Its moments.
@@ -150,7 +150,7 @@ impl Checkpoint {
             let path = path.to_path_buf();
             move |e| Error::io(path, e)
         };
-        remove(&partial)?;
+        remove_folder(&partial)?;
         fs::create_dir_all(&partial).map_err(io(&partial))?;
         let name = match content.mode {
             Mode::Lora => ADAPTER,
@@ -166,7 +166,7 @@ impl Checkpoint {
         for synced in [partial.join(STATE), partial.clone()] {
             fs::File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;
         }
-        remove(&folder)?;
+        remove_folder(&folder)?;
         fs::rename(&partial, &folder).map_err(io(&folder))?;
         Ok(Self { step: state.step, folder })
     }
@@ -179,7 +179,7 @@ impl Checkpoint {
     pub fn set_later_ones_aside(&self, run: &Path) -> Result<()> {
         for later in Self::all(run)?.into_iter().filter(|other| other.step > self.step) {
             let aside = later.folder.with_extension("abandoned");
-            remove(&aside)?;
+            remove_folder(&aside)?;
             fs::rename(&later.folder, &aside).map_err(|e| Error::io(&later.folder, e))?;
             tracing::warn!("{} is from after the step the run goes on from: renamed", later.folder.display());
         }
@@ -193,13 +193,6 @@ impl Checkpoint {
     pub fn prune(run: &Path, keep: usize) -> Result<()> {
         let all = Self::all(run)?;
         let excess = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
-        all[..excess].iter().try_for_each(|old| remove(&old.folder))
-    }
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
-        _ => Ok(()),
+        all[..excess].iter().try_for_each(|old| remove_folder(&old.folder))
     }
 }

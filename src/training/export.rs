@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType};
 
-use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint};
+use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint, edit::EditTask, task::Task};
 use crate::{
     error::{Error, Result},
     hub,
@@ -14,20 +14,23 @@ use crate::{
 
 /// How a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
-pub struct ExportOptions {
+pub struct ExportOptions<'a> {
     /// The layout of an adapter's file; `None` is diffusers'. A whole model has but one layout.
     pub format: Option<lora::Format>,
     /// Number format of the tensors: f32, bf16 or f16.
     pub dtype: FloatDType,
     /// What was trained itself, even if there is a running mean of it.
     pub raw: bool,
+    /// Where the base of a fully trained model is now: a folder or `org/name`; `None` is where it was when the run began.
+    pub model: Option<&'a str>,
 }
 
 /// Writes what a checkpoint, or a run's newest one, holds: an adapter as a LoRA file, a fully trained model as a folder in the
 /// layout of diffusers.
 ///
 /// # Errors
-/// `path` is neither, `output` cannot be written, or what was written does not read back as what it should be.
+/// `path` is neither, an option is not for what the run trained, the base model is another one, `output` cannot be written, or
+/// what was written does not read back as what it should be.
 pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> {
     let (run, mut checkpoints) = Checkpoint::resolve(path)?;
     let checkpoint = checkpoints.pop().expect("at least one was found");
@@ -35,6 +38,10 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
     let file = checkpoint.trained(mode, !options.raw);
     let report = match mode {
         Mode::Lora => {
+            if options.model.is_some() {
+                let problem = "is for fully trained models, and this run trained an adapter";
+                return Err(Error::setting("--model", problem).hint("leave it out: an adapter is a file by itself"));
+            }
             let format = options.format.unwrap_or(lora::Format::Diffusers);
             lora::export(&Lora::read(file)?, output, format, options.dtype)?.to_string()
         }
@@ -44,7 +51,8 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
                 return Err(Error::setting("--format", problem).hint("leave it out: the model is written as a folder"));
             }
             let config = TrainConfig::load(run.join(CONFIG), &[])?;
-            let base = hub::resolve(&config.model.path)?;
+            let base = hub::resolve(options.model.unwrap_or(&config.model.path))?;
+            checkpoint.state()?.origin.check_model(&base, EditTask::PARTS)?;
             export_folder(base, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()
         }
     };
@@ -55,10 +63,9 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
 /// All tensors of a file.
 fn values(file: &TensorFile) -> Result<BTreeMap<String, Values>> {
     let read = |name: String| {
-        let data = file.read_f32(&name)?;
-        let shape = data.shape.to_vec();
-        let row = TensorData::new(data.into_vec::<f32>().expect("read as f32"), [shape.iter().product::<usize>()]);
-        Ok((name, Values { shape, numbers: Tensor::from_data(row, &Device::flex()) }))
+        let shape = file.shape(&name).unwrap_or_default().to_vec();
+        let numbers = file.row(&name, &shape, &Device::flex())?;
+        Ok((name, Values { shape, numbers }))
     };
     file.names().into_iter().map(read).collect()
 }

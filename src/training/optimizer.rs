@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::{OptimizerConfig, backward::Gradients};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     kernels,
     nn::Parameters,
-    weights::TensorFile,
+    weights::{TensorFile, Values},
 };
 
 /// AdamW and its moments, by the name of each parameter.
@@ -55,9 +55,10 @@ impl AdamW {
     }
 
     /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`.
-    pub fn tensors(&self) -> BTreeMap<String, TensorData> {
+    pub fn tensors(&self) -> BTreeMap<String, Values> {
+        let values = |row: &Tensor<1>| Values { shape: row.dims().into(), numbers: row.clone() };
         let named = self.moments.iter().flat_map(|(name, [mean, square])| {
-            [(format!("{name}.exp_avg"), mean.to_data()), (format!("{name}.exp_avg_sq"), square.to_data())]
+            [(format!("{name}.exp_avg"), values(mean)), (format!("{name}.exp_avg_sq"), values(square))]
         });
         named.collect()
     }
@@ -80,7 +81,7 @@ impl AdamW {
                 return; // it never had a gradient
             }
             let count = parameter.shape().iter().product();
-            let read = |kind: &str| read_flat(file, &format!("{name}.{kind}"), count, device);
+            let read = |kind: &str| file.row(&format!("{name}.{kind}"), &[count], device);
             match read("exp_avg").and_then(|mean| Ok([mean, read("exp_avg_sq")?])) {
                 Ok(both) => _ = moments.insert(name.to_string(), both),
                 Err(e) => problem = Some(e),
@@ -91,16 +92,6 @@ impl AdamW {
             None => Ok(Self { config, steps, moments }),
         }
     }
-}
-
-/// The tensor `key` of a checkpoint as one row of `count` numbers.
-fn read_flat(file: &TensorFile, key: &str, count: usize, device: &Device) -> Result<Tensor<1>> {
-    let data = file.read_f32(key)?;
-    let found = data.shape.num_elements();
-    if found != count {
-        return Err(Error::file(file.path(), format!("tensor `{key}` holds {found} numbers, expected {count}")));
-    }
-    Ok(Tensor::<1>::from_data(TensorData::new(data.into_vec::<f32>().expect("read as f32"), [count]), device))
 }
 
 /// Adds `new` to `sum`, name by name.

@@ -28,8 +28,11 @@ impl Origin {
     /// # Errors
     /// The model cannot be read.
     pub fn of(model: &Path, parts: [&str; 2], dataset: &LatentDataset) -> Result<Self> {
-        let base_model = data::fingerprint(&parts.map(|part| model.join(part)), "")?;
-        Ok(Self { dataset: dataset.fingerprint(), base_model })
+        Ok(Self { dataset: dataset.fingerprint(), base_model: Self::base_model(model, parts)? })
+    }
+
+    fn base_model(model: &Path, parts: [&str; 2]) -> Result<String> {
+        data::fingerprint(&parts.map(|part| model.join(part)), "")
     }
 
     /// # Errors
@@ -40,12 +43,20 @@ impl Origin {
             return Err(Error::file(&config.data.path, problem)
                 .hint("bring the data back, or start a new run without `--resume`"));
         }
-        if self.base_model != now.base_model {
-            let problem = "the base model is not the one that the run was started with";
-            return Err(Error::file(&config.model.path, problem)
-                .hint("bring that model back, or start a new run without `--resume`"));
-        }
-        Ok(())
+        let next_move = "bring that model back, or start a new run without `--resume`";
+        self.same_model(&now.base_model, Path::new(&config.model.path)).map_err(|e| e.hint(next_move))
+    }
+
+    /// # Errors
+    /// These `parts` of the folder `model` are not those of the base model that the run was started with.
+    pub fn check_model(&self, model: &Path, parts: [&str; 2]) -> Result<()> {
+        let next_move = "say with `--model` where that model is now";
+        self.same_model(&Self::base_model(model, parts)?, model).map_err(|e| e.hint(next_move))
+    }
+
+    fn same_model(&self, now: &str, model: &Path) -> Result<()> {
+        let problem = "the base model is not the one that the run was started with";
+        if self.base_model == now { Ok(()) } else { Err(Error::file(model, problem)) }
     }
 }
 

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     data::{Batch, Prefetch},
     error::{Error, Result},
+    lora::Lora,
     memory::Stage,
     models::Segmented,
     rng::Seed,
@@ -164,7 +165,7 @@ impl<'a, T: Task> Run<'a, T> {
         });
         tracing::info!("{numbers} trained numbers in {tensors} tensors");
         let metrics = Metrics::open(&folder, step)?;
-        let (seed, metadata) = (Seed(config.run.seed), describe(config, &origin)?);
+        let (seed, metadata) = (Seed(config.run.seed), describe(config, &prepared.model, &origin)?);
         Ok(Self { config, folder, seed, step, trained, ema, optimizer, task, metrics, origin, metadata })
     }
 
@@ -269,7 +270,7 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// Writes what the run ends with for other programs. What it ended with before it was lengthened goes only after that.
     fn finish(&self) -> Result<()> {
-        let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false };
+        let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, model: None };
         let io = |e| Error::io(&self.folder, e);
         match self.config.training.mode {
             Mode::Lora => {
@@ -321,7 +322,7 @@ fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
 }
 
 /// What an adapter's file says about where it comes from.
-fn describe(config: &TrainConfig, origin: &Origin) -> Result<BTreeMap<String, String>> {
+fn describe(config: &TrainConfig, model: &Path, origin: &Origin) -> Result<BTreeMap<String, String>> {
     let pairs = [
         ("kiln.version", env!("CARGO_PKG_VERSION").to_string()),
         ("kiln.config", config.to_toml()?),
@@ -329,5 +330,6 @@ fn describe(config: &TrainConfig, origin: &Origin) -> Result<BTreeMap<String, St
         ("kiln.base_model_fingerprint", origin.base_model.clone()),
         ("kiln.dataset_fingerprint", origin.dataset.clone()),
     ];
-    Ok(pairs.map(|(key, value)| (key.to_string(), value)).into())
+    let pairs = pairs.into_iter().chain(Lora::base_metadata(model)?);
+    Ok(pairs.map(|(key, value)| (key.to_string(), value)).collect())
 }

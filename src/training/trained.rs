@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::{Mode, TrainConfig, backward::Gradients, checkpoint::Checkpoint, optimizer::AdamW};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     models::Segmented,
     nn::{Dropout, Linears, Parameter, Parameters},
     rng::Seed,
-    weights::TensorFile,
+    weights::{TensorFile, Values},
 };
 
 /// The numbers that are trained, and how they get onto the model.
@@ -67,7 +67,7 @@ impl Trained {
                 Ok(Self::Lora(lora))
             }
             Mode::Full => {
-                let means = read_flat(&TensorFile::open(path)?, model, device)?;
+                let means = rows(&TensorFile::open(path)?, model, device)?;
                 assign(model, &means);
                 Ok(Self::Full)
             }
@@ -86,7 +86,7 @@ impl Trained {
     ) -> Result<Option<BTreeMap<String, Tensor<1>>>> {
         let Some(path) = checkpoint.averaged() else { return Ok(None) };
         Ok(Some(match self {
-            Self::Full => read_flat(&TensorFile::open(path)?, model, device)?,
+            Self::Full => rows(&TensorFile::open(path)?, model, device)?,
             Self::Lora(_) => {
                 let mut means = BTreeMap::new();
                 let mut lora = Lora::read(path)?;
@@ -149,17 +149,17 @@ impl Trained {
         &mut self,
         model: &mut impl Segmented,
         means: Option<&BTreeMap<String, Tensor<1>>>,
-    ) -> BTreeMap<String, TensorData> {
+    ) -> BTreeMap<String, Values> {
         if let Self::Lora(lora) = self {
             let mut lora = lora.clone();
             assign(&mut lora, means.unwrap_or(&BTreeMap::new()));
-            return lora.tensors();
+            return lora.tensors().into_iter().map(|(name, data)| (name, data.into())).collect();
         }
         let mut tensors = BTreeMap::new();
         self.parameters(model, &mut |name, parameter| {
-            let mut data = means.and_then(|means| means.get(name)).cloned().unwrap_or(parameter.flat()).into_data();
-            data.shape = parameter.shape().into();
-            tensors.insert(name.to_string(), data);
+            let mean = means.and_then(|means| means.get(name)).cloned();
+            let numbers = mean.unwrap_or_else(|| parameter.flat());
+            tensors.insert(name.to_string(), Values { shape: parameter.shape(), numbers });
         });
         tensors
     }
@@ -200,22 +200,8 @@ pub(super) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String,
 ///
 /// # Errors
 /// One is missing or has another shape.
-fn read_flat(
-    file: &TensorFile,
-    parameters: &mut impl Parameters,
-    device: &Device,
-) -> Result<BTreeMap<String, Tensor<1>>> {
-    let mut wanted = Vec::new();
-    parameters.parameters("", &mut |name, parameter| wanted.push((name.to_string(), parameter.shape())));
-    let read = |(name, shape): (String, Vec<usize>)| {
-        let data = file.read_f32(&name)?;
-        if data.shape.as_slice() != shape {
-            let problem = format!("tensor `{name}` has shape {:?}, expected {shape:?}", data.shape.as_slice());
-            return Err(Error::file(file.path(), problem));
-        }
-        let count = shape.iter().product::<usize>();
-        let data = TensorData::new(data.into_vec::<f32>().expect("read as f32"), [count]);
-        Ok((name, Tensor::from_data(data, device)))
-    };
-    wanted.into_iter().map(read).collect()
+fn rows(file: &TensorFile, parameters: &mut impl Parameters, device: &Device) -> Result<BTreeMap<String, Tensor<1>>> {
+    let mut shapes = BTreeMap::new();
+    parameters.parameters("", &mut |name, parameter| _ = shapes.insert(name.to_string(), parameter.shape()));
+    shapes.into_iter().map(|(name, shape)| file.row(&name, &shape, device).map(|row| (name, row))).collect()
 }

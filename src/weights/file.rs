@@ -1,12 +1,13 @@
 //! One safetensors file: memory-mapped reading, atomic writing.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fs::File,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{
@@ -95,6 +96,20 @@ impl TensorFile {
         Ok(self.read(name)?.convert_dtype(DType::F32))
     }
 
+    /// Copies one tensor of the given shape to `device`: its numbers in order, as one row in f32.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); or the tensor has another shape.
+    pub fn row(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let mut data = self.read_f32(name)?;
+        if data.shape.as_slice() != shape {
+            let problem = format!("tensor `{name}` has shape {:?}, expected {shape:?}", data.shape.as_slice());
+            return Err(Error::file(&self.path, problem));
+        }
+        data.shape = [data.num_elements()].into();
+        Ok(Tensor::from_data(data, (device, DType::F32)))
+    }
+
     fn decode(&self, name: &str, info: &TensorInfo) -> Result<TensorData> {
         let (start, end) = info.data_offsets;
         let bytes = &self.map[self.data_start + start..self.data_start + end];
@@ -133,21 +148,76 @@ impl TensorFile {
     }
 }
 
-/// One tensor on its way to a file.
-struct Stored<'a>(&'a TensorData, Dtype);
+/// A tensor on its way to a file. Its bytes are asked for when their turn comes, so that only one tensor's are on the host.
+pub trait Stored {
+    /// Its element type in the file.
+    fn dtype(&self) -> DType;
 
-impl View for Stored<'_> {
+    /// Its shape in the file.
+    fn shape(&self) -> &[usize];
+
+    /// Its elements in order.
+    fn bytes(&self) -> Cow<'_, [u8]>;
+}
+
+/// What is on the host already.
+impl Stored for TensorData {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape.as_slice()
+    }
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        self.as_bytes().into()
+    }
+}
+
+/// The values of one tensor, where they were computed.
+#[derive(Clone, Debug)]
+pub struct Values {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its numbers in order, as one row.
+    pub numbers: Tensor<1>,
+}
+
+impl Stored for Values {
+    fn dtype(&self) -> DType {
+        self.numbers.dtype()
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        self.numbers.to_data().as_bytes().to_vec().into()
+    }
+}
+
+/// On the CPU.
+impl From<TensorData> for Values {
+    fn from(mut data: TensorData) -> Self {
+        let (shape, dtype) = (data.shape.to_vec(), data.dtype);
+        data.shape = [data.num_elements()].into();
+        Self { shape, numbers: Tensor::from_data(data, (&Device::flex(), dtype)) }
+    }
+}
+
+/// A tensor whose type the file format has.
+struct Entry<'a, T>(&'a T, Dtype);
+
+impl<T: Stored> View for Entry<'_, T> {
     fn dtype(&self) -> Dtype {
         self.1
     }
     fn shape(&self) -> &[usize] {
-        self.0.shape.as_slice()
+        self.0.shape()
     }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        self.0.as_bytes().into()
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.0.bytes()
     }
     fn data_len(&self) -> usize {
-        self.0.as_bytes().len()
+        self.0.shape().iter().product::<usize>() * self.0.dtype().size()
     }
 }
 
@@ -156,15 +226,15 @@ impl View for Stored<'_> {
 ///
 /// # Errors
 /// A tensor's type is not one of f32, f64, bf16, f16, i64, i32, u8; or the disk refuses.
-pub fn write_tensors(
+pub fn write_tensors<T: Stored>(
     path: impl AsRef<Path>,
-    tensors: &BTreeMap<String, TensorData>,
+    tensors: &BTreeMap<String, T>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let mut stored = Vec::with_capacity(tensors.len());
-    for (name, data) in tensors {
-        let dtype = match data.dtype {
+    let mut entries = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.dtype() {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
             DType::BF16 => Dtype::BF16,
@@ -174,11 +244,11 @@ pub fn write_tensors(
             DType::U8 => Dtype::U8,
             other => return Err(Error::file(path, format!("tensor `{name}` of type {other:?} cannot be stored"))),
         };
-        stored.push((name, Stored(data, dtype)));
+        entries.push((name, Entry(tensor, dtype)));
     }
     let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
     replace(path, |partial| {
-        safetensors::serialize_to_file(stored, Some(metadata), partial)
+        safetensors::serialize_to_file(entries, Some(metadata), partial)
             .map_err(|e| Error::file(path, format!("cannot be written ({e})")))
     })
 }
@@ -221,6 +291,27 @@ mod tests {
         for (name, data) in &tensors {
             assert_eq!(&file.read(name).unwrap(), data);
         }
+    }
+
+    #[test]
+    fn what_comes_from_a_device_makes_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["host", "device"].map(|name| folder.path().join(name));
+        let tensors = BTreeMap::from([
+            ("w".to_string(), TensorData::new(vec![1.5f32, -2.0, f32::NAN, 8.0, 0.0, -0.0], [2, 3])),
+            ("h".to_string(), TensorData::new(vec![bf16::from_f32(0.5)], Vec::<usize>::new())),
+        ]);
+        write_tensors(&paths[0], &tensors, &BTreeMap::new()).unwrap();
+        let values: BTreeMap<_, Values> = tensors.into_iter().map(|(name, data)| (name, data.into())).collect();
+        write_tensors(&paths[1], &values, &BTreeMap::new()).unwrap();
+        let [host, device] = paths.each_ref().map(|path| std::fs::read(path).unwrap());
+        assert_eq!(host, device);
+
+        let file = TensorFile::open(&paths[1]).unwrap();
+        let row = file.row("w", &[2, 3], &Device::flex()).unwrap().into_data();
+        assert_eq!((row.shape.to_vec(), row.as_bytes()), (vec![6], file.read("w").unwrap().as_bytes()));
+        let text = file.row("w", &[3, 2], &Device::flex()).unwrap_err().to_string();
+        assert!(text.contains("`w` has shape [2, 3], expected [3, 2]"), "{text}");
     }
 
     #[test]

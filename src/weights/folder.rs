@@ -2,18 +2,17 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     ffi::OsString,
     fmt, fs,
     path::{Path, PathBuf},
 };
 
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
-use safetensors::tensor::{Dtype, View};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{TensorFile, read_json, shards};
+use super::{Stored, TensorFile, Values, read_json, shards, write_tensors};
 use crate::error::{Error, Result};
 
 const INDEX: &str = "model_index.json";
@@ -26,15 +25,6 @@ const WIDENED: &str = "conv_in.weight";
 
 /// Parts that a pipeline can do without, and that kiln does not download.
 const OPTIONAL: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
-
-/// The new values of one tensor.
-#[derive(Clone, Debug)]
-pub struct Values {
-    /// Its shape in the model, which may lack axes of length one that the base's file has.
-    pub shape: Vec<usize>,
-    /// Its numbers in order, as one row.
-    pub numbers: Tensor<1>,
-}
 
 /// What was written.
 #[derive(Clone, Debug, Serialize)]
@@ -65,7 +55,8 @@ impl fmt::Display for FolderReport {
 }
 
 /// Writes a model folder in the layout of diffusers to `output`: all of `base`, but with `tensors` (every tensor of the UNet,
-/// by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of the UNet.
+/// by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of the UNet. A tensor may lack axes of length one
+/// that it has in the base's file.
 ///
 /// - Each tensor gets the shape it has in the base's file. Only `conv_in.weight` may have another number of inputs, which
 ///   `config.json` then says, too; with eight, the pipeline is InstructPix2Pix's.
@@ -73,7 +64,8 @@ impl fmt::Display for FolderReport {
 ///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
 /// - A safety checker that the base's index names but its folder lacks is left out of the index.
 ///
-/// The folder appears under its name only when it is complete, and its weights were read back and compared.
+/// The folder appears under its name, and not as `NAME.partial` any more, only when it is complete and its weights were read
+/// back and compared.
 ///
 /// # Errors
 /// `output` exists; `base` is no such folder; tensors are missing, left over or misshapen (one error that lists them); values
@@ -90,8 +82,9 @@ pub fn export_folder(
     }
     let stored = stored(&base.join(UNET), tensors, dtype)?;
     let mut partial = OsString::from(output);
-    partial.push(format!(".{}.partial", std::process::id()));
+    partial.push(".partial");
     let partial = PathBuf::from(partial);
+    remove_folder(&partial)?; // of an export that was killed
     let done = fill(base, &partial, stored).and_then(|report| {
         fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
         Ok(FolderReport { path: output.into(), ..report })
@@ -103,7 +96,7 @@ pub fn export_folder(
 }
 
 /// Everything, into a new folder.
-fn fill(base: &Path, folder: &Path, stored: BTreeMap<&str, Stored>) -> Result<FolderReport> {
+fn fill(base: &Path, folder: &Path, stored: BTreeMap<String, Converted>) -> Result<FolderReport> {
     let unet = folder.join(UNET);
     fs::create_dir_all(&unet).map_err(|e| Error::io(&unet, e))?;
     let mut index: Map<String, Value> = read_json(base.join(INDEX))?;
@@ -121,32 +114,25 @@ fn fill(base: &Path, folder: &Path, stored: BTreeMap<&str, Stored>) -> Result<Fo
     write_json(&folder.join(INDEX), &index)?;
 
     let weights = unet.join(WEIGHTS);
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(stored.iter(), Some(metadata), &weights)
-        .map_err(|e| Error::file(&weights, format!("cannot be written ({e})")))?;
+    write_tensors(&weights, &stored, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
     compare(&weights, &stored)?;
-    let synced = fs::File::open(&weights).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
     Ok(FolderReport {
         path: folder.into(),
         class: index.get("_class_name").and_then(Value::as_str).unwrap_or("unknown").into(),
         tensors: stored.len(),
-        parameters: stored.values().map(Stored::count).sum(),
-        bytes: synced.map_err(|e| Error::io(&weights, e))?.len(),
+        parameters: stored.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
+        bytes: fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len(),
     })
 }
 
-/// One tensor on its way into the file. Its bytes are made when they are asked for, so that only one tensor is on the host.
-struct Stored<'a> {
+/// One tensor in the shape and element type of the file.
+struct Converted<'a> {
     numbers: &'a Tensor<1>,
     shape: Vec<usize>,
     dtype: FloatDType,
 }
 
-impl Stored<'_> {
-    fn count(&self) -> usize {
-        self.shape.iter().product()
-    }
-
+impl Converted<'_> {
     fn data(&self) -> TensorData {
         let mut data = self.numbers.to_data().convert_dtype(DType::from(self.dtype));
         data.shape = self.shape.clone().into();
@@ -154,22 +140,15 @@ impl Stored<'_> {
     }
 }
 
-impl View for &Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.dtype {
-            FloatDType::BF16 => Dtype::BF16,
-            FloatDType::F16 => Dtype::F16,
-            _ => Dtype::F32,
-        }
+impl Stored for Converted<'_> {
+    fn dtype(&self) -> DType {
+        self.dtype.into()
     }
     fn shape(&self) -> &[usize] {
         &self.shape
     }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Stored::data(self).as_bytes().to_vec().into()
-    }
-    fn data_len(&self) -> usize {
-        self.count() * DType::from(self.dtype).size()
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        self.data().as_bytes().to_vec().into()
     }
 }
 
@@ -178,7 +157,7 @@ fn stored<'a>(
     unet: &Path,
     tensors: &'a BTreeMap<String, Values>,
     dtype: FloatDType,
-) -> Result<BTreeMap<&'a str, Stored<'a>>> {
+) -> Result<BTreeMap<String, Converted<'a>>> {
     if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
         return Err(Error::setting("--dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
     }
@@ -202,7 +181,7 @@ fn stored<'a>(
                 .push(format!("tensor `{name}` has {count} values of shape {shape:?}, the base model's is {base:?}"));
             continue;
         }
-        stored.insert(name.as_str(), Stored { numbers, shape: if fits { base } else { shape.clone() }, dtype });
+        stored.insert(name.clone(), Converted { numbers, shape: if fits { base } else { shape.clone() }, dtype });
     }
     problems.extend(shapes.keys().map(|name| format!("tensor `{name}` of the base model has no new values")));
     if problems.is_empty() {
@@ -255,7 +234,7 @@ fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
 }
 
 /// Reads the file back.
-fn compare(path: &Path, stored: &BTreeMap<&str, Stored>) -> Result<()> {
+fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
     let file = TensorFile::open(path)?;
     let mut problems = Vec::new();
     for (name, tensor) in stored {
@@ -272,4 +251,15 @@ fn compare(path: &Path, stored: &BTreeMap<&str, Stored>) -> Result<()> {
         return Ok(());
     }
     Err(Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` holds the largest values"))
+}
+
+/// Removes a folder with all in it; that there is none is no error.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
+        _ => Ok(()),
+    }
 }
