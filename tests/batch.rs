@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{
-    program::{fails, succeeds},
+    program::{MODEL, fails, succeeds},
     sampling::{EDITS, MAKES, draw, model, same_picture},
 };
 
@@ -114,7 +114,7 @@ fn bad_input_is_named_and_nothing_is_written_over() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let pictures = pictures(folder.path());
-    let (makes, output) = (model(MAKES), at("out"));
+    let (makes, edits, output) = (model(MAKES), model(EDITS), at("out"));
     std::fs::write(at("unknown.toml"), "modells = []").unwrap();
     std::fs::create_dir(at("none")).unwrap();
     std::fs::create_dir(at("broken")).unwrap();
@@ -131,14 +131,21 @@ fn bad_input_is_named_and_nothing_is_written_over() {
         (pictures, &[&both[..], &["--batch-size", "0"]].concat(), "`--batch-size`"),
         (pictures, &[&both[..], &["--image-guidance", "2"]].concat(), "`--image-guidance`: means nothing"),
         (pictures, &["--model", "no/such/model", "--prompt", "snow"], "no/such/model"),
+        (pictures, &["--model", &edits, "--prompt", ""], "`--prompt`: is empty"),
+        (pictures, &[&both[..], &["--model", MODEL, "--scheduler", "ddim"]].concat(), "`--scheduler`: means nothing"),
+        (pictures, &[&both[..], &["--strength", "0.1"]].concat(), "leaves none of 2 steps"),
         (&at("none"), &both, "no pictures"),
         (&at("broken"), &both, "one.png"),
     ] {
         let start = ["batch", from, "--steps", "2", "--output", &output];
         let said = fails(&[&start[..], more].concat());
         assert!(said.contains(wanted), "{more:?}: {said}");
+        assert!(from == at("broken") || !Path::new(&output).exists(), "{more:?}");
     }
-    let into_itself = ["batch", pictures, "--output", pictures];
-    let said = fails(&[&into_itself[..], &both].concat());
-    assert!(said.contains("is there already, and nothing is written over"), "{said}");
+    std::fs::create_dir(at("reported")).unwrap();
+    std::fs::write(folder.path().join("reported/report.json"), "{}").unwrap();
+    for (output, name) in [(pictures, "a.png"), (&at("reported"), "report.json")] {
+        let said = fails(&[&["batch", pictures, "--output", output][..], &both].concat());
+        assert!(said.contains(&format!("{name}: is there already, and nothing is written over")), "{said}");
+    }
 }

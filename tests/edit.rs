@@ -99,19 +99,25 @@ fn a_folder_is_edited_as_its_pictures_are_alone_and_every_size_comes_back() {
 #[test]
 fn a_turned_photo_is_edited_as_it_is_seen() {
     let folder = tempfile::tempdir().unwrap();
-    let (turned, upright) = (folder.path().join("turned.jpg"), folder.path().join("upright.png"));
-    // One colour, so that JPEG changes nothing but the size tells.
-    let plain = RgbImage::from_pixel(48, 32, Rgb([128, 128, 128]));
-    let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
-    exif.shrink_to_fit();
-    let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&turned).unwrap(), 100);
-    encoder.set_exif_metadata(exif).unwrap();
-    encoder.write_image(&plain, 48, 32, image::ExtendedColorType::Rgb8).unwrap();
-    RgbImage::from_pixel(32, 48, Rgb([128, 128, 128])).save(&upright).unwrap();
+    // A dark and a light half, of whole blocks of JPEG, which then changes nothing. A quarter turn to the right brings what is
+    // at the left to the top.
+    let shade = |first: bool| if first { Rgb([40, 40, 40]) } else { Rgb([200, 200, 200]) };
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
     let output = folder.path().join("out");
-    for picture in [&turned, &upright] {
-        edit(&output, &["--image", picture.to_str().unwrap()]);
+    for (name, picture, exif) in [
+        ("turned.jpg", RgbImage::from_fn(48, 32, |x, _| shade(x < 24)), Some(exif)),
+        ("upright.jpg", RgbImage::from_fn(32, 48, |_, y| shade(y < 24)), None),
+    ] {
+        let path = folder.path().join(name);
+        let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&path).unwrap(), 100);
+        if let Some(exif) = exif {
+            encoder.set_exif_metadata(exif.to_vec()).unwrap();
+        }
+        let (width, height) = picture.dimensions();
+        encoder.write_image(&picture, width, height, image::ExtendedColorType::Rgb8).unwrap();
+        edit(&output, &["--image", path.to_str().unwrap()]);
     }
+    same_picture(&output.join("turned.jpg"), &output.join("upright.jpg"));
     assert_eq!(image::image_dimensions(output.join("turned.jpg")).unwrap(), (32, 48));
 }
 
@@ -169,11 +175,15 @@ fn wrong_models_files_and_numbers_are_named() {
     let config = std::fs::read_to_string(at("inpaints").join("unet/config.json")).unwrap();
     let config = config.replace("\"in_channels\": 8", "\"in_channels\": 9");
     std::fs::write(at("inpaints").join("unet/config.json"), config).unwrap();
+    // Of a model that cannot be loaded: what is wrong with the rest is found before.
+    copy(model(EDITS), at("bare"));
+    std::fs::remove_dir_all(at("bare").join("text_encoder")).unwrap();
     let noise = write(&at("noise"), vec![("noise", TensorData::zeros::<f32, _>([1, 4, 5, 5]))]);
     let latents = write(&at("latents"), vec![("latents", TensorData::zeros::<f32, _>([1, 16, 6, 8]))]);
     let ids = write(&at("ids"), vec![("clip", TensorData::new(vec![1i64; 78], [1, 78]))]);
-    let [kind, inpaints, empty, mixed, broken] =
-        ["kind", "inpaints", "empty", "mixed", "broken.png"].map(|name| at(name).to_str().unwrap().to_string());
+    let short = write(&at("short"), vec![("clip", TensorData::new(vec![1i64; 20], [1, 20]))]);
+    let [kind, inpaints, bare, empty, mixed, broken] =
+        ["kind", "inpaints", "bare", "empty", "mixed", "broken.png"].map(|name| at(name).to_str().unwrap().to_string());
     let (edits, makes) = (model(EDITS), model(MAKES));
     let image = ["--image", &picture];
     for (model, more, wanted) in [
@@ -183,14 +193,18 @@ fn wrong_models_files_and_numbers_are_named() {
         (&inpaints, &image, "unet/config.json: `in_channels` is 9: to read a picture"),
         (&edits, &["--image", &empty], "no pictures"),
         (&edits, &["--image", &broken], "broken.png"),
+        (&bare, &image, "text_encoder"),
+        (&bare, &["--image", "no/such.png"], "no/such.png"),
+        (&bare, &["--image", &picture, "--instruction", ""], "`--instruction`: is empty"),
         (&edits, &["--image", &mixed, "--noise", &noise], "2 sizes"),
         (&edits, &["--latents-in", &latents], "expected [pictures, 4, height, width]"),
         (&edits, &["--image", &picture, "--noise", &noise], "expected [1, 4, 6, 8]"),
         (&edits, &["--image", &picture, "--steps", "0"], "`--steps`: must be at least 1"),
-        (&edits, &["--image", &picture, "--steps", "2000"], "`steps`: 2000 steps"),
+        (&bare, &["--image", &picture, "--steps", "2000"], "`steps`: 2000 steps"),
         (&edits, &["--image", &picture, "--batch-size", "0"], "`--batch-size`: must be at least 1"),
         (&edits, &["--image", &picture, "--count", "0"], "`--count`: must be at least 1"),
         (&edits, &["--image", &picture, "--prompt-ids", &ids], "`clip` has 78 ids"),
+        (&edits, &["--image", &picture, "--prompt-ids", &short], "short: `clip` has 20 ids"),
     ] {
         let mut arguments = vec!["edit", "--model", model, "--output", output.to_str().unwrap()];
         if !more.contains(&"--prompt-ids") {

@@ -13,7 +13,7 @@ use kiln::{
 };
 use support::{
     goldens,
-    program::{MODEL, fails, kiln, succeeds, tensors, train, workshop},
+    program::{MODEL, copy, fails, kiln, succeeds, tensors, train, workshop},
     sampling::{EDITS, MAKES, draw, model, start, write},
 };
 
@@ -200,7 +200,32 @@ fn wrong_sizes_ids_and_noise_are_named() {
         let answer = with_text(&["--noise", &file]);
         assert!(answer.contains(&file) && answer.contains(problem), "{name}: {answer}");
     }
+    let short = file("short", vec![("clip", ids(77, 1)), ("t5", ids(8, 1))]);
+    let answer = said(&["--prompt-ids", &short, "--negative-prompt", "n"]);
+    assert!(
+        answer.contains(&format!("{short}: `t5` has 8 ids for a prompt, the negative prompt {T5_TOKENS}")),
+        "{answer}"
+    );
+    let answer = with_text(&["--lora", &format!("{}@1e38", *LORA)]);
+    assert!(answer.contains("latents.safetensors: would hold numbers that are not finite"), "{answer}");
     assert!(kiln(&[&start[..], &text].concat()).status.success());
+}
+
+#[test]
+fn the_pictures_of_a_folder_are_not_all_made_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    std::fs::create_dir(&pictures).unwrap();
+    for number in 0..5 {
+        draw(&pictures.join(format!("{number}.png")), 32, 32, number);
+    }
+    for (model, batches) in [(MODEL.to_string(), 5), (model(MAKES), 2)] {
+        let output = folder.path().join(batches.to_string());
+        let start = ["generate", "--model", &model, "--prompt", "p", "--steps", "1", "--strength", "1"];
+        let files = ["--image", pictures.to_str().unwrap(), "--output", output.to_str().unwrap()];
+        let (out, said) = succeeds(&[&start[..], &files].concat());
+        assert_eq!((out.lines().count(), said.matches("denoising: 1/1").count()), (5, batches), "{said}");
+    }
 }
 
 #[test]
@@ -308,17 +333,36 @@ fn options_that_mean_nothing_to_a_model_are_named() {
     let picture = draw(&folder.path().join("picture.png"), 40, 24, 0);
     let mask = draw(&folder.path().join("mask.png"), 16, 16, 0);
     let (flux, makes, edits) = (MODEL.to_string(), model(MAKES), model(EDITS));
+    // Of a model that cannot be loaded: what is wrong with the rest is found before.
+    let bare = folder.path().join("bare").to_str().unwrap().to_string();
+    copy(&makes, &bare);
+    std::fs::remove_dir_all(folder.path().join("bare/text_encoder")).unwrap();
+    let numbers = || TensorData::zeros::<f32, _>([1, 4, 4, 4]);
+    let noise = write(&folder.path().join("noise"), vec![("noise", numbers())]);
+    let latents = write(&folder.path().join("latents"), vec![("latents", numbers())]);
+    let broken = format!("{}@1e38", *LORA);
     for (model, more, wanted) in [
         (&flux, &["--scheduler", "ddim"][..], "`--scheduler`: means nothing"),
         (&makes, &["--negative-prompt", "x", "--true-guidance", "2"], "hint: use `--guidance`"),
         (&makes, &["--image-guidance", "2"], "`--image-guidance`: means nothing"),
         (&makes, &["--scaled-condition"], "`--scaled-condition`: means nothing"),
-        (&makes, &["--steps", "0"], "`--steps`: must be at least 1"),
+        (&bare, &[], "text_encoder"),
+        (&bare, &["--steps", "0"], "`--steps`: must be at least 1"),
+        (&bare, &["--steps", "2000"], "`--steps`"),
+        (&bare, &["--guidance", "-1"], "`--guidance`: -1 is not"),
+        (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
+        (&makes, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
+        (&makes, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
+        (
+            &flux,
+            &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"],
+            "`picture 1 of 1`: would hold",
+        ),
         (&makes, &["--width", "50"], "50 is not a multiple of 8"),
-        (&makes, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
-        (&makes, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
-        (&makes, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
-        (&makes, &["--image", "no/such.png"], "no/such.png"),
+        (&bare, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
+        (&bare, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
+        (&bare, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
+        (&bare, &["--image", "no/such.png"], "no/such.png"),
         (&makes, &["--lora", &LORA], "the model has no such linear layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),
     ] {
@@ -327,4 +371,7 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         assert!(said.contains(wanted), "{more:?}: {said}");
         assert!(!output.exists(), "{more:?}");
     }
+    let nowhere = folder.path().join("none/latents.safetensors");
+    let said = fails(&["generate", "--model", &bare, "--prompt", "p", "--latents", nowhere.to_str().unwrap()]);
+    assert!(said.contains("none: no such folder"), "{said}");
 }

@@ -4,30 +4,18 @@ mod support;
 
 use std::collections::VecDeque;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::Tensor;
 use kiln::{
     models::text::PromptEmbeds,
     pipelines::{InstructPix2PixPipeline, Pipeline, Request},
-    schedulers::SchedulerName,
 };
-use support::{Golden, goldens, sampling::check_picture};
+use support::{
+    Golden, goldens,
+    sampling::{check_picture, embeds, open},
+};
 
 const CLASS: &str = "StableDiffusionInstructPix2PixPipeline";
 const SECTIONS: [&str; 2] = ["pipe.ip2p", "pipe.ip2p_dpmpp"];
-
-fn open(golden: &Golden, section: &str) -> InstructPix2PixPipeline {
-    let mut pipeline = InstructPix2PixPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
-    if section.ends_with("_dpmpp") {
-        pipeline.scheduler = pipeline.scheduler.with_name(SchedulerName::DpmSolverKarras);
-    }
-    pipeline
-}
-
-/// The embeddings of a section, `negative_` or not. This model reads no pooled ones.
-fn embeds(golden: &Golden, section: &str, kind: &str) -> PromptEmbeds {
-    let prompt: Tensor<3> = golden.tensor(&format!("{section}.{kind}prompt_embeds"));
-    PromptEmbeds { pooled: Tensor::zeros([prompt.dims()[0], 1], &Device::flex()), prompt }
-}
 
 /// What diffusers was asked for in a section.
 fn request(golden: &Golden, section: &str, pipeline: &InstructPix2PixPipeline) -> Request {

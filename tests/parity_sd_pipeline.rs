@@ -11,25 +11,11 @@ use kiln::{
 };
 use support::{
     Golden, goldens,
-    sampling::{check_picture, start},
+    sampling::{check_picture, embeds, open, start},
 };
 
 const SECTIONS: [&str; 6] =
     ["pipe.txt2img", "pipe.txt2img_dpmpp", "pipe.img2img", "pipe.img2img_dpmpp", "pipe.inpaint", "pipe.inpaint_dpmpp"];
-
-fn open(golden: &Golden, section: &str) -> StableDiffusionPipeline {
-    let mut pipeline = StableDiffusionPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
-    if section.ends_with("_dpmpp") {
-        pipeline.scheduler = pipeline.scheduler.with_name(SchedulerName::DpmSolverKarras);
-    }
-    pipeline
-}
-
-/// The embeddings of a section, `negative_` or not. This model reads no pooled ones.
-fn embeds(golden: &Golden, section: &str, kind: &str) -> PromptEmbeds {
-    let prompt: Tensor<3> = golden.tensor(&format!("{section}.{kind}prompt_embeds"));
-    PromptEmbeds { pooled: Tensor::zeros([prompt.dims()[0], 1], &Device::flex()), prompt }
-}
 
 /// What diffusers was asked for in a section.
 fn request(golden: &Golden, section: &str, pipeline: &StableDiffusionPipeline) -> Request {
@@ -116,8 +102,13 @@ fn parts_of_different_sizes_are_refused_by_name() {
     let start = good.start.clone().unwrap();
     let mask = Start { mask: start.mask.clone().map(|mask| mask.repeat_dim(1, 4)), ..start.clone() };
     let latents = Start { latents: twice(&start.latents), ..start };
+    let channels = good.noise.clone().repeat_dim(1, 2);
+    let (mut negative, scale) = good.negative.clone().unwrap();
+    negative.prompt = negative.prompt.narrow(1, 0, 20);
     for (part, bad) in [
         ("text", Request { noise: twice(&good.noise), ..good.clone() }),
+        ("negative", Request { negative: Some((negative, scale)), ..good.clone() }),
+        ("noise", Request { noise: channels, start: None, ..good.clone() }),
         ("seeds", Request { seeds: vec![], ..good.clone() }),
         ("start", Request { start: Some(latents), ..good.clone() }),
         ("mask", Request { start: Some(mask), ..good.clone() }),

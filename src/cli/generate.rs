@@ -45,7 +45,7 @@ pub struct Args {
     /// Pictures a prompt
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Pictures made together [default: all of one size]
+    /// Pictures made together, of one size [default: all; with --image 4, or 1 with FLUX.1]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Start noise from a file: safetensors with `noise` [B, C, h, w]

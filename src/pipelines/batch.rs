@@ -10,14 +10,16 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ModelKind, Setup,
+    Setup,
     batch_report::{BatchReport, Done},
     picture::{self, PictureFile, Size},
+    plan::Plan,
+    request::check_strength,
     studio::{Batch, Prompts, Studio},
 };
 use crate::{
+    data,
     error::{Error, Result},
-    hub,
     memory::{self, Stage},
     rng::Seed,
 };
@@ -60,6 +62,7 @@ pub struct Choices {
 /// What is to be done with one picture.
 struct Task {
     path: PathBuf,
+    size: Size,
     model: String,
     prompt: String,
     strength: f64,
@@ -71,19 +74,23 @@ struct Task {
 /// The request cannot be carried out, a model cannot be used, or no picture can be read. What was made until then is kept and
 /// reported.
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
-    let mut tasks = tasks(request)?;
-    for model in tasks.iter().map(|task| &task.model).collect::<BTreeSet<_>>() {
-        ModelKind::of(hub::resolve(model)?)?;
+    let mut report = BatchReport::new(request);
+    let mut tasks = tasks(request, &mut report)?;
+    let mut plans = BTreeMap::new();
+    for Task { model, prompt, strength, .. } in &tasks {
+        if !plans.contains_key(model) {
+            plans.insert(model.clone(), Plan::new(model, &request.setup, None)?);
+        }
+        plans[model].check("--prompt", std::slice::from_ref(prompt), *strength)?;
     }
     std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
-    let mut report = BatchReport::new(request);
     let mut outcome = Ok(());
     while let (Ok(()), Some(model)) = (&outcome, tasks.first().map(|task| task.model.clone())) {
         let (own, others) = tasks.into_iter().partition(|task| task.model == model);
         tasks = others;
-        outcome = with_model(request, &model, own, &mut report, device);
+        outcome = with_model(request, &model, &plans[&model], own, &mut report, device);
     }
-    report.write(&request.output.join("report.json"))?;
+    report.write(&request.report())?;
     outcome?;
     match report.pictures.is_empty() {
         true => Err(Error::Many {
@@ -94,8 +101,8 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     }
 }
 
-/// What is to be done with each picture.
-fn tasks(request: &BatchRequest) -> Result<Vec<Task>> {
+/// What is to be done with each picture whose head can be read.
+fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
     let Choices { models, prompts, strengths } = &request.choices;
     if request.batch_size == 0 {
         return Err(Error::setting("--batch-size", "must be at least 1"));
@@ -106,19 +113,17 @@ fn tasks(request: &BatchRequest) -> Result<Vec<Task>> {
                 .hint(format!("give it, or a list `{option}s` in the --config file")));
         }
     }
-    if let Some(strength) = strengths.iter().find(|&&strength| !(strength > 0.0 && strength <= 1.0)) {
-        return Err(Error::setting("strengths", format!("{strength} is not above 0 and at most 1")));
-    }
+    strengths.iter().try_for_each(|strength| check_strength(*strength))?;
     let paths = match &request.image {
         None => picture::files(&request.folder)?,
         Some(name) => vec![request.folder.join(name)],
     };
-    let there = paths.iter().map(|path| request.output_of(path)).find(|path| path.exists());
-    if let Some(path) = there {
+    let mut outputs = paths.iter().map(|path| request.output_of(path)).chain([request.report()]);
+    if let Some(path) = outputs.find(|path| path.exists()) {
         return Err(Error::file(path, "is there already, and nothing is written over").hint("choose another --output"));
     }
     let strengths = if strengths.is_empty() { &[STRENGTH][..] } else { strengths };
-    let task = |path: PathBuf| {
+    let task = |path: PathBuf, size: Size| {
         let name = name(&path);
         let draw = |what: &str, count: usize| {
             (Seed(request.seed).derive(&format!("batch {what} of {name}")).0 % count as u64) as usize
@@ -128,30 +133,37 @@ fn tasks(request: &BatchRequest) -> Result<Vec<Task>> {
             prompt: prompts[draw("prompt", prompts.len())].clone(),
             strength: strengths[draw("strength", strengths.len())],
             path,
+            size,
         }
     };
-    Ok(paths.into_iter().map(task).collect())
+    let sized = paths.into_iter().filter_map(|path| match data::picture_size(&path) {
+        Ok(size) => Some(task(path, size)),
+        Err(problem) => {
+            report.skip(&path, &problem);
+            None
+        }
+    });
+    Ok(sized.collect())
 }
 
 /// Does all that one model has to do.
 fn with_model(
     request: &BatchRequest,
     model: &str,
+    plan: &Plan,
     tasks: Vec<Task>,
     report: &mut BatchReport,
     device: &Device,
 ) -> Result<()> {
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    let studio = Studio::open(model, &request.setup, &Prompts::Texts(&prompts), None, device)?;
+    let studio = Studio::open(plan, &Prompts::Texts(&prompts), device)?;
     let pipeline = &studio.pipeline;
-    // The heads of the files tell which pictures can be made together; a picture is read when it is its turn.
+    // The sizes tell which pictures can be made together; a picture is read when it is its turn.
     let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
     for task in tasks {
-        match PictureFile::open(&task.path, pipeline.resolution(), pipeline.size_step()) {
-            Ok(file) => groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file)),
-            Err(problem) => report.skip(&task.path, &problem),
-        }
+        let file = PictureFile::new(&task.path, task.size, pipeline.resolution(), pipeline.size_step());
+        groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
     }
     for ((size, strength), group) in groups {
         for batch in group.chunks(request.batch_size) {
@@ -203,6 +215,11 @@ impl BatchRequest {
     /// Where the result for a picture goes.
     fn output_of(&self, path: &Path) -> PathBuf {
         self.output.join(name(path))
+    }
+
+    /// Where the report goes.
+    fn report(&self) -> PathBuf {
+        self.output.join("report.json")
     }
 }
 

@@ -9,11 +9,15 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    Setup, input,
-    picture::{self, PictureFile},
+    ModelKind, Setup, input,
+    picture::{self, PictureFile, Size},
+    plan::Plan,
     studio::{Batch, Prompts, Studio},
 };
-use crate::error::{Error, Result};
+use crate::{
+    data,
+    error::{Error, Result},
+};
 
 /// What `kiln generate` and `kiln edit` are asked for.
 #[derive(Clone, Debug, Default)]
@@ -36,15 +40,15 @@ pub struct GenerateRequest {
     pub strength: f64,
     /// Where to change such a picture: white in a picture of its size.
     pub mask: Option<PathBuf>,
-    /// Pixels, without `image` and `noise`; else what the model was made for.
+    /// Pixels; that of `image` or `noise`, or else what the model was made for, if not given.
     pub width: Option<usize>,
-    /// Pixels, without `image` and `noise`; else what the model was made for.
+    /// Pixels, as the width.
     pub height: Option<usize>,
     /// Of the first picture of each prompt; the next has the next seed.
     pub seed: u64,
     /// Pictures for each prompt and picture.
     pub count: usize,
-    /// Pictures made together; all of one size, if not given.
+    /// Pictures made together, of one size. If not given: all; of picture files 4, or 1 with FLUX.1.
     pub batch_size: Option<usize>,
     /// Start noise from a file: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
@@ -73,8 +77,26 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         Some(path) if !request.input_is_latents => picture::files(path)?,
         _ => Vec::new(),
     };
-    let studio = Studio::open(&request.model, &request.setup, &prompts, Some(request.edit), device)?;
+    let sized = |path: PathBuf| Ok((data::picture_size(&path)?, path));
+    let pictures: Vec<(Size, PathBuf)> = pictures.into_iter().map(sized).collect::<Result<_>>()?;
+    if let Some(mask) = &request.mask {
+        pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
+    }
+    let parent = request.output.parent().filter(|parent| request.return_latents && !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        return Err(Error::file(parent, "no such folder for the latents"));
+    }
+    let plan = Plan::new(&request.model, &request.setup, Some(request.edit))?;
+    let option = if request.edit { "--instruction" } else { "--prompt" };
+    plan.check(option, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    let studio = Studio::open(&plan, &prompts, device)?;
     let groups = Group::all(request, &studio, &pictures)?;
+    let default_size = match (pictures.is_empty(), plan.kind) {
+        (true, _) => usize::MAX,
+        (false, ModelKind::Flux) => 1,
+        (false, ModelKind::StableDiffusion | ModelKind::InstructPix2Pix) => 4,
+    };
+    let batch_size = request.batch_size.unwrap_or(default_size);
     if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
         let option = if request.return_latents { "--latents" } else { "--noise" };
         return Err(Error::setting(option, format!("the pictures have {} sizes to work at", groups.len()))
@@ -82,7 +104,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     }
     let (mut latents, mut files) = (Vec::new(), Vec::new());
     for group in &groups {
-        for batch in group.batches(request, &studio)? {
+        for batch in group.batches(request, &studio, batch_size)? {
             let made = studio.make(&group.prepare(&batch, request, &studio)?, &mut || ())?;
             if request.return_latents {
                 latents.push(made);
@@ -129,8 +151,8 @@ struct Row {
 }
 
 impl Group {
-    /// The groups of a request.
-    fn all(request: &GenerateRequest, studio: &Studio, files: &[PathBuf]) -> Result<Vec<Self>> {
+    /// The groups of a request, which must have the size it gives, if it does.
+    fn all(request: &GenerateRequest, studio: &Studio, files: &[(Size, PathBuf)]) -> Result<Vec<Self>> {
         let pipeline = &studio.pipeline;
         let (resolution, step, factor) = (pipeline.resolution(), pipeline.size_step(), pipeline.vae().downsampling());
         let channels = pipeline.vae().latent_channels();
@@ -138,36 +160,49 @@ impl Group {
         let noise = |path: &PathBuf| input::noise(path, channels, step / factor, pipeline.device());
         let noise = request.noise.as_ref().map(noise).transpose()?;
         let latent_size = |width: usize, height: usize| (width / factor, height / factor);
-        match (&request.image, &noise) {
+        let groups = match (&request.image, &noise) {
             (Some(path), _) if request.input_is_latents => {
                 let size = given[0].zip(given[1]).map(|(width, height)| latent_size(width, height));
                 let latents = input::latents(path, channels, size, step / factor, pipeline.device())?;
                 let [_, _, height, width] = latents.dims();
-                Ok(vec![Self { size: (width, height), source: Source::Latents(latents), noise }])
+                vec![Self { size: (width, height), source: Source::Latents(latents), noise }]
             }
             (Some(_), _) => {
                 let mut sizes: BTreeMap<_, Vec<PictureFile>> = BTreeMap::new();
-                for path in files {
-                    let file = PictureFile::open(path, resolution, step)?;
+                for (size, path) in files {
+                    let file = PictureFile::new(path, *size, resolution, step);
                     sizes.entry(latent_size(file.fitted.0 as usize, file.fitted.1 as usize)).or_default().push(file);
                 }
                 let group = |(size, files)| Self { size, source: Source::Files(files), noise: noise.clone() };
-                Ok(sizes.into_iter().map(group).collect())
+                sizes.into_iter().map(group).collect()
             }
             (None, Some(tensor)) => {
                 let [_, _, height, width] = tensor.dims();
-                Ok(vec![Self { size: (width, height), source: Source::None, noise }])
+                vec![Self { size: (width, height), source: Source::None, noise }]
             }
             (None, None) => {
                 let [width, height] = given.map(|side| side.unwrap_or(resolution));
                 pipeline.check_size(width, height)?;
-                Ok(vec![Self { size: latent_size(width, height), source: Source::None, noise }])
+                vec![Self { size: latent_size(width, height), source: Source::None, noise }]
+            }
+        };
+        for Self { size: (width, height), .. } in &groups {
+            for (option, given, own) in [("--width", given[0], width * factor), ("--height", given[1], height * factor)]
+            {
+                if let Some(given) = given.filter(|given| *given != own) {
+                    return Err(Error::setting(
+                        option,
+                        format!("is {given}, but what is given to start from has {own}"),
+                    )
+                    .hint("leave it out"));
+                }
             }
         }
+        Ok(groups)
     }
 
     /// Every picture with every prompt and every seed, in batches.
-    fn batches(&self, request: &GenerateRequest, studio: &Studio) -> Result<Vec<Vec<Row>>> {
+    fn batches(&self, request: &GenerateRequest, studio: &Studio, batch_size: usize) -> Result<Vec<Vec<Row>>> {
         let (pictures, prompts) = (self.source.len(), studio.prompts());
         let row = |number: usize| Row {
             picture: number / request.count / prompts,
@@ -183,7 +218,7 @@ impl Group {
                 return Err(Error::file(path, problem));
             }
         }
-        Ok(rows.chunks(request.batch_size.unwrap_or(rows.len())).map(<[Row]>::to_vec).collect())
+        Ok(rows.chunks(batch_size).map(<[Row]>::to_vec).collect())
     }
 
     /// The numbers to make these pictures from.

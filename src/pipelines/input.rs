@@ -14,8 +14,9 @@ use crate::{
     weights::TensorFile,
 };
 
-/// `clip` `[B, 77]`, and `t5` `[B, L]` where the model has T5, as prompts that the encoders can read.
-pub(super) fn ids(path: &Path, encoders: &TextEncoders) -> Result<Vec<PromptIds>> {
+/// `clip` `[B, 77]`, and `t5` `[B, L]` where the model has T5, as prompts that the encoders can read. They must be as long as
+/// the `negative` prompt, if there is one: both go through the network together.
+pub(super) fn ids(path: &Path, encoders: &TextEncoders, negative: Option<&PromptIds>) -> Result<Vec<PromptIds>> {
     let file = TensorFile::open(path)?;
     let rows = |name: &str| -> Result<Vec<Vec<i64>>> {
         let data = file.read(name)?.convert_dtype(DType::I64);
@@ -33,6 +34,11 @@ pub(super) fn ids(path: &Path, encoders: &TextEncoders) -> Result<Vec<PromptIds>
     }
     let ids: Vec<_> = clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect();
     ids.iter().try_for_each(|ids| encoders.check(ids)).map_err(|problem| Error::file(path, problem))?;
+    let pairs = negative.map(|negative| [("clip", &ids[0].clip, &negative.clip), ("t5", &ids[0].t5, &negative.t5)]);
+    if let Some((name, own, other)) = pairs.into_iter().flatten().find(|(_, own, other)| own.len() != other.len()) {
+        let problem = format!("`{name}` has {} ids for a prompt, the negative prompt {}", own.len(), other.len());
+        return Err(Error::file(path, problem).hint("pad the prompts as the tokenizer of the model does"));
+    }
     Ok(ids)
 }
 
@@ -84,16 +90,22 @@ fn pictures(
     }
 }
 
+/// # Errors
+/// The head of the mask cannot be read, or tells another size than its picture's.
+pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
+    let ((width, height), (w, h)) = (data::picture_size(path)?, size);
+    if (width, height) == (w, h) {
+        return Ok(());
+    }
+    let problem = format!("the mask is {width} × {height} pixels, the picture {w} × {h}");
+    Err(Error::file(path, problem).hint("a mask has the size of its picture, white where it may change"))
+}
+
 /// A mask for pictures of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where
 /// the mask is white, 0 where it is black. A latent pixel is as its first pixel.
 pub(super) fn mask(path: &Path, size: Size, fitted: Size, factor: usize, device: &Device) -> Result<Tensor<4>> {
-    let mask = data::read_picture(path)?;
-    if mask.dimensions() != size {
-        let ((width, height), (w, h)) = (mask.dimensions(), size);
-        let problem = format!("the mask is {width} × {height} pixels, the picture {w} × {h}");
-        return Err(Error::file(path, problem).hint("a mask has the size of its picture, white where it may change"));
-    }
-    let mask = imageops::grayscale(&mask);
+    check_mask(path, size)?;
+    let mask = imageops::grayscale(&data::read_picture(path)?);
     let mask = imageops::resize(&mask, fitted.0, fitted.1, FilterType::Triangle);
     let (width, height) = (fitted.0 as usize / factor, fitted.1 as usize / factor);
     let at = |row: usize, column: usize| mask.get_pixel((column * factor) as u32, (row * factor) as u32).0[0];

@@ -17,6 +17,7 @@ mod input;
 mod kind;
 mod picture;
 mod pipeline;
+mod plan;
 mod request;
 mod setup;
 mod stable_diffusion;

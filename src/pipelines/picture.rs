@@ -38,12 +38,11 @@ pub(super) struct PictureFile {
 }
 
 impl PictureFile {
-    /// Looks at the head of the file. The model works at its own `resolution` at most: a larger picture is made smaller, to
-    /// about `resolution`² pixels of the same proportions, a smaller one is not made larger; then both sides are rounded to
-    /// multiples of `step`.
-    pub fn open(path: &Path, resolution: usize, step: usize) -> Result<Self> {
-        let size = data::picture_size(path)?;
-        Ok(Self { path: path.into(), size, fitted: fit(size, resolution, step) })
+    /// The file at `path`, whose head tells this `size`. The model works at its own `resolution` at most: a larger picture is
+    /// made smaller, to about `resolution`² pixels of the same proportions, a smaller one is not made larger; then both sides
+    /// are rounded to multiples of `step`.
+    pub fn new(path: &Path, size: Size, resolution: usize, step: usize) -> Self {
+        Self { path: path.into(), size, fitted: fit(size, resolution, step) }
     }
 
     /// The picture as the model sees it.

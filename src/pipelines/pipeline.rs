@@ -19,6 +19,10 @@ use crate::{
     schedulers::Scheduler,
 };
 
+/// What is wrong with a result that is not finite, and what may be the cause.
+pub(super) const NOT_FINITE: &str = "would hold numbers that are not finite";
+pub(super) const WHY_NOT_FINITE: &str = "a LoRA at too large a strength, or one from a run that diverged, does this";
+
 /// What is known after a call of the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
@@ -67,7 +71,7 @@ pub trait Pipeline {
     fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4>;
 
     /// Denoises: scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. What a sampler adds
-    /// between two steps is drawn from the row's seed, so a picture does not depend on its batch.
+    /// between two steps is drawn from the row's seed, so a picture does not depend on its batch, but for rounding.
     ///
     /// # Errors
     /// The request does not suit the model, or its settings leave nothing to do.
@@ -92,12 +96,14 @@ pub trait Pipeline {
         on_step: &mut dyn FnMut(Step<'_>),
     ) -> Result<Tensor<4>> {
         request.check(self.edits())?;
+        let ([_, channels, height, width], own) = (request.noise.dims(), self.vae().latent_channels());
+        if channels != own {
+            return Err(Error::setting("noise", format!("has {channels} channels, the model's latents have {own}")));
+        }
+        self.check_size(width * self.vae().downsampling(), height * self.vae().downsampling())?;
         let (mut sampler, first) = self.sampler(request)?;
         let timesteps = sampler.timesteps().to_vec();
-        if first >= timesteps.len() {
-            return Err(Error::setting("strength", format!("leaves none of {} steps to do", request.steps))
-                .hint("raise the strength or the steps"));
-        }
+        check_first(first, &timesteps, request.steps)?;
         let (condition, weights) = request.conditions(|raw| self.image_condition(raw));
         let clean = request.start.as_ref();
         let start = request.noise.clone().cast(FloatDType::F32);
@@ -162,7 +168,17 @@ pub trait Pipeline {
         let scale = self.vae().latent_scale();
         let batch = latents.dims()[0];
         let one = |i| self.vae().decode(scale.denormalize(latents.clone().narrow(0, i, 1)));
-        (0..batch).map(|i| to_image(one(i))).collect()
+        (0..batch).map(|i| to_image(one(i), &format!("picture {} of {batch}", i + 1))).collect()
+    }
+}
+
+/// # Errors
+/// The `first` call of a sampler for so many steps comes after its last.
+pub(super) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
+    match first < timesteps.len() {
+        true => Ok(()),
+        false => Err(Error::setting("strength", format!("leaves none of {steps} steps to do"))
+            .hint("raise the strength or the steps")),
     }
 }
 
@@ -175,14 +191,13 @@ fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
     parts.map(|(part, weight)| part * *weight).reduce(|sum, part| sum + part).expect("there is at least one condition")
 }
 
-/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit picture.
-fn to_image(pixels: Tensor<4>) -> Result<RgbImage> {
+/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit picture, which errors call by its `name`.
+fn to_image(pixels: Tensor<4>, name: &str) -> Result<RgbImage> {
     let [_, _, height, width] = pixels.dims();
     let pixels = pixels.cast(FloatDType::F32).permute([0, 2, 3, 1]);
     let values: Vec<f32> = pixels.into_data().into_vec().expect("just cast to f32");
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(Error::setting("generate", "the decoded picture holds numbers that are not finite")
-            .hint("a LoRA at too large a strength, or one from a run that diverged, does this"));
+        return Err(Error::setting(name, NOT_FINITE).hint(WHY_NOT_FINITE));
     }
     let bytes = values.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
     Ok(RgbImage::from_raw(width as u32, height as u32, bytes).expect("the buffer has the size of the picture"))

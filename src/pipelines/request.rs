@@ -78,10 +78,7 @@ impl Request {
         if self.steps == 0 {
             return Err(Error::setting("steps", "must be at least 1"));
         }
-        let strength = self.strength();
-        if !(strength > 0.0 && strength <= 1.0) {
-            return Err(Error::setting("strength", format!("{strength} is not above 0 and at most 1")));
-        }
+        check_strength(self.strength())?;
         match (edits, self.original.is_some()) {
             (true, false) => return Err(Error::setting("image", "this model edits a picture, and none is given")),
             (false, true) => return Err(Error::setting("image", "this model does not read a picture to edit")),
@@ -90,19 +87,25 @@ impl Request {
         let shape = self.noise.dims();
         let [rows, _, height, width] = shape;
         let mask = self.start.as_ref().and_then(|start| start.mask.as_ref()).map(Tensor::dims);
+        // Rows, tokens and features of the prompts; rows and features of what is pooled.
+        let sizes = |text: &PromptEmbeds| {
+            let ([rows, tokens, features], [pooled_rows, pooled]) = (text.prompt.dims(), text.pooled.dims());
+            ([rows, pooled_rows], [tokens, features, pooled])
+        };
+        let (text_rows, text) = sizes(&self.text);
+        let beside_text = |(own_rows, own): ([usize; 2], _)| [[1, 1], [rows, rows]].contains(&own_rows) && own == text;
         for (part, fits) in [
-            ("text", self.text.prompt.dims()[0] == rows),
+            ("text", text_rows == [rows, rows]),
             ("seeds", self.seeds.len() == rows),
-            ("negative", self.negative.as_ref().is_none_or(|(text, _)| [1, rows].contains(&text.prompt.dims()[0]))),
+            ("negative", self.negative.as_ref().is_none_or(|(negative, _)| beside_text(sizes(negative)))),
             ("original", self.original.as_ref().is_none_or(|(latents, _)| latents.dims() == shape)),
             ("start", self.start.as_ref().is_none_or(|start| start.latents.dims() == shape)),
             ("mask", mask.is_none_or(|[b, c, h, w]| [1, rows].contains(&b) && [c, h, w] == [1, height, width])),
         ] {
             if !fits {
-                return Err(Error::setting(
-                    part,
-                    format!("does not have the rows and the size of the noise, {shape:?}"),
-                ));
+                let text = self.text.prompt.dims();
+                let problem = format!("does not go with noise of the shape {shape:?} and text of the shape {text:?}");
+                return Err(Error::setting(part, problem));
             }
         }
         Ok(())
@@ -137,6 +140,15 @@ impl Request {
         }
         let original = (!originals.is_empty()).then(|| Tensor::cat(originals, 0));
         (Condition { text: cat(&texts), original, guidance: self.guidance }, weights)
+    }
+}
+
+/// # Errors
+/// This is no share of the steps to run.
+pub(super) fn check_strength(strength: f64) -> Result<()> {
+    match strength > 0.0 && strength <= 1.0 {
+        true => Ok(()),
+        false => Err(Error::setting("strength", format!("{strength} is not above 0 and at most 1"))),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Setup {
     /// How strongly to keep away from the negative prompt, with FLUX.1 [default: 4]
     #[arg(long, requires = "negative_prompt")]
     pub true_guidance: Option<f64>,
-    /// The editing model was trained on scaled latents of the originals (as CosXL), not on raw ones (as InstructPix2Pix)
+    /// For models trained with `edit.scaled_condition`, and CosXL: they read scaled latents of the picture, not raw ones
     #[arg(long)]
     pub scaled_condition: bool,
 }
@@ -47,6 +47,15 @@ impl Setup {
     pub(super) fn check(&self, kind: ModelKind, edits: bool) -> Result<()> {
         if self.steps == Some(0) {
             return Err(Error::setting("--steps", "must be at least 1"));
+        }
+        for (option, number) in [
+            ("--guidance", self.guidance),
+            ("--image-guidance", self.image_guidance),
+            ("--true-guidance", self.true_guidance),
+        ] {
+            if let Some(number) = number.filter(|number| !(number.is_finite() && *number >= 0.0)) {
+                return Err(Error::setting(option, format!("{number} is not a number from 0 on")));
+            }
         }
         let flux = kind == ModelKind::Flux;
         for (option, given, fits, hint) in [

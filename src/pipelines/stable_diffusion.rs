@@ -106,13 +106,7 @@ impl Pipeline for StableDiffusionPipeline {
     }
 
     fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)> {
-        let sampler = self.scheduler.scheduler(request.steps)?;
-        let run = (request.steps as f64 * request.strength()) as usize;
-        let first = match run.min(request.steps) {
-            0 => sampler.timesteps().len(), // PNDM has one call more than steps
-            run => request.steps - run,
-        };
-        Ok((sampler, first))
+        sampler(&self.scheduler, request.steps, request.strength())
     }
 
     /// The noise or the velocity, as the model was trained.
@@ -129,4 +123,18 @@ impl Pipeline for StableDiffusionPipeline {
         };
         self.unet.forward(&inputs).cast(FloatDType::F32)
     }
+}
+
+/// The sampler for a run of the share `strength` of `steps` steps, and the number of its first call.
+///
+/// # Errors
+/// The schedule cannot be used with that many steps.
+pub(super) fn sampler(scheduler: &SchedulerConfig, steps: usize, strength: f64) -> Result<(Box<dyn Scheduler>, usize)> {
+    let sampler = scheduler.scheduler(steps)?;
+    let run = (steps as f64 * strength) as usize;
+    let first = match run.min(steps) {
+        0 => sampler.timesteps().len(), // PNDM has one call more than steps
+        run => steps - run,
+    };
+    Ok((sampler, first))
 }

@@ -9,16 +9,17 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
 use super::{
-    FluxPipeline, ModelEncoders, ModelKind, Pipeline, Request, Setup, StableDiffusionPipeline, Start, input,
+    FluxPipeline, ModelEncoders, ModelKind, Pipeline, Request, StableDiffusionPipeline, Start, input,
+    pipeline::{NOT_FINITE, WHY_NOT_FINITE},
+    plan::Plan,
     request::pick,
 };
 use crate::{
     data::Encoders,
     error::{Error, Result},
-    hub,
     lora::Lora,
     memory::Stage,
-    models::{flux::pack, text::PromptEmbeds, unet::UNetConfig},
+    models::{flux::pack, text::PromptEmbeds},
     weights::write_tensors,
 };
 
@@ -58,15 +59,13 @@ pub(super) struct Studio {
 }
 
 impl Studio {
-    /// Embeds the prompts, then loads the model and attaches the adapters: two stages. `edits` says whether it must be a model
-    /// that edits, or must not.
+    /// Embeds the prompts, then loads the model and attaches the adapters: two stages.
     ///
     /// # Errors
-    /// The model or an adapter cannot be used, or not with this setup.
-    pub fn open(model: &str, setup: &Setup, prompts: &Prompts, edits: Option<bool>, device: &Device) -> Result<Self> {
-        let folder = hub::resolve(model)?;
-        let kind = ModelKind::of(&folder)?;
-        setup.check(kind, check_purpose(&folder, kind, edits)?)?;
+    /// The model, a prompt or an adapter cannot be used.
+    pub fn open(plan: &Plan, prompts: &Prompts, device: &Device) -> Result<Self> {
+        let Plan { folder, kind, setup, scheduler, .. } = plan;
+        let kind = *kind;
         let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
         let read = |(path, _): &(PathBuf, f64)| {
             let lora = Lora::read(path)?;
@@ -77,29 +76,28 @@ impl Studio {
 
         let (text, negative) = {
             let _stage = Stage::enter("text", device);
-            let mut encoders = ModelEncoders::open(&folder, device, dtype)?;
+            let mut encoders = ModelEncoders::open(folder, device, dtype)?;
+            let negative =
+                setup.negative(kind).map(|(prompt, scale)| Ok::<_, Error>((encoders.tokenize(prompt)?, scale)));
+            let negative = negative.transpose()?;
             let ids = match prompts {
                 Prompts::Texts(texts) => texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<_>>()?,
-                Prompts::Ids(path) => input::ids(path, encoders.text()?)?,
+                Prompts::Ids(path) => input::ids(path, encoders.text()?, negative.as_ref().map(|(ids, _)| ids))?,
             };
             let text = encoders.encode_prompts(&ids)?;
-            let negative = setup.negative(kind).map(|(prompt, scale)| {
-                let ids = encoders.tokenize(prompt)?;
-                Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale))
-            });
+            let negative = negative.map(|(ids, scale)| Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale)));
             (text, negative.transpose()?)
         };
         let mut pipeline: Box<dyn Pipeline> = {
             let _stage = Stage::enter("load", device);
             match kind {
-                ModelKind::Flux => Box::new(FluxPipeline::open(&folder, device, dtype)?),
+                ModelKind::Flux => Box::new(FluxPipeline::open(folder, device, dtype)?),
                 ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
-                    let mut pipeline = StableDiffusionPipeline::open(&folder, device, dtype)?;
+                    let mut pipeline = StableDiffusionPipeline::open(folder, device, dtype)?;
                     pipeline.scaled_condition = setup.scaled_condition;
-                    pipeline.scheduler = match setup.scheduler {
-                        Some(name) => pipeline.scheduler.with_name(name),
-                        None => pipeline.scheduler,
-                    };
+                    if let Some(scheduler) = scheduler {
+                        pipeline.scheduler = scheduler.clone();
+                    }
                     Box::new(pipeline)
                 }
             }
@@ -112,7 +110,7 @@ impl Studio {
             kind,
             text,
             negative,
-            steps: setup.steps(kind),
+            steps: plan.steps(),
             guidance: setup.guidance(kind),
             image_guidance: setup.image_guidance.unwrap_or(1.5),
             device: device.clone(),
@@ -156,8 +154,11 @@ impl Studio {
         })
     }
 
-    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` as FLUX.1 sees them.
+    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` as FLUX.1 sees them. All must be finite.
     pub fn write_latents(&self, latents: Tensor<4>, path: &Path) -> Result<()> {
+        if !latents.clone().is_finite().all().into_scalar::<bool>() {
+            return Err(Error::file(path, NOT_FINITE).hint(WHY_NOT_FINITE));
+        }
         let latents = match self.kind {
             ModelKind::Flux => pack(latents).into_data(),
             ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => latents.into_data(),
@@ -169,27 +170,5 @@ impl Studio {
     pub fn decode(&self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
         let _stage = Stage::enter("decode", &self.device);
         self.pipeline.decode(latents)
-    }
-}
-
-/// Whether the model edits pictures, which its UNet's input channels tell. `edits` says what it must do, if only one will do.
-fn check_purpose(folder: &Path, kind: ModelKind, edits: Option<bool>) -> Result<bool> {
-    let path = folder.join("unet");
-    let config = (kind != ModelKind::Flux).then(|| UNetConfig::open(&path)).transpose()?;
-    let (path, own) = (path.join("config.json"), config.as_ref().is_some_and(UNetConfig::edits));
-    match (edits, config) {
-        (Some(true), None) => Err(Error::setting("--model", "FLUX.1 does not edit by instruction")
-            .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture")),
-        (Some(true), Some(UNetConfig { in_channels, out_channels, .. })) if !own => {
-            let problem =
-                format!("`in_channels` is {in_channels}: to read a picture to edit it must be {}", 2 * out_channels);
-            Err(Error::file(path, problem)
-                .hint("use an InstructPix2Pix model, or `kiln generate --image` to change a picture"))
-        }
-        (Some(false), Some(UNetConfig { in_channels, .. })) if own => {
-            let problem = format!("`in_channels` is {in_channels}: this UNet edits pictures by instruction");
-            Err(Error::file(path, problem).hint("use `kiln edit`"))
-        }
-        _ => Ok(own),
     }
 }

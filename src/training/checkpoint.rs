@@ -31,6 +31,10 @@ const STATE: &str = "state.json";
 pub struct State {
     /// Optimizer steps done. All randomness and the place in the data follow from it and the seed.
     pub step: u64,
+    /// What was trained: which files there are follows from this and the next.
+    pub mode: Mode,
+    /// Whether there is a running mean.
+    pub averaged: bool,
     /// What the run was made from; a resumed run must have the same.
     pub origin: Origin,
     /// The version of kiln that wrote it.
@@ -39,8 +43,6 @@ pub struct State {
 
 /// What goes into a checkpoint beside its state.
 pub(super) struct Content<'a> {
-    /// What `trained` is.
-    pub mode: Mode,
     /// An adapter or weights.
     pub trained: BTreeMap<String, Values>,
     /// Their running mean, if there is one.
@@ -98,23 +100,17 @@ impl Checkpoint {
         }
     }
 
-    /// What the run trained.
-    pub fn mode(&self) -> Mode {
-        if self.folder.join(WEIGHTS).is_file() { Mode::Full } else { Mode::Lora }
-    }
-
-    /// The file of what was trained or, if `averaged` is asked for and there is one, of its running mean.
-    pub fn trained(&self, mode: Mode, averaged: bool) -> PathBuf {
-        match (self.averaged().filter(|_| averaged), mode) {
-            (Some(path), _) => path,
-            (None, Mode::Lora) => self.folder.join(ADAPTER),
-            (None, Mode::Full) => self.folder.join(WEIGHTS),
-        }
-    }
-
-    /// The file of the running mean, if the run has one.
-    pub fn averaged(&self) -> Option<PathBuf> {
-        Some(self.folder.join(EMA)).filter(|path| path.is_file())
+    /// The file of what was trained or, if `averaged` is asked for and the run keeps one, of its running mean.
+    ///
+    /// # Errors
+    /// `state.json` is missing or broken.
+    pub fn trained(&self, averaged: bool) -> Result<PathBuf> {
+        let state = self.state()?;
+        Ok(self.folder.join(match state.mode {
+            _ if averaged && state.averaged => EMA,
+            Mode::Lora => ADAPTER,
+            Mode::Full => WEIGHTS,
+        }))
     }
 
     /// Its `state.json`.
@@ -152,7 +148,7 @@ impl Checkpoint {
         };
         remove_folder(&partial)?;
         fs::create_dir_all(&partial).map_err(io(&partial))?;
-        let name = match content.mode {
+        let name = match state.mode {
             Mode::Lora => ADAPTER,
             Mode::Full => WEIGHTS,
         };

@@ -34,9 +34,8 @@ pub struct ExportOptions<'a> {
 pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> {
     let (run, mut checkpoints) = Checkpoint::resolve(path)?;
     let checkpoint = checkpoints.pop().expect("at least one was found");
-    let mode = checkpoint.mode();
-    let file = checkpoint.trained(mode, !options.raw);
-    let report = match mode {
+    let (state, file) = (checkpoint.state()?, checkpoint.trained(!options.raw)?);
+    let report = match state.mode {
         Mode::Lora => {
             if options.model.is_some() {
                 let problem = "is for fully trained models, and this run trained an adapter";
@@ -52,7 +51,7 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
             }
             let config = TrainConfig::load(run.join(CONFIG), &[])?;
             let base = hub::resolve(options.model.unwrap_or(&config.model.path))?;
-            checkpoint.state()?.origin.check_model(&base, EditTask::PARTS)?;
+            state.origin.check_model(&base, EditTask::PARTS)?;
             export_folder(base, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()
         }
     };

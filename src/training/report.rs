@@ -158,7 +158,7 @@ impl Job for Scoring<'_> {
         for checkpoint in checkpoints {
             tracing::info!("validating {}", checkpoint.folder.display());
             let trained = Trained::read(config, &checkpoint, true, task.model_mut(), &device)?;
-            let path = checkpoint.trained(config.training.mode, true);
+            let path = checkpoint.trained(true)?;
             trained.attach(task.model_mut()).map_err(|e| e.at(&path))?;
             let losses = validator.losses(&task)?;
             let samples = task.grid(true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;

@@ -296,13 +296,18 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// Writes a checkpoint, then removes those that are too old.
     fn save(&mut self) -> Result<()> {
-        let version = env!("CARGO_PKG_VERSION").to_string();
-        let state = State { step: self.step, origin: self.origin.clone(), version };
+        let state = State {
+            step: self.step,
+            mode: self.config.training.mode,
+            averaged: self.ema.is_some(),
+            origin: self.origin.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        };
         let model = self.task.model_mut();
         let averaged = self.ema.as_ref().map(|ema| self.trained.tensors(model, Some(ema.means())));
         let trained = self.trained.tensors(model, None);
-        let (mode, metadata, optimizer) = (self.config.training.mode, self.metadata.clone(), &self.optimizer);
-        Checkpoint::save(&self.folder, &state, Content { mode, trained, averaged, metadata, optimizer })?;
+        let (metadata, optimizer) = (self.metadata.clone(), &self.optimizer);
+        Checkpoint::save(&self.folder, &state, Content { trained, averaged, metadata, optimizer })?;
         Checkpoint::prune(&self.folder, self.config.checkpoint.keep_last)
     }
 }

@@ -54,7 +54,7 @@ impl Trained {
         model: &mut impl Segmented,
         device: &Device,
     ) -> Result<Self> {
-        let path = checkpoint.trained(config.training.mode, averaged);
+        let path = checkpoint.trained(averaged)?;
         match config.training.mode {
             Mode::Lora => {
                 let mut lora = Lora::read(path)?;
@@ -67,8 +67,8 @@ impl Trained {
                 Ok(Self::Lora(lora))
             }
             Mode::Full => {
-                let means = rows(&TensorFile::open(path)?, model, device)?;
-                assign(model, &means);
+                let weights = rows(&TensorFile::open(path)?, model, device)?;
+                assign(model, &weights);
                 Ok(Self::Full)
             }
         }
@@ -77,14 +77,17 @@ impl Trained {
     /// The running means of a checkpoint by the names of the parameters, each as one row; `None` if it has none.
     ///
     /// # Errors
-    /// Their file is broken or does not fit.
+    /// Their file is missing or broken, or does not fit.
     pub fn means(
         &self,
         checkpoint: &Checkpoint,
         model: &mut impl Segmented,
         device: &Device,
     ) -> Result<Option<BTreeMap<String, Tensor<1>>>> {
-        let Some(path) = checkpoint.averaged() else { return Ok(None) };
+        if !checkpoint.state()?.averaged {
+            return Ok(None);
+        }
+        let path = checkpoint.trained(true)?;
         Ok(Some(match self {
             Self::Full => rows(&TensorFile::open(path)?, model, device)?,
             Self::Lora(_) => {

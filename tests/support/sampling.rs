@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use image::{Rgb, RgbImage};
 use kiln::{
-    pipelines::{Pipeline, Start},
+    models::text::PromptEmbeds,
+    pipelines::{Pipeline, StableDiffusionPipeline, Start},
+    schedulers::SchedulerName,
     weights::write_tensors,
 };
 
@@ -20,6 +22,21 @@ pub const MAKES: &str = "StableDiffusionPipeline";
 /// The folder of the first tiny model of a class.
 pub fn model(class: &str) -> String {
     goldens(class)[0].model.to_str().unwrap().into()
+}
+
+/// The pipeline of a golden, with the sampler of a section.
+pub fn open(golden: &Golden, section: &str) -> StableDiffusionPipeline {
+    let mut pipeline = StableDiffusionPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
+    if section.ends_with("_dpmpp") {
+        pipeline.scheduler = pipeline.scheduler.with_name(SchedulerName::DpmSolverKarras);
+    }
+    pipeline
+}
+
+/// The embeddings of a section, `negative_` or not. Stable Diffusion reads no pooled ones.
+pub fn embeds(golden: &Golden, section: &str, kind: &str) -> PromptEmbeds {
+    let prompt: Tensor<3> = golden.tensor(&format!("{section}.{kind}prompt_embeds"));
+    PromptEmbeds { pooled: Tensor::zeros([prompt.dims()[0], 1], &Device::flex()), prompt }
 }
 
 /// Writes tensors to a file; returns its path.
