@@ -69,7 +69,7 @@ impl Studio {
         let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
         let read = |(path, _): &(PathBuf, f64)| {
             let lora = Lora::read(path)?;
-            lora.check_base(&folder).map_err(|e| e.at(path))?;
+            lora.check_base(folder).map_err(|e| e.at(path))?;
             Ok(lora)
         };
         let loras: Vec<_> = setup.loras.iter().map(read).collect::<Result<_>>()?;
