@@ -176,7 +176,7 @@ fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
 
 #[test]
 fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
-    let base = WHOLE.join("whole").to_str().unwrap().to_string();
+    let base = WHOLE.join("model").to_str().unwrap().to_string();
     let lora = ["training.mode=lora", "lora.rank=2", "training.max_steps=2", &format!("model.path='{base}'")];
     let run = train(&config("attached", &lora), None).unwrap().to_str().unwrap().to_string();
     let at = |name: &str| WORKSHOP.join(name).to_str().unwrap().to_string();
@@ -204,7 +204,7 @@ fn a_whole_model_is_exported_only_onto_the_base_that_the_run_started_from() {
     copy("checkpoints/tiny-sd", &base);
     let export = ["export", WHOLE.to_str().unwrap(), "--output", &output, "--model", &base];
     succeeds(&export);
-    assert_eq!(names(Path::new(&output)), names(&WHOLE.join("whole")));
+    assert_eq!(names(Path::new(&output)), names(&WHOLE.join("model")));
     std::fs::remove_dir_all(&output).unwrap();
 
     let config = Path::new(&base).join("scheduler/scheduler_config.json");
