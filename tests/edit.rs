@@ -9,7 +9,7 @@ use image::{ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 use kiln::pipelines::InstructPix2PixPipeline;
 use support::{
     goldens,
-    program::{MODEL, copy, fails, succeeds, tensors},
+    program::{MODEL, copy, fails, succeeds, tensors, truncate},
     sampling::{EDITS, MAKES, draw, model, same_picture, write},
 };
 
@@ -176,14 +176,14 @@ fn wrong_models_files_and_numbers_are_named() {
     let config = config.replace("\"in_channels\": 8", "\"in_channels\": 9");
     std::fs::write(at("inpaints").join("unet/config.json"), config).unwrap();
     // Of a model that cannot be loaded: what is wrong with the rest is found before.
-    copy(model(EDITS), at("bare"));
-    std::fs::remove_dir_all(at("bare").join("text_encoder")).unwrap();
+    copy(model(EDITS), at("cut"));
+    truncate(at("cut").join("text_encoder/model.safetensors"));
     let noise = write(&at("noise"), vec![("noise", TensorData::zeros::<f32, _>([1, 4, 5, 5]))]);
     let latents = write(&at("latents"), vec![("latents", TensorData::zeros::<f32, _>([1, 16, 6, 8]))]);
     let ids = write(&at("ids"), vec![("clip", TensorData::new(vec![1i64; 78], [1, 78]))]);
     let short = write(&at("short"), vec![("clip", TensorData::new(vec![1i64; 20], [1, 20]))]);
-    let [kind, inpaints, bare, empty, mixed, broken] =
-        ["kind", "inpaints", "bare", "empty", "mixed", "broken.png"].map(|name| at(name).to_str().unwrap().to_string());
+    let [kind, inpaints, cut, empty, mixed, broken] =
+        ["kind", "inpaints", "cut", "empty", "mixed", "broken.png"].map(|name| at(name).to_str().unwrap().to_string());
     let (edits, makes) = (model(EDITS), model(MAKES));
     let image = ["--image", &picture];
     for (model, more, wanted) in [
@@ -193,14 +193,14 @@ fn wrong_models_files_and_numbers_are_named() {
         (&inpaints, &image, "unet/config.json: `in_channels` is 9: to read a picture"),
         (&edits, &["--image", &empty], "no pictures"),
         (&edits, &["--image", &broken], "broken.png"),
-        (&bare, &image, "text_encoder"),
-        (&bare, &["--image", "no/such.png"], "no/such.png"),
-        (&bare, &["--image", &picture, "--instruction", ""], "`--instruction`: is empty"),
+        (&cut, &image, "text_encoder"),
+        (&cut, &["--image", "no/such.png"], "no/such.png"),
+        (&cut, &["--image", &picture, "--instruction", ""], "`--instruction`: is empty"),
         (&edits, &["--image", &mixed, "--noise", &noise], "2 sizes"),
         (&edits, &["--latents-in", &latents], "expected [pictures, 4, height, width]"),
         (&edits, &["--image", &picture, "--noise", &noise], "expected [1, 4, 6, 8]"),
         (&edits, &["--image", &picture, "--steps", "0"], "`--steps`: must be at least 1"),
-        (&bare, &["--image", &picture, "--steps", "2000"], "`steps`: 2000 steps"),
+        (&cut, &["--image", &picture, "--steps", "2000"], "`steps`: 2000 steps"),
         (&edits, &["--image", &picture, "--batch-size", "0"], "`--batch-size`: must be at least 1"),
         (&edits, &["--image", &picture, "--count", "0"], "`--count`: must be at least 1"),
         (&edits, &["--image", &picture, "--prompt-ids", &ids], "`clip` has 78 ids"),

@@ -13,7 +13,7 @@ use kiln::{
 };
 use support::{
     goldens,
-    program::{MODEL, copy, fails, kiln, succeeds, tensors, train, workshop},
+    program::{MODEL, copy, fails, kiln, succeeds, tensors, train, truncate, workshop},
     sampling::{EDITS, MAKES, draw, model, start, write},
 };
 
@@ -334,9 +334,9 @@ fn options_that_mean_nothing_to_a_model_are_named() {
     let mask = draw(&folder.path().join("mask.png"), 16, 16, 0);
     let (flux, makes, edits) = (MODEL.to_string(), model(MAKES), model(EDITS));
     // Of a model that cannot be loaded: what is wrong with the rest is found before.
-    let bare = folder.path().join("bare").to_str().unwrap().to_string();
-    copy(&makes, &bare);
-    std::fs::remove_dir_all(folder.path().join("bare/text_encoder")).unwrap();
+    let cut = folder.path().join("cut").to_str().unwrap().to_string();
+    copy(&makes, &cut);
+    truncate(folder.path().join("cut/text_encoder/model.safetensors"));
     let numbers = || TensorData::zeros::<f32, _>([1, 4, 4, 4]);
     let noise = write(&folder.path().join("noise"), vec![("noise", numbers())]);
     let latents = write(&folder.path().join("latents"), vec![("latents", numbers())]);
@@ -346,10 +346,10 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         (&makes, &["--negative-prompt", "x", "--true-guidance", "2"], "hint: use `--guidance`"),
         (&makes, &["--image-guidance", "2"], "`--image-guidance`: means nothing"),
         (&makes, &["--scaled-condition"], "`--scaled-condition`: means nothing"),
-        (&bare, &[], "text_encoder"),
-        (&bare, &["--steps", "0"], "`--steps`: must be at least 1"),
-        (&bare, &["--steps", "2000"], "`--steps`"),
-        (&bare, &["--guidance", "-1"], "`--guidance`: -1 is not"),
+        (&cut, &[], "text_encoder"),
+        (&cut, &["--steps", "0"], "`--steps`: must be at least 1"),
+        (&cut, &["--steps", "2000"], "`steps`: 2000 steps"),
+        (&cut, &["--guidance=-1"], "`--guidance`: -1 is not"),
         (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
         (&makes, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
         (&makes, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
@@ -359,10 +359,10 @@ fn options_that_mean_nothing_to_a_model_are_named() {
             "`picture 1 of 1`: would hold",
         ),
         (&makes, &["--width", "50"], "50 is not a multiple of 8"),
-        (&bare, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
-        (&bare, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
-        (&bare, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
-        (&bare, &["--image", "no/such.png"], "no/such.png"),
+        (&cut, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
+        (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
+        (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
+        (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&makes, &["--lora", &LORA], "the model has no such linear layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),
     ] {
@@ -372,6 +372,6 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         assert!(!output.exists(), "{more:?}");
     }
     let nowhere = folder.path().join("none/latents.safetensors");
-    let said = fails(&["generate", "--model", &bare, "--prompt", "p", "--latents", nowhere.to_str().unwrap()]);
+    let said = fails(&["generate", "--model", &cut, "--prompt", "p", "--latents", nowhere.to_str().unwrap()]);
     assert!(said.contains("none: no such folder"), "{said}");
 }
