@@ -26,19 +26,11 @@ impl Trained {
     /// Untrained numbers for `model`.
     ///
     /// # Errors
-    /// A LoRA target matches no layer, or this kind of model is trained by adapters only.
+    /// A LoRA target matches no layer.
     pub fn new(config: &TrainConfig, model: &mut impl Segmented) -> Result<Self> {
         match config.training.mode {
             Mode::Lora => Ok(Self::Lora(Lora::init(&config.lora, Seed(config.run.seed), model)?)),
-            Mode::Full => {
-                let mut count = 0;
-                model.parameters("", &mut |_, _| count += 1);
-                if count == 0 {
-                    return Err(Error::setting("training.mode", "`full` is not for this kind of model")
-                        .hint("use `lora`: only the UNet of Stable Diffusion is trained whole"));
-                }
-                Ok(Self::Full)
-            }
+            Mode::Full => Ok(Self::Full),
         }
     }
 
