@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Mode, TrainConfig, backward::Gradients, checkpoint::Checkpoint, optimizer::AdamW};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     lora::{self, Lora},
     models::Segmented,
     nn::{Dropout, Linears, Parameter, Parameters},
