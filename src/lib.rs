@@ -1,8 +1,8 @@
-//! kiln fine-tunes image models on [Burn](https://burn.dev): FLUX.1 with LoRA, from pictures to a file that other programs
-//! load.
+//! kiln fine-tunes image models on [Burn](https://burn.dev), from pictures to files that other programs load: FLUX.1 with LoRA,
+//! and Stable Diffusion into a model that edits pictures by instruction, with LoRA or whole.
 //!
 //! ```text
-//! config ─► data::prepare ─► cache ─► Batch ─► objective ─► backward ─► optimizer ─► checkpoint ─► lora::export
+//! config ─► data::prepare ─► cache ─► Batch ─► objective ─► backward ─► optimizer ─► checkpoint ─► export
 //! weights ─► models ─► pipelines ─► pictures      (training lends its weights to validation)
 //! ```
 //!
