@@ -8,7 +8,7 @@ use burn_train::Interrupter;
 use super::{ConfigArgs, Global, print};
 use crate::training::{self, Ui, open_display, stop_on_signals};
 
-/// Trains a LoRA and prints its run folder
+/// Trains a LoRA, or a whole model, and prints the run folder
 ///
 /// Ctrl-c ends the run after the current step, with a checkpoint from which --resume goes on.
 #[derive(Debug, clap::Args)]
