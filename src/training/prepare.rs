@@ -32,13 +32,12 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
-    let mut prompts = config.validation.prompts.clone();
-    prompts.push(String::new()); // what a dropped caption becomes
     let of = match kind {
         ModelKind::Flux => DatasetKind::Captions,
         ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => DatasetKind::Edits,
     };
-    let dataset = data::prepare(&config.data, of, &prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+    let dataset =
+        data::prepare(&config.data, of, &config.validation.prompts, &mut encoders as &mut dyn Encoders, &progress)?;
     Ok(Prepared { model, kind, dataset })
 }
 

@@ -70,3 +70,67 @@ impl Denoising {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::schedulers::SchedulerConfig;
+
+    fn objective(prediction: PredictionType, snr_gamma: f64) -> Denoising {
+        let scheduler = SchedulerConfig::open("checkpoints/tiny-sd/scheduler").unwrap();
+        let config = EditConfig { snr_gamma, ..Default::default() };
+        Denoising { config, schedule: scheduler.noise_schedule(), prediction }
+    }
+
+    #[test]
+    fn min_snr_bounds_what_little_noise_counts() {
+        use PredictionType::{Epsilon, VPrediction};
+        for prediction in [Epsilon, VPrediction] {
+            assert_eq!([0, 500, 999].map(|t| objective(prediction, 0.0).weight(t)), [1.0; 3]);
+        }
+        // In units of latents, an error of the noise is worth 1 / snr, and one of the velocity 1 / (snr + 1).
+        let (noise, velocity) = (objective(Epsilon, 5.0), objective(VPrediction, 5.0));
+        let snr = |t| noise.schedule.snr(t);
+        assert!(snr(10) > 5.0 && snr(900) < 5.0);
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{a} {b}");
+        near(noise.weight(10) * snr(10), 5.0);
+        near(velocity.weight(10) * (snr(10) + 1.0), 5.0);
+        near(noise.weight(900), 1.0);
+        near(velocity.weight(900) * (snr(900) + 1.0), snr(900));
+    }
+
+    #[test]
+    fn timesteps_are_drawn_evenly_from_all() {
+        let objective = objective(PredictionType::Epsilon, 0.0);
+        let drawn: Vec<i64> = (0..4000).map(|sample| objective.draw_timestep(Seed(3), 0, sample)).collect();
+        assert!(drawn.iter().all(|t| (0..1000).contains(t)));
+        for low in (0..1000).step_by(250) {
+            let share = drawn.iter().filter(|&&t| (low..low + 250).contains(&t)).count();
+            assert!((900..1100).contains(&share), "{share} of 4000 from {low} on");
+        }
+    }
+
+    #[test]
+    fn the_condition_stands_behind_the_noisy_latents_and_the_target_is_what_the_model_predicts() {
+        let (latents, noise) =
+            (Tensor::ones([1, 4, 2, 2], &Device::flex()), Tensor::ones([1, 4, 2, 2], &Device::flex()) * 2.0);
+        let condition = Tensor::ones([1, 4, 2, 2], &Device::flex()) * 7.0;
+        let text = Tensor::zeros([1, 3, 5], &Device::flex());
+        let example = |prediction| {
+            let objective = objective(prediction, 0.0);
+            let parts = (latents.clone(), condition.clone(), text.clone(), noise.clone());
+            objective.example(parts.0, parts.1, parts.2, parts.3, &[500], FloatDType::F32)
+        };
+        let first =
+            |t: Tensor<4>, channel| t.narrow(1, channel, 1).narrow(2, 0, 1).narrow(3, 0, 1).into_scalar::<f32>();
+        let level = objective(PredictionType::Epsilon, 0.0).schedule.level(500);
+        let (signal, sigma) = (level.signal as f32, level.sigma as f32);
+        let (plain, velocity) = (example(PredictionType::Epsilon), example(PredictionType::VPrediction));
+        assert!((first(plain.inputs.sample.clone(), 0) - (signal + 2.0 * sigma)).abs() < 1e-6);
+        assert_eq!(first(plain.inputs.sample, 4), 7.0);
+        assert_eq!(first(plain.target, 0), 2.0);
+        assert!((first(velocity.target, 0) - (2.0 * signal - sigma)).abs() < 1e-6);
+    }
+}
