@@ -75,6 +75,7 @@ impl<'a> EditTask<'a> {
         let target = Moments::from_tensor(data.moments).mode();
         Ok(Pairs {
             text: PromptEmbeds { prompt: data.prompt, pooled: data.pooled },
+            null: self.dataset.embeds(&[""], self.device())?,
             originals: self.pipeline.decode(scale.normalize(latents.clone()))?,
             targets: self.pipeline.decode(scale.normalize(target))?,
             latents,
@@ -83,12 +84,11 @@ impl<'a> EditTask<'a> {
 
     /// What the model makes of pairs with one of the configured seeds.
     fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64) -> Result<Vec<RgbImage>> {
-        let null = self.dataset.embeds(&[""], self.device())?;
         let [rows, _, height, width] = pairs.latents.dims();
         let factor = self.pipeline.vae.downsampling();
         let noise = self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, rows);
         let request = Request {
-            negative: Some((null, self.validation.text_guidance)),
+            negative: Some((pairs.null.clone(), self.validation.text_guidance)),
             original: Some((pairs.latents.clone(), image_guidance)),
             ..Request::new(pairs.text.clone(), noise, vec![seed; rows], self.validation.steps)
         };
@@ -98,7 +98,10 @@ impl<'a> EditTask<'a> {
 
 /// Held-out pairs of one size. The pictures are as the VAE gives them back, which is the best that an edit can look.
 struct Pairs {
+    /// Of the instructions.
     text: PromptEmbeds,
+    /// Of the empty prompt, one row.
+    null: PromptEmbeds,
     /// Raw, of the originals, `[B, C, h, w]`.
     latents: Tensor<4>,
     originals: Vec<RgbImage>,
