@@ -15,6 +15,7 @@ mod validate;
 use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
+use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
 use crate::training::TrainConfig;
@@ -37,12 +38,21 @@ struct Global {
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
+    /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
+    #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General")]
+    cache: Option<PathBuf>,
     /// Say more on standard error (-vv: also what libraries say)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General")]
     verbose: u8,
     /// Say only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "General")]
     quiet: bool,
+}
+
+impl Global {
+    fn open(&self) -> crate::error::Result<Device> {
+        self.device.open(self.cache.clone())
+    }
 }
 
 #[derive(Debug, Subcommand)]
