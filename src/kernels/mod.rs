@@ -8,6 +8,8 @@ mod adamw;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+mod cuda;
 mod geglu;
 mod gemm;
 mod group_norm;
