@@ -240,6 +240,6 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
         machine.write("file", "");
         let folder = machine.at("file/folder");
         let said = machine.start("cuda", &[("KILN_CACHE", folder.to_str().unwrap())]);
-        says(&said, &["file/folder: ", "hint: name another folder with `--cache`"]);
+        says(&said, &["error: `--cache`: ", "file/folder cannot be made: ", "hint: name a folder"]);
     }
 }

@@ -22,9 +22,16 @@ use crate::training::TrainConfig;
 pub use device::DeviceChoice;
 pub use report::{report_error, report_panics, start_logging};
 
+/// The version and what this build can compute on: `kiln --version`.
+const LONG_VERSION: &str = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
+    (_, true) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (features cuda, fusion)"),
+    (true, _) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (feature cuda)"),
+    _ => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
+};
+
 /// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, long_version = LONG_VERSION, propagate_version = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

@@ -19,7 +19,10 @@ pub(super) fn keep(wanted: Option<PathBuf>, gpu: &Gpu) -> Result<String> {
     if named || !has("environment", "path") {
         let folder = wanted.or_else(default_folder).unwrap_or_else(|| std::env::temp_dir().join("kiln"));
         match std::fs::create_dir_all(&folder) {
-            Err(e) if named => return Err(Error::io(folder, e).hint("name another folder with `--cache`")),
+            Err(e) if named => {
+                let problem = format!("{} cannot be made: {e}", folder.display());
+                return Err(Error::setting("--cache", problem).hint("name a folder that can be written to"));
+            }
             Err(e) => {
                 let folder = folder.display();
                 tracing::warn!("{folder}: {e}; kernels are compiled again at every start (see `--cache`)");

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
 };
@@ -88,10 +89,14 @@ fn compiler(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Version> {
         false => name.starts_with("libnvrtc.so"),
     };
     let folders = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin", "bin/x64"];
+    let folders = roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
+    // A toolkit has one file under several names, and may itself have several.
+    let mut seen = BTreeSet::new();
     let mut problems = vec![];
-    for file in
-        roots.iter().flat_map(|root| folders.map(|folder| root.join(folder))).flat_map(|f| entries(&f, is_compiler))
-    {
+    for file in folders.flat_map(|folder| entries(&folder, is_compiler)) {
+        if !seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())) {
+            continue;
+        }
         let at = |problem| format!("\n  {}: {problem}", file.display());
         // SAFETY: as above.
         match unsafe { Library::new(&file) } {
@@ -121,22 +126,13 @@ fn compiler(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Version> {
 
 /// Whether what this NVRTC compiles can run: the driver must know its PTX, and it the GPU.
 fn fits(library: &Library, driver: Version, gpu: &Gpu) -> std::result::Result<Version, String> {
-    let absent = |e| format!("is no NVRTC that kiln knows: {e}");
-    let (mut major, mut minor, mut count) = (0, 0, 0);
-    // SAFETY: the signatures are those of nvrtc.h; each function writes to what it is given, the last one `count` numbers.
-    let architectures = unsafe {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the signature is that of nvrtc.h; the function writes two numbers.
+    unsafe {
         let version: Symbol<unsafe extern "C" fn(*mut i32, *mut i32) -> i32> =
-            library.get(b"nvrtcVersion").map_err(absent)?;
+            library.get(b"nvrtcVersion").map_err(|e| format!("this is no NVRTC: {e}"))?;
         version(&mut major, &mut minor);
-        let how_many: Symbol<unsafe extern "C" fn(*mut i32) -> i32> =
-            library.get(b"nvrtcGetNumSupportedArchs").map_err(absent)?;
-        how_many(&mut count);
-        let list: Symbol<unsafe extern "C" fn(*mut i32) -> i32> =
-            library.get(b"nvrtcGetSupportedArchs").map_err(absent)?;
-        let mut architectures = vec![0; count.max(0) as usize];
-        list(architectures.as_mut_ptr());
-        architectures
-    };
+    }
     let version = Version { major: major as u32, minor: minor as u32 };
     let Version { major, minor } = gpu.capability;
     if version > driver {
@@ -144,10 +140,24 @@ fn fits(library: &Library, driver: Version, gpu: &Gpu) -> std::result::Result<Ve
             "NVRTC {version} is newer than the driver, which runs programs of CUDA {driver} and older"
         ));
     }
-    if !architectures.contains(&((10 * major + minor) as i32)) {
+    if architectures(library).is_some_and(|all| !all.contains(&((10 * major + minor) as i32))) {
         return Err(format!("NVRTC {version} cannot compile for {} (compute capability {major}.{minor})", gpu.name));
     }
     Ok(version)
+}
+
+/// The compute capabilities, times ten, that this NVRTC compiles for; from CUDA 11.2 on it says so.
+fn architectures(library: &Library) -> Option<Vec<i32>> {
+    // SAFETY: the signatures are those of nvrtc.h; the first function writes one number, the second one that many.
+    unsafe {
+        let count: Symbol<unsafe extern "C" fn(*mut i32) -> i32> = library.get(b"nvrtcGetNumSupportedArchs").ok()?;
+        let list: Symbol<unsafe extern "C" fn(*mut i32) -> i32> = library.get(b"nvrtcGetSupportedArchs").ok()?;
+        let mut length = 0;
+        count(&mut length);
+        let mut all = vec![0; length.max(0) as usize];
+        list(all.as_mut_ptr());
+        Some(all)
+    }
 }
 
 /// The first of the `roots` with all headers of the compiler's own CUDA.
