@@ -189,7 +189,7 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
         fails(
             "cuda",
             &[("CUDA_PATH", "/nowhere")],
-            &["NVRTC, the compiler in the CUDA toolkit, is nowhere", "pip install"],
+            &["no NVRTC, the compiler in the CUDA toolkit, can be found", "pip install \"nvidia-cuda-nvrtc==13.0.*\""],
         );
 
         machine.write("toolkit/include/cuda.h", "#define CUDA_VERSION 12040\n");

@@ -113,15 +113,19 @@ fn compiler(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Version> {
             },
         }
     }
-    let newest = format!("CUDA {}.0 to {driver}", driver.major);
-    Err(match problems.is_empty() {
-        true => failed("NVRTC, the compiler in the CUDA toolkit, is nowhere".into()).hint(format!(
-            "install the toolkit ({newest} fit this driver) and name its folder in CUDA_PATH; without rights on the machine: \
-             `pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl` in a virtual environment that is active"
-        )),
-        false => failed(format!("no NVRTC, the compiler in the CUDA toolkit, can be used:{}", problems.concat()))
-            .hint(format!("install a CUDA toolkit that fits ({newest}) and name its folder in CUDA_PATH")),
-    })
+    let fitting = format!("install the CUDA toolkit {driver} or an older one, and name its folder in CUDA_PATH");
+    let found =
+        if problems.is_empty() { " can be found".into() } else { format!(" can be used:{}", problems.concat()) };
+    Err(failed(format!("no NVRTC, the compiler in the CUDA toolkit,{found}")).hint(fitting + &wheels(driver)))
+}
+
+/// The other way to a toolkit, from CUDA 13 on: before, NVIDIA's wheels put the headers into several folders.
+fn wheels(driver: Version) -> String {
+    if driver.major < 13 {
+        return String::new();
+    }
+    let wheels = ["nvrtc", "runtime", "crt"].map(|part| format!("\"nvidia-cuda-{part}=={driver}.*\" "));
+    format!("; or, in a virtual environment that is active, `pip install {}nvidia-cuda-cccl`", wheels.concat())
 }
 
 /// Whether what this NVRTC compiles can run: the driver must know its PTX, and it the GPU.
