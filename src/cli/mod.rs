@@ -58,7 +58,7 @@ struct Global {
 
 impl Global {
     fn open(&self) -> crate::error::Result<Device> {
-        self.device.open(self.cache.clone())
+        self.device.open(self.cache.clone().filter(|folder| !folder.as_os_str().is_empty()))
     }
 }
 
