@@ -583,6 +583,7 @@ def respond(request):
 
 def self_check():
     """Every case at a tiny size on the CPU; fails if any variant does."""
+    torch.set_num_threads(1)  # on a busy machine more would wait for each other
     small = dict(device="cpu", small=True, layers=[1, 1], size=64, text_tokens=16, repeats=2, rank=4)
     requests = [small | dict(case="train", model="flux", targets=targets) for targets in ("attention", "all")]
     requests += [small | dict(case="train", model="flux", variants=["eager_f32", "compiled_checkpointing_bf16"])]
