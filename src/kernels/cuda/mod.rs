@@ -6,7 +6,10 @@
 //! tensors are promises of results and these kernels step aside.
 
 pub(super) mod activation;
+pub(super) mod geglu;
 pub(super) mod norm;
+pub(super) mod residual;
+pub(super) mod rope;
 
 use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
 use burn::tensor::{DType, Shape};
@@ -128,4 +131,12 @@ fn cube_sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> 
         }
         total
     }
+}
+
+/// Rows that one unit adds up where a sum runs over the tokens.
+const TOKENS: usize = 32;
+
+/// `[B, chunks, D]` → `[B, D]`.
+fn sum_chunks(partial: CudaTensor) -> burn::tensor::Tensor<2> {
+    burn::tensor::Tensor::<3>::from_dispatch(plain(partial)).sum_dim(1).squeeze_dim(1)
 }
