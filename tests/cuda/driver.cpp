@@ -53,7 +53,7 @@ struct Settings {
     int processors = atoi(setting("STANDIN_SMS", run ? "8" : "132").c_str());
     std::string report = setting("STANDIN_REPORT", "");   // the JSON line goes here, or to stderr
     std::string syncs = setting("STANDIN_SYNCS", "");     // one JSON line for each wait of the host, with running totals
-    std::string trace = setting("STANDIN_TRACE", "");     // one line for each launch
+    std::string trace = setting("STANDIN_TRACE", "");     // one line for each launch and allocation
     // Kernels that are only counted: those with which CubeCL measures the device's speed. They write nothing of use.
     std::string skip = setting("STANDIN_SKIP", "throughput launch_overhead");
 
@@ -207,6 +207,7 @@ Result allocate(uint64_t* address, size_t size) {
     d.allocation_calls++;
     d.allocated += size;
     d.peak = d.allocated > d.peak ? d.allocated : d.peak;
+    if (d.trace) fprintf(d.trace, "allocate %zu, now %zu\n", size, d.allocated), fflush(d.trace);
     *address = (uint64_t)memory;
     return SUCCESS;
 }
