@@ -118,8 +118,9 @@ static void run_block() {
     whole = {count, 0, 0};
     for (unsigned w = 0; w < 32; w++) warps[w] = {w * 32 >= count ? 0 : count - w * 32 < 32 ? count - w * 32 : 32, 0, 0};
     for (unsigned i = 0; i < count; i++) {
-        // The first switch to a thread pops six registers and returns into thread_main, as if it had been called.
-        void** top = (void**)(running->stacks + (i + 1) * running->stack_bytes - 64);
+        // The first switch to a thread pops six registers and returns into thread_main, as if it had been called: with the
+        // stack 8 bytes off a multiple of 16.
+        void** top = (void**)(running->stacks + (i + 1) * running->stack_bytes - 56);
         top[0] = nullptr;
         *--top = (void*)thread_main;
         for (int r = 0; r < 6; r++) *--top = nullptr;

@@ -177,22 +177,21 @@ Driver& driver() {
 using Guard = std::lock_guard<std::recursive_mutex>;
 
 // Address space of its own for each allocation: untouched pages cost nothing, and the page before and the page after
-// belong to nobody, so that a kernel that leaves its memory ends with a segmentation fault.
-void* reserve(size_t size) {
-    size_t page = 4096, whole = (size + page - 1) / page * page;
-    char* start = (char*)mmap(nullptr, whole + (4 << 20), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (start == MAP_FAILED) return nullptr;
-    char* usable = (char*)(((uintptr_t)start + (2 << 20)) / (2 << 20) * (2 << 20));
-    if (mprotect(usable, whole, PROT_READ | PROT_WRITE)) return nullptr;
-    munmap(start, size_t(usable - start - page));
-    char* end = start + whole + (4 << 20);
-    munmap(usable + whole + page, size_t(end - (usable + whole + page)));
-    return usable;
+// belong to nobody, so that a kernel that leaves the memory ends with a segmentation fault. The memory ends where its last
+// page does, but for ALIGNMENT.
+constexpr size_t PAGE = 4096, ALIGNMENT = 512;
+
+size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
+
+char* reserve(size_t size) {
+    size_t whole = round_up(size, PAGE);
+    char* start = (char*)mmap(nullptr, whole + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED || mprotect(start + PAGE, whole, PROT_READ | PROT_WRITE)) return nullptr;
+    return start + PAGE + whole - round_up(size, ALIGNMENT);
 }
 
 void release(uintptr_t address, size_t size) {
-    size_t page = 4096, whole = (size + page - 1) / page * page;
-    munmap((char*)address - page, whole + 2 * page);
+    munmap((char*)(address / PAGE * PAGE - PAGE), round_up(size, PAGE) + 2 * PAGE);
 }
 
 Result allocate(uint64_t* address, size_t size) {
@@ -200,7 +199,7 @@ Result allocate(uint64_t* address, size_t size) {
     Guard guard(d.lock);
     if (size == 0) return INVALID_VALUE;
     if (d.allocated + size > d.settings.memory) return OUT_OF_MEMORY;
-    void* memory = reserve(size);
+    char* memory = reserve(size);
     if (!memory) return OUT_OF_MEMORY;
     if (d.settings.run) memset(memory, 0xff, size);   // NaN in every float type: what is read before it is written shows
     d.allocations[(uintptr_t)memory] = size;
@@ -484,8 +483,8 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
 
     constexpr size_t STACK = 256 << 10;
     if (!d.shared) {
-        d.shared = (char*)reserve(256 << 10);
-        d.stacks = (char*)reserve(1024 * STACK);
+        d.shared = reserve(256 << 10);
+        d.stacks = reserve(1024 * STACK);
         if (!d.shared || !d.stacks) return OUT_OF_MEMORY;
     }
     Launch launch{{gx, gy, gz}, {bx, by, bz}, arguments, d.shared, shared_bytes, d.stacks, STACK, ""};
