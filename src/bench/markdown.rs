@@ -80,7 +80,7 @@ fn model_cells(case: &Case, variant: &Variant) -> Vec<String> {
 fn operation_cells(row: &Row, variant: &Variant, [arithmetic, memory]: [Option<f64>; 2]) -> Vec<String> {
     let (work, seconds) = (row.work.unwrap_or_default(), variant.median());
     let rate = |amount: f64, unit: f64| match (amount > 0.0, seconds) {
-        (true, Some(seconds)) => format!("{:.1}", amount / seconds / unit),
+        (true, Some(seconds)) => number(Some(amount / seconds), 1.0 / unit),
         _ => String::new(),
     };
     let roof = row.case.operation.filter(|operation| operation.has_roof());

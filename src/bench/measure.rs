@@ -56,7 +56,7 @@ pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl
     guarded(name, device, || {
         let mut run = prepare()?;
         memory::release(device); // what only making it ready took
-        let stage = Stage::enter(name, device);
+        let stage = Stage::watch(name, device);
         let mut once = || -> Result<f64> {
             let (number, seconds) = timed(device, &mut run)?;
             match number?.map(|number| number.into_scalar::<f32>()) {

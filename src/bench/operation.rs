@@ -157,7 +157,7 @@ impl Operation {
             let (_, once) = timed(device, pass(1))?;
             let most = if self.backward { 64.0 } else { 1000.0 }; // a backward pass needs a forward pass each, done before
             let calls = (0.02 / once).ceil().clamp(1.0, most) as usize;
-            let watch = memory::Stage::enter(case.to_string(), device);
+            let watch = memory::Stage::watch(case.to_string(), device);
             let mut seconds = Vec::new();
             for _ in 0..case.repeats {
                 let ready: Vec<_> = (0..calls).map(&pass).collect();
@@ -302,7 +302,7 @@ impl Function {
         }
         match self {
             Self::Linear => kernels::linear(matrix(next()), matrix(next()), Some(next().flatten(0, 3))).unsqueeze(),
-            Self::MatmulCeiling => matrix(next()).matmul(matrix(next())).unsqueeze(),
+            Self::MatmulCeiling => kernels::matmul(matrix(next()), matrix(next())).unsqueeze(),
             Self::Attention => kernels::attention(next(), next(), next()),
             Self::RmsNormRope => {
                 let (x, weight) = (next(), next().flatten(0, 3));

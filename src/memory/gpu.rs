@@ -22,7 +22,7 @@ pub struct DeviceUsage {
 #[cfg(feature = "cuda")]
 pub fn device_usage(device: &Device) -> Option<DeviceUsage> {
     use burn::backend::DispatchDevice;
-    use cubecl::{Runtime, cuda::CudaRuntime};
+    use burn_cubecl::cubecl::{Runtime, cuda::CudaRuntime};
     match device.clone().inner().as_dispatch() {
         DispatchDevice::Cuda(gpu) => {
             let usage = CudaRuntime::client(gpu).memory_usage().ok()?;

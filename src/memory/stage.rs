@@ -48,9 +48,14 @@ impl Stage {
         Self::begin(name.into(), device, false)
     }
 
+    /// Only looks at a stretch: gives nothing back after it, and logs it among the details.
+    pub fn watch(name: impl Into<String>, device: &Device) -> Self {
+        Self::begin(name.into(), device, true)
+    }
+
     /// Looks at a stretch such as one step, for the log of details: `None`, and no cost, where they are not logged.
     pub fn detail(name: impl Into<String>, device: &Device) -> Option<Self> {
-        tracing::enabled!(tracing::Level::DEBUG).then(|| Self::begin(name.into(), device, true))
+        tracing::enabled!(tracing::Level::DEBUG).then(|| Self::watch(name, device))
     }
 
     fn begin(name: String, device: &Device, detail: bool) -> Self {
