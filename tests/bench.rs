@@ -31,12 +31,14 @@ fn every_case_is_measured_beside_a_peer() {
     let peer = at("peer.sh");
     let answer = r#"{"variants": [{"name": "eager", "seconds": [2.0, 1.0, 3.0], "host_peak_bytes": 1048576, "more": 1},
         {"name": "compiled", "error": "no compiler"}], "versions": {"torch": "9.9"}}"#;
-    let script = format!(
-        "while read -r line; do\n echo \"$line\" >> '{}'\n case \"$line\" in\n *'\"case\":\"clip\"'*) echo '{{\"error\": \"unknown\"}}';;\n \
-         *) echo '{}';;\n esac\ndone\n",
-        at("asked"),
-        answer.replace('\n', "")
-    );
+    let script = r#"while read -r line; do
+        printf '%s\n' "$line" >> 'ASKED'
+        case "$line" in
+            *'"case":"clip"'*) printf '%s\n' '{"error": "unknown"}';;
+            *) printf '%s\n' 'ANSWER';;
+        esac
+    done"#;
+    let script = script.replace("ASKED", &at("asked")).replace("ANSWER", &answer.replace('\n', ""));
     std::fs::write(&peer, script).unwrap();
     let only = "train,sample,vae_encode,vae_decode,t5,clip,load,operations";
     let (json, page) = (at("a.json"), at("a.md"));

@@ -70,7 +70,8 @@ impl Drop for Folder {
     }
 }
 
-/// The names and shapes of a transformer's tensors: those that it asks for. Its blocks are alike, so one of each kind is made.
+/// The names and shapes of a transformer's tensors: those that it asks for. Its blocks are alike, so one of each kind
+/// is made.
 fn names(case: &Case, device: &Device) -> BTreeMap<String, Vec<usize>> {
     let config = shape::flux(&Case { layers: Some([1, 1]), ..case.clone() });
     let all = shape::flux(case);

@@ -50,8 +50,8 @@ impl Variant {
     }
 }
 
-/// Makes a run ready and measures `repeats` runs after the first. Whatever goes wrong, a panic too, becomes the variant's error;
-/// everything is given back.
+/// Makes a run ready and measures `repeats` runs after the first. Whatever goes wrong, a panic too, becomes the
+/// variant's error; everything is given back.
 pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl FnOnce() -> Result<Run>) -> Variant {
     guarded(name, device, || {
         let mut run = prepare()?;

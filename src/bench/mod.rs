@@ -1,11 +1,13 @@
 //! What kiln itself costs, measured at full size without weights: `kiln bench`.
 //!
-//! A [`Case`] is one thing to measure: a training step, a sampling step, an encoder, loading, or one operation at a size that FLUX.1
-//! has. Models have the real shapes and weights drawn from a seed, on a GPU straight in its memory; inputs are random. A case
-//! is measured by itself: everything is built for it and given back after it, so that its peak of memory is its own.
+//! A [`Case`] is one thing to measure: a training step, a sampling step, an encoder, loading, or one operation at a
+//! size that FLUX.1 has. Models have the real shapes and weights drawn from a seed, on a GPU straight in its memory;
+//! inputs are random. A case is measured by itself: everything is built for it and given back after it, so that its
+//! peak of memory is its own.
 //!
-//! A measurement waits for the device, runs, and waits again; the first is kept apart, for it compiles and tunes kernels. The
-//! [`peer`] is another program that measures the same case in its turn, with as much of the device as it would have alone.
+//! A measurement waits for the device, runs, and waits again; the first is kept apart, for it compiles and tunes
+//! kernels. The [`peer`] is another program that measures the same case in its turn, with as much of the device as it
+//! would have alone.
 
 mod case;
 mod denoiser;

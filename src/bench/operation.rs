@@ -51,8 +51,9 @@ const NAMES: [(&str, Function); 10] = [
     ("matmul_ceiling", Function::MatmulCeiling),
 ];
 
-/// An operation, forward, or its backward pass alone: `gelu_tanh`, `gelu_tanh_backward`. Of a backward pass only the gradients
-/// that training with frozen weights needs are made. Attention says both: `attention_forward`, `attention_backward`.
+/// An operation, forward, or its backward pass alone: `gelu_tanh`, `gelu_tanh_backward`. Of a backward pass only the
+/// gradients that training with frozen weights needs are made. Attention says both: `attention_forward`,
+/// `attention_backward`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
     function: Function,
@@ -93,8 +94,8 @@ impl Operation {
         self.function != Function::Upload
     }
 
-    /// The shapes it has in a FLUX of this `width` with heads of `head` numbers, for `image` and `text` tokens of one picture,
-    /// whose adapter has `trained` numbers.
+    /// The shapes it has in a FLUX of this `width` with heads of `head` numbers, for `image` and `text` tokens of one
+    /// picture, whose adapter has `trained` numbers.
     pub(super) fn shapes(
         self,
         width: usize,
@@ -130,8 +131,8 @@ impl Operation {
         }
     }
 
-    /// What it must do at least, in numbers of `size` bytes. Attention's backward pass has five products for two: it makes the
-    /// scores again, as papers about it count.
+    /// What it must do at least, in numbers of `size` bytes. Attention's backward pass has five products for two: it
+    /// makes the scores again, as papers about it count.
     pub fn work(self, shape: &[usize], size: usize) -> Work {
         let of = |axes: &[usize]| axes.iter().map(|&axis| shape[axis] as f64).product::<f64>();
         let count = shape.iter().map(|&n| n as f64).product::<f64>();
@@ -148,14 +149,15 @@ impl Operation {
         Work { flops, bytes: numbers * size as f64 }
     }
 
-    /// Measures the operation of a case: means over as many calls as fill 20 ms, on inputs that take turns so that no cache holds
-    /// them.
+    /// Measures the operation of a case: means over as many calls as fill 20 ms, on inputs that take turns so that no
+    /// cache holds them.
     pub(super) fn measure(self, case: &Case, device: &Device) -> Variant {
         guarded("kiln", device, || {
             let pass = self.pass(case, device);
             let (_, first) = timed(device, pass(0))?;
             let (_, once) = timed(device, pass(1))?;
-            let most = if self.backward { 64.0 } else { 1000.0 }; // a backward pass needs a forward pass each, done before
+            // A backward pass needs a forward pass of its own, done before.
+            let most = if self.backward { 64.0 } else { 1000.0 };
             let calls = (0.02 / once).ceil().clamp(1.0, most) as usize;
             let watch = memory::Stage::watch(case.to_string(), device);
             let mut seconds = Vec::new();

@@ -1,7 +1,7 @@
 //! Another program that measures the same cases, such as `benches/peer.py`.
 //!
-//! It is started once. For each case it gets one line of JSON, the [`Case`], and answers with one, an [`Answer`]; what it
-//! writes to standard error is passed through. It ends when its input does.
+//! It is started once. For each case it gets one line of JSON, the [`Case`], and answers with one, an [`Answer`]; what
+//! it writes to standard error is passed through. It ends when its input does.
 
 use std::{
     collections::BTreeMap,

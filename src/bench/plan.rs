@@ -47,9 +47,12 @@ impl Options {
         let fits =
             |case: &Case| case.case == Kind::Operation || case.model == Some(Model::Flux) && case.layers.is_some();
         match cases.iter().find(|case| case.device == "cpu" && !case.small && !fits(case)) {
-            Some(case) => Err(Error::setting("--device cpu", format!("`{case}` at full size is too large for a CPU")).hint(
-                "give --small for models of the same layout that fit, --layers 1,1 for a few of FLUX's real blocks, or --device cuda",
-            )),
+            Some(case) => {
+                let problem = format!("`{case}` at full size is too large for a CPU");
+                let next = "give --small for models of the same layout that fit, --layers 1,1 for a few of FLUX's real \
+                            blocks, or --device cuda";
+                Err(Error::setting("--device cpu", problem).hint(next))
+            }
             None if cases.is_empty() => Err(Error::setting("--only", "no case is left of what was asked for")),
             None => Ok(cases),
         }

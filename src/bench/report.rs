@@ -55,11 +55,12 @@ pub struct Files {
     pub markdown: Option<PathBuf>,
 }
 
-/// Measures what `options` ask for on `device`, and on the peer that the command `peer` starts; writes `files` as it goes on.
+/// Measures what `options` ask for on `device`, and on the peer that the command `peer` starts; writes `files` as it
+/// goes on.
 ///
 /// # Errors
-/// The options ask for nothing that can be measured, the peer cannot be started, or a file cannot be written. What goes wrong
-/// while measuring stands in the report.
+/// The options ask for nothing that can be measured, the peer cannot be started, or a file cannot be written. What goes
+/// wrong while measuring stands in the report.
 pub fn run(options: &Options, peer: Option<&str>, files: &Files, device: &Device) -> Result<Report> {
     let cases = options.cases(device)?;
     let mut peer = peer.map(Peer::start).transpose()?;

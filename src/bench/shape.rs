@@ -100,7 +100,7 @@ pub fn clip(case: &Case) -> ClipTextConfig {
 
 /// The noise schedule of Stable Diffusion.
 pub fn noise_schedule() -> SchedulerConfig {
-    let text =
-        r#"{"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}"#;
+    let text = r#"{"_class_name": "EulerAncestralDiscreteScheduler", "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}"#;
     SchedulerConfig::parse("the schedule of Stable Diffusion", text).expect("written as the file of a checkpoint")
 }

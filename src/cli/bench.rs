@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::{Global, print};
 use crate::bench::{self, Files, Model, Options, Trained};
 
-/// Measures kiln itself at full size, without weights: time and memory of steps, encoders, loading and single operations
+/// Measures kiln at full size without weights: time and memory of steps, encoders, loading and operations
 ///
 /// Weights and inputs are random. Results go to standard output as Markdown, and to files after every case.
 #[derive(Debug, clap::Args)]

@@ -1,8 +1,8 @@
 //! The most memory that was in use during a stretch of time, on the host and on the device.
 //!
-//! The system keeps one high-water mark for the process (`VmHWM` of proc(5)) and lets it be set back (`clear_refs`). A GPU's pools
-//! only grow until they are released. Stretches lie within each other, so whenever one begins or is read, and before a release,
-//! both marks are taken over into all that are open.
+//! The system keeps one high-water mark for the process (`VmHWM` of proc(5)) and lets it be set back (`clear_refs`). A
+//! GPU's pools only grow until they are released. Stretches lie within each other, so whenever one begins or is read,
+//! and before a release, both marks are taken over into all that are open.
 
 use std::{
     collections::BTreeMap,

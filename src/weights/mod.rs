@@ -73,9 +73,9 @@ impl Weights {
     }
 
     /// Weights made up from `seed`, for measuring a model of real size without its checkpoint: matrices have unit gain,
-    /// vectors are near one (`…weight`) or near zero (`…bias`). For the CPU they are drawn on the host, the same numbers on every
-    /// machine; a GPU draws its own, in `dtype` right away: for twelve billion the host would need minutes. Either way a
-    /// tensor's numbers hang on its name alone, not on the order of loading.
+    /// vectors are near one (`…weight`) or near zero (`…bias`). For the CPU they are drawn on the host, the same
+    /// numbers on every machine; a GPU draws its own, in `dtype` right away: for twelve billion the host would need
+    /// minutes. Either way a tensor's numbers hang on its name alone, not on the order of loading.
     pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
         Self::root(Path::new("random weights"), Content::Random(seed), device, dtype)
     }
@@ -223,8 +223,8 @@ impl Source {
     }
 }
 
-/// What `make` allocates last as long as the model: a GPU gives it memory of its exact size, apart from that of activations.
-/// Elsewhere this is `make(from)`.
+/// What `make` allocates lasts as long as the model: a GPU gives it memory of its exact size, apart from that of
+/// activations. Elsewhere this is `make(from)`.
 fn keep<T: Send, const D: usize>(device: &Device, from: T, make: impl Fn(T) -> Tensor<D> + Send) -> Tensor<D> {
     device.memory_persistent_allocations(from, make)
 }
