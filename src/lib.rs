@@ -30,4 +30,5 @@ pub mod lora;
 pub mod data;
 pub mod pipelines;
 pub mod training;
+pub mod bench;
 pub mod cli;

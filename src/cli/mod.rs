@@ -2,6 +2,7 @@
 //! to standard error.
 
 mod batch;
+mod bench;
 mod device;
 mod edit;
 mod export;
@@ -72,6 +73,7 @@ enum Command {
     Edit(edit::Args),
     Batch(batch::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command.
@@ -89,6 +91,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args, global),
     }
 }
 
