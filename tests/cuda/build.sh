@@ -10,5 +10,9 @@ kernel="-std=c++17 -O1 -march=native -fPIC -fno-strict-aliasing -fno-math-errno 
 g++ $library -Wl,-soname,libcuda.so.1 "$here/driver.cpp" -ldl -o "$out/libcuda.so.1"
 g++ $library -Wl,-soname,libnvrtc.so "$here/compiler.cpp" -ldl -o "$out/libnvrtc.so"
 cp "$here/device.h" "$here/matrix.h" "$here/launch.h" "$out/"
+# What a program looks for before it trusts a toolkit; the stand-in reads none of it.
+mkdir -p "$out/include/crt"
+for header in cuda_runtime cuda_fp16 cuda_bf16 mma crt/mma; do : > "$out/include/$header.h"; done
+echo '#define CUDA_VERSION 13000' > "$out/include/cuda.h"
 printf '%s' "$kernel" > "$out/flags"
 g++ $kernel -x c++-header "$out/device.h" -o "$out/device.h.gch"

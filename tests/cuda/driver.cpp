@@ -248,7 +248,7 @@ Result complain(Result result, const char* format, ...) {
 // ---- the device -----------------------------------------------------------------------------------------------------
 
 EXPORT int cuInit(unsigned) { return driver(), SUCCESS; }
-EXPORT int cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
+EXPORT int cuDriverGetVersion(int* version) { return *version = 13050, SUCCESS; } // as new as the newest NVRTC
 EXPORT int cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
 EXPORT int cuDeviceGet(int* device, int number) { return number ? INVALID_DEVICE : (*device = 0, SUCCESS); }
 EXPORT int cuDeviceGetName(char* name, int size, int) {
