@@ -168,14 +168,14 @@ namespace cuda {
 enum thread_scope { thread_scope_block, thread_scope_thread };
 
 template <thread_scope>
-struct barrier {
-    uint64_t handle;
-    unsigned expected, pending, phase;
+struct barrier {   // 8 bytes, as on the GPU: kernels lay barriers out one behind the other
+    uint16_t expected, pending;
+    unsigned phase;
     using arrival_token = unsigned;
 
     arrival_token arrive(unsigned times = 1) {
         unsigned token = phase;
-        if ((pending -= times) == 0) pending = expected, phase++, standin::idle = 0;
+        if ((pending = uint16_t(pending - times)) == 0) pending = expected, phase++, standin::idle = 0;
         return token;
     }
     void wait(arrival_token token) const {
@@ -186,11 +186,11 @@ struct barrier {
     }
     void arrive_and_wait() { wait(arrive()); }
 };
-template <thread_scope S> void init(barrier<S>* b, unsigned count) { *b = {0, count, count, 0}; }
+template <thread_scope S> void init(barrier<S>* b, unsigned count) { *b = {uint16_t(count), uint16_t(count), 0}; }
 template <thread_scope S> void memcpy_async(void* to, const void* from, size_t size, barrier<S>&) { memcpy(to, from, size); }
 template <class G, thread_scope S> void memcpy_async(const G&, void* to, const void* from, size_t size, barrier<S>&) { memcpy(to, from, size); }
 namespace device {
-template <thread_scope S> auto* barrier_native_handle(barrier<S>& b) { return (unsigned long long*)&b.handle; }
+template <thread_scope S> auto* barrier_native_handle(barrier<S>& b) { return (unsigned long long*)&b; }
 }   // namespace device
 }   // namespace cuda
 
