@@ -10,6 +10,7 @@ use super::{
     cpu::{self, Rows},
     gemm::{Matrix, Onto, Target, product, transposed},
     lift,
+    matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
     simd::{exp, max, sum, update, vectorized},
 };
@@ -19,6 +20,7 @@ use super::{
 /// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32. No more scores exist at
 /// a time than a few rows of each head, and the backward pass computes them again.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
     apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
 }
 
@@ -27,12 +29,12 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
 pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
     let dtype: FloatDType = q.dtype().into();
     let bias = bias.map(|bias| lift(bias, &q));
-    let scores = (q * scale).matmul(k.transpose()).cast(FloatDType::F32);
+    let scores = matmul(q * scale, k.transpose()).cast(FloatDType::F32);
     let scores = match bias {
         Some(bias) => scores + bias.cast(FloatDType::F32),
         None => scores,
     };
-    activation::softmax(scores, 3).cast(dtype).matmul(v)
+    matmul(activation::softmax(scores, 3).cast(dtype), v)
 }
 
 /// Queries whose scores exist at a time, for each head.
@@ -288,6 +290,7 @@ fn composed(q: Plain, k: Plain, v: Plain) -> Plain {
             Tensor::cat(vec![q, zeros], 2)
         }
     };
+    #[expect(clippy::disallowed_methods, reason = "the number types have been compared")]
     let output = burn::tensor::module::attention(q, k, v, None, None, Default::default());
     output.narrow(2, 0, queries).into_dispatch()
 }
@@ -302,12 +305,12 @@ fn composed_backward([q, k, v, output, g]: [Tensor<4>; 5]) -> [Tensor<4>; 3] {
         let [q, k, v, output, g] = [&q, &k, &v, &output, &g].map(|t| t.clone().narrow(1, head, 1));
         // In f32, as the forward pass adds its products up: in bf16 a score of 20 would be off by a few percent of `p`.
         let exact = |t: &Tensor<4>| t.clone().cast(FloatDType::F32);
-        let p = activation::softmax((exact(&q) * scale).matmul(exact(&k).transpose()), 3);
-        dv.push(p.clone().cast(dtype).transpose().matmul(g.clone()));
+        let p = activation::softmax(matmul(exact(&q) * scale, exact(&k).transpose()), 3);
+        dv.push(matmul(p.clone().cast(dtype).transpose(), g.clone()));
         let level = (g.clone().cast(FloatDType::F32) * output.cast(FloatDType::F32)).sum_dim(3);
-        let ds = (p * (g.matmul(v.transpose()).cast(FloatDType::F32) - level) * scale).cast(dtype);
-        dq.push(ds.clone().matmul(k));
-        dk.push(ds.transpose().matmul(q));
+        let ds = (p * (matmul(g, v.transpose()).cast(FloatDType::F32) - level) * scale).cast(dtype);
+        dq.push(matmul(ds.clone(), k));
+        dk.push(matmul(ds.transpose(), q));
     }
     [dq, dk, dv].map(|heads| Tensor::cat(heads, 1))
 }
