@@ -112,7 +112,8 @@ std::string translate(const std::string& source) {
     std::string kernel = name[1];
     std::string text = replace_assembly(std::regex_replace(source, INCLUDE, ""));
     text = std::regex_replace(text, SHARED, "unsigned char* const dynamic_shared_mem = (unsigned char*)standin::shared();");
-    bool meeting = contains(source, "__sync") || contains(source, "_sync(") || contains(source, "cuda::barrier") || contains(source, "asm volatile");
+    bool meeting = contains(source, "__sync") || contains(source, "_sync(") || contains(source, "cuda::barrier") ||
+                   contains(source, "asm volatile");
     return "#include \"device.h\"\n" + text + "\nextern \"C\" int launch(Launch* l) { return standin::launch<" +
            (meeting ? "true" : "false") + ", " + kernel + ">(l); }\n";
 }
@@ -121,7 +122,8 @@ Result compile(Program& program) {
     if (setting("STANDIN_MODE", "count") != "run") return program.output = "counted", SUCCESS;
     std::string text = translate(sort_types(renumber(program.source)));
     if (text.empty()) return program.log = "no kernel was found", COMPILATION;
-    std::string flags = setting("STANDIN_CFLAGS", "") , folder = setting("STANDIN_CACHE", "/tmp/standin-" + std::to_string(getuid()));
+    std::string flags = setting("STANDIN_CFLAGS", "");
+    std::string folder = setting("STANDIN_CACHE", "/tmp/standin-" + std::to_string(getuid()));
     std::string here = home();
     static const std::string HEADERS = read(here + "/device.h") + read(here + "/matrix.h") + read(here + "/launch.h");
     char name[32];
@@ -131,8 +133,9 @@ Result compile(Program& program) {
         mkdir(folder.c_str(), 0777);
         std::ofstream(base + ".cpp") << text;
         // The flags are those of the precompiled header (build.sh), or it is not used.
-        std::string command = "env -u LD_LIBRARY_PATH -u LD_PRELOAD g++ " + read(here + "/flags") + " " + flags + " -I" + here + " -shared " + base + ".cpp -o " +
-                              unfinished + " > " + base + ".log 2>&1 && mv " + unfinished + " " + library;
+        std::string command = "env -u LD_LIBRARY_PATH -u LD_PRELOAD g++ " + read(here + "/flags") + " " + flags + " -I" +
+                              here + " -shared " + base + ".cpp -o " + unfinished + " > " + base + ".log 2>&1 && mv " +
+                              unfinished + " " + library;
         if (system(command.c_str()) != 0) {
             fprintf(stderr, "stand-in compiler: a kernel does not compile, see %s.log\n", base.c_str());
             return program.log = read(base + ".log").substr(0, 4000), COMPILATION;

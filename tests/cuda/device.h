@@ -190,9 +190,14 @@ static T seen(unsigned turn, unsigned lane) {
 inline void __syncthreads() { standin::meet(standin::whole); }
 inline void __syncwarp(unsigned = ~0u) { standin::meet(standin::warps[standin::current / 32]); }
 inline void __threadfence() {}
-inline unsigned __activemask() { return standin::warps[standin::current / 32].live == 32 ? ~0u : (1u << standin::warps[standin::current / 32].live) - 1; }
+inline unsigned __activemask() {
+    unsigned live = standin::warps[standin::current / 32].live;
+    return live == 32 ? ~0u : (1u << live) - 1;
+}
 
-template <class T> T __shfl_sync(unsigned, T value, unsigned lane) { return standin::seen<T>(standin::show(value), lane % 32); }
+template <class T> T __shfl_sync(unsigned, T value, unsigned lane) {
+    return standin::seen<T>(standin::show(value), lane % 32);
+}
 template <class T> T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     unsigned lane = (standin::current % 32) ^ mask;
     return standin::seen<T>(standin::show(value), lane % 32);
@@ -208,7 +213,8 @@ template <class T> T __shfl_down_sync(unsigned, T value, unsigned by) {
 inline unsigned __ballot_sync(unsigned, int value) {
     unsigned turn = standin::show(value), ballot = 0, first = standin::current / 32 * 32;
     for (unsigned lane = 0; lane < 32; lane++)
-        if (first + lane < standin::count && !standin::threads[first + lane].ended && standin::seen<int>(turn, lane)) ballot |= 1u << lane;
+        if (first + lane < standin::count && !standin::threads[first + lane].ended && standin::seen<int>(turn, lane))
+            ballot |= 1u << lane;
     return ballot;
 }
 inline bool __any_sync(unsigned mask, int value) { return __ballot_sync(mask, value) != 0; }
@@ -362,7 +368,9 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
 inline int __mulhi(int a, int b) { return int((long long)a * b >> 32); }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 inline long long __mul64hi(long long a, long long b) { return (long long)((__int128)a * b >> 64); }
 inline unsigned __brev(unsigned x) {
     unsigned r = 0;
@@ -382,7 +390,11 @@ STANDIN_ATOMIC(atomicAnd, (old & with))
 STANDIN_ATOMIC(atomicOr, (old | with))
 STANDIN_ATOMIC(atomicXor, (old ^ with))
 STANDIN_ATOMIC(atomicExch, T(with))
-template <class T, class U, class V> T atomicCAS(T* at, U expected, V with) { T old = *at; if (old == T(expected)) *at = T(with); return old; }
+template <class T, class U, class V> T atomicCAS(T* at, U expected, V with) {
+    T old = *at;
+    if (old == T(expected)) *at = T(with);
+    return old;
+}
 inline float2 operator+(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 inline float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 

@@ -406,7 +406,8 @@ EXPORT int cuMemcpy2DAsync_v2(const Copy2D* c, void*) {
     Driver& d = driver();
     Guard guard(d.lock);
     if (c->width > c->from_pitch || c->width > c->to_pitch || c->from_pitch > 0x7fffffff || c->to_pitch > 0x7fffffff)
-        return complain(INVALID_VALUE, "a 2-d copy of %zu bytes a row has pitches %zu and %zu", c->width, c->from_pitch, c->to_pitch);
+        return complain(INVALID_VALUE, "a 2-d copy of %zu bytes a row has pitches %zu and %zu", c->width, c->from_pitch,
+                        c->to_pitch);
     bool up = c->from_type == 1 && c->to_type == 2;
     const char* from = c->from_type == 1 ? c->from_host : (const char*)c->from_device;
     char* to = c->to_type == 1 ? c->to_host : (char*)c->to_device;
@@ -456,8 +457,10 @@ EXPORT int cuModuleGetFunction(void** function, void* module, const char* name) 
 EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
     Driver& d = driver();
     if (attribute != 8) return SUCCESS;   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    if (value > d.settings.shared_per_block()) return complain(INVALID_VALUE, "%s wants %d bytes of shared memory", ((Function*)function)->name.c_str(), value);
-    ((Function*)function)->allowed_shared = unsigned(value);
+    Function& f = *(Function*)function;
+    if (value > d.settings.shared_per_block())
+        return complain(INVALID_VALUE, "%s wants %d bytes of shared memory", f.name.c_str(), value);
+    f.allowed_shared = unsigned(value);
     return SUCCESS;
 }
 EXPORT int cuFuncGetAttribute(int* value, int, void*) { return *value = 0, SUCCESS; }
@@ -496,8 +499,10 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
 
 // ---- tensor maps: the rules that the driver checks, from the documentation of cuTensorMapEncodeTiled ----------------
 
-static int check_map(unsigned type, unsigned rank, const void* address, const uint64_t* sizes, const uint64_t* strides, unsigned interleave) {
-    if (rank < 1 || rank > 5 || (uintptr_t)address % 16 || (interleave && rank < 3)) return complain(INVALID_VALUE, "tensor map: rank %u or address", rank);
+static int check_map(unsigned type, unsigned rank, const void* address, const uint64_t* sizes, const uint64_t* strides,
+                     unsigned interleave) {
+    if (rank < 1 || rank > 5 || (uintptr_t)address % 16 || (interleave && rank < 3))
+        return complain(INVALID_VALUE, "tensor map: rank %u or address", rank);
     for (unsigned i = 0; i < rank; i++)
         if (!sizes[i] || sizes[i] > 1ull << 32) return complain(INVALID_VALUE, "tensor map: size %lu", sizes[i]);
     for (unsigned i = 0; i + 1 < rank; i++)
@@ -510,9 +515,11 @@ EXPORT int cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, void*
     static const unsigned BYTES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4, 1, 1, 1};
     if (int problem = check_map(type, rank, address, sizes, strides, interleave)) return problem;
     for (unsigned i = 0; i < rank; i++)
-        if (!box[i] || box[i] > 256 || !steps[i] || steps[i] > 8) return complain(INVALID_VALUE, "tensor map: box of %u", box[i]);
+        if (!box[i] || box[i] > 256 || !steps[i] || steps[i] > 8)
+            return complain(INVALID_VALUE, "tensor map: box of %u", box[i]);
     unsigned inner = box[0] * BYTES[type], limit = swizzle == 0 ? 1u << 30 : swizzle == 1 ? 32 : swizzle == 2 ? 64 : 128;
-    if (!interleave && (inner % 16 || inner > limit)) return complain(INVALID_VALUE, "tensor map: %u bytes a row of the box", inner);
+    if (!interleave && (inner % 16 || inner > limit))
+        return complain(INVALID_VALUE, "tensor map: %u bytes a row of the box", inner);
     return memset(map, 0, 128), SUCCESS;
 }
 EXPORT int cuTensorMapEncodeIm2col(void* map, unsigned type, unsigned rank, void* address, const uint64_t* sizes,

@@ -24,7 +24,10 @@ struct ptx {
 
     explicit ptx(const char* text) : text(text) {}
     template <class T> ptx& out(T& to) { return outputs[output_count++] = (uint32_t*)&to, *this; }
-    template <class T> ptx& in(T from) { return inputs[input_count] = 0, memcpy(&inputs[input_count++], &from, sizeof from), *this; }
+    template <class T> ptx& in(T from) {
+        inputs[input_count] = 0;
+        return memcpy(&inputs[input_count++], &from, sizeof from), *this;
+    }
 
     bool is(const char* word) const { return strstr(text, word) != nullptr; }
 
@@ -41,12 +44,16 @@ struct ptx {
     // One of the two 16-bit values of a register, or the register as tf32.
     float value(unsigned input, unsigned half) const {
         uint16_t bits = uint16_t(inputs[input] >> (16 * half));
-        return is(".bf16.") ? widen_bfloat(bits) : is(".f16.f16.") ? widen_half(bits) : round_tf32(bits_to_float(uint32_t(inputs[input])));
+        if (is(".bf16.")) return widen_bfloat(bits);
+        if (is(".f16.f16.")) return widen_half(bits);
+        return round_tf32(bits_to_float(uint32_t(inputs[input])));
     }
 
-    // d = a b + c of 16 x k, k x 8 and 16 x 8; which lane holds what is in the PTX manual, "Matrix fragments for mma.m16n8k…".
+    // d = a b + c of 16 x k, k x 8 and 16 x 8 values; which lane holds what is in the PTX manual, "Matrix fragments for
+    // mma.m16n8k4", "k8" and "k16".
     void product() {
-        unsigned k = unsigned(atoi(strstr(text, "m16n8k") + 6)), lane = current % 32, warp = current / 32, group = lane / 4, member = lane % 4;
+        unsigned k = unsigned(atoi(strstr(text, "m16n8k") + 6));
+        unsigned lane = current % 32, warp = current / 32, group = lane / 4, member = lane % 4;
         unsigned turn = threads[current].turn++ & 1, a_count = 16 * k / 32, b_count = 8 * k / 32;
         unsigned packed = is("tf32") ? 1 : 2;
         float *a = left[turn][warp], *b = right[turn][warp];
@@ -168,14 +175,14 @@ namespace cuda {
 enum thread_scope { thread_scope_block, thread_scope_thread };
 
 template <thread_scope>
-struct barrier {
-    uint64_t handle;
-    unsigned expected, pending, phase;
+struct barrier {   // 8 bytes, as on the GPU: kernels lay barriers out one behind the other
+    uint16_t expected, pending;
+    unsigned phase;
     using arrival_token = unsigned;
 
     arrival_token arrive(unsigned times = 1) {
         unsigned token = phase;
-        if ((pending -= times) == 0) pending = expected, phase++, standin::idle = 0;
+        if ((pending = uint16_t(pending - times)) == 0) pending = expected, phase++, standin::idle = 0;
         return token;
     }
     void wait(arrival_token token) const {
@@ -186,11 +193,13 @@ struct barrier {
     }
     void arrive_and_wait() { wait(arrive()); }
 };
-template <thread_scope S> void init(barrier<S>* b, unsigned count) { *b = {0, count, count, 0}; }
+template <thread_scope S> void init(barrier<S>* b, unsigned count) { *b = {uint16_t(count), uint16_t(count), 0}; }
 template <thread_scope S> void memcpy_async(void* to, const void* from, size_t size, barrier<S>&) { memcpy(to, from, size); }
-template <class G, thread_scope S> void memcpy_async(const G&, void* to, const void* from, size_t size, barrier<S>&) { memcpy(to, from, size); }
+template <class G, thread_scope S> void memcpy_async(const G&, void* to, const void* from, size_t size, barrier<S>&) {
+    memcpy(to, from, size);
+}
 namespace device {
-template <thread_scope S> auto* barrier_native_handle(barrier<S>& b) { return (unsigned long long*)&b.handle; }
+template <thread_scope S> auto* barrier_native_handle(barrier<S>& b) { return (unsigned long long*)&b; }
 }   // namespace device
 }   // namespace cuda
 
