@@ -29,6 +29,11 @@ fn gpu() -> Option<Device> {
     None
 }
 
+/// The CPU, and the GPU if there is one to test.
+fn devices() -> impl Iterator<Item = Device> {
+    [Device::flex()].into_iter().chain(gpu())
+}
+
 #[test]
 fn operations_on_a_gpu() {
     match gpu() {
@@ -338,10 +343,15 @@ fn adamw_is_that_of_torch() {
     let golden =
         TensorFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/flux_golden/golden.safetensors"))
             .unwrap();
-    let device = Device::flex();
-    let mut parameter = Tensor::<1>::from_data(golden.read_f32("optim.adamw.start").unwrap(), &device);
-    let gradients = Tensor::<2>::from_data(golden.read_f32("optim.adamw.grads").unwrap(), &device);
-    let expected = Tensor::<2>::from_data(golden.read_f32("optim.adamw.params").unwrap(), &device);
+    for device in devices() {
+        adamw_on(&device, &golden);
+    }
+}
+
+fn adamw_on(device: &Device, golden: &TensorFile) {
+    let mut parameter = Tensor::<1>::from_data(golden.read_f32("optim.adamw.start").unwrap(), device);
+    let gradients = Tensor::<2>::from_data(golden.read_f32("optim.adamw.grads").unwrap(), device);
+    let expected = Tensor::<2>::from_data(golden.read_f32("optim.adamw.params").unwrap(), device);
     let (mut m, mut v) = (parameter.zeros_like(), parameter.zeros_like());
     for step in 0..6 {
         let options = AdamW {
@@ -356,7 +366,9 @@ fn adamw_is_that_of_torch() {
         let before = parameter.clone();
         let start = before.clone().into_data();
         (parameter, m, v) = adamw(parameter, gradient, m, v, &options);
-        close(&parameter, &expected.clone().narrow(0, step, 1).squeeze_dim(0), 1e-6, &format!("step {step}"));
+        let [got, want] = [parameter.clone(), expected.clone().narrow(0, step, 1).squeeze_dim(0)]
+            .map(|t| t.to_device(&Device::flex()));
+        close(&got, &want, 1e-6, &format!("step {step} on {device:?}"));
         assert_eq!(before.into_data(), start, "a tensor that someone holds is not changed");
     }
 }
@@ -384,5 +396,18 @@ fn mixed_number_types_are_refused_by_name() {
         let message = panic.downcast_ref::<String>().unwrap_or_else(|| panic!("{what}: no message"));
         let named = ["mixed number types", "F32", "BF16"].iter().all(|part| message.contains(part));
         assert!(named, "{what}: {message}");
+    }
+}
+
+#[test]
+fn squares_of_all_rows_are_summed() {
+    let counts = [1, 7, 64, 1023, 70_000];
+    let rows = draw(&counts, 3.0);
+    let numbers = rows.iter().flat_map(|row| row.as_slice::<f32>().unwrap());
+    let want: f64 = numbers.map(|&x| f64::from(x).powi(2)).sum();
+    for device in devices() {
+        let rows = rows.iter().map(|row| Tensor::<1>::from_data(row.clone(), &device));
+        let got: f32 = sum_of_squares(rows).into_scalar();
+        assert!((f64::from(got) / want - 1.0).abs() < 1e-6, "{got} is not {want} on {device:?}");
     }
 }
