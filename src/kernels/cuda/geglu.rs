@@ -2,7 +2,7 @@
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
-use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, plain, storage, tensors, vector_size};
+use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, tensors, vector_size};
 
 /// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
 pub fn forward(input: [Plain; 1]) -> Plain {
@@ -12,7 +12,7 @@ pub fn forward(input: [Plain; 1]) -> Plain {
     let all = [&x, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, y.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (from, to) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
     // SAFETY: a unit beyond the output ends at once.
     unsafe { gate::launch_unchecked(&client, count, dim, address, size, from, to, dtype) };
@@ -39,7 +39,7 @@ pub fn backward(inputs: [Plain; 2]) -> Plain {
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, gradient.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (x, gradient, to) = (x.into_tensor_arg(), gradient.into_tensor_arg(), dx.clone().into_tensor_arg());
     // SAFETY: a unit beyond the gradient ends at once.
     unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, dtype) };
