@@ -1,5 +1,7 @@
 //! The gated unit of a UNet.
 
+use std::f32::consts::FRAC_1_SQRT_2;
+
 use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, tensors, vector_size};
@@ -64,7 +66,7 @@ fn pull_back<T: Float, N: Size>(
     let g = Vector::<f32, N>::cast_from(gradient[row * gradient.stride(0) / N::value() + column]);
     let share = distribution::<N>(b);
     // 1/√(2π)
-    let density = (b * b * Vector::new(-0.5)).exp() * Vector::new(0.398_942_28);
+    let density = (b * b * Vector::new(-0.5)).exp() * Vector::new(0.398_942_3);
     let to = 2 * row * pieces + column;
     dx[to] = Vector::cast_from(g * b * share);
     dx[to + pieces] = Vector::cast_from(g * a * (share + b * density));
@@ -73,6 +75,5 @@ fn pull_back<T: Float, N: Size>(
 /// `Φ(x)` of the standard normal.
 #[cube]
 fn distribution<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    // 1/√2
-    ((x * Vector::new(0.707_106_78)).erf() + Vector::new(1.0)) * Vector::new(0.5)
+    ((x * Vector::new(FRAC_1_SQRT_2)).erf() + Vector::new(1.0)) * Vector::new(0.5)
 }
