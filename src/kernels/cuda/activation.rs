@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::{
     std::tensor::layout::linear::{LinearView, LinearViewMut},
 };
 
-use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, plain, storage, tensors, vector_size};
+use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, tensors, vector_size};
 use crate::kernels::activation::{CUBIC, Kind, ROOT};
 
 /// The activation of each number.
@@ -16,7 +16,7 @@ pub fn forward(kind: Kind, input: [Plain; 1]) -> Plain {
     let all = [&x, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (from, to) = (x.into_linear_view(), y.clone().into_linear_view());
     // SAFETY: a unit beyond the output ends at once, and the input has the output's shape.
     unsafe { activate::launch_unchecked(&client, count, dim, address, size, from, to, kind, dtype) };
@@ -45,7 +45,7 @@ pub fn backward(kind: Kind, inputs: [Plain; 2]) -> Plain {
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let [x, gradient, to] = [x, gradient, dx.clone()].map(CudaTensor::into_linear_view);
     // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
     unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };

@@ -7,7 +7,7 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, cube_sum, cubes_of_units, empty, plain, storage, tensors,
+    CudaTensor, PLANE, Plain, UNITS, address_type, cube_sum, cubes_of_units, empty, one_type, plain, storage, tensors,
     vector_size,
 };
 
@@ -23,7 +23,7 @@ pub fn update(inputs: [Plain; 4], factors: [f32; 7]) -> [Plain; 3] {
     let [p, gradient, m, v] = tensors(inputs);
     let (gradient, [p, m, v]) = (into_contiguous(gradient), [p, m, v].map(owned));
     let all = [&p, &gradient, &m, &v];
-    let (size, address) = (vector_size(&all), address_type(&all));
+    let (size, address, dtype) = (vector_size(&all), address_type(&all), one_type(&all));
     let (count, dim) = cubes_of_units(&p, p.meta.num_elements() / size);
     let [keep, rate, root, fresh1, beta2, fresh2, epsilon] = factors;
     // SAFETY: a unit beyond the parameter ends at once, and the four have one shape.
@@ -45,7 +45,7 @@ pub fn update(inputs: [Plain; 4], factors: [f32; 7]) -> [Plain; 3] {
             beta2,
             fresh2,
             epsilon,
-            storage(p.dtype),
+            dtype,
         );
     }
     [p, m, v].map(plain)
@@ -67,7 +67,7 @@ fn step<T: Float, N: Size>(
     #[define(T)] _dtype: StorageType,
 ) {
     let i = ABSOLUTE_POS;
-    if i >= p.len() / N::value() {
+    if i >= p.len() {
         terminate!();
     }
     let g = Vector::<f32, N>::cast_from(gradient[i]);
@@ -107,7 +107,7 @@ fn add_squares<T: Float, N: Size>(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime!((UNITS / PLANE) as usize));
     let mut squares = Vector::<f32, N>::new(0.0);
-    for i in range_stepped(ABSOLUTE_POS, row.len() / N::value(), comptime!(CUBES * UNITS as usize)) {
+    for i in range_stepped(ABSOLUTE_POS, row.len(), comptime!(CUBES * UNITS as usize)) {
         let x = Vector::<f32, N>::cast_from(row[i]);
         squares += x * x;
     }

@@ -1,8 +1,10 @@
 //! The gated unit of a UNet.
 
+use std::f32::consts::FRAC_1_SQRT_2;
+
 use burn_cubecl::cubecl::{self, prelude::*};
 
-use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, plain, storage, tensors, vector_size};
+use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, tensors, vector_size};
 
 /// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
 pub fn forward(input: [Plain; 1]) -> Plain {
@@ -12,7 +14,7 @@ pub fn forward(input: [Plain; 1]) -> Plain {
     let all = [&x, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, y.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (from, to) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
     // SAFETY: a unit beyond the output ends at once.
     unsafe { gate::launch_unchecked(&client, count, dim, address, size, from, to, dtype) };
@@ -39,7 +41,7 @@ pub fn backward(inputs: [Plain; 2]) -> Plain {
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, gradient.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (x, gradient, to) = (x.into_tensor_arg(), gradient.into_tensor_arg(), dx.clone().into_tensor_arg());
     // SAFETY: a unit beyond the gradient ends at once.
     unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, dtype) };
@@ -64,7 +66,7 @@ fn pull_back<T: Float, N: Size>(
     let g = Vector::<f32, N>::cast_from(gradient[row * gradient.stride(0) / N::value() + column]);
     let share = distribution::<N>(b);
     // 1/√(2π)
-    let density = (b * b * Vector::new(-0.5)).exp() * Vector::new(0.398_942_28);
+    let density = (b * b * Vector::new(-0.5)).exp() * Vector::new(0.398_942_3);
     let to = 2 * row * pieces + column;
     dx[to] = Vector::cast_from(g * b * share);
     dx[to + pieces] = Vector::cast_from(g * a * (share + b * density));
@@ -73,6 +75,5 @@ fn pull_back<T: Float, N: Size>(
 /// `Φ(x)` of the standard normal.
 #[cube]
 fn distribution<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    // 1/√2
-    ((x * Vector::new(0.707_106_78)).erf() + Vector::new(1.0)) * Vector::new(0.5)
+    ((x * Vector::new(FRAC_1_SQRT_2)).erf() + Vector::new(1.0)) * Vector::new(0.5)
 }

@@ -7,8 +7,8 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, activation::sigmoid, address_type, cube_sum, dims, empty, plain, planes_for, storage,
-    tensors, vector_size,
+    CudaTensor, PLANE, Plain, activation::sigmoid, address_type, cube_sum, dims, empty, one_type, plain, planes_for,
+    storage, tensors, vector_size,
 };
 use crate::kernels::group_norm::GroupNorm;
 
@@ -30,7 +30,7 @@ pub fn forward(norm: GroupNorm, inputs: [Plain; 3]) -> (Plain, Plain) {
     let statistics = empty(&x, [rows, 4], DType::F32);
     let (size, address) = (vector_size(&[&x]), address_type(&[&x]));
     let planes = planes_for(places / size);
-    let (client, dtypes) = (x.client.clone(), [storage(x.dtype), storage(weight.dtype)]);
+    let (client, dtypes) = (x.client.clone(), [storage(x.dtype), one_type(&[&weight, &bias])]);
     let (count, dim) = (CubeCount::new_1d(rows as u32), CubeDim::new_1d(planes * PLANE));
     let (from, to) = (x.clone().into_tensor_arg(), moments.clone().into_tensor_arg());
     // SAFETY: there is a cube for each row and no more, and its units stop at the end of the row.
@@ -149,7 +149,7 @@ pub fn backward(norm: GroupNorm, inputs: [Plain; 5], wanted: [bool; 3]) -> [Opti
     let all = [&x, &gradient];
     let (size, address) = (vector_size(&all), address_type(&all));
     let planes = planes_for(places / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     let (count, dim) = (CubeCount::new_1d(rows as u32), CubeDim::new_1d(planes * PLANE));
     // SAFETY: there is a cube for each row and no more, and its units stop at the end of the row.
     unsafe {

@@ -27,7 +27,7 @@ use burn_cubecl::{
     ops::numeric::empty_device_contiguous_dtype,
 };
 
-use super::operation::Plain;
+use super::{matmul::assert_one_dtype, operation::Plain};
 
 /// A tensor of the CUDA backend.
 pub(super) type CudaTensor = FloatTensor<Cuda>;
@@ -68,6 +68,14 @@ fn storage(dtype: DType) -> StorageType {
         _ => FloatKind::F32,
     };
     StorageType::Scalar(ElemType::Float(kind))
+}
+
+/// The one type of all these.
+#[track_caller]
+fn one_type(tensors: &[&CudaTensor]) -> StorageType {
+    let dtypes: Vec<DType> = tensors.iter().map(|t| t.dtype).collect();
+    assert_one_dtype("a kernel", &dtypes);
+    storage(dtypes[0])
 }
 
 /// How many neighbours of the last axis one unit can read at once: 16 bytes of the widest type, where the rows of all

@@ -4,8 +4,8 @@ use burn::tensor::{DType, FloatDType};
 use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{
-    CudaTensor, PLANE, Plain, TOKENS, UNITS, address_type, cube_sum, dims, empty, in_rows, plain, planes_for, storage,
-    sum_chunks, tensors, vector_size,
+    CudaTensor, PLANE, Plain, TOKENS, UNITS, address_type, cube_sum, dims, empty, in_rows, one_type, plain, planes_for,
+    storage, sum_chunks, tensors, vector_size,
 };
 
 /// `standardized(x)·(base + scale) + shift`, and `[B·L, 2]` with the mean of each row and 1 over its deviation.
@@ -17,7 +17,7 @@ pub fn forward(inputs: [Plain; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
     let all = [&x, &shift, &scale, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
     let planes = planes_for(width / size);
-    let (client, dtypes) = (x.client.clone(), [storage(x.dtype), storage(scale.dtype)]);
+    let (client, dtypes) = (x.client.clone(), [storage(x.dtype), one_type(&[&shift, &scale])]);
     // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
     unsafe {
         normalize::launch_unchecked(
@@ -109,7 +109,7 @@ fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: C
     let all = [&x, &scale, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
     let planes = planes_for(width / size);
-    let (client, dtypes) = (x.client.clone(), [storage(x.dtype), storage(scale.dtype)]);
+    let (client, dtypes) = (x.client.clone(), [one_type(&[&x, &gradient]), storage(scale.dtype)]);
     // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
     unsafe {
         pull_back::launch_unchecked(
@@ -180,7 +180,7 @@ fn sums(x: &CudaTensor, gradient: &CudaTensor, statistics: &CudaTensor) -> burn:
     let partial = empty(x, [batch, chunks, 2 * width], DType::F32);
     let all = [x, gradient, &partial];
     let (size, address) = (vector_size(&all), address_type(&all));
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&[x, gradient]));
     // SAFETY: units beyond the width end at once, and the last chunk of a sample stops at its last row.
     unsafe {
         add_rows::launch_unchecked(

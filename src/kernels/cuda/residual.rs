@@ -8,7 +8,7 @@ use burn_cubecl::cubecl::{
 };
 
 use super::{
-    CudaTensor, Plain, TOKENS, UNITS, address_type, cubes_of_units, dims, empty, in_rows, plain, storage, sum_chunks,
+    CudaTensor, Plain, TOKENS, UNITS, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, sum_chunks,
     tensors, vector_size,
 };
 
@@ -21,7 +21,7 @@ pub fn forward(inputs: [Plain; 3]) -> Plain {
     let all = [&x, &gate, &y, &sum];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, sum.meta.num_elements() / size);
-    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (client, dtype) = (x.client.clone(), one_type(&all));
     // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
     unsafe {
         add::launch_unchecked(
@@ -89,7 +89,7 @@ fn of_rows(gate: CudaTensor, gradient: CudaTensor) -> Plain {
     let all = [&gate, &gradient, &dy];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&dy, dy.meta.num_elements() / size);
-    let (client, dtype) = (dy.client.clone(), storage(dy.dtype));
+    let (client, dtype) = (dy.client.clone(), one_type(&all));
     let (gate, gradient, to) = (gate.into_tensor_arg(), gradient.into_linear_view(), dy.clone().into_linear_view());
     // SAFETY: a unit beyond the output ends at once, and the gradient has the output's shape.
     unsafe {
@@ -120,10 +120,11 @@ fn of_gate(y: &CudaTensor, gradient: &CudaTensor) -> CudaTensor {
     let chunks = tokens.div_ceil(TOKENS);
     let partial = empty(y, [batch, chunks, width], DType::F32);
     let all = [y, gradient, &partial];
+    let dtype = one_type(&[y, gradient]);
     let (size, address) = (vector_size(&all), address_type(&all));
     let count = CubeCount::new_3d((width / size).div_ceil(UNITS as usize) as u32, chunks as u32, batch as u32);
     let (y, gradient, to) = (y.clone(), gradient.clone(), partial.clone());
-    let (client, dtype) = (y.client.clone(), storage(y.dtype));
+    let client = y.client.clone();
     let [y, gradient, to] = [y, gradient, to].map(CudaTensor::into_tensor_arg);
     // SAFETY: units beyond the width end at once, and the last chunk of a sample stops at its last row.
     unsafe {

@@ -3,7 +3,7 @@
 use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, plain, storage, tensors, vector_size,
+    CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, tensors, vector_size,
 };
 
 /// Planes of a cube, each with a row of its own.
@@ -71,7 +71,7 @@ fn launched(
     let [batch, tokens, heads, _] = dims(x);
     let all = [x, weight, cos, sin, like];
     let rows = CubeCount::new_1d((batch * tokens * heads).div_ceil(ROWS as usize) as u32);
-    (rows, vector_size(&all), address_type(&all), [storage(x.dtype), storage(weight.dtype), storage(cos.dtype)])
+    (rows, vector_size(&all), address_type(&all), [one_type(&[x, like]), storage(weight.dtype), one_type(&[cos, sin])])
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
