@@ -2,8 +2,10 @@
 
 use std::{process::Command, time::SystemTime};
 
-use burn::{backend::DispatchDevice, tensor::Device};
+use burn::tensor::Device;
 use serde::Serialize;
+
+use crate::cuda;
 
 /// What a table of results says first.
 #[derive(Clone, Debug, Serialize)]
@@ -12,7 +14,7 @@ pub struct Machine {
     pub date: String,
     /// What computed.
     pub device: String,
-    /// The version of NVIDIA's driver; none on the CPU.
+    /// NVIDIA's driver; none on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
     /// The version of kiln, with the commit it was built from where that is known.
@@ -24,22 +26,20 @@ pub struct Machine {
 impl Machine {
     /// This machine, now.
     pub fn here(device: &Device) -> Self {
-        let (name, driver) = match name(device).strip_prefix("cuda:") {
-            None => (processor(), None),
-            Some(number) => {
-                let query = ["--query-gpu=name,driver_version", "--format=csv,noheader", "-i", number];
-                let said = said("nvidia-smi", &query).unwrap_or_else(|| "an NVIDIA GPU, unknown".into());
-                let (name, driver) = said.split_once(',').unwrap_or((&said, ""));
-                (name.trim().to_string(), Some(driver.trim().to_string()))
-            }
-        };
+        let number = cuda::number(device);
+        let driver = cuda::driver().ok().filter(|_| number.is_some());
+        let gpu = number.and_then(|number| driver.as_ref()?.gpus.get(number));
+        let device = gpu.map_or_else(processor, cuda::Gpu::to_string);
+        let driver = driver.map(|driver| {
+            format!("{} for CUDA {}", driver.release.as_deref().unwrap_or("of unknown number"), driver.cuda)
+        });
         let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]);
         let version = env!("CARGO_PKG_VERSION");
         let mut command: Vec<String> = std::env::args().collect();
         command[0] = "kiln".into();
         Self {
             date: date(),
-            device: name,
+            device,
             driver,
             kiln: commit.map_or(version.to_string(), |commit| format!("{version} at {commit}")),
             command: command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
@@ -49,12 +49,7 @@ impl Machine {
 
 /// A device as `--device` spells it.
 pub(super) fn name(device: &Device) -> String {
-    match device.as_dispatch() {
-        #[cfg(feature = "cuda")]
-        DispatchDevice::Cuda(gpu) => format!("cuda:{}", gpu.index),
-        DispatchDevice::Flex(_) => "cpu".into(),
-        other => format!("{other:?}"),
-    }
+    cuda::number(device).map_or("cpu".into(), |number| format!("cuda:{number}"))
 }
 
 /// As a shell needs it.

@@ -69,7 +69,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         Which::All => vec![Model::Flux, Model::Unet],
     };
     let options = Options { models, only, sizes, batches, targets, rank, layers, small, weights, repeats };
-    let device = global.device.open()?;
+    let device = global.open()?;
     let files = Files { json: args.json, markdown: args.output };
     print(bench::run(&options, args.peer.as_deref(), &files, &device)?)
 }

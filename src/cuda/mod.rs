@@ -105,3 +105,14 @@ pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver: {gpu} {cache:?}")
 }
+
+/// The number of the GPU that `device` is; none of the CPU.
+pub fn number(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let burn::backend::DispatchDevice::Cuda(gpu) = device.clone().inner().as_dispatch() {
+        return Some(gpu.index);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    None
+}

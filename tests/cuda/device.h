@@ -180,7 +180,9 @@ template <class T>
 static T seen(unsigned turn, unsigned lane) {
     unsigned thread = current / 32 * 32 + lane;
     T value;
-    if (thread >= count || threads[thread].ended) memset(&value, 0xff, sizeof value);   // undefined on the GPU: NaN
+    // Of a lane that took no part, undefined on the GPU: NaN. One that has ended since did take part.
+    bool absent = thread < count && threads[thread].ended && (int)(threads[thread].turn - threads[current].turn) < 0;
+    if (thread >= count || absent) memset(&value, 0xff, sizeof value);
     else memcpy(&value, words[turn][thread], sizeof value);
     return value;
 }
