@@ -7,7 +7,7 @@ mode=${1:?usage: run.sh count|run COMMAND...}
 shift
 home=${STANDIN_HOME:-${TMPDIR:-/tmp}/standin-$(id -u)}
 for source in driver.cpp compiler.cpp device.h matrix.h launch.h build.sh; do
-    if [ "$here/$source" -nt "$home/flags" ]; then "$here/build.sh" "$home" && break; fi
+    if [ ! -e "$home/flags" ] || [ "$here/$source" -nt "$home/flags" ]; then "$here/build.sh" "$home" && break; fi
 done
 export STANDIN_MODE="$mode" STANDIN_CACHE="${STANDIN_CACHE:-$home/kernels}"
 export CUDA_PATH="${CUDA_PATH:-$home}" CUBECL_AUTOTUNE_LEVEL="${CUBECL_AUTOTUNE_LEVEL:-minimal}"
