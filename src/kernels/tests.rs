@@ -121,7 +121,7 @@ fn linear_layers() {
                 &|t| flat(linear(t[0].clone().reshape([rows, inputs]), given(&t[0]), bias(&t[0]))),
                 &|t| {
                     let x = t[0].clone().reshape([rows, inputs]);
-                    let y = x.clone().matmul(lift(weight(&t[0]), &x).transpose());
+                    let y = matmul(x.clone(), lift(weight(&t[0]), &x).transpose());
                     flat(match bias(&t[0]) {
                         Some(bias) => y + lift(bias, &x).unsqueeze(),
                         None => y,
@@ -144,7 +144,7 @@ fn linear_layers() {
                 },
                 &|t| {
                     let (y, x, a, b) = parts(t, in_order);
-                    flat(y + x.matmul(a.transpose()).matmul(b.transpose()) * 0.7)
+                    flat(y + matmul(matmul(x, a.transpose()), b.transpose()) * 0.7)
                 },
             );
         }
@@ -261,5 +261,31 @@ fn adamw_is_that_of_torch() {
         (parameter, m, v) = adamw(parameter, gradient, m, v, &options);
         close(&parameter, &expected.clone().narrow(0, step, 1).squeeze_dim(0), 1e-6, &format!("step {step}"));
         assert_eq!(before.into_data(), start, "a tensor that someone holds is not changed");
+    }
+}
+
+/// Burn's CUDA backend would compute garbage without a word: here every backend refuses, in words of ours.
+#[test]
+fn mixed_number_types_are_refused_by_name() {
+    let of = |shape: [usize; 4], dtype| Tensor::<4>::ones(shape, &Device::flex()).cast(dtype);
+    let flat = |dtype| of([1, 1, 4, 4], dtype).reshape([4, 4]);
+    let (f32, bf16) = (FloatDType::F32, FloatDType::BF16);
+    let calls: [(&str, &dyn Fn()); 7] = [
+        ("matmul", &|| drop(matmul(flat(f32), flat(bf16)))),
+        ("linear", &|| drop(linear(flat(bf16), flat(f32), None))),
+        ("bias", &|| drop(linear(flat(f32), flat(f32), Some(flat(bf16).flatten(0, 1))))),
+        ("low_rank", &|| drop(low_rank(flat(bf16), flat(f32), flat(f32), flat(f32), 1.0))),
+        ("conv2d", &|| drop(conv2d(of([1, 4, 6, 6], f32), of([5, 4, 3, 3], bf16), None, 1, 1))),
+        ("attention", &|| drop(attention(of([1, 1, 4, 4], f32), of([1, 1, 4, 4], f32), of([1, 1, 4, 4], bf16)))),
+        ("attention_biased", &|| {
+            let [q, k, v] = [f32, bf16, f32].map(|dtype| of([1, 1, 4, 4], dtype));
+            drop(attention_biased(q, k, v, None, 1.0));
+        }),
+    ];
+    for (what, call) in calls {
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).expect_err(what);
+        let message = panic.downcast_ref::<String>().unwrap_or_else(|| panic!("{what}: no message"));
+        let named = ["mixed number types", "F32", "BF16"].iter().all(|part| message.contains(part));
+        assert!(named, "{what}: {message}");
     }
 }

@@ -8,6 +8,7 @@ use burn::tensor::{FloatDType, Tensor, activation};
 use super::{
     cpu::floats,
     lift,
+    matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
 };
 
@@ -17,6 +18,7 @@ use super::{
 /// than a few rows of each head (CPU, f32) or of a few heads (elsewhere) exist at a time, and the backward pass computes
 /// them again.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
     apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
 }
 
@@ -25,12 +27,12 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
 pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
     let dtype: FloatDType = q.dtype().into();
     let bias = bias.map(|bias| lift(bias, &q));
-    let scores = (q * scale).matmul(k.transpose()).cast(FloatDType::F32);
+    let scores = matmul(q * scale, k.transpose()).cast(FloatDType::F32);
     let scores = match bias {
         Some(bias) => scores + bias.cast(FloatDType::F32),
         None => scores,
     };
-    activation::softmax(scores, 3).cast(dtype).matmul(v)
+    matmul(activation::softmax(scores, 3).cast(dtype), v)
 }
 
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use burn::tensor::{FloatDType, Tensor, activation};
 
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
 use crate::kernels::cuda;
-use crate::kernels::operation::Plain;
+use crate::kernels::{matmul::matmul, operation::Plain};
 
 /// Scores that exist at a time, where one head does not have more: 0.5 GiB in f16, of which the backward pass has two.
 /// So many that the narrow products fill a GPU (at 1024² FLUX has 21 million a head).
@@ -17,7 +17,7 @@ pub const AT_ONCE: usize = 1 << 28;
 
 /// The output, in memory `[B, L, N, K]`.
 pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
-    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| [probabilities(q, k).matmul(v)]);
+    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| [matmul(probabilities(q, k), v)]);
     output.into_dispatch()
 }
 
@@ -26,8 +26,8 @@ pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
 pub fn backward(inputs: [Plain; 4], at_once: usize) -> [Plain; 3] {
     let gradients = by_heads(inputs.map(laid_out), at_once, |[q, k, v, g]| {
         let [p, ds] = slopes([&q, &k, &v, &g].map(Tensor::clone));
-        let dv = p.transpose().matmul(g);
-        [ds.clone().matmul(k), ds.transpose().matmul(q), dv]
+        let dv = matmul(p.transpose(), g);
+        [matmul(ds.clone(), k), matmul(ds.transpose(), q), dv]
     });
     gradients.map(Tensor::into_dispatch)
 }
@@ -81,7 +81,7 @@ fn slopes([q, k, v, g]: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
     let dtype: FloatDType = q.dtype().into();
     let scale = scale(&q);
     let p = exact_probabilities(q, k);
-    let dp = g.matmul(v.transpose()).cast(FloatDType::F32);
+    let dp = matmul(g, v.transpose()).cast(FloatDType::F32);
     let level = (p.clone() * dp.clone()).sum_dim(3);
     let ds = p.clone() * (dp - level) * scale;
     [p, ds].map(|t| t.cast(dtype))
@@ -91,7 +91,7 @@ fn slopes([q, k, v, g]: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
 fn exact_probabilities(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
     let scale = scale(&q);
     let [q, k] = [q, k].map(|t| t.cast(FloatDType::F32));
-    activation::softmax(q.matmul(k.transpose()) * scale, 3)
+    activation::softmax(matmul(q, k.transpose()) * scale, 3)
 }
 
 /// `1/√K`.

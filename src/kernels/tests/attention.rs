@@ -31,8 +31,8 @@ fn attention_over_all_keys() {
             },
             &|t| {
                 let (q, k, v) = parts(t);
-                let scores = q.matmul(k.transpose()) / (width as f64).sqrt();
-                flat(activation::softmax(scores, 3).matmul(v))
+                let scores = matmul(q, k.transpose()) / (width as f64).sqrt();
+                flat(matmul(activation::softmax(scores, 3), v))
             },
         );
     }
@@ -83,8 +83,8 @@ fn attention_by_products_is_the_formula_however_many_heads_go_at_once() {
         };
         let inputs = [tensor(0, queries), tensor(1, keys), tensor(2, keys), tensor(3, queries)];
         let [q, k, v] = [0, 1, 2].map(|i| Tensor::from_inner(inputs[i].clone()).require_grad());
-        let scores = q.clone().matmul(k.clone().transpose()) / (width as f64).sqrt();
-        let output = activation::softmax(scores, 3).matmul(v.clone());
+        let scores = matmul(q.clone(), k.clone().transpose()) / (width as f64).sqrt();
+        let output = matmul(activation::softmax(scores, 3), v.clone());
         let tape = (output.clone() * Tensor::from_inner(inputs[3].clone())).sum().backward();
         let gradient = |t: &Tensor<4>| t.grad(&tape).expect("every input gets a gradient");
         let want = [output.inner(), gradient(&q), gradient(&k), gradient(&v)].map(flat);

@@ -13,7 +13,7 @@ fn trained_linear_layers() {
         let matrix =
             |t: &Tensor<1>, n: usize, m: usize, in_order: bool| view(t, [1, n, m], in_order).squeeze_dim::<2>(0);
         for in_order in [true, false] {
-            let composed = |x: Tensor<2>, weight: Tensor<2>| x.matmul(weight.transpose());
+            let composed = |x: Tensor<2>, weight: Tensor<2>| matmul(x, weight.transpose());
             agree(
                 &[rows * inputs, outputs * inputs, outputs],
                 &|t| {
