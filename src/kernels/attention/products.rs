@@ -17,7 +17,7 @@ pub const AT_ONCE: usize = 1 << 28;
 
 /// The output, in memory `[B, L, N, K]`.
 pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
-    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| [matmul(probabilities(q, k), v)]);
+    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| [matmul(probabilities([q, k]), v)]);
     output.into_dispatch()
 }
 
@@ -25,7 +25,7 @@ pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
 /// `dp = g·vᵀ`, `ds = p∘(dp - Σ p∘dp)/√K`, `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
 pub fn backward(inputs: [Plain; 4], at_once: usize) -> [Plain; 3] {
     let gradients = by_heads(inputs.map(laid_out), at_once, |[q, k, v, g]| {
-        let [p, ds] = slopes([&q, &k, &v, &g].map(Tensor::clone));
+        let [p, ds] = slopes([&q, &k, &v, &g].map(Clone::clone));
         let dv = matmul(p.transpose(), g);
         [matmul(ds.clone(), k), matmul(ds.transpose(), q), dv]
     });
@@ -55,29 +55,35 @@ fn by_heads<const I: usize, const O: usize>(
 
 /// The tensor in an order of memory that the products of each part can take as it is.
 fn laid_out(tensor: Plain) -> Tensor<4> {
+    let tensor = [tensor];
     #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-    if cuda::takes(&[&tensor]) {
+    if cuda::takes(&tensor) {
         return Tensor::from_dispatch(cuda::softmax::laid_out(tensor));
     }
+    let [tensor] = tensor;
     Tensor::from_dispatch(tensor)
 }
 
 /// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`, computed in f32.
-fn probabilities(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
+fn probabilities(inputs: [Tensor<4>; 2]) -> Tensor<4> {
+    let inputs = inputs.map(Tensor::into_dispatch);
     #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-    if let Some(p) = cuda::softmax::probabilities(&q, &k) {
-        return p;
+    if cuda::takes(&inputs) {
+        return Tensor::from_dispatch(cuda::softmax::probabilities(inputs));
     }
+    let [q, k] = inputs.map(Tensor::from_dispatch);
     let dtype: FloatDType = q.dtype().into();
     exact_probabilities(q, k).cast(dtype)
 }
 
-/// The probabilities and the gradient of `q·kᵀ`.
-fn slopes([q, k, v, g]: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
+/// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
+fn slopes(inputs: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
+    let inputs = inputs.map(Tensor::into_dispatch);
     #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-    if let Some(both) = cuda::softmax::slopes([&q, &k, &v, &g]) {
-        return both;
+    if cuda::takes(&inputs) {
+        return cuda::softmax::slopes(inputs).map(Tensor::from_dispatch);
     }
+    let [q, k, v, g] = inputs.map(Tensor::<4>::from_dispatch);
     let dtype: FloatDType = q.dtype().into();
     let scale = scale(&q);
     let p = exact_probabilities(q, k);
