@@ -21,9 +21,31 @@ fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
     counts.iter().enumerate().map(numbers).collect()
 }
 
+/// The GPU on which the operations are held against the CPU's composed form too, where `KILN_TEST_DEVICE=cuda` asks for it.
+fn gpu() -> Option<Device> {
+    #[cfg(feature = "cuda")]
+    if std::env::var("KILN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return Some(Device::cuda(0));
+    }
+    None
+}
+
+#[test]
+fn operations_on_a_gpu() {
+    match gpu() {
+        Some(device) => println!("every operation is tested on {device:?} too"),
+        None => println!("no operation is tested on a GPU: build with --features cuda and set KILN_TEST_DEVICE=cuda"),
+    }
+}
+
 /// The output and the gradients of all inputs, for an output gradient that differs everywhere.
 fn run(f: Function, inputs: &[TensorData], dtype: FloatDType) -> Vec<Tensor<1>> {
-    let device = Device::flex().autodiff();
+    run_on(&Device::flex(), f, inputs, dtype)
+}
+
+/// As [`run`], on a device; the results are on the CPU.
+fn run_on(device: &Device, f: Function, inputs: &[TensorData], dtype: FloatDType) -> Vec<Tensor<1>> {
+    let device = device.clone().autodiff();
     let leaf = |data: &TensorData| Tensor::<1>::from_data(data.clone(), &device).cast(dtype).detach().require_grad();
     let leaves: Vec<_> = inputs.iter().map(leaf).collect();
     let output = f(&leaves);
@@ -32,7 +54,7 @@ fn run(f: Function, inputs: &[TensorData], dtype: FloatDType) -> Vec<Tensor<1>> 
     let gradients = (output.clone() * weights).sum().backward();
     let mut all = vec![output.inner()];
     all.extend(leaves.iter().map(|leaf| leaf.grad(&gradients).expect("every input gets a gradient")));
-    all
+    all.into_iter().map(|t| t.to_device(&Device::flex())).collect()
 }
 
 #[track_caller]
@@ -46,6 +68,17 @@ fn close(got: &Tensor<1>, want: &Tensor<1>, tolerance: f32, what: &str) {
 /// `fused` is `composed`, in value and every gradient, in f32 and in bf16, with and without a tape, and twice the same.
 #[track_caller]
 fn agree(counts: &[usize], fused: Function, composed: Function) {
+    agree_within(1e-5, counts, fused, composed);
+}
+
+/// As [`agree`], for products of matrices: a GPU multiplies f32 with the ten binary digits of TF32.
+#[track_caller]
+fn agree_in_products(counts: &[usize], fused: Function, composed: Function) {
+    agree_within(2e-3, counts, fused, composed);
+}
+
+#[track_caller]
+fn agree_within(on_gpu: f32, counts: &[usize], fused: Function, composed: Function) {
     let inputs = draw(counts, 1.0);
     let got = run(fused, &inputs, FloatDType::F32);
     let want = run(composed, &inputs, FloatDType::F32);
@@ -60,6 +93,18 @@ fn agree(counts: &[usize], fused: Function, composed: Function) {
     for (i, (got, want)) in run(fused, &inputs, FloatDType::BF16).iter().zip(&want).enumerate() {
         assert_eq!(got.dtype(), DType::BF16);
         close(got, want, 4e-2, &format!("{counts:?}, bf16, {i} (0 is the output, then gradients)"));
+    }
+    let Some(gpu) = gpu() else { return };
+    for (dtype, tolerance) in [(FloatDType::F32, on_gpu), (FloatDType::F16, 5e-3), (FloatDType::BF16, 4e-2)] {
+        for (i, (got, want)) in run_on(&gpu, fused, &inputs, dtype).iter().zip(&want).enumerate() {
+            assert_eq!(got.dtype(), dtype.into());
+            close(
+                got,
+                want,
+                tolerance,
+                &format!("{counts:?}, {dtype:?} on a GPU, {i} (0 is the output, then gradients)"),
+            );
+        }
     }
 }
 
@@ -79,7 +124,8 @@ fn flat<const D: usize>(t: Tensor<D>) -> Tensor<1> {
 fn constant_like<const D: usize>(counts: [usize; D], sample: u64, like: &Tensor<1>) -> Tensor<D> {
     let n = counts.iter().product();
     let numbers = Seed(9).draw(Purpose::Noise, 1, sample).normal(n);
-    Tensor::<1>::from_data(TensorData::new(numbers, [n]), &Device::flex()).reshape(counts).cast(like.dtype())
+    let numbers = Tensor::<1>::from_data(TensorData::new(numbers, [n]), &like.device());
+    operation::constant(numbers).reshape(counts).cast(like.dtype())
 }
 
 #[test]
@@ -116,7 +162,7 @@ fn linear_layers() {
             let weight = |t: &Tensor<1>| constant_like([outputs, inputs], 0, t);
             let given = |t: &Tensor<1>| if turned { laid_out(operation::constant(weight(t))) } else { weight(t) };
             let bias = |t: &Tensor<1>| biased.then(|| constant_like([outputs], 1, t));
-            agree(
+            agree_in_products(
                 &[rows * inputs],
                 &|t| flat(linear(t[0].clone().reshape([rows, inputs]), given(&t[0]), bias(&t[0]))),
                 &|t| {
@@ -135,7 +181,7 @@ fn linear_layers() {
             (t[0].clone().reshape([rows, outputs]), x, a, b)
         };
         for in_order in [true, false] {
-            agree(
+            agree_in_products(
                 &[rows * outputs, rows * inputs, rank * inputs, outputs * rank],
                 &|t| {
                     let (y, x, a, b) = parts(t, in_order);

@@ -12,71 +12,74 @@ use crate::kernels::activation::{CUBIC, Kind, ROOT};
 /// The activation of each number.
 pub fn forward(kind: Kind, input: [Plain; 1]) -> Plain {
     let [x] = tensors(input);
-    launch(kind, x.clone(), x, false)
-}
-
-/// The slope of the activation at each `x` times the gradient.
-pub fn backward(kind: Kind, inputs: [Plain; 2]) -> Plain {
-    let [x, gradient] = tensors(inputs);
-    launch(kind, x, gradient, true)
-}
-
-fn launch(kind: Kind, x: CudaTensor, gradient: CudaTensor, slope: bool) -> Plain {
     let y = empty(&x, x.meta.shape().clone(), x.dtype);
-    let size = vector_size(&[&x, &gradient, &y]);
+    let all = [&x, &y];
+    let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
-    let address = address_type(&[&x, &gradient, &y]);
-    let client = x.client.clone();
-    let dtype = storage(x.dtype);
-    // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
-    unsafe {
-        activate::launch_unchecked(
-            &client,
-            count,
-            dim,
-            address,
-            size,
-            x.into_linear_view(),
-            gradient.into_linear_view(),
-            y.clone().into_linear_view(),
-            kind,
-            slope,
-            dtype,
-        );
-    }
+    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let (from, to) = (x.into_linear_view(), y.clone().into_linear_view());
+    // SAFETY: a unit beyond the output ends at once, and the input has the output's shape.
+    unsafe { activate::launch_unchecked(&client, count, dim, address, size, from, to, kind, dtype) };
     plain(y)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn activate<T: Float, N: Size>(
     x: LinearView<'_, Vector<T, N>>,
-    gradient: LinearView<'_, Vector<T, N>>,
     mut y: LinearViewMut<'_, Vector<T, N>>,
     #[comptime] kind: Kind,
-    #[comptime] slope: bool,
     #[define(T)] _dtype: StorageType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
     let x = Vector::<f32, N>::cast_from(x.read(ABSOLUTE_POS));
-    let one = Vector::<f32, N>::new(1.0);
-    let (argument, steep) = match kind {
-        Kind::GeluTanh => {
-            let square = x * x;
-            let argument = x * (square * Vector::new(CUBIC) + one) * Vector::new(2.0 * ROOT);
-            (argument, (square * Vector::new(3.0 * CUBIC) + one) * Vector::new(2.0 * ROOT))
-        }
-        Kind::Silu => (x, one),
+    let (s, _) = sigmoid::<N>(argument::<N>(x, kind));
+    y.write(ABSOLUTE_POS, Vector::cast_from(x * s));
+}
+
+/// The slope of the activation at each `x` times the gradient.
+pub fn backward(kind: Kind, inputs: [Plain; 2]) -> Plain {
+    let [x, gradient] = tensors(inputs);
+    let dx = empty(&x, x.meta.shape().clone(), x.dtype);
+    let all = [&x, &gradient, &dx];
+    let (size, address) = (vector_size(&all), address_type(&all));
+    let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
+    let (client, dtype) = (x.client.clone(), storage(x.dtype));
+    let [x, gradient, to] = [x, gradient, dx.clone()].map(CudaTensor::into_linear_view);
+    // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
+    unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };
+    plain(dx)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn pull_back<T: Float, N: Size>(
+    x: LinearView<'_, Vector<T, N>>,
+    gradient: LinearView<'_, Vector<T, N>>,
+    mut dx: LinearViewMut<'_, Vector<T, N>>,
+    #[comptime] kind: Kind,
+    #[define(T)] _dtype: StorageType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let x = Vector::<f32, N>::cast_from(x.read(ABSOLUTE_POS));
+    let gradient = Vector::<f32, N>::cast_from(gradient.read(ABSOLUTE_POS));
+    let (s, t) = sigmoid::<N>(argument::<N>(x, kind));
+    let steep = match kind {
+        Kind::GeluTanh => (x * x * Vector::new(3.0 * CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Kind::Silu => Vector::new(1.0),
     };
-    let (s, t) = sigmoid::<N>(argument);
-    let value = if slope {
-        let gradient = Vector::<f32, N>::cast_from(gradient.read(ABSOLUTE_POS));
-        gradient * (s + x * s * t * steep)
-    } else {
-        x * s
-    };
-    y.write(ABSOLUTE_POS, Vector::cast_from(value));
+    dx.write(ABSOLUTE_POS, Vector::cast_from(gradient * (s + x * s * t * steep)));
+}
+
+/// What the logistic function is taken of.
+#[cube]
+fn argument<N: Size>(x: Vector<f32, N>, #[comptime] kind: Kind) -> Vector<f32, N> {
+    match kind {
+        Kind::GeluTanh => x * (x * x * Vector::new(CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Kind::Silu => x,
+    }
 }
 
 /// `(σ(x), 1 - σ(x))` of the logistic function σ; both keep their relative precision.

@@ -6,16 +6,22 @@
 //! tensors are promises of results and these kernels step aside.
 
 pub(super) mod activation;
+pub(super) mod geglu;
+pub(super) mod norm;
+pub(super) mod residual;
+pub(super) mod rope;
+pub(super) mod softmax;
 
 use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{
     cubecl::{
-        self, CubeCount, CubeDim,
-        ir::{ElemType, FloatKind, StorageType},
-        prelude::{AddressType, VectorSize},
+        self,
+        ir::{ElemType, FloatKind},
+        prelude::*,
         tensor_vector_size_parallel,
     },
+    kernel::into_contiguous,
     ops::numeric::empty_device_contiguous_dtype,
 };
 
@@ -85,4 +91,53 @@ const UNITS: u32 = 256;
 fn cubes_of_units(like: &CudaTensor, units: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(UNITS);
     (cubecl::calculate_cube_count_elemwise(&like.client, units, dim), dim)
+}
+
+/// The tensor with the numbers of each row (its last axis) side by side; rows may lie anywhere. Copied only if they are not.
+fn in_rows(tensor: CudaTensor) -> CudaTensor {
+    if tensor.meta.strides().last() == Some(&1) { tensor } else { into_contiguous(tensor) }
+}
+
+/// The sizes of a tensor of known rank.
+fn dims<const D: usize>(tensor: &CudaTensor) -> [usize; D] {
+    let shape: &[usize] = tensor.meta.shape();
+    shape.try_into().expect("the public function fixes the rank")
+}
+
+/// Units that run in step and add up their numbers without shared memory.
+const PLANE: u32 = 32;
+
+/// The planes of a cube that works on one row of `units` pieces.
+fn planes_for(units: usize) -> u32 {
+    (units as u32).div_ceil(PLANE).clamp(1, UNITS / PLANE)
+}
+
+/// The sum of `value` over the units of the cube, for each of them. `shared` has a place for each plane.
+#[cube]
+fn cube_sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> f32 {
+    let sum = plane_sum(value);
+    if planes == 1 {
+        sum
+    } else {
+        // Nobody still reads the sum before this one.
+        sync_cube();
+        if UNIT_POS_PLANE == 0 {
+            shared[PLANE_POS as usize] = sum;
+        }
+        sync_cube();
+        let mut total = 0.0f32;
+        #[unroll]
+        for plane in 0..planes {
+            total += shared[plane as usize];
+        }
+        total
+    }
+}
+
+/// Rows that one unit adds up where a sum runs over the tokens.
+const TOKENS: usize = 32;
+
+/// `[B, chunks, D]` → `[B, D]`.
+fn sum_chunks(partial: CudaTensor) -> burn::tensor::Tensor<2> {
+    burn::tensor::Tensor::<3>::from_dispatch(plain(partial)).sum_dim(1).squeeze_dim(1)
 }

@@ -23,7 +23,7 @@ fn attention_over_all_keys() {
         };
         let parts = |t: &[Tensor<1>]| (heads_first(&t[0], queries), heads_first(&t[1], keys), heads_first(&t[2], keys));
         let [of_queries, of_keys] = [queries, keys].map(|tokens| batch * heads * tokens * width);
-        agree(
+        agree_in_products(
             &[of_queries, of_keys, of_keys],
             &|t| {
                 let (q, k, v) = parts(t);

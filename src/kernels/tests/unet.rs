@@ -14,7 +14,7 @@ fn trained_linear_layers() {
             |t: &Tensor<1>, n: usize, m: usize, in_order: bool| view(t, [1, n, m], in_order).squeeze_dim::<2>(0);
         for in_order in [true, false] {
             let composed = |x: Tensor<2>, weight: Tensor<2>| matmul(x, weight.transpose());
-            agree(
+            agree_in_products(
                 &[rows * inputs, outputs * inputs, outputs],
                 &|t| {
                     let (x, weight) = (matrix(&t[0], rows, inputs, in_order), matrix(&t[1], outputs, inputs, in_order));
@@ -25,7 +25,7 @@ fn trained_linear_layers() {
                     flat(composed(x, weight) + t[2].clone().unsqueeze())
                 },
             );
-            agree(
+            agree_in_products(
                 &[outputs * inputs],
                 &|t| {
                     flat(linear(
@@ -40,7 +40,7 @@ fn trained_linear_layers() {
                 },
             );
             // A bias that is trained beside a weight that is not.
-            agree(
+            agree_in_products(
                 &[rows * inputs, outputs],
                 &|t| {
                     let weight = constant_like([outputs, inputs], 0, &t[0]);
