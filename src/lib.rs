@@ -16,6 +16,7 @@
 // The modules stand in dependency order: each imports only from those above it.
 pub mod error;
 pub mod config;
+pub mod cuda;
 pub mod rng;
 pub mod weights;
 pub mod kernels;

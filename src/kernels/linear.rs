@@ -154,8 +154,14 @@ struct LowRank {
     scale: f64,
 }
 
+impl LowRank {
+    fn scaled(&self, t: Tensor<2>) -> Tensor<2> {
+        if self.scale == 1.0 { t } else { t * self.scale }
+    }
+}
+
 impl Operation<4> for LowRank {
-    /// `x`, `x·Aᵀ`, `A`, `B`.
+    /// `x`, `x·Aᵀ`, `A`, `B`. Where the operation is composed, `A` and `scale·B` in the type of `x`.
     type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
@@ -173,8 +179,10 @@ impl Operation<4> for LowRank {
             Err([y, x, a, b]) => {
                 let [y, x, a, b]: [Tensor<2>; 4] = [y, x, a, b].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();
-                let u = matmul(x.clone(), a.clone().cast(dtype).transpose());
-                let y = y + matmul(u.clone(), b.clone().cast(dtype).transpose()) * self.scale;
+                // The scale goes where there is least to multiply.
+                let [a, b] = [a, self.scaled(b)].map(|t| t.cast(dtype));
+                let u = matmul(x.clone(), a.clone().transpose());
+                let y = y + matmul(u.clone(), b.clone().transpose());
                 (y.into_dispatch(), [x, u, a, b].map(Tensor::into_dispatch))
             }
         }
@@ -208,14 +216,14 @@ impl Operation<4> for LowRank {
             }
             Err(all) => {
                 let [g, x, u, a, b]: [Tensor<2>; 5] = all.map(Tensor::from_dispatch);
-                let (dtype, of_factors): (FloatDType, FloatDType) = (x.dtype().into(), a.dtype().into());
-                let du = matmul(g.clone(), b.cast(dtype)) * self.scale;
-                let factor = |t: Tensor<2>| t.cast(of_factors).into_dispatch();
+                let du = (wants_x || wants_a).then(|| matmul(g.clone(), b));
+                let of = |du: &Option<Tensor<2>>| du.clone().expect("computed for those who want it");
+                let factor = |t: Tensor<2>| t.cast(FloatDType::F32);
                 [
                     dy,
-                    wants_x.then(|| matmul(du.clone(), a.cast(dtype)).into_dispatch()),
-                    wants_a.then(|| factor(matmul(du.clone().transpose(), x))),
-                    wants_b.then(|| factor(matmul(g.transpose(), u) * self.scale)),
+                    wants_x.then(|| matmul(of(&du), a).into_dispatch()),
+                    wants_a.then(|| factor(matmul(of(&du).transpose(), x)).into_dispatch()),
+                    wants_b.then(|| self.scaled(factor(matmul(g.transpose(), u))).into_dispatch()),
                 ]
             }
         }

@@ -29,7 +29,7 @@ mod upsample;
 mod winograd;
 
 pub use activation::{gelu_tanh, silu};
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased};
 pub use conv::conv2d;
 pub use geglu::geglu;

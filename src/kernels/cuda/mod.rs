@@ -6,7 +6,10 @@
 //! tensors are promises of results and these kernels step aside.
 
 pub(super) mod activation;
+pub(super) mod adamw;
 pub(super) mod geglu;
+pub(super) mod group_norm;
+pub(super) mod matmul;
 pub(super) mod norm;
 pub(super) mod residual;
 pub(super) mod rope;

@@ -176,8 +176,9 @@ fn turned_back<T: Float, W: Float, A: Float, N: Size>(
 #[cube]
 fn quarter_turn<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let mut turned = Vector::<f32, N>::empty();
+    let pairs = N::value().comptime() / 2;
     #[unroll]
-    for pair in 0..N::value() / 2 {
+    for pair in 0..pairs {
         turned.insert(2 * pair, -x.extract(2 * pair + 1));
         turned.insert(2 * pair + 1, x.extract(2 * pair));
     }
