@@ -13,6 +13,7 @@ use burn_cubecl::{
     },
 };
 
+use super::matmul as exact;
 use super::{CudaTensor, PLANE, Plain, address_type, cube_sum, plain, storage, tensors, vector_size};
 
 /// What q is multiplied by where scores are f16, exactly, so that they stay in its range: up to 4 million, in steps that
@@ -95,10 +96,15 @@ fn scores(q: Plain, k: Plain) -> (CudaTensor, f32) {
     }
 }
 
-/// `a·bᵀ` of the last two axes, added up in f32.
+/// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
 fn product(a: Plain, b: Plain, dtype: DType) -> CudaTensor {
     let b = tensor::Tensor::<4>::from_dispatch(b).transpose().into_dispatch();
-    let [a, b] = tensors([a, b]);
+    let both = [a, b];
+    if exact::is_exact(&both) {
+        let [product] = tensors([exact::product(both)]);
+        return product;
+    }
+    let [a, b] = tensors(both);
     matmul(a, b, None, MatmulStrategy::default(), dtype).expect("one of the products that are tried takes any matrix")
 }
 
