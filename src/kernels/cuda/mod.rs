@@ -13,6 +13,7 @@ pub(super) mod matmul;
 pub(super) mod norm;
 pub(super) mod residual;
 pub(super) mod rope;
+pub(super) mod softmax;
 
 use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
 use burn::tensor::{DType, Shape};
