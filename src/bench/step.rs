@@ -71,8 +71,8 @@ impl<D: Denoiser> Training<D> {
         let (rate, model) = (self.settings.learning_rate, self.denoiser.model_mut());
         match &mut self.lora {
             Some(lora) => {
-                self.optimizer.step(rate, lora, gradients);
                 lora::detach_all(model);
+                self.optimizer.step(rate, lora, gradients);
                 lora.attach(model, 1.0).expect("it was attached before");
             }
             None => self.optimizer.step(rate, model, gradients),

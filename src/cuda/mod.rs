@@ -8,6 +8,8 @@ mod cache;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
+mod pools;
+#[cfg(feature = "cuda")]
 mod toolkit;
 
 use std::{fmt, path::PathBuf};
@@ -100,7 +102,9 @@ pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
             "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; kernels in {kept}",
             driver.cuda
         );
-        Ok(Device::cuda(number))
+        let device = Device::cuda(number);
+        pools::cut(&device);
+        Ok(device)
     }
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver: {gpu} {cache:?}")

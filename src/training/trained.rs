@@ -120,6 +120,8 @@ impl Trained {
     ) -> Result<()> {
         match self {
             Self::Lora(lora) => {
+                // Held by nothing else, the numbers are changed where they lie.
+                lora::detach_all(model);
                 optimizer.step(learning_rate, lora, gradients);
                 self.attach(model)
             }
