@@ -29,4 +29,5 @@ pub mod lora;
 pub mod data;
 pub mod pipelines;
 pub mod training;
+pub mod selftest;
 pub mod cli;

@@ -1,6 +1,6 @@
 //! `--device`: from a word to a device that is there.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use burn::tensor::Device;
 
@@ -23,6 +23,15 @@ impl FromStr for DeviceChoice {
             ("cpu", "0") if word == "cpu" => Ok(Self::Cpu),
             ("cuda", number) => number.parse().map(Self::Cuda).map_err(|_| format!("`{number}` is no device number")),
             _ => Err("use `cpu`, `cuda` or `cuda:N`".into()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
         }
     }
 }

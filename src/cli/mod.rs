@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod prepare;
 mod report;
+mod selftest;
 mod train;
 mod validate;
 
@@ -55,6 +56,7 @@ enum Command {
     Edit(edit::Args),
     Batch(batch::Args),
     Inspect(inspect::Args),
+    Selftest(selftest::Args),
 }
 
 /// Runs the command.
@@ -72,6 +74,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
+        Command::Selftest(args) => selftest::run(args, global),
     }
 }
 
