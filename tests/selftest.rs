@@ -84,7 +84,7 @@ fn what_differs_fails_by_name_and_the_rest_goes_on() {
     assert_eq!((named("flux clip.pooled"), named("flux text"), failed.len()), (2, 2, 4), "{failed:?}");
     assert!(said.contains(&format!("4 of {} checks failed", rows.len())), "{said}");
     // What panicked says so, and nothing after it is missing.
-    let panicked = |row: &&&Value| row["note"].as_str().is_some_and(|note| note.starts_with("panicked: "));
+    let panicked = |row: &&&Value| row["note"].as_str().is_some_and(|note| note.starts_with("panicked ("));
     assert_eq!(failed.iter().filter(panicked).count(), 2, "{failed:?}");
     assert!(rows.iter().any(|row| row["what"] == "ip2p clip.pooled" && row["ok"] == true), "{rows:?}");
     assert_eq!(report["device"], "cpu");

@@ -36,9 +36,9 @@ impl Row {
         }
     }
 
-    pub(super) fn failed(what: String, dtype: FloatDType, problem: String) -> Self {
+    pub(super) fn said(what: String, dtype: FloatDType, ok: bool, note: String) -> Self {
         let dtype = if dtype == FloatDType::F32 { Precision::F32 } else { Precision::Bf16 };
-        Self { what, dtype, error: None, bound: None, ok: false, note: Some(problem) }
+        Self { what, dtype, error: None, bound: None, ok, note: Some(note) }
     }
 }
 
