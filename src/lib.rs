@@ -16,6 +16,7 @@
 // The modules stand in dependency order: each imports only from those above it.
 pub mod error;
 pub mod config;
+pub mod cuda;
 pub mod rng;
 pub mod weights;
 pub mod kernels;
@@ -29,5 +30,6 @@ pub mod lora;
 pub mod data;
 pub mod pipelines;
 pub mod training;
+pub mod bench;
 pub mod selftest;
 pub mod cli;

@@ -64,6 +64,7 @@ fn help_names_every_command_and_every_option() {
             ],
         ),
         ("inspect", &["FILE"]),
+        ("bench", &["--model", "--only", "--size", "--batch", "--targets", "--layers", "--small", "--peer", "--json"]),
     ] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
         let text = help(&[command, "-h"]);

@@ -39,8 +39,10 @@ fn corrupt(folder: &Path, golden: &str, wanted: &str, change: impl Fn(TensorData
 fn the_cpu_computes_what_diffusers_computes() {
     let (out, err) = succeeds(&["selftest"]);
     let mut lines = out.lines();
-    assert_eq!(lines.next().unwrap(), format!("kiln {} on cpu", env!("CARGO_PKG_VERSION")));
-    let features = format!("features: cuda {}, fusion off", if cfg!(feature = "cuda") { "on" } else { "off" });
+    assert!(lines.next().unwrap().starts_with(&format!("kiln {} on ", env!("CARGO_PKG_VERSION"))), "{out}");
+    let on = |feature| if feature { "on" } else { "off" };
+    let (cuda, fusion) = (on(cfg!(feature = "cuda")), on(cfg!(feature = "fusion")));
+    let features = format!("features: cuda {cuda}, fusion {fusion}");
     assert_eq!(lines.next().unwrap(), features);
     assert_eq!(err, "");
     for (what, dtype) in [
@@ -87,7 +89,7 @@ fn what_differs_fails_by_name_and_the_rest_goes_on() {
     let panicked = |row: &&&Value| row["note"].as_str().is_some_and(|note| note.starts_with("panicked ("));
     assert_eq!(failed.iter().filter(panicked).count(), 2, "{failed:?}");
     assert!(rows.iter().any(|row| row["what"] == "ip2p clip.pooled" && row["ok"] == true), "{rows:?}");
-    assert_eq!(report["device"], "cpu");
+    assert!(report["device"].as_str().is_some_and(|device| !device.is_empty()), "{report}");
 }
 
 #[test]

@@ -15,9 +15,13 @@
 
 use std::{fs, process::Command, time::Instant};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use clap::{Parser, ValueEnum};
-use kiln::memory;
+use kiln::{
+    bench::{self, Activation, Denoiser, Kind, Trained, Training},
+    memory,
+    training::Dtype,
+};
 use serde::{Deserialize, Serialize};
 
 /// Denoising steps of a picture.
@@ -81,6 +85,33 @@ impl Measurement {
         self.peak_rss_mib = self.peak_rss_mib.max(other.peak_rss_mib);
         self.cores_used_by_others = self.cores_used_by_others.max(other.cores_used_by_others);
     }
+}
+
+/// Makes a case of a small denoiser ready: training of two pictures, or sampling of `rows` rows.
+pub fn setup<D: Denoiser>(
+    case: Case,
+    rows: usize,
+    targets: Option<Trained>,
+    denoiser: impl Fn(&bench::Case) -> D,
+) -> Box<dyn FnMut()> {
+    let small = |kind, batch, targets| bench::Case {
+        size: Some(256),
+        batch,
+        targets,
+        ..bench::Case::new(kind, true, Dtype::F32, 1, "cpu".into())
+    };
+    let finite = |number: Tensor<1>| assert!(number.into_scalar::<f32>().is_finite(), "the result is a number");
+    let activation = match case {
+        Case::Train => Activation::Kept,
+        Case::TrainCheckpointing => Activation::Blockwise,
+        Case::Sample => {
+            let denoiser = denoiser(&small(Kind::Sample, rows, None));
+            return Box::new(move || finite(denoiser.sample(STEPS)));
+        }
+    };
+    let case = small(Kind::Train, 2, targets);
+    let mut training = Training::new(&case, denoiser(&case), activation).expect("the model has layers to train");
+    Box::new(move || finite(training.step()))
 }
 
 /// Compares `model`, the peer's name for it, in all cases; `setup` makes a case ready to be run again and again.

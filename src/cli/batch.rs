@@ -60,5 +60,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     }
     let Args { folder, image, setup, seed, batch_size, output, .. } = args;
     let request = BatchRequest { folder, image, choices, setup, seed, batch_size, output };
-    print(pipelines::batch(&request, &global.device.open()?).context("the folder was not finished")?)
+    print(pipelines::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

@@ -64,5 +64,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         output: args.output.or(args.latents).unwrap_or_default(),
         ..GenerateRequest::default()
     };
-    pipelines::generate(&request, &global.device.open()?)?.iter().try_for_each(|file| print(file.display()))
+    pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

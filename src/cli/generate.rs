@@ -69,5 +69,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         model, setup, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
         count, batch_size, noise, return_latents, output,
     };
-    pipelines::generate(&request, &global.device.open()?)?.iter().try_for_each(|file| print(file.display()))
+    pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

@@ -2,6 +2,7 @@
 //! to standard error.
 
 mod batch;
+mod bench;
 mod device;
 mod edit;
 mod export;
@@ -16,15 +17,23 @@ mod validate;
 use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
+use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
 use crate::training::TrainConfig;
 pub use device::DeviceChoice;
 pub use report::{report_error, report_panics, start_logging};
 
+/// The version and what this build can compute on: `kiln --version`.
+const LONG_VERSION: &str = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
+    (_, true) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (features cuda, fusion)"),
+    (true, _) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (feature cuda)"),
+    _ => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
+};
+
 /// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, long_version = LONG_VERSION, propagate_version = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -38,12 +47,21 @@ struct Global {
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
+    /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
+    #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General")]
+    cache: Option<PathBuf>,
     /// Say more on standard error (-vv: also what libraries say)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General")]
     verbose: u8,
     /// Say only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "General")]
     quiet: bool,
+}
+
+impl Global {
+    fn open(&self) -> crate::error::Result<Device> {
+        self.device.open(self.cache.clone().filter(|folder| !folder.as_os_str().is_empty()))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +74,7 @@ enum Command {
     Edit(edit::Args),
     Batch(batch::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
     Selftest(selftest::Args),
 }
 
@@ -74,6 +93,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args, global),
         Command::Selftest(args) => selftest::run(args, global),
     }
 }

@@ -19,7 +19,7 @@ pub struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let config = args.config.load()?;
-    let device = global.device.open()?;
+    let device = global.open()?;
     let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), Default::default())?;
     let cache = training::prepare(&config, &device, display.as_mut())?;
     drop(display);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::{Global, print};
-use crate::selftest;
+use crate::{bench::Machine, selftest};
 
 /// Says whether this machine computes what diffusers computes
 ///
@@ -26,7 +26,8 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let (device, name) = (global.device.open()?, global.device.to_string());
+    let device = global.open()?;
+    let name = Machine::here(&device).device;
     let options = selftest::Options { goldens: args.goldens, only: args.only };
     let (mut header, mut printed) = (Some(selftest::Report::new(name.as_str())), Ok(()));
     let mut on_row = |row: &selftest::Row| {

@@ -25,7 +25,7 @@ pub struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let config = args.config.load()?;
-    let device = global.device.open()?;
+    let device = global.open()?;
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
     let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), interrupter)?;

@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let report = training::validate(&args.path, args.clip.as_deref(), &global.device.open()?)?;
+    let report = training::validate(&args.path, args.clip.as_deref(), &global.open()?)?;
     match args.json {
         true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?),
         false => print(report),

@@ -2,6 +2,8 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu,
     operation::{Operation, Plain, apply},
@@ -22,15 +24,15 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 #[derive(Clone, Copy, Debug)]
 struct Activation<const D: usize>(Kind);
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
     GeluTanh,
     Silu,
 }
 
 /// √(2/π).
-const ROOT: f32 = 0.797_884_6;
-const CUBIC: f32 = 0.044715;
+pub(super) const ROOT: f32 = 0.797_884_6;
+pub(super) const CUBIC: f32 = 0.044715;
 
 /// `½(1 + tanh u) = σ(2u)`: the tanh form needs no tanh, and keeps its precision where tanh is near -1.
 #[inline(always)]
@@ -95,6 +97,8 @@ impl<const D: usize> Operation<1> for Activation<D> {
                 };
                 cpu::plain(cpu::tensor::<D>(y, cpu::dims(&x)))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(input) if cuda::takes(&input) => cuda::activation::forward(self.0, input),
             Err([x]) => {
                 let x = Tensor::<D>::from_dispatch(x);
                 match self.0 {
@@ -126,6 +130,8 @@ impl<const D: usize> Operation<1> for Activation<D> {
                 };
                 cpu::plain(cpu::tensor::<D>(dx, cpu::dims(&x)))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(both) if cuda::takes(&both) => cuda::activation::backward(self.0, both),
             Err([x, g]) => {
                 let [x, g]: [Tensor<D>; 2] = [x, g].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();

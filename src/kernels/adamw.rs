@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{cpu, simd::vectorized};
 
 /// Adam with decoupled weight decay (Loshchilov & Hutter 2019), with the semantics of `torch.optim.AdamW`.
@@ -60,6 +62,13 @@ pub fn adamw<const D: usize>(
             update(p, cpu::numbers(&gradient), m, v, options, &factors);
             updated.map(cpu::plain).map(Tensor::from_dispatch)
         }
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        Err(inputs) if cuda::takes(&inputs) => {
+            let AdamW { beta1, beta2, epsilon, .. } = *options;
+            let Factors { keep, rate, root } = factors;
+            let factors = [keep, rate, root, 1.0 - beta1, beta2, 1.0 - beta2, epsilon].map(|factor| factor as f32);
+            cuda::adamw::update(inputs, factors).map(Tensor::from_dispatch)
+        }
         Err(inputs) => {
             let [p, g, m, v]: [Tensor<D>; 4] = inputs.map(Tensor::from_dispatch);
             let m = m * options.beta1 + g.clone() * (1.0 - options.beta1);
@@ -69,6 +78,19 @@ pub fn adamw<const D: usize>(
         }
     };
     outputs.into()
+}
+
+/// The sum of the squares of all numbers of all `rows`, of which there is at least one. Plain tensors of one type.
+pub fn sum_of_squares(rows: impl IntoIterator<Item = Tensor<1>>) -> Tensor<1> {
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    let rows = {
+        let rows: Vec<_> = rows.into_iter().map(|row| [row.into_dispatch()]).collect();
+        if rows.iter().all(cuda::takes) {
+            return cuda::adamw::sum_of_squares(rows);
+        }
+        rows.into_iter().map(|[row]| Tensor::<1>::from_dispatch(row))
+    };
+    rows.into_iter().map(|row| row.square().sum()).reduce(|a, b| a + b).expect("at least one row")
 }
 
 fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], options: &AdamW, factors: &Factors) {

@@ -6,6 +6,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     cpu,
+    matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
     patches::{self, Sizes},
     simd::sum,
@@ -24,6 +25,7 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: 
         bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]),
         "the bias is not one number for each of {outputs} channels"
     );
+    assert_one_dtype("a convolution", &[x.dtype(), weight.dtype(), bias.as_ref().map_or(x.dtype(), Tensor::dtype)]);
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
     match bias {
         Some(bias) => apply(operation, [x, weight, bias.into_dispatch()]),
@@ -165,10 +167,11 @@ fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
 fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation: &Conv2d) -> Tensor<4> {
     let [batch, inputs, height, width] = x.dims();
     if !operation.is_product(weight.dims()) {
+        #[expect(clippy::disallowed_methods, reason = "the number types have been compared")]
         return module::conv2d(x, weight, bias, operation.options());
     }
     let [outputs, ..] = weight.dims();
-    let y = weight.flatten::<2>(1, 3).unsqueeze().matmul(x.reshape([batch, inputs, height * width]));
+    let y = matmul(weight.flatten::<2>(1, 3).unsqueeze(), x.reshape([batch, inputs, height * width]));
     let y = match bias {
         Some(bias) => y + bias.reshape([1, outputs, 1]),
         None => y,
@@ -193,7 +196,7 @@ fn composed_backward(
     let dx = || match product {
         true => {
             let weight = w4.clone().reshape([1, outputs, inputs]);
-            weight.swap_dims(1, 2).matmul(places(g4.clone(), outputs)).reshape(shape).into_dispatch()
+            matmul(weight.swap_dims(1, 2), places(g4.clone(), outputs)).reshape(shape).into_dispatch()
         }
         false => {
             // Only its shape is read.
@@ -206,7 +209,7 @@ fn composed_backward(
         match product {
             true => {
                 let x = places(Tensor::from_dispatch(x), inputs).swap_dims(1, 2);
-                in_f32(places(g4.clone(), outputs).matmul(x), |each| each.sum_dim(0))
+                in_f32(matmul(places(g4.clone(), outputs), x), |each| each.sum_dim(0))
                     .reshape([outputs, inputs, 1, 1])
                     .into_dispatch()
             }

@@ -4,6 +4,8 @@
 use burn::tensor::{FloatDType, Tensor, activation};
 use burn_flex::FlexTensor;
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     activation::{silu, silu_slope},
     cpu,
@@ -23,11 +25,11 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
     apply(GroupNorm { groups, epsilon, silu: true }, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()])
 }
 
-#[derive(Clone, Debug)]
-struct GroupNorm {
-    groups: usize,
-    epsilon: f64,
-    silu: bool,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupNorm {
+    pub groups: usize,
+    pub epsilon: f64,
+    pub silu: bool,
 }
 
 /// The mean of a group and 1 over its deviation.
@@ -201,8 +203,8 @@ impl<'a> Groups<'a> {
 }
 
 impl Operation<3> for GroupNorm {
-    /// `x`, weight, bias, and the statistics where the operation is not composed.
-    type Saved = ([Plain; 3], Vec<Statistics>);
+    /// `x`, weight, bias, and the statistics; where the operation is composed, in place of these something that exists.
+    type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, Self::Saved) {
         let saved = inputs.clone();
@@ -222,25 +224,33 @@ impl Operation<3> for GroupNorm {
                         |y| y,
                     ),
                 };
-                (cpu::plain(cpu::tensor::<4>(y, cpu::dims(&x))), statistics)
+                let statistics: Vec<f32> = statistics.iter().flat_map(|s| [s.mean, s.inverse]).collect();
+                let count = statistics.len();
+                (cpu::plain(cpu::tensor::<4>(y, cpu::dims(&x))), cpu::plain(cpu::tensor(statistics, [count])))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(inputs) if cuda::takes(&inputs) => cuda::group_norm::forward(*self, inputs),
             Err([x, weight, bias]) => {
                 let x = Tensor::from_dispatch(x);
                 let dtype: FloatDType = x.dtype().into();
                 let (normed, _) = self.standardize(x);
                 let y = affine(normed, weight, bias);
                 let y = if self.silu { silu(y) } else { y };
-                (y.cast(dtype).into_dispatch(), Vec::new())
+                (y.cast(dtype).into_dispatch(), saved[0].clone())
             }
         };
-        (output, (saved, statistics))
+        let [x, weight, bias] = saved;
+        (output, [x, weight, bias, statistics])
     }
 
-    fn backward(self, (saved, statistics): Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let [x, weight, bias] = saved;
-        let gradients = match cpu::floats([x, weight, bias, gradient]) {
+    fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+        let [x, weight, bias, statistics] = saved;
+        let gradients = match cpu::floats([x, weight, bias, gradient, statistics]) {
             Ok(all) => {
-                let [x, weight, bias, g] = all.map(cpu::in_order);
+                let [x, weight, bias, g, statistics] = all.map(cpu::in_order);
+                let (statistics, _) = cpu::numbers(&statistics).as_chunks::<2>();
+                let statistics: Vec<_> =
+                    statistics.iter().map(|&[mean, inverse]| Statistics { mean, inverse }).collect();
                 let (groups, g) = (self.groups_of(&x, &weight, &bias), cpu::numbers(&g));
                 let [dx, dweight, dbias] = match self.silu {
                     true => groups.backward(&statistics, g, silu_slope),
@@ -254,7 +264,9 @@ impl Operation<3> for GroupNorm {
                 let vector = |data: Vec<f32>| cpu::tensor(data, cpu::dims::<1>(&weight));
                 [cpu::tensor::<4>(dx, cpu::dims(&x)), vector(dweight), vector(dbias)].map(cpu::plain)
             }
-            Err([x, weight, bias, g]) => self.composed_backward(Tensor::from_dispatch(x), weight, bias, g),
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => return cuda::group_norm::backward(self, all, wanted),
+            Err([x, weight, bias, g, _]) => self.composed_backward(Tensor::from_dispatch(x), weight, bias, g),
         };
         let mut wanted = wanted.into_iter();
         gradients.map(|gradient| wanted.next()?.then_some(gradient))

@@ -5,7 +5,8 @@ use burn_flex::FlexTensor;
 
 use super::{
     cpu,
-    gemm::{Matrix, add_matmul, affine, matmul, transposed},
+    gemm::{self, Matrix, add_matmul, affine, transposed},
+    matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
     simd::update,
 };
@@ -15,6 +16,7 @@ use super::{
 /// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. All that is on a tape gets a gradient; `x` is kept only
 /// for that of the weight.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    assert_one_dtype("a linear layer", &[x.dtype(), weight.dtype(), bias.as_ref().map_or(x.dtype(), Tensor::dtype)]);
     let operation = Linear { trained: weight.device().is_autodiff() };
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
     match bias {
@@ -28,6 +30,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
 /// The adapter acts on the activation, never on the weight: a dense `W + s·B·A` per layer would have to be kept for the
 /// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever `x` is.
 pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
     let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
     apply(LowRank { scale }, inputs)
 }
@@ -84,7 +87,7 @@ impl<const N: usize> Operation<N> for Linear {
             }
             Err(inputs) => {
                 let [x, weight] = [0, 1].map(|i| Tensor::<2>::from_dispatch(inputs[i].clone()));
-                let y = x.matmul(weight.transpose());
+                let y = matmul(x, weight.transpose());
                 match inputs.get(2) {
                     Some(bias) => (y + Tensor::<1>::from_dispatch(bias.clone()).unsqueeze()).into_dispatch(),
                     None => y.into_dispatch(),
@@ -107,7 +110,7 @@ impl<const N: usize> Operation<N> for Linear {
                 let plain = |data, rows, columns| cpu::plain(cpu::tensor(data, [rows, columns]));
                 [
                     wants_x.then(|| plain(affine(g, weight, None), g.rows, weight.columns)),
-                    wants_weight.then(|| plain(matmul(g.t(), x, 1.0), g.columns, x.columns)),
+                    wants_weight.then(|| plain(gemm::matmul(g.t(), x, 1.0), g.columns, x.columns)),
                     wants_bias.then(|| cpu::plain(cpu::tensor(column_sums(g), [g.columns]))),
                 ]
             }
@@ -115,8 +118,8 @@ impl<const N: usize> Operation<N> for Linear {
                 let [g, weight, x]: [Tensor<2>; 3] = all.map(Tensor::from_dispatch);
                 let dtype: FloatDType = g.dtype().into();
                 [
-                    wants_x.then(|| g.clone().matmul(weight).into_dispatch()),
-                    wants_weight.then(|| g.clone().transpose().matmul(x).into_dispatch()),
+                    wants_x.then(|| matmul(g.clone(), weight).into_dispatch()),
+                    wants_weight.then(|| matmul(g.clone().transpose(), x).into_dispatch()),
                     // Summed in f32: in bf16 a sum over thousands of rows would lose what is small.
                     wants_bias.then(|| {
                         let sums = g.cast(FloatDType::F32).sum_dim(0).squeeze_dim::<1>(0);
@@ -151,8 +154,14 @@ struct LowRank {
     scale: f64,
 }
 
+impl LowRank {
+    fn scaled(&self, t: Tensor<2>) -> Tensor<2> {
+        if self.scale == 1.0 { t } else { t * self.scale }
+    }
+}
+
 impl Operation<4> for LowRank {
-    /// `x`, `x·Aᵀ`, `A`, `B`.
+    /// `x`, `x·Aᵀ`, `A`, `B`. Where the operation is composed, `A` and `scale·B` in the type of `x`.
     type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
@@ -161,7 +170,7 @@ impl Operation<4> for LowRank {
                 let [mut y, x, a, b] = inputs.map(cpu::in_order);
                 let (xm, am, bm) = (matrix(&x), matrix(&a), matrix(&b));
                 let (rows, rank) = (xm.rows, am.rows);
-                let u = matmul(xm, am.t(), 1.0);
+                let u = gemm::matmul(xm, am.t(), 1.0);
                 // In place where nothing else holds `y`, otherwise on a copy.
                 y = cpu::exactly(y);
                 add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), self.scale as f32);
@@ -170,8 +179,10 @@ impl Operation<4> for LowRank {
             Err([y, x, a, b]) => {
                 let [y, x, a, b]: [Tensor<2>; 4] = [y, x, a, b].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();
-                let u = x.clone().matmul(a.clone().cast(dtype).transpose());
-                let y = y + u.clone().matmul(b.clone().cast(dtype).transpose()) * self.scale;
+                // The scale goes where there is least to multiply.
+                let [a, b] = [a, self.scaled(b)].map(|t| t.cast(dtype));
+                let u = matmul(x.clone(), a.clone().transpose());
+                let y = y + matmul(u.clone(), b.clone().transpose());
                 (y.into_dispatch(), [x, u, a, b].map(Tensor::into_dispatch))
             }
         }
@@ -186,17 +197,18 @@ impl Operation<4> for LowRank {
                 let [g, x, u, a, b] = all.map(cpu::in_order);
                 let [g, x, u, a, b] = [&g, &x, &u, &a, &b].map(matrix);
                 let scale = self.scale as f32;
-                let du = if wants_x || wants_a { matmul(g, b, scale) } else { Vec::new() };
+                let du = if wants_x || wants_a { gemm::matmul(g, b, scale) } else { Vec::new() };
                 let du = Matrix::new(&du, g.rows, b.columns);
-                let product =
-                    |a: Matrix, b: Matrix, scale| cpu::plain(cpu::tensor(matmul(a, b, scale), [a.rows, b.columns]));
+                let product = |a: Matrix, b: Matrix, scale| {
+                    cpu::plain(cpu::tensor(gemm::matmul(a, b, scale), [a.rows, b.columns]))
+                };
                 [
                     dy,
                     wants_x.then(|| product(du, a, 1.0)),
                     wants_a.then(|| product(du.t(), x, 1.0)),
                     // The narrow product is the fast one; its transpose is small.
                     wants_b.then(|| {
-                        let turned = matmul(u.t(), g, scale);
+                        let turned = gemm::matmul(u.t(), g, scale);
                         let db = transposed(Matrix::new(&turned, u.columns, g.columns));
                         cpu::plain(cpu::tensor(db, [g.columns, u.columns]))
                     }),
@@ -204,14 +216,14 @@ impl Operation<4> for LowRank {
             }
             Err(all) => {
                 let [g, x, u, a, b]: [Tensor<2>; 5] = all.map(Tensor::from_dispatch);
-                let (dtype, of_factors): (FloatDType, FloatDType) = (x.dtype().into(), a.dtype().into());
-                let du = g.clone().matmul(b.cast(dtype)) * self.scale;
-                let factor = |t: Tensor<2>| t.cast(of_factors).into_dispatch();
+                let du = (wants_x || wants_a).then(|| matmul(g.clone(), b));
+                let of = |du: &Option<Tensor<2>>| du.clone().expect("computed for those who want it");
+                let factor = |t: Tensor<2>| t.cast(FloatDType::F32);
                 [
                     dy,
-                    wants_x.then(|| du.clone().matmul(a.cast(dtype)).into_dispatch()),
-                    wants_a.then(|| factor(du.clone().transpose().matmul(x))),
-                    wants_b.then(|| factor(g.transpose().matmul(u) * self.scale)),
+                    wants_x.then(|| matmul(of(&du), a).into_dispatch()),
+                    wants_a.then(|| factor(matmul(of(&du).transpose(), x)).into_dispatch()),
+                    wants_b.then(|| self.scaled(factor(matmul(g.transpose(), u))).into_dispatch()),
                 ]
             }
         }

@@ -8,10 +8,13 @@ mod adamw;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+mod cuda;
 mod geglu;
 mod gemm;
 mod group_norm;
 mod linear;
+mod matmul;
 mod norm;
 mod operation;
 mod patches;
@@ -26,12 +29,13 @@ mod upsample;
 mod winograd;
 
 pub use activation::{gelu_tanh, silu};
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased};
 pub use conv::conv2d;
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{laid_out, linear, low_rank};
+pub use matmul::matmul;
 pub use norm::{layer_norm, layer_norm_modulate};
 pub use pull::pull_back;
 pub use residual::gated_add;

@@ -2,6 +2,8 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu::{self, Rows},
     operation::{Operation, Plain, apply},
@@ -61,8 +63,9 @@ struct LayerNorm {
 }
 
 impl Operation<3> for LayerNorm {
-    /// `x`, `scale`, and the mean and 1 over the deviation of each row where the operation is not composed.
-    type Saved = ([Plain; 2], Vec<(f32, f32)>);
+    /// `x`, `scale`, and `[B·L, 2]` with the mean of each row and 1 over its deviation; where the operation is composed,
+    /// in place of these something that exists.
+    type Saved = [Plain; 3];
 
     fn forward(&self, [x, shift, scale]: [Plain; 3]) -> (Plain, Self::Saved) {
         let saved = [x.clone(), scale.clone()];
@@ -85,11 +88,14 @@ impl Operation<3> for LayerNorm {
                             #[inline(always)]
                             |[x, scale, shift]| ((x - mean) * inverse).mul_add(self.base + scale, shift),
                         );
-                        (mean, inverse)
+                        [mean, inverse]
                     },
                 );
-                (cpu::plain(cpu::tensor(y, shape)), statistics)
+                let statistics = cpu::tensor(statistics.into_flattened(), [batch * tokens, 2]);
+                (cpu::plain(cpu::tensor(y, shape)), cpu::plain(statistics))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(inputs) if cuda::takes(&inputs) => cuda::norm::forward(inputs, self.base, self.epsilon),
             Err([x, shift, scale]) => {
                 let x = Tensor::from_dispatch(x);
                 let [shift, scale] = [shift, scale].map(|t| per_token(Tensor::from_dispatch(t)));
@@ -102,18 +108,19 @@ impl Operation<3> for LayerNorm {
                 } else {
                     normed.cast(dtype) * (scale + self.base) + shift
                 };
-                (output.into_dispatch(), Vec::new())
+                (output.into_dispatch(), saved[0].clone())
             }
         };
-        (output, (saved, statistics))
+        let [x, scale] = saved;
+        (output, [x, scale, statistics])
     }
 
-    fn backward(self, (saved, statistics): Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let [x, scale] = saved;
+    fn backward(self, [x, scale, statistics]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
         let [wants_x, wants_shift, wants_scale] = wanted;
-        match cpu::floats([x, scale, gradient]) {
+        match cpu::floats([x, scale, gradient, statistics]) {
             Ok(all) => {
-                let [x, scale, g] = all.map(cpu::in_rows);
+                let [x, scale, g, statistics] = all.map(cpu::in_rows);
+                let (statistics, _) = cpu::numbers(&statistics).as_chunks::<2>();
                 let [batch, tokens, width] = cpu::dims(&x);
                 let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
                 let base = self.base;
@@ -123,7 +130,7 @@ impl Operation<3> for LayerNorm {
                         #[inline(always)]
                         |b, token, dx| {
                             let x = x.row([0, b, token]);
-                            let (mean, inverse) = statistics[b * tokens + token];
+                            let [mean, inverse] = statistics[b * tokens + token];
                             let dx = fill(
                                 dx,
                                 [g.row([0, b, token]), scale.row([0, 0, b])],
@@ -157,7 +164,7 @@ impl Operation<3> for LayerNorm {
                         #[inline(always)]
                         |b, token, sums| {
                             let (g, x) = (g.row([0, b, token]), x.row([0, b, token]));
-                            let (mean, inverse) = statistics[b * tokens + token];
+                            let [mean, inverse] = statistics[b * tokens + token];
                             let (shift, scale) = sums.split_at_mut(width);
                             update(
                                 shift,
@@ -181,7 +188,9 @@ impl Operation<3> for LayerNorm {
                 let (dshift, dscale) = (half(wants_shift, 0), half(wants_scale, width));
                 [dx, dshift, dscale]
             }
-            Err([x, scale, g]) => {
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => cuda::norm::backward(all, self.base, wanted),
+            Err([x, scale, g, _]) => {
                 let [x, g]: [Tensor<3>; 2] = [x, g].map(Tensor::from_dispatch);
                 let scale = Tensor::<2>::from_dispatch(scale);
                 let dtype: FloatDType = x.dtype().into();

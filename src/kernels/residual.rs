@@ -2,6 +2,8 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu::{self, Rows},
     operation::{Operation, Plain, apply},
@@ -44,6 +46,8 @@ impl Operation<3> for GatedAdd {
                     },
                 )
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => cuda::residual::forward(all),
             Err([x, gate, y]) => {
                 let [x, y]: [Tensor<3>; 2] = [x, y].map(Tensor::from_dispatch);
                 (x + y * per_token(Tensor::from_dispatch(gate))).into_dispatch()
@@ -88,6 +92,11 @@ impl Operation<3> for GatedAdd {
                         },
                     )
                 });
+                [dx, dgate, dy]
+            }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => {
+                let [dgate, dy] = cuda::residual::backward(all, wants_gate, wants_y);
                 [dx, dgate, dy]
             }
             Err([gate, y, g]) => {

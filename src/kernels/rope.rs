@@ -2,6 +2,8 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu::{self, Rows},
     operation::{Operation, Plain, apply, constant},
@@ -109,6 +111,8 @@ impl Operation<1> for RmsNormRope {
                 );
                 cpu::plain(cpu::tensor(y, [batch, heads, tokens, width]))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => cuda::rope::forward(all, self.epsilon),
             Err([x, ..]) => {
                 let x = Tensor::<4>::from_dispatch(x);
                 let dtype: FloatDType = x.dtype().into();
@@ -165,6 +169,8 @@ impl Operation<1> for RmsNormRope {
                 );
                 cpu::plain(cpu::tensor(dx, [batch, tokens, heads, width]))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => cuda::rope::backward(all, self.epsilon),
             Err([x, g, ..]) => {
                 let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();

@@ -69,13 +69,13 @@ impl LoraLayer {
 
     /// The change itself, `scale · B·A`: `[out, in]`, f32.
     pub fn delta(&self) -> Tensor<2> {
-        self.b.clone().matmul(self.a.clone()) * self.scale()
+        kernels::matmul(self.b.clone(), self.a.clone()) * self.scale()
     }
 
     /// The Frobenius norm of [`delta`](Self::delta), without making that matrix: `‖BA‖² = Σ (BᵀB)∘(AAᵀ)`.
     pub fn norm(&self) -> f64 {
-        let b = self.b.clone().transpose().matmul(self.b.clone());
-        let a = self.a.clone().matmul(self.a.clone().transpose());
+        let b = kernels::matmul(self.b.clone().transpose(), self.b.clone());
+        let a = kernels::matmul(self.a.clone(), self.a.clone().transpose());
         let square: f32 = (a * b).sum().into_scalar();
         f64::from(square).max(0.0).sqrt() * self.scale()
     }
@@ -164,7 +164,7 @@ impl Lora {
         self.on_layers(model, |layer, linear| {
             let dtype: FloatDType = linear.weight.dtype().into();
             let change = layer.adapter(linear, strength);
-            let change = change.b.matmul(change.a) * change.scale;
+            let change = kernels::matmul(change.b, change.a) * change.scale;
             linear.weight = kernels::laid_out((linear.weight.clone().cast(FloatDType::F32) + change).cast(dtype));
         })
     }

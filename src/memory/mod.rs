@@ -1,9 +1,11 @@
-//! How much memory is in use, and giving it back.
+//! How much memory is in use on the host and on the device, and giving it back.
 
+mod gpu;
 mod peak;
 mod stage;
 
 use burn::tensor::Device;
+pub use gpu::{DeviceUsage, device_usage};
 pub use stage::{Measured, Stage};
 
 /// Memory of this process on the host, in bytes; zero where the system does not say (only Linux does).
@@ -48,6 +50,7 @@ pub fn mib(bytes: u64) -> f64 {
 /// Gives back what nothing holds any more: the device's free pages, and the allocator's.
 pub fn release(device: &Device) {
     wait_for(device);
+    peak::take_over(device); // what the pools hold now is the most since the last time
     device.memory_cleanup();
     trim();
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 
-use super::{Usage, mib, peak::Watch, release, usage};
+use super::{DeviceUsage, Usage, device_usage, mib, peak::Watch, release, usage};
 
 /// Marks a stage such as `validation`: logs the memory in use on entering; on leaving, waits for the device, releases
 /// what is free and logs again, with the most that was in use meanwhile. Stages may lie within each other.
@@ -36,6 +36,10 @@ pub struct Measured {
     pub after: u64,
     /// The most that was in use during it, in bytes.
     pub peak: u64,
+    /// On the GPU after it, in bytes; `None` on the CPU.
+    pub device: Option<DeviceUsage>,
+    /// The most that the GPU's pools held during it, in bytes; 0 on the CPU.
+    pub device_peak: u64,
 }
 
 impl Stage {
@@ -44,22 +48,29 @@ impl Stage {
         Self::begin(name.into(), device, false)
     }
 
+    /// Only looks at a stretch: gives nothing back after it, and logs it among the details.
+    pub fn watch(name: impl Into<String>, device: &Device) -> Self {
+        Self::begin(name.into(), device, true)
+    }
+
     /// Looks at a stretch such as one step, for the log of details: `None`, and no cost, where they are not logged.
     pub fn detail(name: impl Into<String>, device: &Device) -> Option<Self> {
-        tracing::enabled!(tracing::Level::DEBUG).then(|| Self::begin(name.into(), device, true))
+        tracing::enabled!(tracing::Level::DEBUG).then(|| Self::watch(name, device))
     }
 
     fn begin(name: String, device: &Device, detail: bool) -> Self {
         let before = usage(device);
         tracing::debug!("{name}: begins with {:.0} MiB in use", before.resident_mib());
-        Self { name, device: device.clone(), before, watch: Watch::start(), started: Instant::now(), detail }
+        let watch = Watch::start(device);
+        Self { name, device: device.clone(), before, watch, started: Instant::now(), detail }
     }
 
     /// What it took until now. Waits for the device.
     pub fn measure(&self) -> Measured {
         let after = usage(&self.device).resident;
-        let seconds = self.started.elapsed().as_secs_f64();
-        Measured { seconds, before: self.before.resident, after, peak: self.watch.peak() }
+        let (seconds, peak) = (self.started.elapsed().as_secs_f64(), self.watch.peak(&self.device));
+        let device = device_usage(&self.device);
+        Measured { seconds, before: self.before.resident, after, peak: peak.host, device, device_peak: peak.device }
     }
 }
 
@@ -68,9 +79,13 @@ impl Drop for Stage {
         if !self.detail {
             release(&self.device);
         }
-        let Measured { seconds, before, after, peak } = self.measure();
+        let Measured { seconds, before, after, peak, device, device_peak } = self.measure();
         let [before, after, peak] = [before, after, peak].map(mib);
-        let text = format!("{seconds:.1} s, {after:.0} MiB in use ({before:.0} before, {peak:.0} at the peak)");
+        let mut text = format!("{seconds:.1} s, {after:.0} MiB in use ({before:.0} before, {peak:.0} at the peak)");
+        if let Some(DeviceUsage { in_use, held }) = device {
+            let [in_use, held, peak] = [in_use, held, device_peak].map(mib);
+            text += &format!("; on the device {in_use:.0} MiB in use, {held:.0} held ({peak:.0} at the peak)");
+        }
         match self.detail {
             true => tracing::debug!("{}: {text}", self.name),
             false => tracing::info!("{}: {text}", self.name),

@@ -101,8 +101,8 @@ impl Linear {
                 None => kernels::low_rank(y, flat.clone(), a.clone(), b.clone(), *scale),
                 Some(dropout) => {
                     let dtype: FloatDType = flat.dtype().into();
-                    let u = flat.clone().matmul(a.clone().cast(dtype).transpose());
-                    y + dropout.apply(u, shape[0]).matmul(b.clone().cast(dtype).transpose()) * *scale
+                    let u = kernels::matmul(flat.clone(), a.clone().cast(dtype).transpose());
+                    y + kernels::matmul(dropout.apply(u, shape[0]), b.clone().cast(dtype).transpose()) * *scale
                 }
             };
         }

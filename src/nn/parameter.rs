@@ -99,6 +99,7 @@ fn flat<const D: usize>(t: Tensor<D>) -> Tensor<1> {
 
 fn replace<const D: usize>(t: &mut Tensor<D>, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
     let shape = t.dims();
-    let empty = Tensor::empty([0; D], (&t.device(), t.dtype()));
+    // Of one number: a GPU has no memory of no bytes, and would first give back all that is free to make room for it.
+    let empty = Tensor::empty([1; D], (&t.device(), t.dtype()));
     *t = change(flat(std::mem::replace(t, empty))).reshape(shape);
 }

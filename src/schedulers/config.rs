@@ -56,6 +56,15 @@ impl SchedulerConfig {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let file = folder.as_ref().join("scheduler_config.json");
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+        Self::parse(file, &text)
+    }
+
+    /// Reads the `text` of such a `file`.
+    ///
+    /// # Errors
+    /// It is no JSON, or its noise schedule cannot be used; the message names the file.
+    pub fn parse(file: impl Into<PathBuf>, text: &str) -> Result<Self> {
+        let file = file.into();
         // Python writes a number that JSON does not have: the `lambda_min_clipped` of diffusers.
         let text = text.replace("-Infinity", "null");
         let mut settings: Map<String, Value> =

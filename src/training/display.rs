@@ -81,12 +81,13 @@ impl Display for Silent {
 /// The numbers of a step as one line, with the time that is left: at the speed of the last steps, so that it is right
 /// after a resume too, and without validation and checkpoints.
 pub(super) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
-    let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib } = metrics;
+    let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib, device_memory_mib } = metrics;
+    let on_device = device_memory_mib.map_or(String::new(), |mib| format!(" + {mib:.0} on the GPU"));
     let left = max_steps.saturating_sub(*step) as f64 * seconds_per_step.max(0.0);
     let left = indicatif::HumanDuration(Duration::try_from_secs_f64(left).unwrap_or_default());
     format!(
         "loss {loss:.4}  lr {learning_rate:.2e}  grad_norm {grad_norm:.3}  {seconds_per_step:.2} s/step  \
-         {memory_mib:.0} MiB  {left:#} left"
+         {memory_mib:.0} MiB{on_device}  {left:#} left"
     )
 }
 

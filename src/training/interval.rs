@@ -67,6 +67,7 @@ impl Interval {
             grad_norm: norms.last().copied().map_or(0.0, f64::from),
             seconds_per_step: self.started.elapsed().as_secs_f64() / self.steps.len() as f64,
             memory_mib: memory::usage(device).resident_mib(),
+            device_memory_mib: memory::device_usage(device).map(|usage| memory::mib(usage.held)),
         })
     }
 }

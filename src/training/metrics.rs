@@ -34,18 +34,23 @@ pub struct StepMetrics {
     pub seconds_per_step: f64,
     /// Memory in use on the host, in MiB.
     pub memory_mib: f64,
+    /// The most memory that the run has held on the GPU since it last gave some back, in MiB; missing on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory_mib: Option<f64>,
 }
 
 impl StepMetrics {
     /// Names, units and values, in the order in which they are shown.
-    pub fn values(&self) -> [(&'static str, &'static str, f64); 5] {
-        [
+    pub fn values(&self) -> Vec<(&'static str, &'static str, f64)> {
+        let mut values = vec![
             ("loss", "", self.loss),
             ("learning_rate", "", self.learning_rate),
             ("grad_norm", "", self.grad_norm),
             ("seconds_per_step", "s", self.seconds_per_step),
             ("memory_mib", "MiB", self.memory_mib),
-        ]
+        ];
+        values.extend(self.device_memory_mib.map(|mib| ("device_memory_mib", "MiB", mib)));
+        values
     }
 }
 
@@ -188,7 +193,15 @@ mod tests {
     use crate::training::{Ui, open_display};
 
     fn at(step: u64) -> StepMetrics {
-        StepMetrics { step, loss: 0.5, learning_rate: 1e-4, grad_norm: 0.1, seconds_per_step: 0.2, memory_mib: 100.0 }
+        StepMetrics {
+            step,
+            loss: 0.5,
+            learning_rate: 1e-4,
+            grad_norm: 0.1,
+            seconds_per_step: 0.2,
+            memory_mib: 100.0,
+            device_memory_mib: (step > 1).then_some(50.0),
+        }
     }
 
     #[test]

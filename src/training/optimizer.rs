@@ -110,9 +110,7 @@ pub fn accumulate(sum: &mut Gradients, new: Gradients) {
 ///
 /// As `torch.nn.utils.clip_grad_norm_`: every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`.
 pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> Tensor<1> {
-    let squares = gradients.values().map(|gradient| gradient.clone().square().sum());
-    let sum = squares.reduce(|a, b| a + b).expect("at least one tensor has a gradient");
-    let norm = sum.sqrt() * share;
+    let norm = kernels::sum_of_squares(gradients.values().cloned()).sqrt() * share;
     let factor = match max_norm > 0.0 {
         true => ((norm.clone() + 1e-6).recip() * max_norm).clamp_max(1.0) * share,
         false => norm.ones_like() * share,

@@ -14,7 +14,10 @@ use std::{
     rc::Rc,
 };
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::{
+    backend::DispatchDevice,
+    tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData},
+};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -37,7 +40,7 @@ struct Source {
     content: Content,
     device: Device,
     dtype: Option<FloatDType>,
-    taken: RefCell<BTreeSet<String>>,
+    taken: RefCell<BTreeMap<String, Vec<usize>>>,
     problems: RefCell<Vec<String>>,
 }
 
@@ -70,7 +73,9 @@ impl Weights {
     }
 
     /// Weights made up from `seed`, for measuring a model of real size without its checkpoint: matrices have unit gain,
-    /// vectors are near one (`…weight`) or near zero (`…bias`).
+    /// vectors are near one (`…weight`) or near zero (`…bias`). For the CPU they are drawn on the host, the same
+    /// numbers on every machine; a GPU draws its own, in `dtype` right away: for twelve billion the host would need
+    /// minutes. Either way a tensor's numbers hang on its name alone, not on the order of loading.
     pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
         Self::root(Path::new("random weights"), Content::Random(seed), device, dtype)
     }
@@ -147,7 +152,13 @@ impl Weights {
 
     /// Marks a tensor as known although nothing is computed from it.
     pub fn ignore(&self, name: &str) {
-        self.source.taken.borrow_mut().insert(self.full(name));
+        self.source.taken.borrow_mut().insert(self.full(name), Vec::new());
+    }
+
+    /// The names and shapes of the tensors that were taken so far, as a checkpoint has them.
+    pub fn taken(&self) -> BTreeMap<String, Vec<usize>> {
+        let taken = self.source.taken.borrow();
+        taken.iter().filter(|(_, shape)| !shape.is_empty()).map(|(name, shape)| (name.clone(), shape.clone())).collect()
     }
 
     /// Ends loading.
@@ -158,7 +169,7 @@ impl Weights {
         let mut problems = self.source.problems.take();
         if let Content::Files { home, .. } = &self.source.content {
             let taken = self.source.taken.borrow();
-            let unused = home.keys().filter(|name| !taken.contains(*name));
+            let unused = home.keys().filter(|name| !taken.contains_key(*name));
             problems.extend(unused.map(|name| format!("tensor `{name}` belongs to no part of the model")));
         }
         if problems.is_empty() {
@@ -180,10 +191,17 @@ impl Weights {
 impl Source {
     fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> std::result::Result<Tensor<D>, String> {
         let data = match &self.content {
-            Content::Random(seed) => random(*seed, name, &shape),
+            Content::Random(seed) => {
+                self.taken.borrow_mut().insert(name.into(), shape.into());
+                let dtype = self.dtype.unwrap_or(FloatDType::F32);
+                match self.device.as_dispatch() {
+                    DispatchDevice::Flex(_) => random(*seed, name, &shape),
+                    _ => return Ok(random_on(&self.device, *seed, name, shape, dtype.into())),
+                }
+            }
             Content::Files { files, home } => {
                 let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
-                self.taken.borrow_mut().insert(name.into());
+                self.taken.borrow_mut().insert(name.into(), shape.into());
                 let found = files[file].shape(name).expect("the index was made from the files");
                 if found != shape {
                     return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
@@ -195,24 +213,46 @@ impl Source {
         if !dtype.is_float() {
             return Err(format!("tensor `{name}` holds {dtype:?}, expected floating-point numbers"));
         }
-        let tensor = Tensor::<D>::from_data(data, (&self.device, dtype));
+        let device = &self.device;
+        let upload = |data| Tensor::<D>::from_data(data, (device, dtype));
         Ok(match self.dtype {
-            Some(wanted) if dtype != wanted.into() => tensor.cast(wanted),
-            _ => tensor,
+            // What comes from the file is gone when it has been converted.
+            Some(wanted) if dtype != wanted.into() => keep(device, upload(data), |tensor| tensor.cast(wanted)),
+            _ => keep(device, data, upload),
         })
     }
 }
 
-fn random(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
-    let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
-    let (gain, offset) = match shape {
+/// What `make` allocates lasts as long as the model: a GPU gives it memory of its exact size, apart from that of
+/// activations. Elsewhere this is `make(from)`.
+fn keep<T: Send, const D: usize>(device: &Device, from: T, make: impl Fn(T) -> Tensor<D> + Send) -> Tensor<D> {
+    device.memory_persistent_allocations(from, make)
+}
+
+/// How far random numbers of a tensor are spread, and about which mean.
+fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
+    match shape {
         [_] if name.ends_with("weight") => (0.1, 1.0),
         [_] => (0.1, 0.0),
         [_, fan_in @ ..] => (1.0 / (fan_in.iter().product::<usize>() as f32).sqrt(), 0.0),
         [] => (1.0, 0.0),
-    };
+    }
+}
+
+/// Drawn on the host.
+fn random(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
+    let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
+    let (gain, offset) = spread(name, shape);
     values.iter_mut().for_each(|v| *v = *v * gain + offset);
     TensorData::new(values, shape)
+}
+
+/// Drawn on the device.
+fn random_on<const D: usize>(device: &Device, seed: Seed, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {
+    let (gain, offset) = spread(name, &shape);
+    let distribution = Distribution::Normal(f64::from(offset), f64::from(gain));
+    device.seed(seed.derive(name).0);
+    keep(device, (), |()| Tensor::random(shape, distribution, (device, dtype)))
 }
 
 /// The weight files of a component folder: those that [`Weights::open`] reads.

@@ -66,6 +66,7 @@ fn run(case: &Case, dtype: FloatDType, ours: bool) -> (Tensor<4>, Tensor<4>, Ten
         conv2d(turned(x.clone()), weight.clone(), Some(bias.clone()), stride, padding)
     } else {
         let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1);
+        #[expect(clippy::disallowed_methods, reason = "what it is compared with")]
         module::conv2d(turned(x.clone()), weight.clone(), Some(bias.clone()), options)
     };
     let seed = Tensor::<4>::from_data(numbers(y.dims(), 3), &device).cast(dtype);

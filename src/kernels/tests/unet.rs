@@ -13,8 +13,8 @@ fn trained_linear_layers() {
         let matrix =
             |t: &Tensor<1>, n: usize, m: usize, in_order: bool| view(t, [1, n, m], in_order).squeeze_dim::<2>(0);
         for in_order in [true, false] {
-            let composed = |x: Tensor<2>, weight: Tensor<2>| x.matmul(weight.transpose());
-            agree(
+            let composed = |x: Tensor<2>, weight: Tensor<2>| matmul(x, weight.transpose());
+            agree_in_products(
                 &[rows * inputs, outputs * inputs, outputs],
                 &|t| {
                     let (x, weight) = (matrix(&t[0], rows, inputs, in_order), matrix(&t[1], outputs, inputs, in_order));
@@ -25,7 +25,7 @@ fn trained_linear_layers() {
                     flat(composed(x, weight) + t[2].clone().unsqueeze())
                 },
             );
-            agree(
+            agree_in_products(
                 &[outputs * inputs],
                 &|t| {
                     flat(linear(
@@ -40,7 +40,7 @@ fn trained_linear_layers() {
                 },
             );
             // A bias that is trained beside a weight that is not.
-            agree(
+            agree_in_products(
                 &[rows * inputs, outputs],
                 &|t| {
                     let weight = constant_like([outputs, inputs], 0, &t[0]);
@@ -108,13 +108,14 @@ fn statistics_of_a_large_group_keep_their_digits() {
     let x: Vec<f32> = Seed(3).draw(Purpose::Noise, 0, 0).normal(count).into_iter().map(|x| x + level).collect();
     let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
     let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count as f64;
-    let device = Device::flex();
-    let picture = Tensor::<1>::from_data(TensorData::new(x.clone(), [count]), &device).reshape([1, 1, 1024, 1024]);
-    let y = group_norm(picture, Tensor::ones([1], &device), Tensor::zeros([1], &device), 1, 0.0);
-    let y: Vec<f32> = y.into_data().into_vec().unwrap();
-    for (x, y) in x.into_iter().zip(y) {
-        let want = (f64::from(x) - mean) / variance.sqrt();
-        assert!((f64::from(y) - want).abs() < 5e-5, "{y} is not {want}");
+    for device in devices() {
+        let picture = Tensor::<1>::from_data(TensorData::new(x.clone(), [count]), &device).reshape([1, 1, 1024, 1024]);
+        let y = group_norm(picture, Tensor::ones([1], &device), Tensor::zeros([1], &device), 1, 0.0);
+        let y: Vec<f32> = y.into_data().into_vec().unwrap();
+        for (&x, y) in x.iter().zip(y) {
+            let want = (f64::from(x) - mean) / variance.sqrt();
+            assert!((f64::from(y) - want).abs() < 5e-5, "{y} is not {want} on {device:?}");
+        }
     }
 }
 
@@ -144,6 +145,16 @@ fn norms_of_tokens() {
                 flat(composed(x.reshape(shape), near_one(&t[0]), bias))
             },
         );
+    }
+}
+
+#[test]
+fn larger_pictures() {
+    for shape @ [batch, channels, height, width] in [[1, 1, 1, 1], [2, 3, 5, 7], [1, 4, 16, 24]] {
+        agree(&[shape.iter().product()], &|t| flat(upsample_nearest(t[0].clone().reshape(shape))), &|t| {
+            let x = t[0].clone().reshape([batch, channels, height, 1, width, 1]);
+            flat(x.repeat(&[1, 1, 1, 2, 1, 2]))
+        });
     }
 }
 

@@ -102,6 +102,16 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 impl From<Dtype> for burn::tensor::FloatDType {
     fn from(dtype: Dtype) -> Self {
         match dtype {

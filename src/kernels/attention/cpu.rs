@@ -1,98 +1,50 @@
-//! Scaled dot-product attention.
+//! Attention in f32 on the CPU, each head on a core, a few rows of its scores at a time.
 
-use burn::backend::DispatchTensorKind;
-use burn::tensor::{FloatDType, Shape, Tensor, activation};
-use burn_flex::Layout;
+use burn::tensor::Shape;
+use burn_flex::{FlexTensor, Layout};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{
+use crate::kernels::{
     cpu::{self, Rows},
     gemm::{Matrix, Onto, Target, product, transposed},
-    lift,
-    operation::{Operation, Plain, apply},
+    operation::Plain,
     simd::{exp, max, sum, update, vectorized},
 };
-
-/// `softmax(q·kᵀ/√K)·v`, every query seeing every key.
-///
-/// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32. No more scores exist at
-/// a time than a few rows of each head, and the backward pass computes them again.
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
-}
-
-/// `softmax(scale·q·kᵀ + bias)·v`, with an additive `bias` that broadcasts to `[B, N, L, S]` (a causal mask, T5's relative
-/// positions). For the text encoders: no fused form.
-pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
-    let dtype: FloatDType = q.dtype().into();
-    let bias = bias.map(|bias| lift(bias, &q));
-    let scores = (q * scale).matmul(k.transpose()).cast(FloatDType::F32);
-    let scores = match bias {
-        Some(bias) => scores + bias.cast(FloatDType::F32),
-        None => scores,
-    };
-    activation::softmax(scores, 3).cast(dtype).matmul(v)
-}
 
 /// Queries whose scores exist at a time, for each head.
 const TILE: usize = 64;
 
+/// What the backward pass needs beside the inputs.
 #[derive(Clone, Debug)]
-struct Attention;
-
-/// What the backward pass needs.
-#[derive(Clone, Debug)]
-struct Saved {
-    q: Plain,
-    k: Plain,
-    v: Plain,
+pub struct Saved {
     output: Plain,
-    /// `ln Σ exp(score)` of every query, `[B·N·L]`. Empty where the operation is composed.
+    /// `ln Σ exp(score)` of every query, `[B·N·L]`.
     log_sums: Vec<f32>,
 }
 
-impl Operation<3> for Attention {
-    type Saved = Saved;
+/// The output, in memory `[B, L, N, K]`, and what the backward pass needs of it.
+pub fn forward(inputs: [FlexTensor; 3]) -> (Plain, Saved) {
+    let [q, k, v] = inputs.map(cpu::in_rows);
+    let shape = cpu::dims(&q);
+    let [_, _, keys, _] = cpu::dims::<4>(&k);
+    let (output, log_sums) = attend(shape, keys, Rows::new(&q), Rows::new(&k), Rows::new(&v));
+    let output = tokens_first(output, shape);
+    (output.clone(), Saved { output, log_sums })
+}
 
-    fn forward(&self, [q, k, v]: [Plain; 3]) -> (Plain, Saved) {
-        let (output, log_sums) = match cpu::floats([q.clone(), k.clone(), v.clone()]) {
-            Ok(all) => {
-                let [q, k, v] = all.map(cpu::in_rows);
-                let shape = cpu::dims(&q);
-                let [_, _, keys, _] = cpu::dims::<4>(&k);
-                let (output, log_sums) = forward(shape, keys, Rows::new(&q), Rows::new(&k), Rows::new(&v));
-                (tokens_first(output, shape), log_sums)
-            }
-            Err([q, k, v]) => (composed(q, k, v), Vec::new()),
-        };
-        (output.clone(), Saved { q, k, v, output, log_sums })
-    }
-
-    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let Saved { q, k, v, output, log_sums } = saved;
-        match cpu::floats([q, k, v, output, gradient]) {
-            Ok(all) => {
-                let [q, k, v, output, g] = all.map(cpu::in_rows);
-                let shape @ [batch, heads, _, width] = cpu::dims(&q);
-                let [_, _, keys, _] = cpu::dims::<4>(&k);
-                let rows = [&q, &k, &v, &output, &g].map(Rows::new);
-                let [dq, dk, dv] = backward(shape, keys, rows, &log_sums);
-                let key_shape = [batch, heads, keys, width];
-                let [wants_q, wants_k, wants_v] = wanted;
-                [
-                    wants_q.then(|| tokens_first(dq, shape)),
-                    wants_k.then(|| tokens_first(dk, key_shape)),
-                    wants_v.then(|| tokens_first(dv, key_shape)),
-                ]
-            }
-            Err(all) => {
-                let gradients = composed_backward(all.map(Tensor::from_dispatch));
-                let mut wanted = wanted.into_iter();
-                gradients.map(|gradient| wanted.next()?.then(|| gradient.into_dispatch()))
-            }
-        }
-    }
+/// The gradients of q, k and v from these and the gradient of the output.
+pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> [Plain; 3] {
+    let Ok(all) = cpu::floats([q, k, v, output, g]) else {
+        unreachable!("what was f32 on the CPU has gradients that are");
+    };
+    let [q, k, v, output, g] = all.map(cpu::in_rows);
+    let shape @ [batch, heads, _, width] = cpu::dims(&q);
+    let [_, _, keys, _] = cpu::dims::<4>(&k);
+    let rows = [&q, &k, &v, &output, &g].map(Rows::new);
+    let [dq, dk, dv] = gradients(shape, keys, rows, &log_sums);
+    let key_shape = [batch, heads, keys, width];
+    [tokens_first(dq, shape), tokens_first(dk, key_shape), tokens_first(dv, key_shape)]
 }
 
 /// A tensor `[B, N, L, K]` whose numbers lie as `[B, L, N, K]`: the model joins the heads of each token next, for free.
@@ -135,7 +87,7 @@ impl Heads {
 }
 
 /// The output, `[B, L, N, K]`, and the log-sums.
-fn forward(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f32>, Vec<f32>) {
+fn attend(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f32>, Vec<f32>) {
     let [batch, heads, queries, width] = shape;
     let mut output = Vec::new();
     let place = Heads::new(&mut output, shape);
@@ -197,7 +149,7 @@ fn forward(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f3
 
 /// The gradients of q, k and v, `[B, L, N, K]` and `[B, S, N, K]`, head by head: with `p = exp(score - log-sum)`,
 /// `dv = pᵀ·g`, `ds = p∘(g·vᵀ - Σ g∘output)`, `dq = ds·k/√K`, `dk = dsᵀ·q/√K`.
-fn backward(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log_sums: &[f32]) -> [Vec<f32>; 3] {
+fn gradients(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log_sums: &[f32]) -> [Vec<f32>; 3] {
     let [batch, heads, queries, width] = shape;
     let key_shape = [batch, heads, keys, width];
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
@@ -269,45 +221,4 @@ fn backward(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], log
 /// One head, `[S, K]`, its rows side by side.
 fn copied(rows: Rows, b: usize, n: usize, tokens: usize) -> Vec<f32> {
     (0..tokens).flat_map(|token| rows.row([b, n, token])).copied().collect()
-}
-
-/// The same operation on any backend and dtype.
-fn composed(q: Plain, k: Plain, v: Plain) -> Plain {
-    let on_gpu = !matches!(q.kind, DispatchTensorKind::Flex(_));
-    let [q, k, v]: [Tensor<4>; 3] = [q, k, v].map(Tensor::from_dispatch);
-    let [batch, heads, queries, width] = q.dims();
-    if !on_gpu {
-        return attention_biased(q, k, v, None, 1.0 / (width as f64).sqrt()).into_dispatch();
-    }
-    // Burn's own is flash attention if the number of queries is a multiple of 128.
-    let missing = queries.next_multiple_of(128) - queries;
-    let q = match missing {
-        0 => q,
-        _ => {
-            let zeros = Tensor::zeros([batch, heads, missing, width], (&q.device(), q.dtype()));
-            Tensor::cat(vec![q, zeros], 2)
-        }
-    };
-    let output = burn::tensor::module::attention(q, k, v, None, None, Default::default());
-    output.narrow(2, 0, queries).into_dispatch()
-}
-
-/// The gradients on any backend and dtype, one head at a time: the scores of one head are all that exists of them.
-fn composed_backward([q, k, v, output, g]: [Tensor<4>; 5]) -> [Tensor<4>; 3] {
-    let [_, heads, _, width] = q.dims();
-    let scale = 1.0 / (width as f64).sqrt();
-    let dtype: FloatDType = q.dtype().into();
-    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-    for head in 0..heads {
-        let [q, k, v, output, g] = [&q, &k, &v, &output, &g].map(|t| t.clone().narrow(1, head, 1));
-        // In f32, as the forward pass adds its products up: in bf16 a score of 20 would be off by a few percent of `p`.
-        let exact = |t: &Tensor<4>| t.clone().cast(FloatDType::F32);
-        let p = activation::softmax((exact(&q) * scale).matmul(exact(&k).transpose()), 3);
-        dv.push(p.clone().cast(dtype).transpose().matmul(g.clone()));
-        let level = (g.clone().cast(FloatDType::F32) * output.cast(FloatDType::F32)).sum_dim(3);
-        let ds = (p * (g.matmul(v.transpose()).cast(FloatDType::F32) - level) * scale).cast(dtype);
-        dq.push(ds.clone().matmul(k));
-        dk.push(ds.transpose().matmul(q));
-    }
-    [dq, dk, dv].map(|heads| Tensor::cat(heads, 1))
 }

@@ -1,0 +1,111 @@
+//! Where and when something was measured.
+
+use std::{process::Command, time::SystemTime};
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+use crate::cuda;
+
+/// What a table of results says first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The day, UTC, as `2026-11-21`.
+    pub date: String,
+    /// What computed.
+    pub device: String,
+    /// NVIDIA's driver; none on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// The version of kiln, with the commit it was built from where that is known.
+    pub kiln: String,
+    /// As it was typed.
+    pub command: String,
+}
+
+impl Machine {
+    /// This machine, now.
+    pub fn here(device: &Device) -> Self {
+        let number = cuda::number(device);
+        let driver = cuda::driver().ok().filter(|_| number.is_some());
+        let gpu = number.and_then(|number| driver.as_ref()?.gpus.get(number));
+        let device = gpu.map_or_else(processor, cuda::Gpu::to_string);
+        let driver = driver.map(|driver| {
+            format!("{} for CUDA {}", driver.release.as_deref().unwrap_or("of unknown number"), driver.cuda)
+        });
+        let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]);
+        let version = env!("CARGO_PKG_VERSION");
+        let mut command: Vec<String> = std::env::args().collect();
+        command[0] = "kiln".into();
+        Self {
+            date: date(),
+            device,
+            driver,
+            kiln: commit.map_or(version.to_string(), |commit| format!("{version} at {commit}")),
+            command: command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+/// A device as `--device` spells it.
+pub(super) fn name(device: &Device) -> String {
+    cuda::number(device).map_or("cpu".into(), |number| format!("cuda:{number}"))
+}
+
+/// As a shell needs it.
+fn quoted(word: &str) -> String {
+    match word.contains(|letter: char| letter.is_whitespace() || "'\"$`\\*?#&;|<>()".contains(letter)) {
+        true => format!("'{}'", word.replace('\'', "'\\''")),
+        false => word.into(),
+    }
+}
+
+/// The first line that a program prints, if it is there and does not fail.
+fn said(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().next().map(|line| line.trim().to_string()).filter(|line| !line.is_empty())
+}
+
+/// The processor and how many of its threads this program may use.
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {threads} threads", line.map_or("a CPU", |(_, name)| name.trim()))
+}
+
+/// Today, UTC.
+fn date() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (year, month, day) = civil((since.as_secs() / 86_400) as i64);
+    format!("{year}-{month:02}-{day:02}")
+}
+
+/// Year, month and day of a number of days after 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468; // from 0000-03-01
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day_of_year - (153 * from_march + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        assert_eq!([0, 58, 59, 365].map(civil), [(1970, 1, 1), (1970, 2, 28), (1970, 3, 1), (1971, 1, 1)]);
+        assert_eq!([11_016, 11_017, 20_778].map(civil), [(2000, 2, 29), (2000, 3, 1), (2026, 11, 21)]);
+    }
+
+    #[test]
+    fn a_command_can_be_pasted_into_a_shell() {
+        assert_eq!(quoted("--size"), "--size");
+        assert_eq!(quoted("python3 it's"), r"'python3 it'\''s'");
+    }
+}

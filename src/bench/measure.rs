@@ -1,0 +1,152 @@
+//! How long something takes and how much memory: with the device waited for before and after.
+
+use std::{
+    any::Any,
+    panic::{self, AssertUnwindSafe},
+    time::Instant,
+};
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    memory::{self, Stage},
+};
+
+/// Something made ready to be run again and again; may leave a number `[1]` that must be finite.
+pub type Run = Box<dyn FnMut() -> Result<Option<Tensor<1>>>>;
+
+/// What was measured of one way to do a case: by kiln, or as the peer says it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Variant {
+    /// Which way.
+    pub name: String,
+    /// Of each run after the first.
+    pub seconds: Vec<f64>,
+    /// Of the first run, which compiles and tunes kernels where this program has not done so before.
+    pub first_seconds: Option<f64>,
+    /// The most device memory: what kiln's pools held, or the peer's tensors took; none on the CPU.
+    pub device_peak_bytes: Option<u64>,
+    /// The most host memory.
+    pub host_peak_bytes: Option<u64>,
+    /// Why it could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Variant {
+    /// The middle one of [`seconds`](Self::seconds).
+    pub fn median(&self) -> Option<f64> {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    /// What it took where its tensors are: device memory, on the CPU host memory.
+    pub fn memory(&self) -> Option<u64> {
+        self.device_peak_bytes.or(self.host_peak_bytes)
+    }
+}
+
+/// Makes a run ready and measures `repeats` runs after the first. Whatever goes wrong, a panic too, becomes the
+/// variant's error; everything is given back.
+pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl FnOnce() -> Result<Run>) -> Variant {
+    guarded(name, device, || {
+        let mut run = prepare()?;
+        memory::release(device); // what only making it ready took
+        let stage = Stage::watch(name, device);
+        let mut once = || -> Result<f64> {
+            let (number, seconds) = timed(device, &mut run)?;
+            match number?.map(|number| number.into_scalar::<f32>()) {
+                Some(number) if !number.is_finite() => Err(problem(format!("the result is {number}"))),
+                _ => Ok(seconds),
+            }
+        };
+        let first = once()?;
+        let seconds = (0..repeats).map(|_| once()).collect::<Result<_>>()?;
+        let measured = stage.measure();
+        Ok(Variant {
+            seconds,
+            first_seconds: Some(first),
+            device_peak_bytes: measured.device.map(|_| measured.device_peak),
+            host_peak_bytes: Some(measured.peak),
+            ..Variant::default()
+        })
+    })
+}
+
+/// What `measurement` says under this `name`, or the error that it ended with.
+pub(super) fn guarded(name: &str, device: &Device, measurement: impl FnOnce() -> Result<Variant>) -> Variant {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| ())); // it is told where the results are
+    let measured = panic::catch_unwind(AssertUnwindSafe(measurement));
+    panic::set_hook(hook);
+    memory::release(device);
+    let failed = |text: String| {
+        let text = text.lines().next().unwrap_or_default().chars().take(300).collect();
+        Variant { error: Some(text), ..Variant::default() }
+    };
+    let variant = match measured {
+        Ok(Ok(variant)) => variant,
+        Ok(Err(error)) => failed(error.to_string()),
+        Err(panic) => failed(message(panic.as_ref())),
+    };
+    Variant { name: name.into(), ..variant }
+}
+
+/// What comes of `run` and its seconds, until the device has done it.
+///
+/// # Errors
+/// The device failed, such as for memory.
+pub(super) fn timed<T>(device: &Device, run: impl FnOnce() -> T) -> Result<(T, f64)> {
+    let wait = || device.sync().map_err(|e| problem(e.to_string()));
+    wait()?;
+    let started = Instant::now();
+    let output = run();
+    wait()?;
+    Ok((output, started.elapsed().as_secs_f64()))
+}
+
+fn problem(text: String) -> Error {
+    Error::setting("bench", text)
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_timed_and_the_first_is_kept_apart() {
+        let mut runs = 0;
+        let prepare = || {
+            Ok(Box::new(move || {
+                runs += 1;
+                Ok(Some(Tensor::full([1], runs as f32, &Device::flex())))
+            }) as Run)
+        };
+        let variant = measure("kept", &Device::flex(), 3, prepare);
+        assert_eq!((variant.seconds.len(), variant.error.clone()), (3, None));
+        assert!(
+            variant.first_seconds.is_some() && variant.host_peak_bytes.is_some() && variant.device_peak_bytes.is_none()
+        );
+        assert!(variant.median() > Some(0.0));
+    }
+
+    #[test]
+    fn panics_errors_and_numbers_that_are_none_become_the_error_of_the_row() {
+        let device = Device::flex();
+        let error = |run: Run| measure("kept", &device, 1, || Ok(run)).error.unwrap();
+        assert_eq!(error(Box::new(|| panic!("no memory {}", 7))), "no memory 7");
+        assert!(error(Box::new(|| Ok(Some(Tensor::full([1], f32::NAN, &Device::flex()))))).contains("NaN"));
+        let refused = measure("kept", &device, 1, || Err(Error::setting("lora.targets", "match nothing")));
+        assert!(refused.error.unwrap().contains("match nothing"));
+    }
+}

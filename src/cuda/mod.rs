@@ -1,0 +1,118 @@
+//! NVIDIA GPUs: what this machine has for them, or what exactly it lacks, and where their compiled kernels are kept.
+//!
+//! The backend loads everything at run time and ends the program where something is missing. Here all of it is found and
+//! compared first: driver, GPU, compiler (NVRTC) and headers.
+
+#[cfg(feature = "cuda")]
+mod cache;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod toolkit;
+
+use std::{fmt, path::PathBuf};
+
+use burn::tensor::Device;
+
+use crate::error::{Error, Result};
+
+/// A version of CUDA, such as 13.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The number before the point.
+    pub major: u32,
+    /// The number after it.
+    pub minor: u32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// The NVIDIA driver and what it drives.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    /// The newest CUDA whose programs it runs.
+    pub cuda: Version,
+    /// Its own number, such as `580.159.03`, where the system tells.
+    pub release: Option<String>,
+    /// In the order of their numbers.
+    pub gpus: Vec<Gpu>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// As the driver calls it, such as `NVIDIA H200`.
+    pub name: String,
+    /// Bytes in all.
+    pub memory: u64,
+    /// Its compute capability.
+    pub capability: Version,
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {:.1} GiB, compute capability {}",
+            self.name,
+            self.memory as f64 / f64::powi(2.0, 30),
+            self.capability
+        )
+    }
+}
+
+/// The driver and its GPUs.
+///
+/// # Errors
+/// This build has no CUDA in it, or the driver is missing, broken or finds no GPU.
+pub fn driver() -> Result<Driver> {
+    #[cfg(feature = "cuda")]
+    return driver::find();
+    #[cfg(not(feature = "cuda"))]
+    Err(Error::setting("--device cuda", "this build of kiln has no CUDA in it")
+        .hint("build it with `cargo build --release --features cuda`, or use `--device cpu`"))
+}
+
+/// The GPU `number`, counted from 0, with its compiled kernels and measurements kept in the folder `cache`.
+///
+/// To be called before other threads run: it may set `CUDA_PATH` in this process.
+///
+/// # Errors
+/// As [`driver`]; there is no GPU of that number; the compiler or the headers are missing, or do not fit the driver, the GPU
+/// or each other; `cache` was named and cannot be made.
+pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
+    let driver = driver()?;
+    let Some(gpu) = driver.gpus.get(number) else {
+        let gpus = driver.gpus.iter().enumerate().map(|(number, gpu)| format!("\n  cuda:{number}: {gpu}"));
+        let problem = format!("there is no such GPU, only{}", gpus.collect::<String>());
+        return Err(Error::setting(format!("--device cuda:{number}"), problem));
+    };
+    #[cfg(feature = "cuda")]
+    {
+        let toolkit = toolkit::find(driver.cuda, gpu)?;
+        let kept = cache::keep(cache, gpu)?;
+        let release = driver.release.as_deref().unwrap_or("of unknown number");
+        tracing::debug!(
+            "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; kernels in {kept}",
+            driver.cuda
+        );
+        Ok(Device::cuda(number))
+    }
+    #[cfg(not(feature = "cuda"))]
+    unreachable!("without CUDA there is no driver: {gpu} {cache:?}")
+}
+
+/// The number of the GPU that `device` is; none of the CPU.
+pub fn number(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let burn::backend::DispatchDevice::Cuda(gpu) = device.clone().inner().as_dispatch() {
+        return Some(gpu.index);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    None
+}

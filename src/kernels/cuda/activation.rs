@@ -1,0 +1,91 @@
+//! Activations.
+
+use burn_cubecl::cubecl::{
+    self,
+    prelude::*,
+    std::tensor::layout::linear::{LinearView, LinearViewMut},
+};
+
+use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, tensors, vector_size};
+use crate::kernels::activation::{CUBIC, Kind, ROOT};
+
+/// The activation of each number.
+pub fn forward(kind: Kind, input: [Plain; 1]) -> Plain {
+    let [x] = tensors(input);
+    let y = empty(&x, x.meta.shape().clone(), x.dtype);
+    let all = [&x, &y];
+    let (size, address) = (vector_size(&all), address_type(&all));
+    let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
+    let (client, dtype) = (x.client.clone(), one_type(&all));
+    let (from, to) = (x.into_linear_view(), y.clone().into_linear_view());
+    // SAFETY: a unit beyond the output ends at once, and the input has the output's shape.
+    unsafe { activate::launch_unchecked(&client, count, dim, address, size, from, to, kind, dtype) };
+    plain(y)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn activate<T: Float, N: Size>(
+    x: LinearView<'_, Vector<T, N>>,
+    mut y: LinearViewMut<'_, Vector<T, N>>,
+    #[comptime] kind: Kind,
+    #[define(T)] _dtype: StorageType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let x = Vector::<f32, N>::cast_from(x.read(ABSOLUTE_POS));
+    let (s, _) = sigmoid::<N>(argument::<N>(x, kind));
+    y.write(ABSOLUTE_POS, Vector::cast_from(x * s));
+}
+
+/// The slope of the activation at each `x` times the gradient.
+pub fn backward(kind: Kind, inputs: [Plain; 2]) -> Plain {
+    let [x, gradient] = tensors(inputs);
+    let dx = empty(&x, x.meta.shape().clone(), x.dtype);
+    let all = [&x, &gradient, &dx];
+    let (size, address) = (vector_size(&all), address_type(&all));
+    let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
+    let (client, dtype) = (x.client.clone(), one_type(&all));
+    let [x, gradient, to] = [x, gradient, dx.clone()].map(CudaTensor::into_linear_view);
+    // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
+    unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };
+    plain(dx)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn pull_back<T: Float, N: Size>(
+    x: LinearView<'_, Vector<T, N>>,
+    gradient: LinearView<'_, Vector<T, N>>,
+    mut dx: LinearViewMut<'_, Vector<T, N>>,
+    #[comptime] kind: Kind,
+    #[define(T)] _dtype: StorageType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let x = Vector::<f32, N>::cast_from(x.read(ABSOLUTE_POS));
+    let gradient = Vector::<f32, N>::cast_from(gradient.read(ABSOLUTE_POS));
+    let (s, t) = sigmoid::<N>(argument::<N>(x, kind));
+    let steep = match kind {
+        Kind::GeluTanh => (x * x * Vector::new(3.0 * CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Kind::Silu => Vector::new(1.0),
+    };
+    dx.write(ABSOLUTE_POS, Vector::cast_from(gradient * (s + x * s * t * steep)));
+}
+
+/// What the logistic function is taken of.
+#[cube]
+fn argument<N: Size>(x: Vector<f32, N>, #[comptime] kind: Kind) -> Vector<f32, N> {
+    match kind {
+        Kind::GeluTanh => x * (x * x * Vector::new(CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Kind::Silu => x,
+    }
+}
+
+/// `(σ(x), 1 - σ(x))` of the logistic function σ; both keep their relative precision.
+#[cube]
+pub fn sigmoid<N: Size>(x: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>) {
+    let e = (-max(x, Vector::new(-80.0))).exp();
+    let s = Vector::new(1.0) / (Vector::new(1.0) + e);
+    (s, e * s)
+}

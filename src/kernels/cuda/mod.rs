@@ -1,0 +1,154 @@
+//! The operations as kernels for NVIDIA GPUs, one launch for each direction (two where sums run over the rows).
+//!
+//! Composed from Burn's operations, each elementwise step would be a launch and a pass over memory: at FLUX's sizes as much
+//! time as the matrix products. The kernels are written in CubeCL, which makes CUDA C++ of them at run time for the types
+//! and widths they meet. They read f32, f16 or bf16, compute in f32, and write what they read. With Burn's own fusion on,
+//! tensors are promises of results and these kernels step aside.
+
+pub(super) mod activation;
+pub(super) mod adamw;
+pub(super) mod geglu;
+pub(super) mod group_norm;
+pub(super) mod matmul;
+pub(super) mod norm;
+pub(super) mod residual;
+pub(super) mod rope;
+pub(super) mod softmax;
+
+use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::{
+    cubecl::{
+        self,
+        ir::{ElemType, FloatKind},
+        prelude::*,
+        tensor_vector_size_parallel,
+    },
+    kernel::into_contiguous,
+    ops::numeric::empty_device_contiguous_dtype,
+};
+
+use super::{matmul::assert_one_dtype, operation::Plain};
+
+/// A tensor of the CUDA backend.
+pub(super) type CudaTensor = FloatTensor<Cuda>;
+
+/// Whether the kernels take these: all on a GPU, in a type they read.
+pub(super) fn takes<const N: usize>(inputs: &[Plain; N]) -> bool {
+    inputs.iter().all(|input| match &input.kind {
+        DispatchTensorKind::Cuda(BackendTensor::Float(t)) => {
+            matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16)
+        }
+        _ => false,
+    })
+}
+
+/// Inputs that the kernels [take](takes).
+fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
+    inputs.map(|input| match input.kind {
+        DispatchTensorKind::Cuda(BackendTensor::Float(tensor)) => tensor,
+        _ => unreachable!("the operation asked whether the kernels take its inputs"),
+    })
+}
+
+/// A tensor of the CUDA backend for the rest of the program.
+fn plain(tensor: CudaTensor) -> Plain {
+    Plain { kind: DispatchTensorKind::Cuda(BackendTensor::Float(tensor)), checkpointing: None }
+}
+
+/// Memory for a result beside `like`, its numbers in order.
+fn empty(like: &CudaTensor, shape: impl Into<Shape>, dtype: DType) -> CudaTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// CubeCL's name of a type that the kernels read.
+fn storage(dtype: DType) -> StorageType {
+    let kind = match dtype {
+        DType::F16 => FloatKind::F16,
+        DType::BF16 => FloatKind::BF16,
+        _ => FloatKind::F32,
+    };
+    StorageType::Scalar(ElemType::Float(kind))
+}
+
+/// The one type of all these.
+#[track_caller]
+fn one_type(tensors: &[&CudaTensor]) -> StorageType {
+    let dtypes: Vec<DType> = tensors.iter().map(|t| t.dtype).collect();
+    assert_one_dtype("a kernel", &dtypes);
+    storage(dtypes[0])
+}
+
+/// How many neighbours of the last axis one unit can read at once: 16 bytes of the widest type, where the rows of all
+/// tensors lie so.
+fn vector_size(tensors: &[&CudaTensor]) -> VectorSize {
+    let widest = tensors.iter().map(|t| t.dtype.size()).max().unwrap_or(4);
+    let fits = |t: &&CudaTensor| {
+        let sizes = t.client.io_optimized_vector_sizes(widest);
+        tensor_vector_size_parallel(sizes, t.meta.shape(), t.meta.strides(), t.meta.num_dims() - 1)
+    };
+    tensors.iter().map(fits).min().unwrap_or(1)
+}
+
+/// Wide enough for every position in the tensors.
+fn address_type(tensors: &[&CudaTensor]) -> AddressType {
+    tensors.iter().map(|t| t.required_address_type()).max().unwrap_or_default()
+}
+
+/// Units in a cube of a kernel that gives each unit its own work.
+const UNITS: u32 = 256;
+
+/// The cubes for `units` pieces of work, one for each unit.
+fn cubes_of_units(like: &CudaTensor, units: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new_1d(UNITS);
+    (cubecl::calculate_cube_count_elemwise(&like.client, units, dim), dim)
+}
+
+/// The tensor with the numbers of each row (its last axis) side by side; rows may lie anywhere. Copied only if they are not.
+fn in_rows(tensor: CudaTensor) -> CudaTensor {
+    if tensor.meta.strides().last() == Some(&1) { tensor } else { into_contiguous(tensor) }
+}
+
+/// The sizes of a tensor of known rank.
+fn dims<const D: usize>(tensor: &CudaTensor) -> [usize; D] {
+    let shape: &[usize] = tensor.meta.shape();
+    shape.try_into().expect("the public function fixes the rank")
+}
+
+/// Units that run in step and add up their numbers without shared memory.
+const PLANE: u32 = 32;
+
+/// The planes of a cube that works on one row of `units` pieces.
+fn planes_for(units: usize) -> u32 {
+    (units as u32).div_ceil(PLANE).clamp(1, UNITS / PLANE)
+}
+
+/// The sum of `value` over the units of the cube, for each of them. `shared` has a place for each plane.
+#[cube]
+fn cube_sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> f32 {
+    let sum = plane_sum(value);
+    if planes == 1 {
+        sum
+    } else {
+        // Nobody still reads the sum before this one.
+        sync_cube();
+        if UNIT_POS_PLANE == 0 {
+            shared[PLANE_POS as usize] = sum;
+        }
+        sync_cube();
+        let mut total = 0.0f32;
+        #[unroll]
+        for plane in 0..planes {
+            total += shared[plane as usize];
+        }
+        total
+    }
+}
+
+/// Rows that one unit adds up where a sum runs over the tokens.
+const TOKENS: usize = 32;
+
+/// `[B, chunks, D]` → `[B, D]`.
+fn sum_chunks(partial: CudaTensor) -> burn::tensor::Tensor<2> {
+    burn::tensor::Tensor::<3>::from_dispatch(plain(partial)).sum_dim(1).squeeze_dim(1)
+}

@@ -1,0 +1,247 @@
+//! The scores of attention: a cube for each row, which it reads once and replaces.
+
+use burn::tensor::{self, DType};
+use burn_cubecl::{
+    cubecl::{
+        self,
+        prelude::*,
+        std::tensor::{MatrixBatchLayout, matrix_batch_layout},
+    },
+    kernel::{
+        into_contiguous,
+        matmul::{MatmulStrategy, matmul},
+    },
+};
+
+use super::matmul as exact;
+use super::{CudaTensor, PLANE, Plain, address_type, cube_sum, plain, storage, tensors, vector_size};
+
+/// What q is multiplied by where scores are f16, exactly, so that they stay in its range: up to 4 million, in steps that
+/// are finer than bf16's by 8. (In f32 they would be another fifth of the traffic of the backward pass.)
+const SHRINK: f64 = 1.0 / 64.0;
+
+/// The tensor as matrix products read it, copied only if each of them would copy it.
+pub fn laid_out(tensor: [Plain; 1]) -> Plain {
+    let [tensor] = tensors(tensor);
+    match matrix_batch_layout(tensor.meta.strides(), None) {
+        MatrixBatchLayout::HighlyPermuted => plain(into_contiguous(tensor)),
+        _ => plain(tensor),
+    }
+}
+
+/// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`.
+pub fn probabilities([q, k]: [Plain; 2]) -> Plain {
+    let dtype = dtype(&q);
+    let (scores, scale) = scores(q, k);
+    let (count, dim, each, size) = rows(&[&scores]);
+    let client = scores.client.clone();
+    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    unsafe {
+        softmax::launch_unchecked(
+            &client,
+            count,
+            dim,
+            address_type(&[&scores]),
+            size,
+            scores.clone().into_tensor_arg(),
+            scale,
+            each,
+            dim.x / PLANE,
+            [storage(scores.dtype), storage(dtype)],
+        );
+    }
+    plain(CudaTensor { dtype, ..scores })
+}
+
+/// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
+pub fn slopes([q, k, v, g]: [Plain; 4]) -> [Plain; 2] {
+    let [.., width] = tensor::Tensor::<4>::from_dispatch(q.clone()).dims();
+    let dtype = dtype(&q);
+    let (scores, scale) = scores(q, k);
+    let dp = product(g, v, dtype);
+    let (count, dim, each, size) = rows(&[&scores, &dp]);
+    let client = scores.client.clone();
+    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    unsafe {
+        softmax_slopes::launch_unchecked(
+            &client,
+            count,
+            dim,
+            address_type(&[&scores, &dp]),
+            size,
+            scores.clone().into_tensor_arg(),
+            dp.clone().into_tensor_arg(),
+            scale,
+            1.0 / (width as f32).sqrt(),
+            each,
+            dim.x / PLANE,
+            [storage(scores.dtype), storage(dtype)],
+        );
+    }
+    [plain(CudaTensor { dtype, ..scores }), plain(dp)]
+}
+
+fn dtype(tensor: &Plain) -> DType {
+    tensor::Tensor::<4>::from_dispatch(tensor.clone()).dtype()
+}
+
+/// `q·kᵀ` shrunk, and what makes scores of it: in 16 bits f16, of which the steps are finer than bf16's.
+fn scores(q: Plain, k: Plain) -> (CudaTensor, f32) {
+    let q = tensor::Tensor::<4>::from_dispatch(q);
+    let [.., width] = q.dims();
+    let scale = 1.0 / (width as f64).sqrt();
+    match q.dtype() {
+        DType::F32 => (product(q.into_dispatch(), k, DType::F32), scale as f32),
+        _ => (product((q * SHRINK).into_dispatch(), k, DType::F16), (scale / SHRINK) as f32),
+    }
+}
+
+/// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
+fn product(a: Plain, b: Plain, dtype: DType) -> CudaTensor {
+    let b = tensor::Tensor::<4>::from_dispatch(b).transpose().into_dispatch();
+    let both = [a, b];
+    if exact::is_exact(&both) {
+        let [product] = tensors([exact::product(both)]);
+        return product;
+    }
+    let [a, b] = tensors(both);
+    matmul(a, b, None, MatmulStrategy::default(), dtype).expect("one of the products that are tried takes any matrix")
+}
+
+/// Pieces of a row that a unit keeps in its registers, where the row is not longer than 512 units can hold so.
+const EACH: usize = 3;
+
+/// A cube for each row, its units, the pieces of each, and the numbers in a piece.
+fn rows(tensors: &[&CudaTensor]) -> (CubeCount, CubeDim, usize, VectorSize) {
+    let shape = tensors[0].meta.shape();
+    let (rows, width) = shape.split_at(shape.len() - 1);
+    let size = vector_size(tensors);
+    let pieces = width[0] / size;
+    let units = pieces.div_ceil(EACH).next_multiple_of(PLANE as usize).clamp(PLANE as usize, 512);
+    let count = CubeCount::new_1d(rows.iter().product::<usize>() as u32);
+    (count, CubeDim::new_1d(units as u32), pieces.div_ceil(units), size)
+}
+
+/// Replaces each row by its softmax, in the bits of another type of the same size.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn softmax<S: Float, T: Float, N: Size>(
+    scores: &mut Tensor<Vector<S, N>>,
+    scale: f32,
+    #[comptime] each: usize,
+    #[comptime] planes: u32,
+    #[define(S, T)] _dtypes: [StorageType; 2],
+) {
+    let mut shared = Shared::<[f32]>::new_slice(planes as usize);
+    let pieces = scores.shape(3) / N::value();
+    let row = CUBE_POS * (scores.stride(2) / N::value());
+    let p = exponentials(&*scores, row, pieces, scale, &mut shared, each, planes);
+    let mut total = Vector::<f32, N>::new(0.0);
+    #[unroll]
+    for i in 0..each {
+        total += p[i];
+    }
+    let inverse = 1.0 / cube_sum(total.vector_sum(), &mut shared, planes);
+    #[unroll]
+    for i in 0..each {
+        let at = UNIT_POS as usize + i * CUBE_DIM as usize;
+        if at < pieces {
+            scores[row + at] = Vector::reinterpret(Vector::<T, N>::cast_from(p[i] * Vector::new(inverse)));
+        }
+    }
+}
+
+/// Replaces each row of the scores by its softmax `p`, and of `dp` by `p∘(dp - Σ p∘dp)·factor`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn softmax_slopes<S: Float, T: Float, N: Size>(
+    scores: &mut Tensor<Vector<S, N>>,
+    dp: &mut Tensor<Vector<T, N>>,
+    scale: f32,
+    factor: f32,
+    #[comptime] each: usize,
+    #[comptime] planes: u32,
+    #[define(S, T)] _dtypes: [StorageType; 2],
+) {
+    let mut shared = Shared::<[f32]>::new_slice(planes as usize);
+    let pieces = scores.shape(3) / N::value();
+    let row = CUBE_POS * (scores.stride(2) / N::value());
+    let dp_row = CUBE_POS * (dp.stride(2) / N::value());
+    let p = exponentials(&*scores, row, pieces, scale, &mut shared, each, planes);
+    let mut slope = Array::<Vector<f32, N>>::new(each);
+    let (mut total, mut level) = (Vector::<f32, N>::new(0.0), Vector::<f32, N>::new(0.0));
+    #[unroll]
+    for i in 0..each {
+        let at = UNIT_POS as usize + i * CUBE_DIM as usize;
+        slope[i] = Vector::new(0.0);
+        if at < pieces {
+            slope[i] = Vector::cast_from(dp[dp_row + at]);
+        }
+        total += p[i];
+        level += p[i] * slope[i];
+    }
+    let inverse = 1.0 / cube_sum(total.vector_sum(), &mut shared, planes);
+    let level = inverse * cube_sum(level.vector_sum(), &mut shared, planes);
+    #[unroll]
+    for i in 0..each {
+        let at = UNIT_POS as usize + i * CUBE_DIM as usize;
+        if at < pieces {
+            let p = p[i] * Vector::new(inverse);
+            scores[row + at] = Vector::reinterpret(Vector::<T, N>::cast_from(p));
+            dp[dp_row + at] = Vector::cast_from(p * (slope[i] - Vector::new(level)) * Vector::new(factor));
+        }
+    }
+}
+
+/// `exp(scale·(score - the row's largest))` of the pieces of this unit, 0 beyond the row.
+#[cube]
+fn exponentials<S: Float, N: Size>(
+    scores: &Tensor<Vector<S, N>>,
+    row: usize,
+    pieces: usize,
+    scale: f32,
+    shared: &mut Shared<[f32]>,
+    #[comptime] each: usize,
+    #[comptime] planes: u32,
+) -> Array<Vector<f32, N>> {
+    let mut p = Array::<Vector<f32, N>>::new(each);
+    let mut most = Vector::<f32, N>::new(f32::MIN);
+    #[unroll]
+    for i in 0..each {
+        let at = UNIT_POS as usize + i * CUBE_DIM as usize;
+        p[i] = Vector::new(f32::MIN);
+        if at < pieces {
+            p[i] = Vector::cast_from(scores[row + at]);
+        }
+        most = max(most, p[i]);
+    }
+    let mut of_piece = most.extract(0);
+    #[unroll]
+    for i in 1..N::value() {
+        of_piece = max(of_piece, most.extract(i));
+    }
+    let most = cube_max(of_piece, shared, planes);
+    #[unroll]
+    for i in 0..each {
+        p[i] = ((p[i] - Vector::new(most)) * Vector::new(scale)).exp();
+    }
+    p
+}
+
+/// The largest `value` of the units of the cube, for each of them. `shared` has a place for each plane.
+#[cube]
+fn cube_max(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> f32 {
+    let value = plane_max(value);
+    if planes == 1 {
+        value
+    } else {
+        if UNIT_POS_PLANE == 0 {
+            shared[PLANE_POS as usize] = value;
+        }
+        sync_cube();
+        let mut most = shared[0];
+        #[unroll]
+        for plane in 1..planes {
+            most = max(most, shared[plane as usize]);
+        }
+        most
+    }
+}
