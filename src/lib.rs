@@ -31,4 +31,5 @@ pub mod data;
 pub mod pipelines;
 pub mod training;
 pub mod bench;
+pub mod selftest;
 pub mod cli;

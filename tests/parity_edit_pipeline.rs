@@ -8,10 +8,11 @@ use burn::tensor::Tensor;
 use kiln::{
     models::text::PromptEmbeds,
     pipelines::{InstructPix2PixPipeline, Pipeline, Request},
+    selftest::sampling,
 };
 use support::{
     Golden, goldens,
-    sampling::{check_picture, embeds, open},
+    sampling::{check_picture, open},
 };
 
 const CLASS: &str = "StableDiffusionInstructPix2PixPipeline";
@@ -19,15 +20,7 @@ const SECTIONS: [&str; 2] = ["pipe.ip2p", "pipe.ip2p_dpmpp"];
 
 /// What diffusers was asked for in a section.
 fn request(golden: &Golden, section: &str, pipeline: &InstructPix2PixPipeline) -> Request {
-    let number = |key: &str| golden.section(section)[key].as_f64().unwrap();
-    let of = |name: &str| format!("{section}.{name}");
-    let original = pipeline.vae.encode(golden.tensor::<4>(&of("image")) * 2.0 - 1.0).mode();
-    let (noise, steps) = (golden.tensor(&of("latents")), number("num_inference_steps") as usize);
-    Request {
-        negative: Some((embeds(golden, section, "negative_"), number("guidance_scale"))),
-        original: Some((original, number("image_guidance_scale"))),
-        ..Request::new(embeds(golden, section, ""), noise, vec![0], steps)
-    }
+    sampling::edit_request(golden, section, pipeline).unwrap()
 }
 
 /// The latents after each step, with the sampler's noise from the golden.

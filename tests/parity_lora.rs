@@ -12,28 +12,19 @@ use kiln::{
         text::PromptEmbeds,
     },
     pipelines::{FluxPipeline, Pipeline, Request},
+    selftest::flux,
 };
 use support::{Golden, goldens};
 
 const CASES: [&str; 3] = ["lora_r4_a4", "lora_r4_a8", "lora_all_r4_a2"];
 
 fn open(golden: &Golden) -> FluxTransformer {
-    FluxTransformer::open(golden.model.join("transformer"), &Device::flex(), Some(FloatDType::F32)).unwrap()
+    flux::open(golden, FloatDType::F32).unwrap()
 }
 
 /// The inputs of the section `lora`.
 fn inputs(golden: &Golden, model: &FluxTransformer) -> FluxInputs {
-    let latents: Tensor<4> = golden.tensor("lora.latents");
-    let [_, _, height, width] = latents.dims();
-    let txt: Tensor<3> = golden.tensor("lora.encoder_hidden_states");
-    FluxInputs {
-        img: pack(latents),
-        pooled: golden.tensor("lora.pooled_projections"),
-        sigma: golden.tensor("lora.timestep"),
-        guidance: golden.tensor("lora.guidance"),
-        rope: model.config.rope(txt.dims()[1], height, width, &Device::flex()),
-        txt,
-    }
+    flux::inputs(golden, model, "lora", FloatDType::F32).unwrap()
 }
 
 /// The files of a case: one adapter, as diffusers and as kohya store it.

@@ -13,6 +13,7 @@ use kiln::{
         vae::AutoencoderKl,
     },
     nn::{Adapter, Linears, Parameters},
+    selftest::unet,
     training::{
         Mode,
         backward::{backward, blockwise, full},
@@ -35,11 +36,7 @@ fn open(golden: &Golden, dtype: Option<FloatDType>) -> UNet {
 
 /// The inputs of one golden section.
 fn inputs(golden: &Golden, section: &str) -> UNetInputs {
-    UNetInputs {
-        sample: golden.tensor(&format!("{section}.sample")),
-        timestep: golden.tensor(&format!("{section}.timestep")),
-        text: golden.tensor(&format!("{section}.encoder_hidden_states")),
-    }
+    unet::inputs(golden, section, FloatDType::F32).unwrap()
 }
 
 fn weight_files(golden: &Golden) -> Vec<TensorFile> {
@@ -54,40 +51,20 @@ fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 
 #[test]
 fn outputs_match_for_square_wide_and_odd_latents() {
-    for (golden, model) in every() {
-        for case in 0..3 {
-            let section = format!("unet.{case}");
-            golden.check(&format!("{section}.output"), model.forward(&inputs(&golden, &section)));
-        }
+    for (golden, _) in every() {
+        golden.agrees(unet::outputs);
     }
 }
 
 #[test]
 fn every_level_matches() {
     for (golden, model) in every() {
-        let inputs = inputs(&golden, "unet.0");
-        let tap = |name: &str| format!("unet.0.taps.{name}");
-        let mut state = State::default();
-        let segments = model.segments();
-        for (i, segment) in segments.iter().enumerate() {
-            state = segment.run(&inputs, state);
-            let picture = state.streams[0].clone();
-            if i == 0 {
-                golden.check(&tap("conv_in"), picture);
-                let time = state.shared[0].clone() - silu(golden.tensor::<2>(&tap("time_embedding")));
-                let difference = f64::from(time.abs().max().into_scalar::<f32>());
-                assert!(difference <= golden.tolerance(&tap("time_embedding")), "the time differs by {difference}");
-            } else if i + 1 == segments.len() {
-                golden.check("unet.0.output", picture);
-                assert_eq!(state.streams.len(), 1);
-            } else if segment.name() != segments[i + 1].name() {
-                match segment.name().split_once('.') {
-                    Some(("down_blocks", level)) => golden.check(&tap(&format!("down_{level}.0")), picture),
-                    Some(("up_blocks", level)) => golden.check(&tap(&format!("up_{level}")), picture),
-                    _ => golden.check(&tap("mid"), picture),
-                }
-            }
-        }
+        golden.agrees(unet::levels);
+        let stem = model.segments()[0].run(&inputs(&golden, "unet.0"), State::default());
+        let tap = "unet.0.taps.time_embedding";
+        let difference = stem.shared[0].clone() - silu(golden.tensor::<2>(tap));
+        let difference = f64::from(difference.abs().max().into_scalar::<f32>());
+        assert!(difference <= golden.tolerance(tap), "the time differs by {difference}");
     }
 }
 

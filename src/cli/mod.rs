@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod prepare;
 mod report;
+mod selftest;
 mod train;
 mod validate;
 
@@ -74,6 +75,7 @@ enum Command {
     Batch(batch::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
+    Selftest(selftest::Args),
 }
 
 /// Runs the command.
@@ -92,6 +94,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args, global),
+        Command::Selftest(args) => selftest::run(args, global),
     }
 }
 

@@ -1,0 +1,47 @@
+//! `kiln selftest`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Global, print};
+use crate::{bench::Machine, selftest};
+
+/// Says whether this machine computes what diffusers computes
+///
+/// Runs tiny models as diffusers ran them, forward, backward and through training, and single kernels as the CPU computes them,
+/// each in f32 and in bf16, and compares. The exit code is 1 if anything is further off than it may be. Which kernels a GPU runs
+/// is chosen when kiln is built (features `cuda` and `fusion`): two builds are two tests.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only checks in whose name this word occurs: a model (`flux`), a part (`vae`), a kernel (`kernel attention`), a type (`bf16`)
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
+    /// The tiny models and what diffusers computed with them, from kiln's source
+    #[arg(long, value_name = "FOLDER", default_value = "tests/fixtures")]
+    goldens: PathBuf,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let device = global.open()?;
+    let name = Machine::here(&device).device;
+    let options = selftest::Options { goldens: args.goldens, only: args.only };
+    let (mut header, mut printed) = (Some(selftest::Report::new(name.as_str())), Ok(()));
+    let mut on_row = |row: &selftest::Row| {
+        if !args.json && printed.is_ok() {
+            printed = header.take().map_or(Ok(()), print).and_then(|()| print(row));
+        }
+    };
+    let report = selftest::run(&options, &device, &name, &mut on_row).context("the self-test cannot be run")?;
+    printed?;
+    if args.json {
+        print(serde_json::to_string_pretty(&report)?)?;
+    }
+    match report.failures() {
+        0 => Ok(()),
+        failures => bail!("{failures} of {} checks failed", report.rows.len()),
+    }
+}

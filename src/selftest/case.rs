@@ -1,0 +1,166 @@
+//! One thing to test, which may go wrong by itself.
+
+use std::{
+    panic::{self, AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use burn::tensor::FloatDType;
+
+use super::{
+    Found, Golden,
+    check::{Check, Precision},
+    edit_steps, encoders, flux, lora_steps,
+    report::Row,
+    sampling, unet,
+};
+use crate::{error::Result, training::backward::blockwise};
+
+/// Both types that models are run in.
+pub(super) const DTYPES: [FloatDType; 2] = [FloatDType::F32, FloatDType::BF16];
+
+/// What a case has found: a tensor's name, and how exact it is.
+type Checked<'a> = &'a mut dyn FnMut(&str, Check);
+
+/// One thing to test in one type.
+pub(super) struct Case<'a> {
+    what: String,
+    dtype: FloatDType,
+    run: Box<dyn Fn(Checked) -> Result<()> + 'a>,
+}
+
+impl<'a> Case<'a> {
+    pub fn new(what: String, dtype: FloatDType, run: impl Fn(Checked) -> Result<()> + 'a) -> Self {
+        Self { what, dtype, run: Box::new(run) }
+    }
+
+    /// What is tested and the type.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.what, if self.dtype == FloatDType::F32 { "f32" } else { "bf16" })
+    }
+
+    /// Its lines: one for each tensor or kind of tensors, and one for what ended it too early.
+    pub fn run(&self) -> Vec<Row> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut checked = |name: &str, check: Check| {
+            let Check { precision, error, bound } = check;
+            tracing::debug!("{} {name} {precision:?}: {error:.1e} of {bound:.1e}", self.what);
+            match groups.iter_mut().find(|known| group(&known.worst) == group(name)) {
+                Some(known) => known.add(name, check),
+                None => groups.push(Group { worst: name.to_string(), check, count: 1 }),
+            }
+        };
+        let (result, panics) = unpanicked(|| (self.run)(&mut checked));
+        // Work on other threads may panic and be done in another way: that is no failure, but worth a line.
+        let (ok, problem) = match result {
+            Some(Err(error)) => (false, Some(error.to_string().replace('\n', "; "))),
+            Some(Ok(())) if groups.is_empty() => (false, Some("nothing was computed".into())),
+            Some(Ok(())) => (true, panics.map(|panics| format!("went on after it {panics}"))),
+            None => (false, panics),
+        };
+        let model = self.what.split(' ').next().unwrap_or_default();
+        let row = |Group { worst, check, count }: Group| {
+            let (kind, rest) = worst.split_at(group(&worst).len());
+            let note = match rest.trim_matches('.') {
+                _ if count == 1 => None,
+                "" => Some(format!("{count} tensors")),
+                rest => Some(format!("{count} tensors, worst {rest}")),
+            };
+            Row::checked(format!("{model} {kind}"), check, note)
+        };
+        let mut rows: Vec<_> = groups.into_iter().map(row).collect();
+        rows.extend(problem.map(|problem| Row::said(self.what.clone(), self.dtype, ok, problem)));
+        rows
+    }
+}
+
+/// Tensors of one kind.
+struct Group {
+    /// The one that uses most of its bound.
+    worst: String,
+    check: Check,
+    count: usize,
+}
+
+impl Group {
+    fn add(&mut self, name: &str, check: Check) {
+        self.count += 1;
+        // One in TF32 says so for all.
+        let rank = |check: &Check| (!check.passes(), check.precision == Precision::Tf32, check.share());
+        if rank(&check) > rank(&self.check) {
+            (self.worst, self.check) = (name.to_string(), check);
+        }
+    }
+}
+
+/// What is tested with FLUX.1.
+pub(super) fn flux(golden: &Golden) -> Vec<Case<'_>> {
+    let parts: [Part; 7] = [
+        ("text", encoders::text),
+        ("vae", encoders::vae),
+        ("blocks", flux::blocks),
+        ("transformer", flux::outputs),
+        ("sampling", sampling::flux),
+        ("training", |golden, dtype, found| lora_steps::replay(golden, dtype, "train_lora", blockwise, found)),
+        ("training_all", |golden, dtype, found| lora_steps::replay(golden, dtype, "train_lora_all", blockwise, found)),
+    ];
+    cases(golden, &parts)
+}
+
+/// What is tested with InstructPix2Pix.
+pub(super) fn edits(golden: &Golden) -> Vec<Case<'_>> {
+    let parts: [Part; 6] = [
+        ("text", encoders::text),
+        ("vae", encoders::vae),
+        ("levels", unet::levels),
+        ("unet", unet::outputs),
+        ("sampling", sampling::edit),
+        ("training", |golden, dtype, found| edit_steps::replay(golden, dtype, blockwise, found)),
+    ];
+    cases(golden, &parts)
+}
+
+/// What a model is run for, and what runs it.
+type Part = (&'static str, fn(&Golden, FloatDType, Found) -> Result<()>);
+
+fn cases<'a>(golden: &'a Golden, parts: &[Part]) -> Vec<Case<'a>> {
+    let case = |(part, compute): Part, dtype| {
+        Case::new(format!("{} {part}", golden.name()), dtype, move |checked| {
+            compute(golden, dtype, &mut |name, got| {
+                checked(name, Check::golden(golden, name, got, dtype)?);
+                Ok(())
+            })
+        })
+    };
+    parts.iter().flat_map(|part| DTYPES.map(|dtype| case(*part, dtype))).collect()
+}
+
+/// Tensors of one kind: those that share their name up to here.
+fn group(name: &str) -> &str {
+    let kinds = [".taps.", ".grad1.", ".grad5.", ".final."];
+    match kinds.iter().find_map(|kind| name.find(kind).map(|at| at + kind.len() - 1)) {
+        Some(end) => &name[..end],
+        None => {
+            name.strip_suffix(".prediction").map_or(name, |step| step.trim_end_matches(|c: char| c.is_ascii_digit()))
+        }
+    }
+}
+
+/// The result of `f`, `None` if it panics; and what panics meanwhile said, on whatever thread. Nothing is printed.
+fn unpanicked<T>(f: impl FnOnce() -> T) -> (Option<T>, Option<String>) {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let hears = said.clone();
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map_or(String::new(), |place| format!(" ({}:{})", place.file(), place.line()));
+        let message = panic.payload_as_str().unwrap_or("no message").to_string() + &place;
+        hears.lock().unwrap_or_else(PoisonError::into_inner).push(message.replace('\n', " "));
+    }));
+    let result = catch_unwind(AssertUnwindSafe(f)).ok();
+    panic::set_hook(before);
+    let mut said = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+    let count = said.len();
+    said.dedup();
+    said.truncate(3);
+    (result, (count > 0).then(|| format!("panicked ({count}): {}", said.join("; "))))
+}

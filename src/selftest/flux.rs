@@ -1,0 +1,87 @@
+//! The FLUX transformer, run as diffusers ran it.
+
+use burn::tensor::{FloatDType, Tensor};
+
+use super::{Found, Golden};
+use crate::{
+    error::Result,
+    models::{
+        Segment, Segmented, State,
+        flux::{FluxInputs, FluxTransformer, pack},
+    },
+};
+
+/// The transformer of a golden.
+///
+/// # Errors
+/// Its files are missing or broken.
+pub fn open(golden: &Golden, dtype: FloatDType) -> Result<FluxTransformer> {
+    FluxTransformer::open(golden.model.join("transformer"), &golden.device, Some(dtype))
+}
+
+/// What the transformer was called with in a section.
+///
+/// # Errors
+/// The section lacks a tensor.
+pub fn inputs(golden: &Golden, model: &FluxTransformer, section: &str, dtype: FloatDType) -> Result<FluxInputs> {
+    let of = |part: &str| format!("{section}.{part}");
+    let latents: Tensor<4> = golden.tensor(&of("latents"))?;
+    let [_, _, height, width] = latents.dims();
+    let txt: Tensor<3> = golden.tensor(&of("encoder_hidden_states"))?;
+    Ok(FluxInputs {
+        img: pack(latents).cast(dtype),
+        pooled: golden.tensor::<2>(&of("pooled_projections"))?.cast(dtype),
+        sigma: golden.tensor(&of("timestep"))?,
+        guidance: golden.tensor(&of("guidance"))?,
+        rope: model.config.rope(txt.dims()[1], height, width, &golden.device),
+        txt: txt.cast(dtype),
+    })
+}
+
+/// Predictions for square, wide and batched latents.
+///
+/// # Errors
+/// Model or golden are incomplete, or `found` refuses.
+pub fn outputs(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+    let model = open(golden, dtype)?;
+    for case in 0..3 {
+        let section = format!("transformer.{case}");
+        let inputs = inputs(golden, &model, &section, dtype)?;
+        found(&format!("{section}.output"), model.forward(&inputs).into_data())?;
+    }
+    Ok(())
+}
+
+/// What every segment makes of the first case.
+///
+/// # Errors
+/// As [`outputs`].
+pub fn blocks(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+    let model = open(golden, dtype)?;
+    let inputs = inputs(golden, &model, "transformer.0", dtype)?;
+    let text_tokens = inputs.txt.dims()[1];
+    let mut found = |name: &str, x: Tensor<3>| found(&format!("transformer.0.taps.{name}"), x.into_data());
+    let mut state = State::default();
+    for segment in model.segments() {
+        state = segment.run(&inputs, state);
+        let stream = |i: usize| state.streams[i].clone().squeeze_dim::<3>(1);
+        match segment.name().split_once('.') {
+            None if state.streams.len() == 2 => {
+                found("x_embedder", stream(0))?;
+                found("context_embedder", stream(1))?;
+            }
+            Some(("transformer_blocks", i)) => {
+                found(&format!("double_{i}.0"), stream(1))?;
+                found(&format!("double_{i}.1"), stream(0))?;
+            }
+            Some(("single_transformer_blocks", i)) => {
+                let x = stream(0);
+                let image_tokens = x.dims()[1] - text_tokens;
+                found(&format!("single_{i}.0"), x.clone().narrow(1, 0, text_tokens))?;
+                found(&format!("single_{i}.1"), x.narrow(1, text_tokens, image_tokens))?;
+            }
+            _ => {} // the head: it is the output
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Five training steps of diffusers' FLUX LoRA script, replayed: losses, norms, first and last gradients, final adapter.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use burn::tensor::{FloatDType, Tensor};
+
+use super::{Found, Golden, flux};
+use crate::{
+    error::Result,
+    lora::{Lora, LoraLayer, detach_all, name_a, name_b},
+    models::{Segmented, flux::unpack, text::PromptEmbeds},
+    schedulers::FlowMatchEuler,
+    training::{
+        Mode, ObjectiveConfig, OptimizerConfig, Weighting,
+        backward::backward,
+        objective::FlowMatching,
+        optimizer::{AdamW, clip},
+    },
+};
+
+/// The golden's adapter before the first step.
+///
+/// # Errors
+/// The golden lacks a tensor.
+pub fn adapter(golden: &Golden, section: &str) -> Result<Lora> {
+    let prefix = format!("{section}.init.");
+    let alpha = golden.number(section, "alpha")?;
+    let mut layers = Vec::new();
+    for name in golden.names(&prefix) {
+        if let Some(layer) = name.strip_prefix(&prefix).and_then(|name| name.strip_suffix(&name_a(""))) {
+            let factor = |name: String| golden.tensor(&format!("{prefix}{name}"));
+            let (a, b) = (factor(name_a(layer))?, factor(name_b(layer))?);
+            layers.push(LoraLayer { name: layer.into(), a, b, alpha, pointwise: false });
+        }
+    }
+    Ok(Lora { layers, metadata: BTreeMap::new() })
+}
+
+/// Replays the steps of `section`, the transformer in `dtype` and the adapter in f32; `groups` says how much tape is kept.
+///
+/// # Errors
+/// Model or golden are incomplete, the adapter does not fit, or `found` refuses.
+pub fn replay(
+    golden: &Golden,
+    dtype: FloatDType,
+    section: &str,
+    groups: fn(usize) -> Vec<Range<usize>>,
+    found: Found,
+) -> Result<()> {
+    let mut model = flux::open(golden, dtype)?;
+    let mut lora = adapter(golden, section)?;
+    let number = |key: &str| golden.number(section, key);
+    let weighting =
+        if golden.section(section)["weighting_scheme"] == "cosmap" { Weighting::Cosmap } else { Weighting::None };
+    let objective = FlowMatching {
+        config: ObjectiveConfig { weighting, guidance: number("guidance_scale")?, ..Default::default() },
+        scheduler: FlowMatchEuler::default(),
+    };
+    let mut optimizer = AdamW::new(OptimizerConfig {
+        learning_rate: number("lr")?,
+        weight_decay: number("weight_decay")?,
+        epsilon: number("eps")?,
+        ..Default::default()
+    });
+    let groups = groups(model.segments().len());
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for step in 1..=5 {
+        detach_all(&mut model);
+        lora.attach(&mut model, 1.0)?;
+        let of = |part: &str| format!("{section}.step{step}.{part}");
+        let latents: Tensor<4> = golden.tensor(&of("latents"))?;
+        let [_, _, height, width] = latents.dims();
+        let text = PromptEmbeds {
+            prompt: golden.tensor(&format!("{section}.prompt_embeds"))?,
+            pooled: golden.tensor(&format!("{section}.pooled_prompt_embeds"))?,
+        };
+        let (noise, sigmas) = (golden.tensor(&of("noise"))?, golden.floats(&of("sigmas"))?);
+        let example = objective.example(&model.config, latents, text, noise, &sigmas, dtype);
+        let prediction = model.forward(&example.inputs);
+        found(&of("prediction"), unpack(prediction, height, width).into_data())?;
+        let loss = |prediction| example.loss(prediction);
+        let (loss, mut gradients) = backward(&model, Mode::Lora, &example.inputs, &groups, loss);
+        losses.push(loss);
+        if step == 1 || step == 5 {
+            // A gradient that is missing or one too many shows as a name that one side does not have.
+            let of = |name: &str| format!("{section}.grad{step}.{name}");
+            let missing = golden.names(&of("")).into_iter().find(|name| !gradients.contains_key(&name[of("").len()..]));
+            if let Some(name) = missing {
+                return Err(golden.wrong(&name, "is a gradient that was not computed"));
+            }
+            gradients.iter().try_for_each(|(name, gradient)| found(&of(name), gradient.to_data()))?;
+        }
+        norms.push(clip(&mut gradients, 1.0, number("max_grad_norm")?));
+        optimizer.step(number("lr")?, &mut lora, gradients);
+    }
+    found(&format!("{section}.loss"), Tensor::<1>::cat(losses, 0).into_data())?;
+    found(&format!("{section}.grad_norm"), Tensor::<1>::cat(norms, 0).into_data())?;
+    for layer in &lora.layers {
+        for (name, factor) in [(name_a(&layer.name), &layer.a), (name_b(&layer.name), &layer.b)] {
+            found(&format!("{section}.final.{name}"), factor.to_data())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The table of a self-test.
+
+use std::fmt;
+
+use burn::tensor::FloatDType;
+use serde::Serialize;
+
+use super::check::{Check, Precision};
+
+/// One line: something computed, or why it was not.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Model and tensor, or kernel and shape. Tensors of one kind, such as all gradients, are one line.
+    pub what: String,
+    /// The type of the numbers, or what was reached in its place.
+    pub dtype: Precision,
+    /// The error, relative or absolute as [`check`](super::check) says. `None` if there is none, or if it is no number.
+    pub error: Option<f64>,
+    /// What is allowed.
+    pub bound: Option<f64>,
+    /// Whether the error is within it.
+    pub ok: bool,
+    /// Of many tensors, the one that uses most of its bound; or what went wrong.
+    pub note: Option<String>,
+}
+
+impl Row {
+    pub(super) fn checked(what: String, check: Check, note: Option<String>) -> Self {
+        Self {
+            what,
+            dtype: check.precision,
+            error: check.error.is_finite().then_some(check.error),
+            bound: Some(check.bound),
+            ok: check.passes(),
+            note,
+        }
+    }
+
+    pub(super) fn said(what: String, dtype: FloatDType, ok: bool, note: String) -> Self {
+        let dtype = if dtype == FloatDType::F32 { Precision::F32 } else { Precision::Bf16 };
+        Self { what, dtype, error: None, bound: None, ok, note: Some(note) }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let number = |number: Option<f64>| number.map_or("-".to_string(), |number| format!("{number:.1e}"));
+        let dtype = format!("{:?}", self.dtype).to_lowercase();
+        let (error, bound, verdict) = (number(self.error), number(self.bound), if self.ok { "ok" } else { "FAIL" });
+        write!(f, "{:47} {dtype:4} {error:>8} {bound:>8}  {verdict:4}", self.what)?;
+        self.note.iter().try_for_each(|note| write!(f, " {note}"))
+    }
+}
+
+/// What was tested, and how it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Of kiln.
+    pub version: &'static str,
+    /// What was tested.
+    pub device: String,
+    /// Whether this build has CUDA in it.
+    pub cuda: bool,
+    /// Whether this build lets Burn fuse elementwise operations on a GPU.
+    pub fusion: bool,
+    /// All lines.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// An empty report on the device that a person calls `device`.
+    pub fn new(device: impl Into<String>) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            device: device.into(),
+            cuda: cfg!(feature = "cuda"),
+            fusion: cfg!(feature = "fusion"),
+            rows: Vec::new(),
+        }
+    }
+
+    /// How many lines failed.
+    pub fn failures(&self) -> usize {
+        self.rows.iter().filter(|row| !row.ok).count()
+    }
+}
+
+/// What stands above the lines.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let with = |on| if on { "on" } else { "off" };
+        writeln!(f, "kiln {} on {}", self.version, self.device)?;
+        writeln!(f, "features: cuda {}, fusion {}\n", with(self.cuda), with(self.fusion))?;
+        write!(f, "{:47} {:4} {:>8} {:>8}", "what", "type", "error", "bound")
+    }
+}
