@@ -4,6 +4,8 @@ use burn::backend::{Dispatch, ops::ModuleOps};
 use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 use burn_flex::FlexTensor;
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda::conv as cuda;
 use super::{
     cpu,
     matmul::{assert_one_dtype, matmul},
@@ -167,6 +169,16 @@ fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
 fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation: &Conv2d) -> Tensor<4> {
     let [batch, inputs, height, width] = x.dims();
     if !operation.is_product(weight.dims()) {
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        let (x, weight) = {
+            let both = [x, weight].map(Tensor::into_dispatch);
+            if cuda::is_short(&both) {
+                let bias = bias.map(Tensor::into_dispatch);
+                return Tensor::from_dispatch(cuda::forward(both, bias, operation.options()));
+            }
+            let [x, weight] = both.map(Tensor::from_dispatch);
+            (x, weight)
+        };
         #[expect(clippy::disallowed_methods, reason = "the number types have been compared")]
         return module::conv2d(x, weight, bias, operation.options());
     }
@@ -198,6 +210,10 @@ fn composed_backward(
             let weight = w4.clone().reshape([1, outputs, inputs]);
             matmul(weight.swap_dims(1, 2), places(g4.clone(), outputs)).reshape(shape).into_dispatch()
         }
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        false if cuda::is_short(&[g.clone(), weight.clone()]) => {
+            cuda::input_gradient([g.clone(), weight.clone()], shape, operation.options())
+        }
         false => {
             // Only its shape is read.
             let like_x = Tensor::<4>::zeros([1; 4], (&g4.device(), dtype)).expand(shape).into_dispatch();
@@ -212,6 +228,10 @@ fn composed_backward(
                 in_f32(matmul(places(g4.clone(), outputs), x), |each| each.sum_dim(0))
                     .reshape([outputs, inputs, 1, 1])
                     .into_dispatch()
+            }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            false if cuda::is_short(&[x.clone(), g.clone()]) => {
+                cuda::weight_gradient([x, g.clone()], w4.dims(), operation.options())
             }
             false => Dispatch::conv2d_weight_backward(x, weight.clone(), g.clone(), operation.options()),
         }

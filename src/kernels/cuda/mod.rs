@@ -7,6 +7,7 @@
 
 pub(super) mod activation;
 pub(super) mod adamw;
+pub(super) mod conv;
 pub(super) mod geglu;
 pub(super) mod group_norm;
 pub(super) mod matmul;
