@@ -142,7 +142,7 @@ class Flux:
         num_layers=4, num_single_layers=8, attention_head_dim=64, num_attention_heads=8, joint_attention_dim=512,
         pooled_projection_dim=256, axes_dims_rope=[8, 28, 28],
     )  # fmt: skip
-    VARIANTS = TRAIN
+    variants = staticmethod(lambda request: TRAIN)
     WHOLE = False
 
     def __init__(self, request, dtype):
@@ -190,7 +190,8 @@ class UNet:
     ATTENTION = "to_k to_q to_v to_out.0".split()
     FULL = dict(in_channels=8, cross_attention_dim=768, attention_head_dim=8)
     SMALL = dict(sample_size=32, block_out_channels=[64, 128, 256, 256], cross_attention_dim=256)
-    VARIANTS = TRAIN + [f"{name}_f32" for name in TRAIN]
+    # kiln trains a whole UNet in f32, and an adapter beside a base in bf16.
+    variants = staticmethod(lambda request: TRAIN if request.targets else TRAIN + [f"{name}_f32" for name in TRAIN])
     WHOLE = True
 
     def __init__(self, request, dtype):
@@ -472,7 +473,7 @@ def operation(request, words):
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 CASES = {
-    "train": (train, lambda request: denoiser(request).VARIANTS),
+    "train": (train, lambda request: denoiser(request).variants(request)),
     "sample": (sample, lambda request: PLAIN),
     "vae_encode": (vae, lambda request: PLAIN),
     "vae_decode": (vae, lambda request: PLAIN),

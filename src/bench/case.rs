@@ -154,7 +154,11 @@ impl fmt::Display for Case {
         if let Some([double, single]) = self.layers {
             write!(f, ", {double} + {single} blocks")?;
         }
-        self.targets.map_or(Ok(()), |trained| write!(f, ", {}", name(&trained)))
+        match self.targets {
+            Some(Trained::Full) => write!(f, ", full in f32"),
+            Some(trained) => write!(f, ", {}", name(&trained)),
+            None => Ok(()),
+        }
     }
 }
 

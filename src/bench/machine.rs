@@ -17,7 +17,7 @@ pub struct Machine {
     /// NVIDIA's driver; none on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
-    /// The version of kiln, with the commit it was built from where that is known.
+    /// The version of kiln and the features it was built with; and the commit of its checkout, where that is there.
     pub kiln: String,
     /// As it was typed.
     pub command: String,
@@ -33,15 +33,20 @@ impl Machine {
         let driver = driver.map(|driver| {
             format!("{} for CUDA {}", driver.release.as_deref().unwrap_or("of unknown number"), driver.cuda)
         });
-        let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]);
+        let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
         let version = env!("CARGO_PKG_VERSION");
+        let features = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
+            (_, true) => ", cuda with fusion",
+            (true, _) => ", cuda",
+            _ => "",
+        };
         let mut command: Vec<String> = std::env::args().collect();
         command[0] = "kiln".into();
         Self {
             date: date(),
             device,
             driver,
-            kiln: commit.map_or(version.to_string(), |commit| format!("{version} at {commit}")),
+            kiln: format!("{version}{}{features}", commit.map_or(String::new(), |commit| format!(" at {commit}"))),
             command: command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
         }
     }

@@ -129,8 +129,8 @@ fn beside(ours: &Variant, theirs: Option<&Variant>, in_ms: bool) -> Vec<String> 
 /// Four digits of a number in this unit.
 fn number(value: Option<f64>, unit: f64) -> String {
     let Some(value) = value.map(|value| value * unit) else { return String::new() };
-    let before = if value >= 1.0 { value.log10() as usize + 1 } else { 0 };
-    format!("{value:.*}", 4usize.saturating_sub(before.max(1)).max(1))
+    let first = if value > 0.0 { value.log10().floor() as i32 } else { 0 };
+    format!("{value:.*}", (3 - first).clamp(1, 9) as usize)
 }
 
 /// Text that does not end its cell.
@@ -207,7 +207,7 @@ mod tests {
     fn numbers_keep_about_four_digits() {
         assert_eq!(
             [0.01234, 1.23456, 12.3456, 1234.56].map(|n| number(Some(n), 1.0)),
-            ["0.012", "1.235", "12.35", "1234.6"]
+            ["0.01234", "1.235", "12.35", "1234.6"]
         );
     }
 }

@@ -6,8 +6,8 @@
 //! peak of memory is its own.
 //!
 //! A measurement waits for the device, runs, and waits again; the first is kept apart, for it compiles and tunes
-//! kernels. The [`peer`] is another program that measures the same case in its turn, with as much of the device as it
-//! would have alone.
+//! kernels. The [`peer`] is another program that measures the same case in its turn, with all of the device's memory but
+//! what CUDA itself takes for two programs.
 
 mod case;
 mod denoiser;

@@ -149,16 +149,17 @@ impl Operation {
         Work { flops, bytes: numbers * size as f64 }
     }
 
-    /// Measures the operation of a case: means over as many calls as fill 20 ms, on inputs that take turns so that no
-    /// cache holds them.
+    /// Measures the operation of a case: means over as many calls as fill 20 ms, but at most 1000, and 64 of a backward
+    /// pass; on inputs that take turns so that no cache holds them.
     pub(super) fn measure(self, case: &Case, device: &Device) -> Variant {
         guarded("kiln", device, || {
             let pass = self.pass(case, device);
             let (_, first) = timed(device, pass(0))?;
             let (_, once) = timed(device, pass(1))?;
-            // A backward pass needs a forward pass of its own, done before.
-            let most = if self.backward { 64.0 } else { 1000.0 };
-            let calls = (0.02 / once).ceil().clamp(1.0, most) as usize;
+            // A backward pass needs a forward pass of its own, and an upload its data, made before.
+            let made = if self.function == Function::Upload { case.shape.iter().product::<usize>() * 4 } else { 1 };
+            let most = if self.backward { 64 } else { (2_000_000_000 / made).clamp(1, 1000) };
+            let calls = (0.02 / once).ceil().clamp(1.0, most as f64) as usize;
             let watch = memory::Stage::watch(case.to_string(), device);
             let mut seconds = Vec::new();
             for _ in 0..case.repeats {
@@ -181,10 +182,13 @@ impl Operation {
     fn pass(self, case: &Case, device: &Device) -> Box<dyn Fn(usize) -> Call> {
         let shape = case.shape.clone();
         let count: usize = shape.iter().product();
-        // Four times the second-level cache of an H200 (60 MB).
-        let bytes = self.work(&shape, size_of::<f32>()).bytes as usize;
-        let sets =
-            if super::machine::name(device) == "cpu" { 2 } else { (240_000_000 / bytes.max(1)).clamp(1, 63) + 1 };
+        // All sets together have at least four times the second-level cache of an H200 (60 MB). What an operation moves is at
+        // most four times its inputs.
+        let bytes = self.work(&shape, case.dtype.size()).bytes as usize / 4;
+        let sets = match super::machine::name(device).as_str() {
+            "cpu" => 2,
+            _ => 240_000_000usize.div_ceil(bytes.max(1)).clamp(1, 63) + 1,
+        };
         let dtype = if self.function == Function::Adamw { FloatDType::F32 } else { case.float() };
         let numbers = |name: &str, count| normal::<1>(name, [count], device, dtype);
         match self.function {

@@ -1,4 +1,4 @@
-//! One step of training, as `kiln train` does it.
+//! One step of training, as `kiln train` does it between reading a batch and the running mean.
 
 use std::ops::Range;
 

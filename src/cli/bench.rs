@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "flux|unet|all")]
     model: Option<Which>,
     /// Only these cases: train, sample, vae_encode, vae_decode, t5, clip, load, operations, or an operation's name
-    #[arg(long, visible_alias = "case", value_delimiter = ',', value_name = "CASE,…")]
+    #[arg(long, value_delimiter = ',', value_name = "CASE,…")]
     only: Vec<String>,
     /// Pixels of a picture's sides [default: 512,768,1024; of the UNet 256,512]
     #[arg(long, value_delimiter = ',', value_name = "N,…")]

@@ -12,8 +12,9 @@ use burn_cubecl::cubecl::{
 
 /// Sets the pages in which the backend takes memory, to be cut into tensors. To be called before the first tensor.
 ///
-/// The backend's own sizes are fractions of the card's memory: on a large one a page has 2 or 9 GB, of which a tensor of 600 MB
-/// may be all there is. A training step of FLUX.1 at 1024² holds 26.2 GiB with these, and 28.6 with the backend's.
+/// The backend's own sizes are fractions of the card's memory: on a large one a page has 2 or 9 GB, of which a tensor of
+/// 600 MB may be all there is. Counted on the stand-in of tests/cuda, a step of FLUX.1 at 1024² holds 26.2 GiB with these,
+/// and 28.6 with the backend's. Pages go back to the driver when a stage ends ([`crate::memory::release`]).
 pub(super) fn cut(device: &Device) {
     const MIB: u64 = 1 << 20;
     let DispatchDevice::Cuda(gpu) = device.as_dispatch() else { return };

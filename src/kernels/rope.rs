@@ -16,6 +16,7 @@ use super::{
 /// `(2i, 2i+1)` of the last axis are the real and imaginary part of one rotated number (RoFormer, Su et al. 2021).
 /// Only `x` gets a gradient.
 pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tensor<2>, epsilon: f64) -> Tensor<4> {
+    assert!(x.dims()[3].is_multiple_of(2), "the numbers of a head are rotated in pairs");
     let [weight, cos, sin] =
         [constant(weight).into_dispatch(), constant(cos).into_dispatch(), constant(sin).into_dispatch()];
     apply(RmsNormRope { weight, cos, sin, epsilon }, [x.into_dispatch()])

@@ -23,24 +23,17 @@ fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
 
 /// The GPU on which the operations are held against the CPU's composed form too, where `KILN_TEST_DEVICE=cuda` asks for it.
 fn gpu() -> Option<Device> {
-    #[cfg(feature = "cuda")]
-    if std::env::var("KILN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
-        return Some(Device::cuda(0));
+    match std::env::var("KILN_TEST_DEVICE").as_deref() {
+        #[cfg(feature = "cuda")]
+        Ok("cuda") => Some(Device::cuda(0)),
+        Ok(other) => panic!("KILN_TEST_DEVICE={other}: it may be `cuda`, in a build with --features cuda"),
+        Err(_) => None,
     }
-    None
 }
 
 /// The CPU, and the GPU if there is one to test.
 fn devices() -> impl Iterator<Item = Device> {
     [Device::flex()].into_iter().chain(gpu())
-}
-
-#[test]
-fn operations_on_a_gpu() {
-    match gpu() {
-        Some(device) => println!("every operation is tested on {device:?} too"),
-        None => println!("no operation is tested on a GPU: build with --features cuda and set KILN_TEST_DEVICE=cuda"),
-    }
 }
 
 /// The output and the gradients of all inputs, for an output gradient that differs everywhere.

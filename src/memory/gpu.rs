@@ -2,8 +2,8 @@
 //!
 //! Asked of CubeCL's memory management, not of the driver (`cuMemGetInfo`): the driver counts every program on the
 //! card, and sees neither what is free inside a page nor what is waiting to be freed. Pools take pages from the driver
-//! as they need them and give none back until [`release`](super::release), so what they hold is also the most they have
-//! held since then. The driver's own share (context, compiled kernels; some hundred MiB) comes on top.
+//! as they need them and, as kiln sets them up, give none back until [`release`](super::release): what they hold is also
+//! the most they have held since then. The driver's own share (context, compiled kernels; some hundred MiB) comes on top.
 
 use burn::tensor::Device;
 
@@ -17,7 +17,7 @@ pub struct DeviceUsage {
     pub held: u64,
 }
 
-/// What this thread's tensors take on `device`; `None` on the CPU, where tensors are host memory. Does not wait: what
+/// What this program's tensors take on `device`; `None` on the CPU, where tensors are host memory. Does not wait: what
 /// is queued was given its memory when it was queued.
 #[cfg(feature = "cuda")]
 pub fn device_usage(device: &Device) -> Option<DeviceUsage> {

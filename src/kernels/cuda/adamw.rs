@@ -14,7 +14,7 @@ use super::{
 /// The numbers in order, in memory that nothing else holds: for an update in place.
 fn owned(tensor: CudaTensor) -> CudaTensor {
     let tensor = into_contiguous(tensor);
-    if tensor.can_mut() { tensor } else { tensor.copy() }
+    if tensor.can_mut() { tensor } else { into_contiguous(tensor.copy()) }
 }
 
 /// Updates a parameter from its gradient and the means of the gradient and of its square; returns all but the gradient.

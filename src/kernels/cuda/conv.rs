@@ -1,8 +1,8 @@
 //! Convolutions of 16-bit numbers that are added up in f32.
 //!
-//! Burn tries several kernels and takes the fastest; one of them (`conv_direct`) adds up in the type of its inputs, and in bf16 a sum
-//! of thousands of products loses what is small. So the kernel for tensor cores is asked for by name, and what it does not
-//! take is computed in f32.
+//! Burn tries several kernels and takes the fastest; one of them (`conv_direct`) adds up in the type of its inputs, and in
+//! bf16 a sum of thousands of products loses what is small. So the kernel for tensor cores is asked for by name, and what
+//! it does not take is computed in f32; there TF32 loses nothing of numbers that have no more bits.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape, ops::ConvOptions};

@@ -70,21 +70,22 @@ fn measure<T: Float, N: Size>(
     let mut shared = Shared::<[f32]>::new_slice(planes as usize);
     let pieces = x.shape(1) / N::value();
     let start = CUBE_POS * pieces;
-    // Sums of distances from a number of the row keep the digits that sums of large numbers would lose.
-    let near = f32::cast_from(x[start].extract(0));
-    let mut sum = Vector::<f32, N>::new(0.0);
-    let mut squares = Vector::<f32, N>::new(0.0);
-    for i in range_stepped(UNIT_POS as usize, pieces, comptime!((planes * PLANE) as usize)) {
-        let away = Vector::<f32, N>::cast_from(x[start + i]) - Vector::new(near);
-        sum += away;
-        squares += away * away;
-    }
+    let step = comptime!((planes * PLANE) as usize);
     let n = f32::cast_from(x.shape(1));
-    let away = cube_sum(sum.vector_sum(), &mut shared, planes) / n;
-    let square = cube_sum(squares.vector_sum(), &mut shared, planes) / n;
+    let mut sum = Vector::<f32, N>::new(0.0);
+    for i in range_stepped(UNIT_POS as usize, pieces, step) {
+        sum += Vector::cast_from(x[start + i]);
+    }
+    let mean = cube_sum(sum.vector_sum(), &mut shared, planes) / n;
+    let mut squares = Vector::<f32, N>::new(0.0);
+    for i in range_stepped(UNIT_POS as usize, pieces, step) {
+        let centred = Vector::<f32, N>::cast_from(x[start + i]) - Vector::new(mean);
+        squares += centred * centred;
+    }
+    let variance = cube_sum(squares.vector_sum(), &mut shared, planes) / n;
     if UNIT_POS == 0 {
-        moments[2 * CUBE_POS] = near + away;
-        moments[2 * CUBE_POS + 1] = square - away * away;
+        moments[2 * CUBE_POS] = mean;
+        moments[2 * CUBE_POS + 1] = variance;
     }
 }
 
@@ -169,9 +170,10 @@ pub fn backward(norm: GroupNorm, inputs: [Plain; 5], wanted: [bool; 3]) -> [Opti
         );
     }
     let over_samples = |wanted: bool, which| {
-        let sums = burn::tensor::Tensor::<2>::from_dispatch(plain(sums.clone())).reshape([batch, channels, 2]);
-        let sums = sums.narrow(2, which, 1).sum_dim(0).reshape([channels]);
-        wanted.then(|| sums.cast(of_weights).into_dispatch())
+        wanted.then(|| {
+            let sums = burn::tensor::Tensor::<2>::from_dispatch(plain(sums.clone())).reshape([batch, channels, 2]);
+            sums.narrow(2, which, 1).sum_dim(0).reshape([channels]).cast(of_weights).into_dispatch()
+        })
     };
     let (dweight, dbias) = (over_samples(wanted[1], 1), over_samples(wanted[2], 0));
     if !wanted[0] {

@@ -35,9 +35,11 @@ pub(in crate::kernels) fn product(inputs: [Plain; 2]) -> Plain {
     };
     if !out.meta.shape().contains(&0) {
         let tile_size = TileSizeSelection::MaxTileSize;
-        launch(Strategy::SimpleUnit(BlueprintStrategy::Inferred(SimpleUnitSelectionArgs { tile_size })))
-            .or_else(|_| launch(Strategy::Naive))
-            .expect("the naive kernel takes every shape");
+        let tiled = || launch(Strategy::SimpleUnit(BlueprintStrategy::Inferred(SimpleUnitSelectionArgs { tile_size })));
+        // Of other sizes the tiled kernel takes in what lies behind the rows, which may be no number.
+        let fits = [&lhs, &rhs].iter().all(|t| t.meta.shape().iter().rev().take(2).all(|size| size.is_multiple_of(4)));
+        let done = if fits { tiled().or_else(|_| launch(Strategy::Naive)) } else { launch(Strategy::Naive) };
+        done.expect("the naive kernel takes every shape");
     }
     plain(out)
 }

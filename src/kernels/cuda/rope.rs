@@ -1,6 +1,9 @@
 //! Norm per head and rotation by position: a plane for each head of each token.
 
-use burn_cubecl::cubecl::{self, prelude::*};
+use burn_cubecl::{
+    cubecl::{self, prelude::*},
+    kernel::into_contiguous,
+};
 
 use super::{
     CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, tensors, vector_size,
@@ -11,7 +14,7 @@ const ROWS: u32 = UNITS / PLANE;
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
 pub fn forward(inputs: [Plain; 4], epsilon: f64) -> Plain {
-    let [x, weight, cos, sin] = tensors(inputs).map(in_rows);
+    let [x, weight, cos, sin] = in_pairs(tensors(inputs).map(in_rows));
     let [batch, tokens, heads, width] = dims(&x);
     let y = empty(&x, [batch, heads, tokens, width], x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &y]);
@@ -38,7 +41,7 @@ pub fn forward(inputs: [Plain; 4], epsilon: f64) -> Plain {
 
 /// The gradient of `x`, from `x`, the gradient `[B, N, L, K]` of the output, `weight`, `cos` and `sin`.
 pub fn backward(inputs: [Plain; 5], epsilon: f64) -> Plain {
-    let [x, gradient, weight, cos, sin] = tensors(inputs).map(in_rows);
+    let [x, gradient, weight, cos, sin] = in_pairs(tensors(inputs).map(in_rows));
     let dx = empty(&x, dims::<4>(&x), x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &gradient]);
     let client = x.client.clone();
@@ -61,6 +64,14 @@ pub fn backward(inputs: [Plain; 5], epsilon: f64) -> Plain {
         );
     }
     plain(dx)
+}
+
+/// The tensors such that a unit can read the two numbers of a pair at once.
+fn in_pairs<const N: usize>(tensors: [CudaTensor; N]) -> [CudaTensor; N] {
+    match vector_size(&tensors.each_ref()) {
+        1 => tensors.map(into_contiguous),
+        _ => tensors,
+    }
 }
 
 /// The cubes for all rows of `x`, how both kernels read, and their types.
