@@ -184,7 +184,7 @@ mod tests {
         assert!(page.contains("driver 580.1 · kiln 0.1.0 · torch 2"), "{page}");
         assert!(
             page.contains(
-                "| clip 77 tokens × 1 |  | 3.000 | 0.250 | 512 | 0.500 | 0.50 | 1024 | 0.50 | out of / memory |"
+                "| clip 77 tokens × 1 |  | 3.000 | 0.2500 | 512 | 0.5000 | 0.50 | 1024 | 0.50 | out of / memory |"
             ),
             "{page}"
         );
