@@ -8,8 +8,6 @@ mod cache;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
-mod pools;
-#[cfg(feature = "cuda")]
 mod toolkit;
 
 use std::{fmt, path::PathBuf};
@@ -102,9 +100,7 @@ pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
             "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; kernels in {kept}",
             driver.cuda
         );
-        let device = Device::cuda(number);
-        pools::cut(&device);
-        Ok(device)
+        Ok(Device::cuda(number))
     }
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver: {gpu} {cache:?}")

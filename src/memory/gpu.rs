@@ -2,8 +2,8 @@
 //!
 //! Asked of CubeCL's memory management, not of the driver (`cuMemGetInfo`): the driver counts every program on the
 //! card, and sees neither what is free inside a page nor what is waiting to be freed. Pools take pages from the driver
-//! as they need them and, as kiln sets them up, give none back until [`release`](super::release): what they hold is also
-//! the most they have held since then. The driver's own share (context, compiled kernels; some hundred MiB) comes on top.
+//! as they need them and give none back until [`release`](super::release): what they hold is also the most they have
+//! held since then. The driver's own share (context, compiled kernels; some hundred MiB) comes on top.
 
 use burn::tensor::Device;
 
