@@ -66,6 +66,7 @@ DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 WORDS = {"eager", "compiled", "checkpointing", "f32", "bf16", "pinned", "pageable"}
 TRAIN = ["eager", "checkpointing", "compiled", "compiled_checkpointing"]
 PLAIN = ["eager", "compiled"]
+ONLY = []  # of --variants; empty: all
 CLIP_TOKENS = 77
 GUIDANCE = 3.5
 
@@ -576,7 +577,7 @@ def respond(request):
         known = Request(request)
         if known.case not in CASES:
             raise Problem(f"`{known.case}` is not a case: {', '.join(CASES)}")
-        names = known.variants or CASES[known.case][1](known)
+        names = known.variants or [name for name in CASES[known.case][1](known) if name in (ONLY or [name])]
         return {"variants": [variant(known, name) for name in names], "versions": versions(known.device)}
 
     return attempt(work)
@@ -616,8 +617,11 @@ def self_check():
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--self-check", action="store_true", help="run every case at a tiny size on the CPU and print the responses")
-    if p.parse_args().self_check:
+    p.add_argument("--variants", metavar="NAME,…", help="run only those of each case's variants that are named here")
+    args = p.parse_args()
+    if args.self_check:
         self_check()
+    ONLY.extend(filter(None, (args.variants or "").split(",")))
     # Libraries print too: what they write to standard output goes to standard error.
     responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -15,6 +15,7 @@
 
 // The modules stand in dependency order: each imports only from those above it.
 pub mod error;
+pub mod panics;
 pub mod config;
 pub mod cuda;
 pub mod rng;

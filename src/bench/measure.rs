@@ -1,10 +1,6 @@
 //! How long something takes and how much memory: with the device waited for before and after.
 
-use std::{
-    any::Any,
-    panic::{self, AssertUnwindSafe},
-    time::Instant,
-};
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -12,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     memory::{self, Stage},
+    panics::unpanicked,
 };
 
 /// Something made ready to be run again and again; may leave a number `[1]` that must be finite.
@@ -77,21 +74,26 @@ pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl
     })
 }
 
-/// What `measurement` says under this `name`, or the error that it ended with.
+/// What `measurement` says under this `name`, or the error that it ended with: a panic on another thread, such as the
+/// device's own, is part of it.
 pub(super) fn guarded(name: &str, device: &Device, measurement: impl FnOnce() -> Result<Variant>) -> Variant {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| ())); // it is told where the results are
-    let measured = panic::catch_unwind(AssertUnwindSafe(measurement));
-    panic::set_hook(hook);
+    let (measured, panics) = unpanicked(measurement);
     memory::release(device);
     let failed = |text: String| {
-        let text = text.lines().next().unwrap_or_default().chars().take(300).collect();
+        let text = text.lines().next().unwrap_or_default().chars().take(600).collect();
         Variant { error: Some(text), ..Variant::default() }
     };
-    let variant = match measured {
-        Ok(Ok(variant)) => variant,
-        Ok(Err(error)) => failed(error.to_string()),
-        Err(panic) => failed(message(panic.as_ref())),
+    let variant = match (measured, panics) {
+        (Some(Ok(variant)), None) => variant,
+        (Some(Ok(variant)), Some(panics)) => {
+            tracing::warn!("{name} went on after it {panics}");
+            variant
+        }
+        (Some(Err(error)), panics) => failed(match panics {
+            Some(panics) => format!("{error}; {panics}"),
+            None => error.to_string(),
+        }),
+        (None, panics) => failed(panics.unwrap_or_else(|| "a panic without a message".into())),
     };
     Variant { name: name.into(), ..variant }
 }
@@ -111,12 +113,6 @@ pub(super) fn timed<T>(device: &Device, run: impl FnOnce() -> T) -> Result<(T, f
 
 fn problem(text: String) -> Error {
     Error::setting("bench", text)
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }
 
 #[cfg(test)]
@@ -144,7 +140,7 @@ mod tests {
     fn panics_errors_and_numbers_that_are_none_become_the_error_of_the_row() {
         let device = Device::flex();
         let error = |run: Run| measure("kept", &device, 1, || Ok(run)).error.unwrap();
-        assert_eq!(error(Box::new(|| panic!("no memory {}", 7))), "no memory 7");
+        assert!(error(Box::new(|| panic!("no memory {}", 7))).contains("no memory 7"));
         assert!(error(Box::new(|| Ok(Some(Tensor::full([1], f32::NAN, &Device::flex()))))).contains("NaN"));
         let refused = measure("kept", &device, 1, || Err(Error::setting("lora.targets", "match nothing")));
         assert!(refused.error.unwrap().contains("match nothing"));

@@ -1,10 +1,5 @@
 //! One thing to test, which may go wrong by itself.
 
-use std::{
-    panic::{self, AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
-};
-
 use burn::tensor::FloatDType;
 
 use super::{
@@ -14,7 +9,7 @@ use super::{
     report::Row,
     sampling, unet,
 };
-use crate::{error::Result, training::backward::blockwise};
+use crate::{error::Result, panics::unpanicked, training::backward::blockwise};
 
 /// Both types that models are run in.
 pub(super) const DTYPES: [FloatDType; 2] = [FloatDType::F32, FloatDType::BF16];
@@ -144,23 +139,4 @@ fn group(name: &str) -> &str {
             name.strip_suffix(".prediction").map_or(name, |step| step.trim_end_matches(|c: char| c.is_ascii_digit()))
         }
     }
-}
-
-/// The result of `f`, `None` if it panics; and what panics meanwhile said, on whatever thread. Nothing is printed.
-fn unpanicked<T>(f: impl FnOnce() -> T) -> (Option<T>, Option<String>) {
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let hears = said.clone();
-    let before = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        let place = panic.location().map_or(String::new(), |place| format!(" ({}:{})", place.file(), place.line()));
-        let message = panic.payload_as_str().unwrap_or("no message").to_string() + &place;
-        hears.lock().unwrap_or_else(PoisonError::into_inner).push(message.replace('\n', " "));
-    }));
-    let result = catch_unwind(AssertUnwindSafe(f)).ok();
-    panic::set_hook(before);
-    let mut said = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
-    let count = said.len();
-    said.dedup();
-    said.truncate(3);
-    (result, (count > 0).then(|| format!("panicked ({count}): {}", said.join("; "))))
 }
