@@ -28,14 +28,15 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device. What is compiled for a GPU is kept in the folder `cache`, or in the user's.
+    /// Opens the device. What is compiled for a GPU is kept in the folder `cache`, or in the user's; NVIDIA's libraries
+    /// compute there what `paths` names.
     ///
     /// # Errors
     /// As [`cuda::open`].
-    pub fn open(self, cache: Option<PathBuf>) -> Result<Device> {
+    pub fn open(self, cache: Option<PathBuf>, paths: cuda::Paths) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::flex()),
-            Self::Cuda(number) => cuda::open(number, cache),
+            Self::Cuda(number) => cuda::open(number, cache, paths),
         }
     }
 }

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
-use crate::training::TrainConfig;
+use crate::{cuda::Paths, training::TrainConfig};
 pub use device::DeviceChoice;
 pub use report::{report_error, report_panics, start_logging};
 
@@ -50,6 +50,17 @@ struct Global {
     /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
     #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General")]
     cache: Option<PathBuf>,
+    /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN), or nothing [default:
+    /// products,attention]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_CUDA_PATHS",
+        hide_env = true,
+        value_name = "LIST",
+        help_heading = "General"
+    )]
+    cuda_paths: Option<Paths>,
     /// Say more on standard error (-vv: also what libraries say)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General")]
     verbose: u8,
@@ -60,7 +71,8 @@ struct Global {
 
 impl Global {
     fn open(&self) -> crate::error::Result<Device> {
-        self.device.open(self.cache.clone().filter(|folder| !folder.as_os_str().is_empty()))
+        let cache = self.cache.clone().filter(|folder| !folder.as_os_str().is_empty());
+        self.device.open(cache, self.cuda_paths.unwrap_or_default())
     }
 }
 

@@ -1,8 +1,8 @@
-//! Where the backend keeps compiled kernels, and which of several kernels was the fastest.
+//! The backend's own settings: above all, where it keeps compiled kernels, and which of several kernels was the fastest.
 
 use std::path::{Path, PathBuf};
 
-use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
+use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig, streaming::StreamPolicy};
 
 use super::Gpu;
 use crate::error::{Error, Result};
@@ -37,6 +37,10 @@ pub(super) fn keep(wanted: Option<PathBuf>, gpu: &Gpu) -> Result<String> {
     }
     if !has("compilation", "cache") {
         config.compilation.cache = true;
+    }
+    // One stream for all threads: memory is then shared by them all, and libraries can put work of their own on it.
+    if !has("streaming", "policy") {
+        config.streaming.policy = StreamPolicy::Single;
     }
     let folder = config.environment.path.root().display().to_string();
     if !CubeClRuntimeConfig::try_set(config) {

@@ -1,14 +1,24 @@
 //! NVIDIA GPUs: what this machine has for them, or what exactly it lacks, and where their compiled kernels are kept.
 //!
 //! The backend loads everything at run time and ends the program where something is missing. Here all of it is found and
-//! compared first: driver, GPU, compiler (NVRTC) and headers.
+//! compared first: driver, GPU, compiler (NVRTC) and headers; and, where they are there, NVIDIA's libraries of matrix products
+//! and attention.
 
 #[cfg(feature = "cuda")]
 mod cache;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
+mod library;
+mod paths;
+#[cfg(feature = "cuda")]
 mod toolkit;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+mod vendor;
+
+pub use paths::Paths;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+pub use vendor::{Library, library};
 
 use std::{fmt, path::PathBuf};
 
@@ -77,14 +87,15 @@ pub fn driver() -> Result<Driver> {
         .hint("build it with `cargo build --release --features cuda`, or use `--device cpu`"))
 }
 
-/// The GPU `number`, counted from 0, with its compiled kernels and measurements kept in the folder `cache`.
+/// The GPU `number`, counted from 0, with its compiled kernels and measurements kept in the folder `cache`, and NVIDIA's
+/// libraries for what `paths` names.
 ///
 /// To be called before other threads run: it may set `CUDA_PATH` in this process.
 ///
 /// # Errors
 /// As [`driver`]; there is no GPU of that number; the compiler or the headers are missing, or do not fit the driver, the GPU
 /// or each other; `cache` was named and cannot be made.
-pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
+pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Device> {
     let driver = driver()?;
     let Some(gpu) = driver.gpus.get(number) else {
         let gpus = driver.gpus.iter().enumerate().map(|(number, gpu)| format!("\n  cuda:{number}: {gpu}"));
@@ -93,17 +104,22 @@ pub fn open(number: usize, cache: Option<PathBuf>) -> Result<Device> {
     };
     #[cfg(feature = "cuda")]
     {
-        let toolkit = toolkit::find(driver.cuda, gpu)?;
+        let roots = library::roots();
+        let toolkit = toolkit::find(&roots, driver.cuda, gpu)?;
         let kept = cache::keep(cache, gpu)?;
+        #[cfg(not(feature = "fusion"))]
+        let vendor = vendor::find(paths, &roots, driver.cuda, gpu);
+        #[cfg(feature = "fusion")]
+        let vendor = format!("none of NVIDIA's libraries with the feature `fusion` ({paths:?})");
         let release = driver.release.as_deref().unwrap_or("of unknown number");
         tracing::debug!(
-            "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; kernels in {kept}",
+            "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}",
             driver.cuda
         );
         Ok(Device::cuda(number))
     }
     #[cfg(not(feature = "cuda"))]
-    unreachable!("without CUDA there is no driver: {gpu} {cache:?}")
+    unreachable!("without CUDA there is no driver: {gpu} {cache:?} {paths:?}")
 }
 
 /// The number of the GPU that `device` is; none of the CPU.

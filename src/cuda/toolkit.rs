@@ -1,15 +1,16 @@
 //! NVRTC, the compiler in the CUDA toolkit, and the headers it reads.
 
 use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
 };
 
 use libloading::{Library, Symbol};
 
-use super::{Gpu, Version};
+use super::{
+    Gpu, Version,
+    library::{Missing, load},
+};
 use crate::error::{Error, Result};
 
 /// The compiler and headers that this process uses.
@@ -25,11 +26,10 @@ impl fmt::Display for Toolkit {
     }
 }
 
-/// Finds a compiler that fits the driver and the GPU, and headers that fit the compiler, and makes the backend use them.
-pub(super) fn find(driver: Version, gpu: &Gpu) -> Result<Toolkit> {
-    let roots = roots();
-    let version = compiler(&roots, driver, gpu)?;
-    let root = headers(&roots, version)?;
+/// Finds, in the `roots`, a compiler that fits the driver and the GPU, and headers that fit the compiler, and makes the backend use them.
+pub(super) fn find(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Toolkit> {
+    let version = compiler(roots, driver, gpu)?;
+    let root = headers(roots, version)?;
     // SAFETY: no other thread reads the environment: the device is opened before any other thread starts.
     unsafe { std::env::set_var("CUDA_PATH", &root) };
     Ok(Toolkit { version, root })
@@ -39,83 +39,18 @@ fn failed(problem: String) -> Error {
     Error::setting("--device cuda", problem)
 }
 
-/// The folders in which a toolkit may lie, the most particular first.
-fn roots() -> Vec<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let mut roots: Vec<PathBuf> = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable).collect();
-    roots.extend(["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from));
-    let mut numbered = entries(Path::new("/usr/local"), |name| name.starts_with("cuda-"));
-    // The newest first: by numbers, 12.10 after 12.9.
-    numbered.sort_by_key(|path| Reverse(numbers(&path.to_string_lossy())));
-    roots.extend(numbered);
-    roots.extend(variable("CONDA_PREFIX").into_iter().flat_map(|conda| [conda.join("targets/x86_64-linux"), conda]));
-    // NVIDIA's wheels: all of CUDA 13 in one folder, CUDA 12 in one folder for each part.
-    for folder in
-        variable("VIRTUAL_ENV").into_iter().flat_map(|folder| entries(&folder.join("lib"), |n| n.starts_with("python")))
-    {
-        roots.extend(entries(&folder.join("site-packages/nvidia"), |name| name.starts_with("cu")));
-    }
-    roots.push("/usr".into());
-    roots
-}
-
-/// What in `folder` has a name that is `wanted`; nothing where there is no such folder.
-fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let entries = entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path());
-    let mut entries: Vec<_> = entries.collect();
-    entries.sort();
-    entries
-}
-
-fn numbers(text: &str) -> Vec<u32> {
-    text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
-}
-
-/// Loads NVRTC where the backend will look for it: by name, as the system's loader finds it, else from one of the `roots`.
-/// There a library is found by its name also when it was loaded before from a folder that the loader does not know.
+/// Loads NVRTC where the backend will look for it.
 fn compiler(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Version> {
-    // SAFETY: NVIDIA's compiler library has no start-up code that asks anything of us.
-    let by_name =
-        || cudarc::get_lib_name_candidates("nvrtc").iter().find_map(|name| unsafe { Library::new(name) }.ok());
-    if let Some(library) = by_name() {
-        return fits(&library, driver, gpu).map_err(|problem| {
+    let problems = match load("nvrtc", roots, |library| fits(library, driver, gpu)) {
+        Ok(version) => return Ok(version),
+        Err(Missing::Unfit(problem)) => {
             let hint = "the loader finds this NVRTC first: name the folder of another one in LD_LIBRARY_PATH";
-            failed(problem).hint(hint)
-        });
-    }
-    let is_compiler = |name: &str| match cfg!(windows) {
-        true => name.starts_with("nvrtc64_") && name.ends_with(".dll") && !name.contains("alt"),
-        false => name.starts_with("libnvrtc.so"),
+            return Err(failed(problem).hint(hint));
+        }
+        Err(Missing::Nowhere(problems)) => problems,
     };
-    let folders = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin", "bin/x64"];
-    let folders = roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
-    // A toolkit has one file under several names, and may itself have several.
-    let mut seen = BTreeSet::new();
-    let mut problems = vec![];
-    for file in folders.flat_map(|folder| entries(&folder, is_compiler)) {
-        if !seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())) {
-            continue;
-        }
-        let at = |problem| format!("\n  {}: {problem}", file.display());
-        // SAFETY: as above.
-        match unsafe { Library::new(&file) } {
-            Err(e) => problems.push(at(e.to_string())),
-            Ok(library) => match fits(&library, driver, gpu) {
-                Err(problem) => problems.push(at(problem)),
-                Ok(_) if by_name().is_none() => {
-                    problems.push(at("its own name is not one that the backend looks for".into()))
-                }
-                Ok(version) => {
-                    std::mem::forget(library); // It stays loaded, so that its name is found.
-                    return Ok(version);
-                }
-            },
-        }
-    }
     let fitting = format!("install the CUDA toolkit {driver} or an older one, and name its folder in CUDA_PATH");
-    let found =
-        if problems.is_empty() { " can be found".into() } else { format!(" can be used:{}", problems.concat()) };
+    let found = if problems.is_empty() { " can be found".into() } else { format!(" can be used:{problems}") };
     Err(failed(format!("no NVRTC, the compiler in the CUDA toolkit,{found}")).hint(fitting + &wheels(driver)))
 }
 

@@ -3,6 +3,8 @@
 use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu,
     gemm::{self, Matrix, add_matmul, affine, transposed},
@@ -85,6 +87,10 @@ impl<const N: usize> Operation<N> for Linear {
                 let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers));
                 cpu::plain(cpu::tensor(y, [x.rows, weight.rows]))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(inputs) if cuda::takes(&inputs) => {
+                cuda::linear::affine([0, 1].map(|i| inputs[i].clone()), inputs.get(2).cloned())
+            }
             Err(inputs) => {
                 let [x, weight] = [0, 1].map(|i| Tensor::<2>::from_dispatch(inputs[i].clone()));
                 let y = matmul(x, weight.transpose());
@@ -161,7 +167,7 @@ impl LowRank {
 }
 
 impl Operation<4> for LowRank {
-    /// `x`, `x·Aᵀ`, `A`, `B`. Where the operation is composed, `A` and `scale·B` in the type of `x`.
+    /// `x`, `x·Aᵀ`, `A`, `B`. On a GPU `A` and `B`, where the operation is composed `A` and `scale·B`, in the type of `x`.
     type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
@@ -176,6 +182,8 @@ impl Operation<4> for LowRank {
                 add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), self.scale as f32);
                 (cpu::plain(y), [x, cpu::tensor(u, [rows, rank]), a, b].map(cpu::plain))
             }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(inputs) if cuda::takes(&inputs) => cuda::linear::low_rank(inputs, self.scale),
             Err([y, x, a, b]) => {
                 let [y, x, a, b]: [Tensor<2>; 4] = [y, x, a, b].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();
@@ -213,6 +221,12 @@ impl Operation<4> for LowRank {
                         cpu::plain(cpu::tensor(db, [g.columns, u.columns]))
                     }),
                 ]
+            }
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Err(all) if cuda::takes(&all) => {
+                let [g, saved @ ..] = all;
+                let [dx, da, db] = cuda::linear::low_rank_gradients(g, saved, self.scale, [wants_x, wants_a, wants_b]);
+                [dy, dx, da, db]
             }
             Err(all) => {
                 let [g, x, u, a, b]: [Tensor<2>; 5] = all.map(Tensor::from_dispatch);

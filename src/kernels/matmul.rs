@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-use super::cuda::matmul as cuda;
+use super::cuda;
 
 /// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `clippy.toml`
 /// keeps out of everywhere else.
@@ -18,8 +18,8 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     #[cfg(all(feature = "cuda", not(feature = "fusion")))]
     let (lhs, rhs) = {
         let both = [lhs, rhs].map(Tensor::into_dispatch);
-        if cuda::is_exact(&both) {
-            return Tensor::from_dispatch(cuda::product(both));
+        if cuda::takes(&both) {
+            return Tensor::from_dispatch(cuda::matmul::product(both));
         }
         let [lhs, rhs] = both.map(Tensor::from_dispatch);
         (lhs, rhs)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the stand-ins for NVIDIA's driver and run-time compiler into the folder $1. Needs g++ 12 or newer, nothing else.
+# Builds the stand-ins for NVIDIA's driver, run-time compiler and libraries into the folder $1. Needs g++ 12 or newer, nothing else.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: build.sh FOLDER}
@@ -9,6 +9,7 @@ library="-std=c++17 -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden"
 kernel="-std=c++17 -O1 -march=native -fPIC -fno-strict-aliasing -fno-math-errno -fpermissive -w"
 g++ $library -Wl,-soname,libcuda.so.1 "$here/driver.cpp" -ldl -o "$out/libcuda.so.1"
 g++ $library -Wl,-soname,libnvrtc.so "$here/compiler.cpp" -ldl -o "$out/libnvrtc.so"
+g++ $library -Wl,-soname,libcublasLt.so.13 "$here/cublaslt.cpp" -L"$out" -l:libcuda.so.1 -o "$out/libcublasLt.so.13"
 cp "$here/device.h" "$here/matrix.h" "$here/launch.h" "$out/"
 # What a program looks for before it trusts a toolkit; the stand-in reads none of it.
 mkdir -p "$out/include/crt"

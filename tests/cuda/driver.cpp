@@ -2,8 +2,8 @@
 //
 // It has the part of the driver interface that CubeCL uses. "Device memory" is memory of this process, every stream
 // runs at once and in order, and a kernel is either only counted or executed on the CPU (its "PTX" is then the path of
-// a shared object that compiler.cpp built). When kernels are only counted no copy is made either: device memory is
-// address space without pages behind it, and what the host reads from it is zero.
+// a shared object that compiler.cpp built). When kernels are only counted no copy is made either but for those of a page or
+// less: device memory is address space without pages behind it, and what the host reads from it is zero.
 #include "launch.h"
 
 #include <atomic>
@@ -158,6 +158,9 @@ struct Driver {
         if (out != stderr) fclose(out);
     }
 
+    // Whether a copy of so many bytes is made.
+    bool makes(size_t size) const { return settings.run || size <= 4096; }
+
     void wait() {
         waits++;
         if (syncs) fprintf(syncs, "{%s}\n", totals().c_str()), fflush(syncs);
@@ -300,6 +303,7 @@ EXPORT int cuStreamCreate(void** stream, unsigned) { return *stream = malloc(1),
 EXPORT int cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = malloc(1), SUCCESS; }
 EXPORT int cuStreamDestroy_v2(void* stream) { return free(stream), SUCCESS; }
 EXPORT int cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
+EXPORT int cuStreamGetCtx(void*, void** context) { return *context = &driver(), SUCCESS; }
 EXPORT int cuStreamQuery(void*) { return SUCCESS; }
 EXPORT int cuStreamSynchronize(void*) {
     Guard guard(driver().lock);
@@ -358,7 +362,7 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void
     Guard guard(d.lock);
     if (!inside(to, size)) return complain(INVALID_VALUE, "a copy of %zu bytes leaves its memory on the device", size);
     d.to_device.add(size);
-    if (d.settings.run) memcpy((void*)to, from, size);
+    if (d.makes(size)) memcpy((void*)to, from, size);
     return SUCCESS;
 }
 EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t size) { return cuMemcpyHtoDAsync_v2(to, from, size, nullptr); }
@@ -367,7 +371,7 @@ EXPORT int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void*) {
     Guard guard(d.lock);
     if (!inside(from, size)) return complain(INVALID_VALUE, "a copy of %zu bytes leaves its memory on the device", size);
     d.to_host.add(size);
-    if (d.settings.run) memcpy(to, (void*)from, size);
+    if (d.makes(size)) memcpy(to, (void*)from, size);
     else memset(to, 0, size);
     return SUCCESS;
 }
@@ -377,7 +381,7 @@ EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void*) 
     Guard guard(d.lock);
     if (!inside(from, size) || !inside(to, size)) return complain(INVALID_VALUE, "a copy on the device leaves its memory");
     d.on_device.add(size);
-    if (d.settings.run) memmove((void*)to, (void*)from, size);
+    if (d.makes(size)) memmove((void*)to, (void*)from, size);
     return SUCCESS;
 }
 EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, void*) {
@@ -528,6 +532,21 @@ EXPORT int cuTensorMapEncodeIm2col(void* map, unsigned type, unsigned rank, void
     if (int problem = check_map(type, rank, address, sizes, strides, interleave)) return problem;
     if (channels > 256 || pixels > 1024) return complain(INVALID_VALUE, "tensor map: %u channels, %u pixels", channels, pixels);
     return memset(map, 0, 128), SUCCESS;
+}
+
+// ---- for the stand-ins of NVIDIA's libraries beside this one ---------------------------------------------------------
+
+EXPORT int standin_runs() { return driver().settings.run; }
+EXPORT int standin_inside(uint64_t address, size_t size) {
+    Guard guard(driver().lock);
+    return inside(address, size);
+}
+EXPORT void standin_launched(const char* name) {
+    Driver& d = driver();
+    Guard guard(d.lock);
+    d.launches++;
+    d.functions.try_emplace(name, Function{name, nullptr}).first->second.launches++;
+    if (d.trace) fprintf(d.trace, "%s\n", name), fflush(d.trace);
 }
 
 // ---- errors, and what is not there ----------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-//! Matrix products in f32 that stay f32.
+//! Matrix products: by NVIDIA's library where it is there, else by Burn's kernels; in f32 they stay f32.
 //!
 //! What Burn chooses may be a kernel for the tensor cores, which cuts the mantissa of its inputs from 23 bits to 10 (TF32,
 //! `adjust_dtypes` in cubek-matmul's `definition/blueprint.rs`), and there is no switch. torch's default is exact products.
 
-use burn::backend::TensorMetadata;
 use burn::tensor::DType;
-use burn_cubecl::kernel::matmul::init_matmul_output;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, init_matmul_output, matmul};
 use cubek::{
     matmul::{
         definition::{MatmulElems, MatmulGlobalElems},
@@ -16,16 +15,29 @@ use cubek::{
     std::InputBinding,
 };
 
-use super::{CudaTensor, Plain, plain, storage, takes, tensors};
+use super::{CudaTensor, Plain, plain, product, storage, tensors};
 
-/// Whether [`product`] is for these: f32 on a GPU, not on a tape.
-pub(in crate::kernels) fn is_exact(inputs: &[Plain; 2]) -> bool {
-    takes(inputs) && inputs.iter().all(|input| input.dtype() == DType::F32)
-}
-
-/// `lhs·rhs` over the last two axes, without tensor cores.
+/// `lhs·rhs` over the last two axes, of one type that the kernels take.
 pub(in crate::kernels) fn product(inputs: [Plain; 2]) -> Plain {
     let [lhs, rhs] = tensors(inputs);
+    let dtype = lhs.dtype;
+    plain(product_as(lhs, rhs, dtype))
+}
+
+/// The same, in `dtype`.
+pub(super) fn product_as(lhs: CudaTensor, rhs: CudaTensor, dtype: DType) -> CudaTensor {
+    if let Some(product) = product::product(product::Product { dtype, ..product::Product::new(&lhs, &rhs) }) {
+        return product;
+    }
+    match (lhs.dtype, dtype) {
+        (DType::F32, DType::F32) => exact(lhs, rhs),
+        _ => matmul(lhs, rhs, None, MatmulStrategy::default(), dtype)
+            .expect("one of the products that are tried takes any matrix"),
+    }
+}
+
+/// `lhs·rhs` in f32, without tensor cores.
+fn exact(lhs: CudaTensor, rhs: CudaTensor) -> CudaTensor {
     let out = init_matmul_output(&lhs, &rhs, DType::F32);
     let number = storage(DType::F32);
     let launch = |strategy: Strategy| {
@@ -41,5 +53,5 @@ pub(in crate::kernels) fn product(inputs: [Plain; 2]) -> Plain {
         let done = if fits { tiled().or_else(|_| launch(Strategy::Naive)) } else { launch(Strategy::Naive) };
         done.expect("the naive kernel takes every shape");
     }
-    plain(out)
+    out
 }

@@ -8,13 +8,17 @@
 pub(super) mod activation;
 pub(super) mod adamw;
 pub(super) mod conv;
+mod cublaslt;
 pub(super) mod geglu;
 pub(super) mod group_norm;
+pub(super) mod linear;
 pub(super) mod matmul;
 pub(super) mod norm;
+mod product;
 pub(super) mod residual;
 pub(super) mod rope;
 pub(super) mod softmax;
+mod stream;
 
 use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
 use burn::tensor::{DType, Shape};

@@ -7,14 +7,10 @@ use burn_cubecl::{
         prelude::*,
         std::tensor::{MatrixBatchLayout, matrix_batch_layout},
     },
-    kernel::{
-        into_contiguous,
-        matmul::{MatmulStrategy, matmul},
-    },
+    kernel::into_contiguous,
 };
 
-use super::matmul as exact;
-use super::{CudaTensor, PLANE, Plain, address_type, cube_sum, plain, storage, tensors, vector_size};
+use super::{CudaTensor, PLANE, Plain, address_type, cube_sum, matmul, plain, storage, tensors, vector_size};
 
 /// What q is multiplied by where scores are f16, exactly, so that they stay in its range: up to 4 million, in steps that
 /// are finer than bf16's by 8. (In f32 they would be another fifth of the traffic of the backward pass.)
@@ -99,13 +95,8 @@ fn scores(q: Plain, k: Plain) -> (CudaTensor, f32) {
 /// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
 fn product(a: Plain, b: Plain, dtype: DType) -> CudaTensor {
     let b = tensor::Tensor::<4>::from_dispatch(b).transpose().into_dispatch();
-    let both = [a, b];
-    if exact::is_exact(&both) {
-        let [product] = tensors([exact::product(both)]);
-        return product;
-    }
-    let [a, b] = tensors(both);
-    matmul(a, b, None, MatmulStrategy::default(), dtype).expect("one of the products that are tried takes any matrix")
+    let [a, b] = tensors([a, b]);
+    matmul::product_as(a, b, dtype)
 }
 
 /// Pieces of a row that a unit keeps in its registers, where the row is not longer than 512 units can hold so.

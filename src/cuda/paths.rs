@@ -1,0 +1,52 @@
+//! `--cuda-paths`: what NVIDIA's libraries may compute in place of kiln's kernels.
+
+use std::str::FromStr;
+
+/// The operations that go through NVIDIA's libraries where these are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Matrix products, by cuBLASLt.
+    pub products: bool,
+    /// Attention, by cuDNN.
+    pub attention: bool,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { products: true, attention: true }
+    }
+}
+
+impl FromStr for Paths {
+    type Err = String;
+
+    /// Of a list of names with commas between; an empty one names nothing.
+    fn from_str(list: &str) -> Result<Self, String> {
+        let mut paths = Self { products: false, attention: false };
+        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "products" => paths.products = true,
+                "attention" => paths.attention = true,
+                _ => return Err(format!("`{name}` is not one of `products` and `attention`")),
+            }
+        }
+        Ok(paths)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_and_other_names_refused() {
+        let read = |list: &str| list.parse::<Paths>().map(|paths| (paths.products, paths.attention));
+        assert_eq!(read("products, attention"), Ok((true, true)));
+        assert_eq!(
+            [read("products"), read("attention,"), read("")],
+            [(true, false), (false, true), (false, false)].map(Ok)
+        );
+        assert!(read("products,all").unwrap_err().contains("`all`"));
+        assert_eq!(read("attention,products"), Ok((Paths::default().products, Paths::default().attention)));
+    }
+}
