@@ -17,7 +17,10 @@ fn start(arguments: &[&str], environment: &[(&str, &str)]) -> String {
         "CONDA_PREFIX",
         "LD_LIBRARY_PATH",
         "KILN_CACHE",
+        "KILN_CUDA_PATHS",
         "CUBECL_ENVIRONMENT",
+        // Beside a `python3` there may be NVIDIA's wheels.
+        "PATH",
     ];
     let command = cuda.iter().fold(&mut command, |command, name| command.env_remove(name));
     let folder = TempDir::new().unwrap();
@@ -88,6 +91,17 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
     unsafe { to.copy_from(architectures.as_ptr(), 2) };
     0
 }
+"#;
+
+    /// Says its version and that of its CUDA, as `LIBRARY_VERSION` and `LIBRARY_CUDA` have them.
+    const LIBRARY: &str = r#"
+fn number(name: &str, otherwise: usize) -> usize { std::env::var(name).map_or(otherwise, |value| value.parse().unwrap()) }
+fn version() -> usize { number("LIBRARY_VERSION", 130002) }
+fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
+#[unsafe(no_mangle)] extern "C" fn cublasLtGetVersion() -> usize { version() }
+#[unsafe(no_mangle)] extern "C" fn cublasLtGetCudartVersion() -> usize { cuda() }
+#[unsafe(no_mangle)] extern "C" fn cudnnGetVersion() -> usize { 91900 }
+#[unsafe(no_mangle)] extern "C" fn cudnnGetCudartVersion() -> usize { cuda() }
 "#;
 
     /// A folder `driver` with the driver's library, and `toolkit` with the compiler's and the headers.
@@ -217,7 +231,7 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
             );
             said
         };
-        says(&opened(&[]), &["toolkit/include; kernels in ", "cache/kiln"]);
+        says(&opened(&[]), &["toolkit/include; no cuBLASLt, no cuDNN; kernels in ", "cache/kiln"]);
         let kept = machine.at("kept");
         says(&opened(&[("KILN_CACHE", kept.to_str().unwrap())]), &["; kernels in ", kept.to_str().unwrap()]);
         assert!(kept.is_dir());
@@ -229,6 +243,46 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
         std::fs::rename(site.join("cu13/lib64"), site.join("cu13/lib")).unwrap();
         let environment = machine.at("venv");
         says(&opened(&[("VIRTUAL_ENV", environment.to_str().unwrap())]), &["nvidia/cu13/include"]);
+    }
+
+    #[test]
+    fn libraries_are_found_in_wheels_and_their_absence_is_said() {
+        if !bare() {
+            return;
+        }
+        let machine = Machine::new();
+        let venv = machine.at("venv");
+        let venv = ("VIRTUAL_ENV", venv.to_str().unwrap());
+        let opened = |environment: &[(&str, &str)]| machine.start("cuda", &[&[venv], environment].concat());
+        let said = opened(&[]);
+        says(
+            &said,
+            &[
+                "no cuBLASLt can be used (it is nowhere): kiln's own kernels compute matrix products in its place",
+                "`pip install \"nvidia-cublas==13.0.*\"`",
+                "no cuDNN can be used",
+                "`pip install \"nvidia-cudnn-cu13\"`",
+            ],
+        );
+        // What is not wanted is not missed.
+        let said = opened(&[("KILN_CUDA_PATHS", "")]);
+        says(&said, &["; no cuBLASLt, no cuDNN; kernels in "]);
+        assert!(!said.contains("pip install"), "{said}");
+
+        let wheels = "venv/lib/python3.12/site-packages/nvidia";
+        machine.library(&format!("{wheels}/cu13/lib/libcublasLt.so.13"), "libcublasLt.so.13", LIBRARY);
+        machine.library(&format!("{wheels}/cudnn/lib/libcudnn.so.9"), "libcudnn.so.9", LIBRARY);
+        let said = opened(&[]);
+        says(&said, &["; cuBLASLt 13.0.2, cuDNN 9.19.0; kernels in "]);
+        assert!(!said.contains("pip install"), "{said}");
+        says(&opened(&[("KILN_CUDA_PATHS", "attention")]), &["; no cuBLASLt, cuDNN 9.19.0; kernels in "]);
+        let old = opened(&[("LIBRARY_VERSION", "110300")]);
+        says(&old, &["libcublasLt.so.13: cuBLASLt 11.3.0 is too old: kiln needs 12 or newer", "; no cuBLASLt, cuDNN"]);
+        let new = opened(&[("LIBRARY_CUDA", "14000")]);
+        says(
+            &new,
+            &["libcudnn.so.9: cuDNN 9.19.0 is for CUDA 14, and the driver runs programs of CUDA 13.0 and older"],
+        );
     }
 
     #[test]
