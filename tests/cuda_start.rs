@@ -260,8 +260,8 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
             &[
                 "no cuBLASLt can be used (it is nowhere): kiln's own kernels compute matrix products in its place",
                 "`pip install \"nvidia-cublas==13.0.*\"`",
-                "no cuDNN can be used",
-                "`pip install \"nvidia-cudnn-cu13\"`",
+                "no cuDNN can be used (it calls cuBLASLt)",
+                "`pip install \"nvidia-cudnn-cu13>=9.19\"`",
             ],
         );
         // What is not wanted is not missed.
@@ -275,13 +275,19 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
         let said = opened(&[]);
         says(&said, &["; cuBLASLt 13.0.2, cuDNN 9.19.0; kernels in "]);
         assert!(!said.contains("pip install"), "{said}");
-        says(&opened(&[("KILN_CUDA_PATHS", "attention")]), &["; no cuBLASLt, cuDNN 9.19.0; kernels in "]);
+        says(&opened(&[("KILN_CUDA_PATHS", "attention")]), &["; cuBLASLt 13.0.2, cuDNN 9.19.0; kernels in "]);
         let old = opened(&[("LIBRARY_VERSION", "110300")]);
-        says(&old, &["libcublasLt.so.13: cuBLASLt 11.3.0 is too old: kiln needs 12 or newer", "; no cuBLASLt, cuDNN"]);
+        says(
+            &old,
+            &[
+                "libcublasLt.so.13: cuBLASLt 11.3.0 is too old: kiln needs 12.0.0 or newer",
+                "; no cuBLASLt, no cuDNN; kernels in ",
+            ],
+        );
         let new = opened(&[("LIBRARY_CUDA", "14000")]);
         says(
             &new,
-            &["libcudnn.so.9: cuDNN 9.19.0 is for CUDA 14, and the driver runs programs of CUDA 13.0 and older"],
+            &["libcublasLt.so.13: cuBLASLt 13.0.2 is for CUDA 14, and the driver runs programs of CUDA 13.0 and older"],
         );
     }
 

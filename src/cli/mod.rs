@@ -50,8 +50,8 @@ struct Global {
     /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
     #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General")]
     cache: Option<PathBuf>,
-    /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN), or nothing [default:
-    /// products,attention]
+    /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN) or, with the same
+    /// bits in every run, `deterministic-attention`, or nothing [default: products,attention]
     #[arg(
         long,
         global = true,

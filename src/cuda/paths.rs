@@ -9,11 +9,13 @@ pub struct Paths {
     pub products: bool,
     /// Attention, by cuDNN.
     pub attention: bool,
+    /// Attention such that its gradients have the same bits in every run, which takes more memory and time.
+    pub deterministic: bool,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { products: true, attention: true }
+        Self { products: true, attention: true, deterministic: false }
     }
 }
 
@@ -22,12 +24,17 @@ impl FromStr for Paths {
 
     /// Of a list of names with commas between; an empty one names nothing.
     fn from_str(list: &str) -> Result<Self, String> {
-        let mut paths = Self { products: false, attention: false };
+        let mut paths = Self { products: false, attention: false, deterministic: false };
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match name {
                 "products" => paths.products = true,
                 "attention" => paths.attention = true,
-                _ => return Err(format!("`{name}` is not one of `products` and `attention`")),
+                "deterministic-attention" => (paths.attention, paths.deterministic) = (true, true),
+                _ => {
+                    return Err(format!(
+                        "`{name}` is not one of `products`, `attention` and `deterministic-attention`"
+                    ));
+                }
             }
         }
         Ok(paths)
@@ -46,6 +53,9 @@ mod tests {
             [read("products"), read("attention,"), read("")],
             [(true, false), (false, true), (false, false)].map(Ok)
         );
+        let in_order = "deterministic-attention".parse::<Paths>();
+        assert_eq!(in_order, Ok(Paths { products: false, attention: true, deterministic: true }));
+        assert!(!Paths::default().deterministic);
         assert!(read("products,all").unwrap_err().contains("`all`"));
         assert_eq!(read("attention,products"), Ok((Paths::default().products, Paths::default().attention)));
     }

@@ -29,11 +29,12 @@ impl Library {
         }
     }
 
-    /// The oldest major version whose interface is the one of the bindings.
+    /// The oldest version that is used: of cuBLASLt the first whose interface is the one of the bindings; of cuDNN the first
+    /// with all plans. (Up to 9.15 they are wrong where the keys are no multiple of 128.)
     fn oldest(self) -> usize {
         match self {
-            Self::CublasLt => 12,
-            Self::Cudnn => 9,
+            Self::CublasLt => 120_000,
+            Self::Cudnn => 91_900,
         }
     }
 
@@ -49,8 +50,8 @@ impl Library {
         let (lost, wheel) = match (self, driver.major) {
             (Self::CublasLt, ..13) => ("matrix products", "nvidia-cublas-cu12"),
             (Self::CublasLt, _) => ("matrix products", "nvidia-cublas==13.0.*"),
-            (Self::Cudnn, ..13) => ("attention", "nvidia-cudnn-cu12"),
-            (Self::Cudnn, _) => ("attention", "nvidia-cudnn-cu13"),
+            (Self::Cudnn, ..13) => ("attention", "nvidia-cudnn-cu12>=9.19"),
+            (Self::Cudnn, _) => ("attention", "nvidia-cudnn-cu13>=9.19"),
         };
         format!(
             "kiln's own kernels compute {lost} in its place: the same result, but slower, and on a large card much slower; \
@@ -68,36 +69,55 @@ impl fmt::Display for Library {
     }
 }
 
-/// The versions of what was found, in the order of [`Library::ALL`].
-static FOUND: OnceLock<[Option<usize>; 2]> = OnceLock::new();
+/// The versions of what was found, in the order of [`Library::ALL`], and what was wanted.
+static FOUND: OnceLock<([Option<usize>; 2], Paths)> = OnceLock::new();
 
 /// The version of a library that may be used and is loaded: of cuBLASLt 130002 for 13.0.2, of cuDNN 91900 for 9.19.0. None
 /// before the device was opened.
 pub fn library(library: Library) -> Option<usize> {
-    FOUND.get()?[library as usize]
+    let (found, paths) = FOUND.get()?;
+    found[library as usize].filter(|_| library.allowed(*paths))
+}
+
+/// Whether attention is to have the same bits in every run.
+pub fn deterministic_attention() -> bool {
+    FOUND.get().is_some_and(|(_, paths)| paths.deterministic)
 }
 
 /// Loads what the `paths` want and this machine has. What that is, in words; what is missing is said once.
 pub(super) fn find(paths: Paths, roots: &[PathBuf], driver: Version, gpu: &Gpu) -> String {
     let find = |library: Library| {
-        if !library.allowed(paths) {
-            return None;
-        }
         let problem = match load(library.names().0, roots, |file| fits(file, library, driver)) {
-            Ok(version) => return Some(version),
+            Ok(version) => return Ok(version),
             Err(Missing::Unfit(problem)) => problem,
             Err(Missing::Nowhere(problems)) if problems.is_empty() => "it is nowhere".into(),
             Err(Missing::Nowhere(problems)) => format!("what there is:{problems}\n "),
         };
-        tracing::warn!("{}: no {library} can be used ({problem}): {}", gpu.name, library.absence(driver));
-        None
+        Err(problem)
     };
-    let found = FOUND.get_or_init(|| Library::ALL.map(find));
-    let said = Library::ALL.into_iter().zip(found).map(|(library, version)| match version {
+    let said = |library: Library, found: Result<usize, String>| {
+        let say = |problem| {
+            tracing::warn!("{}: no {library} can be used ({problem}): {}", gpu.name, library.absence(driver));
+        };
+        found.map_err(say).ok()
+    };
+    let all = || {
+        let wanted = paths.products || paths.attention;
+        let products = wanted.then(|| said(Library::CublasLt, find(Library::CublasLt))).flatten();
+        let attention = || match products {
+            Some(_) => find(Library::Cudnn),
+            // It ends the program where it does not find what it calls.
+            None => Err("it calls cuBLASLt".into()),
+        };
+        let attention = paths.attention.then(|| said(Library::Cudnn, attention())).flatten();
+        ([products, attention], paths)
+    };
+    let (found, _) = FOUND.get_or_init(all);
+    let words = Library::ALL.into_iter().zip(found).map(|(library, version)| match version {
         Some(version) => format!("{library} {}", dotted(*version)),
         None => format!("no {library}"),
     });
-    said.collect::<Vec<_>>().join(", ")
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// The version, if the library is new enough for the bindings and not too new for the driver.
@@ -112,8 +132,9 @@ fn fits(file: &libloading::Library, library: Library, driver: Version) -> Result
     };
     let [version, cuda] = library.names().1.map(number);
     let (version, cuda) = (version?, cuda?);
-    if version / 10_000 < library.oldest() {
-        return Err(format!("{library} {} is too old: kiln needs {} or newer", dotted(version), library.oldest()));
+    if version < library.oldest() {
+        let [found, oldest] = [version, library.oldest()].map(dotted);
+        return Err(format!("{library} {found} is too old: kiln needs {oldest} or newer"));
     }
     if cuda / 1000 > driver.major as usize {
         return Err(format!(

@@ -130,6 +130,10 @@ fn matrices() -> Vec<(String, Kernel)> {
         [2, 2, 100, 77, 40],
         [1, 1, 33, 5, 40],
         [1, 2, 130, 130, 160],
+        // Of models: whole tiles of a GPU and more.
+        [1, 2, 1152, 1152, 128],
+        [2, 2, 512, 77, 64],
+        [1, 2, 320, 512, 80],
     ] {
         let [of_queries, of_keys] = [queries, keys].map(|tokens| batch * heads * tokens * width);
         all.push(kernel("attention", &size, [of_queries, of_keys, of_keys], [2, 3], move |[q, k, v]| {

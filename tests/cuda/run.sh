@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 mode=${1:?usage: run.sh count|run COMMAND...}
 shift
 home=${STANDIN_HOME:-${TMPDIR:-/tmp}/standin-$(id -u)}
-for source in driver.cpp compiler.cpp cublaslt.cpp device.h matrix.h launch.h build.sh; do
+for source in driver.cpp compiler.cpp cublaslt.cpp cudnn.cpp plans.cpp device.h matrix.h launch.h build.sh; do
     if [ ! -e "$home/flags" ] || [ "$here/$source" -nt "$home/flags" ]; then "$here/build.sh" "$home" && break; fi
 done
 export STANDIN_MODE="$mode" STANDIN_CACHE="${STANDIN_CACHE:-$home/kernels}"

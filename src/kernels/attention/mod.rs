@@ -5,6 +5,8 @@ pub(super) mod products;
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use super::cuda;
 use super::{
     cpu::floats,
     lift,
@@ -15,8 +17,8 @@ use super::{
 /// `softmax(q·kᵀ/√K)·v`, every query seeing every key.
 ///
 /// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32. The scores of no more
-/// than a few rows of each head (CPU, f32) or of a few heads (elsewhere) exist at a time, and the backward pass computes
-/// them again.
+/// than a few rows of each head (CPU, f32; 16 bits with cuDNN) or of a few heads (elsewhere) exist at a time, and the backward
+/// pass computes them again.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
     apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
@@ -44,8 +46,16 @@ struct Saved {
     q: Plain,
     k: Plain,
     v: Plain,
-    /// Only of the CPU's own form.
-    rows: Option<cpu::Saved>,
+    way: Way,
+}
+
+/// By which way the output was computed, with what that keeps beside the inputs.
+#[derive(Clone, Debug)]
+enum Way {
+    Products,
+    Rows(cpu::Saved),
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    Cudnn(cuda::attention::Saved),
 }
 
 impl Operation<3> for Attention {
@@ -53,24 +63,39 @@ impl Operation<3> for Attention {
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, Saved) {
         let [q, k, v] = inputs.clone();
-        let (output, rows) = match floats(inputs) {
-            Ok(inputs) => {
-                let (output, rows) = cpu::forward(inputs);
-                (output, Some(rows))
-            }
-            Err(inputs) => (products::forward(inputs, products::AT_ONCE), None),
-        };
-        (output, Saved { q, k, v, rows })
+        let (output, way) = compute(inputs);
+        (output, Saved { q, k, v, way })
     }
 
     fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let Saved { q, k, v, rows } = saved;
+        let Saved { q, k, v, way } = saved;
         let all = [q, k, v, gradient];
-        let gradients = match rows {
-            Some(rows) => cpu::backward(all, rows),
-            None => products::backward(all, products::AT_ONCE),
+        let gradients = match way {
+            Way::Rows(rows) => cpu::backward(all, rows),
+            Way::Products => products::backward(all, products::AT_ONCE),
+            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            Way::Cudnn(saved) => match cuda::attention::backward(&all, saved) {
+                Some(gradients) => gradients,
+                None => products::backward(all, products::AT_ONCE),
+            },
         };
         let mut wanted = wanted.into_iter();
         gradients.map(|gradient| wanted.next()?.then_some(gradient))
     }
+}
+
+/// The output, in memory `[B, L, N, K]`.
+fn compute(inputs: [Plain; 3]) -> (Plain, Way) {
+    let inputs = match floats(inputs) {
+        Ok(inputs) => {
+            let (output, rows) = cpu::forward(inputs);
+            return (output, Way::Rows(rows));
+        }
+        Err(inputs) => inputs,
+    };
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    if let Some((output, saved)) = cuda::attention::forward(&inputs) {
+        return (output, Way::Cudnn(saved));
+    }
+    (products::forward(inputs, products::AT_ONCE), Way::Products)
 }

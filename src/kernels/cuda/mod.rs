@@ -7,8 +7,10 @@
 
 pub(super) mod activation;
 pub(super) mod adamw;
+pub(super) mod attention;
 pub(super) mod conv;
 mod cublaslt;
+mod cudnn;
 pub(super) mod geglu;
 pub(super) mod group_norm;
 pub(super) mod linear;

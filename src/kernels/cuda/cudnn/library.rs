@@ -1,0 +1,128 @@
+//! The functions of cuDNN that are called, found at run time.
+//!
+//! They are declared here, not taken from cudarc's bindings: those give back a status as an enum of Rust, and cuDNN is often
+//! newer than they are and knows a status more.
+
+use std::{
+    ffi::{CStr, c_char, c_void},
+    sync::OnceLock,
+};
+
+use libloading::Symbol;
+
+use crate::cuda;
+
+/// What cuDNN gives out: a descriptor or a handle.
+pub(super) type Raw = *mut c_void;
+
+/// cuDNN in this process.
+pub struct Cudnn {
+    pub(super) create: unsafe extern "C" fn(i32, *mut Raw) -> i32,
+    pub(super) destroy: unsafe extern "C" fn(Raw) -> i32,
+    pub(super) set: unsafe extern "C" fn(Raw, i32, i32, i64, *const c_void) -> i32,
+    pub(super) get: unsafe extern "C" fn(Raw, i32, i32, i64, *mut i64, *mut c_void) -> i32,
+    pub(super) finalize: unsafe extern "C" fn(Raw) -> i32,
+    pub(super) execute: unsafe extern "C" fn(Raw, Raw, Raw) -> i32,
+    open: unsafe extern "C" fn(*mut Raw) -> i32,
+    close: unsafe extern "C" fn(Raw) -> i32,
+    set_stream: unsafe extern "C" fn(Raw, Raw) -> i32,
+    last_error: unsafe extern "C" fn(*mut c_char, usize),
+    version: unsafe extern "C" fn() -> usize,
+    // Kept loaded for the functions above.
+    _file: libloading::Library,
+}
+
+impl Cudnn {
+    /// The one of this process, if it may be used; found once.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Cudnn>> = OnceLock::new();
+        let find = || {
+            cuda::library(cuda::Library::Cudnn)?;
+            // It is loaded, so that its name alone finds it.
+            cudarc::get_lib_name_candidates("cudnn").iter().find_map(|name| Self::load(name).ok())
+        };
+        SHARED.get_or_init(find).as_ref()
+    }
+
+    /// The library of that name or path.
+    ///
+    /// # Errors
+    /// There is none, or a function is missing in it.
+    pub fn load(name: &str) -> Result<Self, String> {
+        // SAFETY: NVIDIA's library has no start-up code that asks anything of us.
+        let file = unsafe { libloading::Library::new(name) }.map_err(|e| e.to_string())?;
+        fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
+            // SAFETY: the types of the fields, for which this is called, are the signatures in cudnn.h and cudnn_graph.h.
+            let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
+            Ok(*found)
+        }
+        Ok(Self {
+            create: function(&file, "cudnnBackendCreateDescriptor")?,
+            destroy: function(&file, "cudnnBackendDestroyDescriptor")?,
+            set: function(&file, "cudnnBackendSetAttribute")?,
+            get: function(&file, "cudnnBackendGetAttribute")?,
+            finalize: function(&file, "cudnnBackendFinalize")?,
+            execute: function(&file, "cudnnBackendExecute")?,
+            open: function(&file, "cudnnCreate")?,
+            close: function(&file, "cudnnDestroy")?,
+            set_stream: function(&file, "cudnnSetStream")?,
+            last_error: function(&file, "cudnnGetLastErrorString")?,
+            version: function(&file, "cudnnGetVersion")?,
+            _file: file,
+        })
+    }
+
+    /// As `cudnnGetVersion` says it, such as 91900.
+    pub fn version(&self) -> usize {
+        // SAFETY: the function takes nothing and gives a number.
+        unsafe { (self.version)() }
+    }
+
+    /// An error that names `what` was done and why it failed, unless `status` says that it did not.
+    pub(super) fn check(&self, what: &str, status: i32) -> Result<(), String> {
+        if status == 0 {
+            return Ok(());
+        }
+        let mut text = [0u8; 1024];
+        // SAFETY: the function writes no more than the size it is given, with a zero at the end.
+        unsafe { (self.last_error)(text.as_mut_ptr().cast(), text.len()) };
+        let reason = CStr::from_bytes_until_nul(&text).map(CStr::to_string_lossy).unwrap_or_default();
+        Err(format!("cuDNN {}: {what}: status {status} {}", self.version(), reason.trim()))
+    }
+}
+
+/// What runs plans, on one stream of one GPU.
+pub struct Handle {
+    library: &'static Cudnn,
+    pub(super) raw: Raw,
+}
+
+// SAFETY: a handle may be used by one thread after the other; that plans run on the backend's thread alone is asked of
+// those who run them.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// For the context that is current, and `stream` in it.
+    ///
+    /// # Errors
+    /// cuDNN does not start.
+    pub fn new(library: &'static Cudnn, stream: *mut c_void) -> Result<Self, String> {
+        let mut handle = Self { library, raw: std::ptr::null_mut() };
+        // SAFETY: the function writes one pointer.
+        library.check("its start", unsafe { (library.open)(&mut handle.raw) })?;
+        // SAFETY: the handle was just made, in the context of the stream.
+        library.check("its stream", unsafe { (library.set_stream)(handle.raw, stream) })?;
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.raw.is_null() {
+            // SAFETY: the handle was made and is used no more.
+            unsafe { (self.library.close)(self.raw) };
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! cuDNN's graph interface, as far as attention needs it: a graph says what is computed of which tensors, cuDNN makes a plan
+//! of it for one GPU, and the plan runs on addresses.
+
+mod descriptor;
+mod graph;
+mod library;
+mod sdpa;
+
+pub use graph::{Layout, Plan, Target, Type};
+pub use library::{Cudnn, Handle};
+pub use sdpa::{Sizes, backward, forward};
+
+#[cfg(test)]
+mod tests;
