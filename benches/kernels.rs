@@ -1,6 +1,7 @@
 //! What each fused operation costs, beside its formula written out in tensors: medians of interleaved runs, at the sizes of
 //! a small FLUX (width 512, 8 heads of 64, 320 tokens, batch 2) and of a small UNet (channels 64 to 320, pictures 32×32).
 //! Run with `cargo bench --bench kernels [-- PART OF A NAME…]`.
+#![allow(clippy::disallowed_macros)] // a bench may end when nobody reads its results
 
 use std::{hint::black_box, time::Instant};
 

@@ -49,6 +49,14 @@ pub enum Error {
         /// The number, and where it came from.
         what: String,
     },
+    /// Somebody asked to stop: nothing went wrong, and what was done so far is kept.
+    #[error("stopped on request{what}")]
+    Stopped {
+        /// What became of the work, such as `: 3 images were written`; empty if there is nothing to say.
+        what: String,
+        /// What is there nevertheless: the run folder, or the files written.
+        done: Vec<PathBuf>,
+    },
 }
 
 impl Error {
@@ -85,7 +93,7 @@ impl Error {
                     last.push_str(&line);
                 }
             }
-            Self::NotFinite { what, .. } => what.push_str(&line),
+            Self::NotFinite { what, .. } | Self::Stopped { what, .. } => what.push_str(&line),
             Self::Io { .. } => {}
         }
         self

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
+    stop,
     weights::read_json,
 };
 
@@ -87,7 +88,8 @@ impl Source {
             return Ok(snapshot.clone());
         }
         if self.online {
-            let fetched = self.fetch(model).map_err(|e| self.unavailable(model, &cached, &explain(&e)))?;
+            let fetched =
+                stop::expendable(|| self.fetch(model)).map_err(|e| self.unavailable(model, &cached, &explain(&e)))?;
             let missing = missing(&fetched)?;
             return if missing.is_empty() {
                 Ok(fetched)

@@ -16,6 +16,8 @@
 // The modules stand in dependency order: each imports only from those above it.
 pub mod error;
 pub mod panics;
+pub mod stop;
+pub mod disk;
 pub mod config;
 pub mod cuda;
 pub mod rng;

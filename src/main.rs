@@ -15,9 +15,6 @@ fn main() -> ExitCode {
     start_logging(&cli);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report_error(&error);
-            ExitCode::FAILURE
-        }
+        Err(error) => ExitCode::from(report_error(&error)),
     }
 }

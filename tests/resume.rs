@@ -11,11 +11,12 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use kiln::{
     error::Result,
-    training::{self, Metrics, Record, Silent, TrainConfig},
+    training::{self, Checkpoint, Silent, TrainConfig},
     weights::write_tensors,
 };
-use support::program::{
-    MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop,
+use support::{
+    program::{MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop},
+    run::{check_curves, leftovers, names, numbers, state},
 };
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -51,30 +52,6 @@ fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {
 
 /// The run that nothing interrupts.
 static WHOLE: LazyLock<PathBuf> = LazyLock::new(|| train(&config("whole", &[]), None).unwrap());
-
-/// Adapter and optimizer of a checkpoint, every bit.
-fn state(run: &Path, step: u64) -> [Vec<(String, TensorData)>; 2] {
-    let folder = run.join(format!("step-{step:06}"));
-    ["adapter", "optimizer"].map(|name| tensors(folder.join(name).with_extension("safetensors")))
-}
-
-/// What does not depend on the clock: losses, learning rates and lengths of gradients, by step.
-fn numbers(run: &Path) -> Vec<(u64, String, f64)> {
-    let mut all = Vec::new();
-    for record in Metrics::read(run).unwrap() {
-        match record {
-            Record::Step(m) => {
-                let values = [("loss", m.loss), ("learning_rate", m.learning_rate), ("grad_norm", m.grad_norm)];
-                all.extend(values.map(|(name, value)| (m.step, name.to_string(), value)));
-            }
-            Record::Validation(m) => {
-                all.push((m.step, "validation".into(), m.validation_loss));
-                all.extend(m.validation_loss_at_level.into_iter().map(|(sigma, loss)| (m.step, sigma, loss)));
-            }
-        }
-    }
-    all
-}
 
 /// A copy of a run, for tests that change it.
 fn copy_of(run: &Path, name: &str) -> PathBuf {
@@ -235,8 +212,114 @@ fn a_checkpoint_with_half_an_optimizer_is_not_taken() {
     let lost = "proj_out.lora_B.weight.exp_avg_sq";
     let all = tensors(&optimizer).into_iter().filter(|(name, _)| name != lost);
     write_tensors(&optimizer, &all.collect(), &Default::default()).unwrap();
-    let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+    let resume = || train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+    let error = resume();
+    assert!(error.contains("step-000006/optimizer.safetensors: does not match its checksum"), "{error}");
+    forget_checksums(&run.join("step-000006"));
+    let error = resume();
     assert!(error.contains(&format!("optimizer.safetensors: tensor `{lost}` is missing")), "{error}");
+}
+
+/// Makes a checkpoint one of a version that wrote no checksums.
+fn forget_checksums(checkpoint: &Path) {
+    let path = checkpoint.join("state.json");
+    let mut state: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    for key in ["files", "checksum"] {
+        state.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    std::fs::write(path, serde_json::to_string_pretty(&state).unwrap()).unwrap();
+}
+
+#[test]
+fn a_checkpoint_from_before_checksums_is_taken() {
+    let run = copy_of(&WHOLE, "old");
+    std::fs::remove_dir_all(run.join("step-000006")).unwrap();
+    forget_checksums(&run.join("step-000004"));
+    train(&config("whole", &[]), Some(&run)).unwrap();
+    assert_eq!((state(&run, 6), numbers(&run)), (state(&WHOLE, 6), numbers(&WHOLE)));
+    forget_checksums(&run.join("step-000006"));
+    training::validate(&run, None, &Device::flex()).unwrap();
+    truncate(run.join("step-000006/optimizer.safetensors"));
+    let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("step-000006/optimizer.safetensors: ") && error.contains("step-000004"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_is_offered() {
+    let run = copy_of(&WHOLE, "flipped");
+    let last = run.join("step-000006");
+    for file in names(&last) {
+        let whole = std::fs::read(last.join(&file)).unwrap();
+        // The length of a header, the header, and places all over the tensors.
+        let places =
+            [0, 7, 8, 20].into_iter().chain((1..8).map(|eighth| whole.len() * eighth / 8)).chain([whole.len() - 1]);
+        for place in places {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1 << (place % 8);
+            std::fs::write(last.join(&file), damaged).unwrap();
+            let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+            assert!(error.contains(&format!("step-000006/{file}: ")), "byte {place}: {error}");
+            let offer = format!("--resume {}", run.canonicalize().unwrap().join("step-000004").display());
+            assert!(error.contains("hint: ") && error.contains(&offer), "byte {place}: {error}");
+        }
+        if file == "adapter.safetensors" {
+            let error = training::validate(&run, None, &Device::flex()).unwrap_err().to_string();
+            assert!(error.contains("step-000006/adapter.safetensors: does not match its checksum"), "{error}");
+        }
+        std::fs::write(last.join(&file), whole).unwrap();
+    }
+    // The one before it is damaged, too, and its folder is not that of its step: the first is offered.
+    let broken = run.join("step-000004");
+    std::fs::rename(run.join("step-000004"), run.join("step-000005")).unwrap();
+    truncate(last.join("optimizer.safetensors"));
+    let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("step-000002"), "{error}");
+    let error = train(&config("whole", &[]), Some(&run.join("step-000005"))).unwrap_err().to_string();
+    assert!(error.contains("state.json: is of step 4, but lies in the folder of step 5"), "{error}");
+    std::fs::rename(run.join("step-000005"), broken).unwrap();
+    std::fs::remove_dir_all(run.join("step-000002")).unwrap();
+    std::fs::remove_file(run.join("step-000004/adapter.safetensors")).unwrap();
+    let error = train(&config("whole", &[]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("there is no whole checkpoint before it"), "{error}");
+}
+
+#[test]
+fn a_step_that_somebody_changed_is_refused() {
+    let run = copy_of(&WHOLE, "changed");
+    let path = run.join("step-000006/state.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"step\": 6", "\"step\": 5")).unwrap();
+    let error = train(&config("whole", &[]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("step-000006/state.json: does not match its checksum"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_is_read_stays_until_it_is_not() {
+    let run = copy_of(&WHOLE, "read");
+    let (_, held) = Checkpoint::hold(&run.join("step-000002")).unwrap();
+    Checkpoint::prune(&run, 1).unwrap();
+    let checkpoints = || names(&run).into_iter().filter(|name| name.starts_with("step-")).collect::<Vec<_>>();
+    assert_eq!(checkpoints(), ["step-000002", "step-000006"]);
+    held[0].verify().unwrap();
+    let later = Checkpoint::hold(&run).unwrap();
+    let error = train(&config("whole", &[]), Some(&run.join("step-000002"))).unwrap_err().to_string();
+    assert!(error.contains("step-000006: another process reads this checkpoint"), "{error}");
+    drop((held, later));
+    Checkpoint::prune(&run, 1).unwrap();
+    assert_eq!(checkpoints(), ["step-000006"]);
+}
+
+#[test]
+fn curves_have_each_step_once_after_a_resume() {
+    let run = copy_of(&WHOLE, "curves");
+    check_curves(&run);
+    for from in [4, 2, 2] {
+        train(&config("whole", &[]), Some(&run.join(format!("step-{from:06}")))).unwrap();
+        check_curves(&run);
+    }
+    assert_eq!(names(&run.join("tensorboard")).len(), 4);
+    assert_eq!(numbers(&run), numbers(&WHOLE));
+    assert!(leftovers(&run).is_empty());
 }
 
 /// `kill -INT`, what ctrl-c does.
@@ -258,7 +341,7 @@ fn ctrl_c_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
     }
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
     let run = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
     assert_eq!(run, WORKSHOP.join("runs/stopped"));
     let (step, ..) = *numbers(&run).last().unwrap();

@@ -12,6 +12,7 @@
 //! virtual environment; golden.py must lie beside it), called as `COMMAND --case MODEL:CASE --threads N --repeats N
 //! --sample-steps 8`; the last line it prints is JSON with `all` (seconds of each run), `peak_rss_mib` and
 //! `cores_used_by_others`. If the command fails, kiln's numbers stand alone. Results: `benches/results/`.
+#![allow(clippy::disallowed_macros)] // a bench may end when nobody reads its results
 
 use std::{fs, process::Command, time::Instant};
 

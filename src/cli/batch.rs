@@ -8,6 +8,7 @@ use super::{Global, print};
 use crate::{
     config,
     pipelines::{self, BatchRequest, Choices, Setup},
+    training::stop_on_signals,
 };
 
 /// Changes or edits all pictures of a folder, a batch at a time, and reports time and memory
@@ -60,5 +61,6 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     }
     let Args { folder, image, setup, seed, batch_size, output, .. } = args;
     let request = BatchRequest { folder, image, choices, setup, seed, batch_size, output };
+    stop_on_signals()?;
     print(pipelines::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Global, print};
-use crate::pipelines::{self, GenerateRequest, Setup};
+use crate::{
+    pipelines::{self, GenerateRequest, Setup},
+    training::stop_on_signals,
+};
 
 /// Edits pictures by instruction, with an InstructPix2Pix model, and prints the files written
 #[derive(Debug, clap::Args)]
@@ -64,5 +67,6 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         output: args.output.or(args.latents).unwrap_or_default(),
         ..GenerateRequest::default()
     };
+    stop_on_signals()?;
     pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Global, print};
-use crate::pipelines::{self, GenerateRequest, Setup};
+use crate::{
+    pipelines::{self, GenerateRequest, Setup},
+    training::stop_on_signals,
+};
 
 /// Generates pictures from prompts, with any number of LoRA files, and prints the files written
 #[derive(Debug, clap::Args)]
@@ -69,5 +72,6 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         model, setup, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
         count, batch_size, noise, return_latents, output,
     };
+    stop_on_signals()?;
     pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

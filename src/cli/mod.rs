@@ -20,7 +20,11 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
-use crate::{cuda::Paths, training::TrainConfig};
+use crate::{
+    cuda::Paths,
+    error::Error,
+    training::{TrainConfig, is_gone},
+};
 pub use device::DeviceChoice;
 pub use report::{report_error, report_panics, start_logging};
 
@@ -31,9 +35,13 @@ const LONG_VERSION: &str = match (cfg!(feature = "cuda"), cfg!(feature = "fusion
     _ => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
 };
 
+/// What the program says by its exit code.
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 an error; 2 a wrong command line; 130 stopped on request (ctrl-c, SIGTERM, SIGHUP, or \
+                          `q` in the dashboard), with what was done so far saved; 101 a mistake of kiln's own.";
+
 /// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
 #[derive(Debug, Parser)]
-#[command(version, long_version = LONG_VERSION, propagate_version = true)]
+#[command(version, long_version = LONG_VERSION, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -96,7 +104,7 @@ enum Command {
 /// Whatever went wrong, with its causes.
 pub fn run(cli: Cli) -> Result<()> {
     let global = &cli.global;
-    match cli.command {
+    let done = match cli.command {
         Command::Prepare(args) => prepare::run(args, global),
         Command::Train(args) => train::run(args, global),
         Command::Validate(args) => validate::run(args, global),
@@ -107,7 +115,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args, global),
         Command::Selftest(args) => selftest::run(args, global),
+    };
+    if let Some(Error::Stopped { done, .. }) = done.as_ref().err().and_then(|error| error.downcast_ref()) {
+        done.iter().try_for_each(|path| print(path.display()))?;
     }
+    done
 }
 
 /// The configuration file and its overrides.
@@ -127,10 +139,18 @@ impl ConfigArgs {
     }
 }
 
-/// Writes a result to standard output. A reader that has seen enough (`kiln … | head`) is no error.
+/// Writes a result to standard output. A reader that has seen enough (`kiln … | head`), or a terminal that is gone, is no error.
 fn print(text: impl std::fmt::Display) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("standard output cannot be written"),
+        Err(e) if !is_gone(&e) => Err(e).context("standard output cannot be written"),
         _ => Ok(()),
+    }
+}
+
+/// The same, line by line, for a command that does nothing but print: it ends quietly with its reader, as `cat` does.
+fn print_live(text: impl std::fmt::Display) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if is_gone(&e) => std::process::exit(141),
+        written => written.context("standard output cannot be written"),
     }
 }

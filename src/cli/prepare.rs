@@ -3,11 +3,15 @@
 use anyhow::Result;
 
 use super::{ConfigArgs, Global, print};
-use crate::training::{self, Ui, open_display};
+use crate::{
+    stop,
+    training::{self, Ui, open_display, stop_on_signals},
+};
 
 /// Encodes pictures and captions into the cache, so that training starts at once
 ///
-/// `train` does the same by itself where something is missing. An interrupted run goes on where it stopped.
+/// `train` does the same by itself where something is missing. An interrupted run goes on where it stopped:
+/// ctrl-c ends it after the picture at hand, with exit code 130.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -20,7 +24,8 @@ pub struct Args {
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let config = args.config.load()?;
     let device = global.open()?;
-    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), Default::default())?;
+    stop_on_signals()?;
+    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), stop::interrupter())?;
     let cache = training::prepare(&config, &device, display.as_mut())?;
     drop(display);
     print(cache.display())

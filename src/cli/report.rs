@@ -1,11 +1,14 @@
 //! Log lines, errors and panics, as a person reads them.
 
-use std::{backtrace::Backtrace, io::IsTerminal};
+use std::backtrace::Backtrace;
 
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::Cli;
-use crate::training::LogWriter;
+use crate::{
+    error::Error,
+    training::{LogWriter, STOPPED, has_colours, print_error},
+};
 
 /// Sends log lines to standard error: ours from `info` on, less with `-q`, more with `-v`. `RUST_LOG` overrules.
 pub fn start_logging(cli: &Cli) {
@@ -20,15 +23,26 @@ pub fn start_logging(cli: &Cli) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| LogWriter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(has_colours())
+        .log_internal_errors(false)
         .with_target(chatty)
         .without_time()
         .init();
 }
 
-/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines.
-pub fn report_error(error: &anyhow::Error) {
-    eprintln!("{}", describe(error));
+/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines; a stop on request as what it is.
+/// Returns the exit code.
+pub fn report_error(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(stopped @ Error::Stopped { .. }) => {
+            print_error(stopped);
+            STOPPED
+        }
+        _ => {
+            print_error(describe(error));
+            1
+        }
+    }
 }
 
 fn describe(error: &anyhow::Error) -> String {
@@ -53,18 +67,25 @@ fn describe(error: &anyhow::Error) -> String {
     said + &hints.concat()
 }
 
+/// The thread that draws the dashboard. It panics when its terminal is gone, which is no mistake, and the work goes on.
+const RENDERER: &str = "train-renderer";
+
 /// Makes a panic, which is always a mistake of ours, one clear message. The exit code is then 101.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
         let message = panic.payload_as_str().unwrap_or("no message");
-        eprintln!(
+        if std::thread::current().name() == Some(RENDERER) {
+            print_error(format_args!("the dashboard ended: {message}"));
+            return;
+        }
+        print_error(format_args!(
             "error: kiln failed on a mistake of its own{place}: {message}\nhint: please report this with the command, the \
              configuration and what `RUST_BACKTRACE=1` adds"
-        );
+        ));
         let backtrace = Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
-            eprintln!("{backtrace}");
+            print_error(backtrace);
         }
     }));
 }
@@ -74,7 +95,6 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn causes_follow_hints_come_last_and_nothing_is_said_twice() {

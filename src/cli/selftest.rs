@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Global, print};
+use super::{Global, print, print_live};
 use crate::{bench::Machine, selftest};
 
 /// Says whether this machine computes what diffusers computes
@@ -32,7 +32,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let (mut header, mut printed) = (Some(selftest::Report::new(name.as_str())), Ok(()));
     let mut on_row = |row: &selftest::Row| {
         if !args.json && printed.is_ok() {
-            printed = header.take().map_or(Ok(()), print).and_then(|()| print(row));
+            printed = header.take().map_or(Ok(()), print_live).and_then(|()| print_live(row));
         }
     };
     let report = selftest::run(&options, &device, &name, &mut on_row).context("the self-test cannot be run")?;

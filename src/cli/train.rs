@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn_train::Interrupter;
 
 use super::{ConfigArgs, Global, print};
-use crate::training::{self, Ui, open_display, stop_on_signals};
+use crate::{
+    stop,
+    training::{self, Ui, open_display, stop_on_signals},
+};
 
 /// Trains a LoRA, or a whole model, and prints the run folder
 ///
-/// Ctrl-c ends the run after the current step, with a checkpoint from which --resume goes on.
+/// Ctrl-c, SIGTERM or a closed terminal ends the run after the current step, with a checkpoint from which --resume goes on; the
+/// exit code is then 130.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -26,9 +29,8 @@ pub struct Args {
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let config = args.config.load()?;
     let device = global.open()?;
-    let interrupter = Interrupter::new();
-    stop_on_signals(&interrupter)?;
-    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), interrupter)?;
+    stop_on_signals()?;
+    let mut display = open_display(args.ui.unwrap_or_else(|| Ui::detect(global.quiet)), stop::interrupter())?;
     let folder = training::train(&config, args.resume.as_deref(), &device, display.as_mut())?;
     drop(display); // gives the terminal back before the result is printed
     print(folder.display())

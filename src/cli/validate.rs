@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::{Global, print};
-use crate::training;
+use crate::{
+    stop,
+    training::{self, stop_on_signals},
+};
 
 /// Measures the held-out loss of a checkpoint, or of all checkpoints of a run, and names the best
 #[derive(Debug, clap::Args)]
@@ -22,9 +25,11 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    stop_on_signals()?;
     let report = training::validate(&args.path, args.clip.as_deref(), &global.open()?)?;
     match args.json {
-        true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?),
-        false => print(report),
+        true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?)?,
+        false => print(&report)?,
     }
+    Ok(stop::check()?)
 }

@@ -15,6 +15,7 @@ use std::{
 use burn::tensor::TensorData;
 
 use crate::{
+    disk,
     error::{Error, Result},
     weights::{TensorFile, write_tensors},
 };
@@ -27,6 +28,16 @@ pub enum Kind {
     /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' element type, and the ids they were made from, i64:
     /// `clip`, and `t5` where there is one.
     Prompts,
+}
+
+impl Kind {
+    /// The name of the folder below that of the cache.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Latents => "latents",
+            Self::Prompts => "prompts",
+        }
+    }
 }
 
 /// A folder of entries.
@@ -47,11 +58,16 @@ impl Cache {
     }
 
     fn path(&self, kind: Kind, key: &str) -> PathBuf {
-        let kind = match kind {
-            Kind::Latents => "latents",
-            Kind::Prompts => "prompts",
-        };
-        self.folder.join(kind).join(&key[..2]).join(key).with_extension("safetensors")
+        self.folder.join(kind.folder()).join(&key[..2]).join(key).with_extension("safetensors")
+    }
+
+    /// Removes what processes left that died while they wrote an entry.
+    pub fn sweep(&self) {
+        disk::sweep(&self.folder);
+        for kind in [Kind::Latents, Kind::Prompts] {
+            let folders = std::fs::read_dir(self.folder.join(kind.folder()));
+            folders.into_iter().flatten().flatten().for_each(|folder| disk::sweep(&folder.path()));
+        }
     }
 
     /// Whether the entry is there. One that was touched since `trusted` is opened: if its header or its length does not fit,

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
+    stop,
     weights::shards,
 };
 
@@ -23,7 +24,7 @@ const SETTINGS: [&str; 2] = ["config.json", "scheduler_config.json"];
 /// is told apart, while an edit of a few bytes in place may not be. A folder that is missing counts as missing.
 ///
 /// # Errors
-/// A file cannot be read, or it is not clear which weights a folder holds.
+/// A file cannot be read, it is not clear which weights a folder holds, or the process is asked to stop.
 pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
     let mut hasher = blake3::Hasher::new_derive_key("kiln model fingerprint, version 2");
     hasher.update(settings.as_bytes());
@@ -35,6 +36,7 @@ pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
         let settings = SETTINGS.iter().map(|name| folder.join(name)).filter(|path| path.is_file());
         let weights = if has_weights(folder)? { shards(folder)? } else { Vec::new() };
         for path in settings.chain(weights) {
+            stop::check()?;
             hash_file(&mut hasher, &path).map_err(|e| Error::io(&path, e))?;
         }
     }

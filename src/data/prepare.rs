@@ -20,10 +20,12 @@ use super::{
     source::Source,
 };
 use crate::{
+    disk::replace,
     error::{Error, Result},
     models::{text::PromptEmbeds, vae::Moments},
+    stop,
     tokenizer::PromptIds,
-    weights::{read_json, replace},
+    weights::read_json,
 };
 
 /// What turns text and pixels into what is cached. An implementation loads a model when it is first asked to encode, so
@@ -102,7 +104,7 @@ pub struct Progress {
 ///
 /// # Errors
 /// Settings, captions or pictures are wrong: all of them in one error, before anything is encoded. Or an encoder fails, or
-/// gives a number that is not finite, or the disk refuses.
+/// gives a number that is not finite, or the disk refuses. Or the process is asked to stop: then after the item at hand.
 pub fn prepare(
     config: &DataConfig,
     kind: DatasetKind,
@@ -111,6 +113,7 @@ pub fn prepare(
     progress: &dyn Fn(Progress),
 ) -> Result<LatentDataset> {
     let (vae, text) = (encoders.vae_fingerprint()?, encoders.text_fingerprint()?);
+    Cache::new(config.cache_folder()).sweep();
     let survey = Survey::of(config, kind, prompts, &vae, &text, progress)?;
     survey.log();
     // What is there was just checked: an interruption from here on does not make the next start read it all again.
@@ -192,6 +195,7 @@ impl Survey {
         let prompts: Vec<String> = prompts.into_iter().collect();
         let has_embeds = |prompt: &String| dataset.cache.holds(Kind::Prompts, &dataset.prompt_key(prompt), trusted);
         in_parallel(&prompts, has_embeds, |prompt, there| {
+            stop::check()?;
             self.prompts.extend((!there).then(|| prompt.clone()));
             Ok(())
         })?;
@@ -207,6 +211,7 @@ impl Survey {
                 .collect()
         };
         in_parallel(&different, lacks, |&picture, flips| {
+            stop::check()?;
             self.pictures.extend((!flips.is_empty()).then(|| (picture.clone(), flips)));
             Ok(())
         })?;
@@ -228,6 +233,7 @@ impl Survey {
     fn encode_prompts(&self, encoders: &mut dyn Encoders, progress: &dyn Fn(Progress)) -> Result<()> {
         let total = self.prompts.len();
         for (done, prompt) in self.prompts.iter().enumerate() {
+            stop::check()?;
             progress(Progress { phase: Phase::Prompts, done, total });
             let ids = encoders.tokenize(prompt)?;
             let embeds = encoders.encode_prompt(&ids)?;
@@ -259,6 +265,7 @@ impl Survey {
             pixels.map_err(|problem| Error::file(&config.path, format!("{}: {problem}", picture.place)))
         };
         in_parallel(&self.pictures, decode, |(picture, flips), variants| {
+            stop::check()?;
             if done == 0 {
                 progress(Progress { phase: Phase::Pictures, done, total });
             }
@@ -339,6 +346,7 @@ fn check(
     let total = places.len();
     let (mut pictures, mut bad, mut done) = (HashMap::with_capacity(total), Vec::new(), 0);
     in_parallel(&places, look, |&place, picture| {
+        stop::check()?;
         if done == 0 {
             progress(Progress { phase: Phase::Check, done, total });
         }

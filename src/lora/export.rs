@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::{Format, Lora, LoraLayer, keys, matrix::Matrix};
 use crate::{
+    disk::replace,
     error::{Error, Result},
     rng::{Purpose, Seed},
-    weights::replace,
 };
 
 /// What was written and how well it was read back.

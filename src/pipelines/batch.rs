@@ -18,7 +18,7 @@ use super::{
     studio::{Batch, Prompts, Studio},
 };
 use crate::{
-    data,
+    data, disk,
     error::{Error, Result},
     memory::{self, Stage},
     rng::Seed,
@@ -72,7 +72,7 @@ struct Task {
 ///
 /// # Errors
 /// The request cannot be carried out, a model cannot be used, or no picture can be read. What was made until then is kept and
-/// reported.
+/// reported, also if the process is asked to stop.
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(request);
     let mut tasks = tasks(request, &mut report)?;
@@ -84,6 +84,7 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
         plans[model].check("--prompt", std::slice::from_ref(prompt), *strength)?;
     }
     std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
+    disk::sweep(&request.output);
     let mut outcome = Ok(());
     while let (Ok(()), Some(model)) = (&outcome, tasks.first().map(|task| task.model.clone())) {
         let (own, others) = tasks.into_iter().partition(|task| task.model == model);
@@ -91,7 +92,13 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
         outcome = with_model(request, &model, &plans[&model], own, &mut report, device);
     }
     report.write(&request.report())?;
-    outcome?;
+    outcome.map_err(|error| match error {
+        Error::Stopped { .. } => {
+            let what = format!(" after {} pictures, which {} lists", report.pictures.len(), request.report().display());
+            Error::Stopped { what, done: Vec::new() }
+        }
+        error => error,
+    })?;
     match report.pictures.is_empty() {
         true => Err(Error::Many {
             path: request.folder.clone(),

@@ -13,9 +13,9 @@ use super::{
     batch::{Choices, name},
 };
 use crate::{
+    disk::replace,
     error::{Error, Result},
     memory::{Measured, mib},
-    weights::replace,
 };
 
 /// What was done to a folder, and what it took. As JSON it is `report.json`; as text, a table.

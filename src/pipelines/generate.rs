@@ -15,7 +15,7 @@ use super::{
     studio::{Batch, Prompts, Studio},
 };
 use crate::{
-    data,
+    data, disk,
     error::{Error, Result},
 };
 
@@ -62,7 +62,8 @@ pub struct GenerateRequest {
 /// Makes the pictures; returns the files written.
 ///
 /// # Errors
-/// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses.
+/// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
+/// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
     for (option, number) in [("--count", request.count), ("--batch-size", request.batch_size.unwrap_or(1))] {
         if number == 0 {
@@ -89,6 +90,9 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     let plan = Plan::new(&request.model, &request.setup, Some(request.edit))?;
     let option = if request.edit { "--instruction" } else { "--prompt" };
     plan.check(option, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    if !request.return_latents {
+        disk::sweep(&request.output);
+    }
     let studio = Studio::open(&plan, &prompts, device)?;
     let groups = Group::all(request, &studio, &pictures)?;
     let default_size = match (pictures.is_empty(), plan.kind) {
@@ -105,7 +109,8 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     let (mut latents, mut files) = (Vec::new(), Vec::new());
     for group in &groups {
         for batch in group.batches(request, &studio, batch_size)? {
-            let made = studio.make(&group.prepare(&batch, request, &studio)?, &mut || ())?;
+            let made = group.prepare(&batch, request, &studio).and_then(|batch| studio.make(&batch, &mut || ()));
+            let made = made.map_err(|error| stopped(error, &files))?;
             if request.return_latents {
                 latents.push(made);
                 continue;
@@ -120,6 +125,21 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         files.push(request.output.clone());
     }
     Ok(files)
+}
+
+/// The error; if it is a stop on request, with the `files` that are there.
+fn stopped(error: Error, files: &[PathBuf]) -> Error {
+    match error {
+        Error::Stopped { .. } => {
+            let what = match files.len() {
+                0 => "; nothing was written".into(),
+                1 => "; 1 picture was written".into(),
+                count => format!("; {count} pictures were written"),
+            };
+            Error::Stopped { what, done: files.into() }
+        }
+        error => error,
+    }
 }
 
 /// Pictures that are worked on at one size.

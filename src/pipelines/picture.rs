@@ -14,8 +14,8 @@ use image::{
 
 use crate::{
     data,
+    disk::replace,
     error::{Error, Result},
-    weights::replace,
 };
 
 /// Width and height.

@@ -17,6 +17,7 @@ use crate::{
     nn::Linears,
     rng::{Purpose, Seed},
     schedulers::Scheduler,
+    stop,
 };
 
 /// What is wrong with a result that is not finite, and what may be the cause.
@@ -74,7 +75,7 @@ pub trait Pipeline {
     /// between two steps is drawn from the row's seed, so a picture does not depend on its batch, but for rounding.
     ///
     /// # Errors
-    /// The request does not suit the model, or its settings leave nothing to do.
+    /// The request does not suit the model, its settings leave nothing to do, or the process is asked to stop.
     fn generate(&self, request: &Request, on_step: &mut dyn FnMut(Step<'_>)) -> Result<Tensor<4>> {
         let mut calls = 0;
         let mut noise = || {
@@ -113,6 +114,7 @@ pub trait Pipeline {
         };
         let middle = (first + timesteps.len()) / 2;
         for index in first..timesteps.len() {
+            stop::check()?;
             let watched = index == first || index == middle;
             let _watched = watched.then(|| Stage::detail(format!("step {}", index - first + 1), self.device()));
             let input = sampler.scale_model_input(latents.clone(), index).repeat_dim(0, weights.len());

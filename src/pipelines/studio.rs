@@ -20,6 +20,7 @@ use crate::{
     lora::Lora,
     memory::Stage,
     models::{flux::pack, text::PromptEmbeds},
+    stop,
     weights::write_tensors,
 };
 
@@ -88,6 +89,7 @@ impl Studio {
             let negative = negative.map(|(ids, scale)| Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale)));
             (text, negative.transpose()?)
         };
+        stop::check()?;
         let mut pipeline: Box<dyn Pipeline> = {
             let _stage = Stage::enter("load", device);
             match kind {

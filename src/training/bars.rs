@@ -1,12 +1,12 @@
 //! Progress bars.
 
 use burn_train::Interrupter;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
     Display, StepMetrics, ValidationMetrics,
     display::{describe, describe_validation},
-    terminal::{Logs, send_logs_to},
+    terminal::{Logs, has_cursor, send_logs_to},
 };
 
 /// One bar for training and, above it, one for what is done between steps. Log lines go above both.
@@ -18,9 +18,10 @@ pub(super) struct Bars {
 }
 
 impl Bars {
-    /// Bars on standard error.
+    /// Bars on standard error; none are drawn where it cannot show them.
     pub fn new(interrupter: Interrupter) -> Self {
-        let all = MultiProgress::new();
+        let target = if has_cursor() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let all = MultiProgress::with_draw_target(target);
         send_logs_to(Logs::Above(all.clone()));
         Self { interrupter, all, training: None, phase: None }
     }

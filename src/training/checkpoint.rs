@@ -1,23 +1,26 @@
 //! A moment of a run on disk: everything that the next step depends on.
 //!
 //! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads) or, of a full run, `weights.safetensors` (the
-//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is a running mean, and `state.json`. The
-//! folder appears under its name only when it is complete, and older ones go only after that.
+//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is a running mean, and `state.json`, which
+//! also has the checksums of the other files and one of itself. The folder appears under its name only when it is complete, and
+//! older ones go only after that: renamed first, so that none is ever there in part, and not while another process reads them.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
+    ops::Deref,
     path::{Path, PathBuf},
 };
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, OptimizerConfig, optimizer::AdamW, resume::Origin};
+use super::{Mode, OptimizerConfig, optimizer::AdamW, resume::Origin, run_folder, state_file};
 use crate::{
+    disk::{checksum, hold, hold_alone, remove_folder, remove_whole, sync_folder},
     error::{Error, Result},
     nn::Parameters,
-    weights::{TensorFile, Values, read_json, remove_folder, write_tensors},
+    weights::{TensorFile, Values, write_tensors},
 };
 
 const ADAPTER: &str = "adapter.safetensors";
@@ -76,7 +79,7 @@ impl Checkpoint {
 
     /// The checkpoint in this very folder, if it is one.
     pub fn at(folder: &Path) -> Option<Self> {
-        let step = folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        let step = step_of(folder)?;
         folder.join(STATE).is_file().then(|| Self { step, folder: folder.into() })
     }
 
@@ -95,8 +98,46 @@ impl Checkpoint {
         let found = if path.is_dir() { Self::all(&path)? } else { Vec::new() };
         match found.is_empty() {
             false => Ok((path, found)),
+            true if run_folder::is_without_checkpoint(&path) => {
+                Err(Error::file(path, "this run has no checkpoint yet")
+                    .hint("`kiln train --resume` with this folder starts it again from the first step"))
+            }
             true => Err(Error::file(path, "neither a run folder with checkpoints nor a checkpoint")
                 .hint("give `checkpoints/NAME` or `checkpoints/NAME/step-NNNNNN`")),
+        }
+    }
+
+    /// Says which folders of a run look like checkpoints and are none.
+    pub(super) fn warn_of_halves(run: &Path) {
+        for entry in fs::read_dir(run).into_iter().flatten().flatten() {
+            let folder = entry.path();
+            if step_of(&folder).is_some() && Self::at(&folder).is_none() {
+                tracing::warn!("{} has no `{STATE}`, so it is no whole checkpoint: passed over", folder.display());
+            }
+        }
+    }
+
+    /// The checkpoints that `path` means, as [`resolve`](Self::resolve) says, of what can be read now; a run that goes on meanwhile removes none of them while the result lives.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve); or the one checkpoint has just been removed.
+    pub fn hold(path: &Path) -> Result<(PathBuf, Vec<Held>)> {
+        Self::warn_of_halves(path);
+        loop {
+            let (run, found) = Self::resolve(path)?;
+            let alone = Self::at(path).is_some();
+            let mut held = Vec::new();
+            for checkpoint in found {
+                if let Some(state) = hold(&checkpoint.folder.join(STATE))? {
+                    held.push(Held { checkpoint, _state: state });
+                } else if alone {
+                    return Err(Error::file(checkpoint.folder, "the run is removing this checkpoint, for newer ones"));
+                }
+            }
+            // All of them gone since they were listed means that there are newer ones.
+            if !held.is_empty() {
+                return Ok((run, held));
+            }
         }
     }
 
@@ -116,9 +157,49 @@ impl Checkpoint {
     /// Its `state.json`.
     ///
     /// # Errors
-    /// It is missing or broken.
+    /// It is missing or broken, is not what was written, or is of another step than the folder.
     pub fn state(&self) -> Result<State> {
-        read_json(self.folder.join(STATE))
+        let path = self.folder.join(STATE);
+        let (state, _) = state_file::read(&path)?;
+        if state.step != self.step {
+            let problem = format!("is of step {}, but lies in the folder of step {}", state.step, self.step);
+            return Err(Error::file(path, problem));
+        }
+        Ok(state)
+    }
+
+    /// Compares all its files with their checksums. Where an older version wrote none, headers and lengths must fit.
+    ///
+    /// # Errors
+    /// A file is missing, or is not what was written.
+    pub fn verify(&self) -> Result<()> {
+        self.state()?;
+        self.verify_files(|_| true)
+    }
+
+    /// The same, of the file that [`trained`](Self::trained) names only.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_trained(&self, averaged: bool) -> Result<()> {
+        let trained = self.trained(averaged)?;
+        self.verify_files(|path| *path == trained)
+    }
+
+    fn verify_files(&self, wanted: impl Fn(&PathBuf) -> bool) -> Result<()> {
+        let (_, sums) = state_file::read(&self.folder.join(STATE))?;
+        if sums.is_empty() {
+            let there = [ADAPTER, WEIGHTS, EMA, OPTIMIZER].map(|name| self.folder.join(name));
+            let mut there = there.iter().filter(|path| path.exists() && wanted(path));
+            return there.try_for_each(|path| TensorFile::open(path).map(drop)); // its header and its length
+        }
+        for (name, sum) in sums {
+            let path = self.folder.join(name);
+            if wanted(&path) && checksum(&path)? != sum {
+                return Err(Error::file(path, state_file::DAMAGED));
+            }
+        }
+        Ok(())
     }
 
     /// The optimizer as it was, for the same parameters.
@@ -138,32 +219,20 @@ impl Checkpoint {
     /// Writes a checkpoint into the folder of a run.
     ///
     /// # Errors
-    /// The disk refuses; what was there before is still there.
+    /// The disk refuses; what was there before is still there, and nothing else.
     pub(super) fn save(run: &Path, state: &State, content: Content) -> Result<Self> {
         let folder = run.join(format!("step-{:06}", state.step));
         let partial = run.join(format!("step-{:06}.partial", state.step));
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |e| Error::io(path, e)
-        };
         remove_folder(&partial)?;
-        fs::create_dir_all(&partial).map_err(io(&partial))?;
-        let name = match state.mode {
-            Mode::Lora => ADAPTER,
-            Mode::Full => WEIGHTS,
-        };
-        write_tensors(partial.join(name), &content.trained, &content.metadata)?;
-        if let Some(averaged) = content.averaged {
-            write_tensors(partial.join(EMA), &averaged, &content.metadata)?;
+        let written = fill(&partial, state, content).and_then(|()| {
+            remove_folder(&folder)?;
+            fs::rename(&partial, &folder).map_err(|e| Error::io(&folder, e))
+        });
+        if let Err(error) = written {
+            _ = remove_folder(&partial); // the first error is the one to tell
+            return Err(error);
         }
-        write_tensors(partial.join(OPTIMIZER), &content.optimizer.tensors(), &BTreeMap::new())?;
-        let text = serde_json::to_string_pretty(state).expect("the state is text and numbers");
-        fs::write(partial.join(STATE), text).map_err(io(&partial))?;
-        for synced in [partial.join(STATE), partial.clone()] {
-            fs::File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;
-        }
-        remove_folder(&folder)?;
-        fs::rename(&partial, &folder).map_err(io(&folder))?;
+        sync_folder(run); // before an older one goes
         Ok(Self { step: state.step, folder })
     }
 
@@ -171,9 +240,15 @@ impl Checkpoint {
     /// and they are no part of it any more.
     ///
     /// # Errors
-    /// A folder cannot be renamed.
+    /// A folder cannot be renamed, or another process reads it.
     pub fn set_later_ones_aside(&self, run: &Path) -> Result<()> {
         for later in Self::all(run)?.into_iter().filter(|other| other.step > self.step) {
+            let Some(_alone) = hold_alone(&later.folder.join(STATE))? else {
+                let problem = "another process reads this checkpoint, which is from after the step to resume from";
+                return Err(
+                    Error::file(later.folder, problem).hint("resume when `kiln validate` or `export` has ended")
+                );
+            };
             let aside = later.folder.with_extension("abandoned");
             remove_folder(&aside)?;
             fs::rename(&later.folder, &aside).map_err(|e| Error::io(&later.folder, e))?;
@@ -182,13 +257,70 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all.
+    /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all. One that another process reads stays until the next
+    /// time.
     ///
     /// # Errors
     /// A folder cannot be removed.
     pub fn prune(run: &Path, keep: usize) -> Result<()> {
         let all = Self::all(run)?;
         let excess = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
-        all[..excess].iter().try_for_each(|old| remove_folder(&old.folder))
+        for old in &all[..excess] {
+            match hold_alone(&old.folder.join(STATE))? {
+                Some(_alone) => remove_whole(&old.folder)?,
+                None => tracing::debug!("{} is being read, and stays for now", old.folder.display()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The step that the name of a folder says.
+fn step_of(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+/// Writes and syncs all files of a checkpoint: the state last, when the others and their checksums are on the disk.
+fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |e| Error::io(path, e)
+    };
+    fs::create_dir_all(partial).map_err(io(partial))?;
+    let name = match state.mode {
+        Mode::Lora => ADAPTER,
+        Mode::Full => WEIGHTS,
+    };
+    let mut sums = BTreeMap::new();
+    let mut write = |name: &str, tensors: &BTreeMap<String, Values>, metadata: &BTreeMap<String, String>| {
+        let path = partial.join(name);
+        write_tensors(&path, tensors, metadata)?;
+        sums.insert(name.to_string(), checksum(&path)?);
+        Ok::<_, Error>(())
+    };
+    write(name, &content.trained, &content.metadata)?;
+    if let Some(averaged) = content.averaged {
+        write(EMA, &averaged, &content.metadata)?;
+    }
+    write(OPTIMIZER, &content.optimizer.tensors(), &BTreeMap::new())?;
+    fs::write(partial.join(STATE), state_file::text(state, &sums)).map_err(io(partial))?;
+    for synced in [partial.join(STATE), partial.to_path_buf()] {
+        File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;
+    }
+    Ok(())
+}
+
+/// A checkpoint that no process removes while this lives.
+#[derive(Debug)]
+pub struct Held {
+    checkpoint: Checkpoint,
+    _state: File,
+}
+
+impl Deref for Held {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use burn_train::Interrupter;
 
-use super::{StepMetrics, ValidationMetrics, bars::Bars, dashboard::Dashboard};
+use super::{StepMetrics, ValidationMetrics, bars::Bars, dashboard::Dashboard, terminal::has_cursor};
 use crate::error::{Error, Result};
 
 /// Shows how far the work is. All of it goes to standard error or to the terminal; standard output is for results.
@@ -41,20 +41,25 @@ pub enum Ui {
 }
 
 impl Ui {
-    /// Bars on a terminal; lines elsewhere, and when little is to be said (lines go through the log, which hides them).
+    /// Bars on a terminal; lines elsewhere, on one that cannot move its cursor, and when little is to be said (lines go through
+    /// the log, which hides them).
     pub fn detect(quiet: bool) -> Self {
-        if std::io::stderr().is_terminal() && !quiet { Self::Bar } else { Self::Plain }
+        if has_cursor() && !quiet { Self::Bar } else { Self::Plain }
     }
 }
 
 /// Starts to show work. `interrupter` is how the display, or a signal, asks the loop to stop.
 ///
 /// # Errors
-/// The dashboard was asked for, but there is no terminal.
+/// The dashboard was asked for, but there is no terminal that it could be shown on.
 pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>> {
     Ok(match ui {
         Ui::Plain => Box::new(Plain::new(interrupter)),
         Ui::Bar => Box::new(Bars::new(interrupter)),
+        Ui::Tui if std::env::var_os("TERM").is_some_and(|name| name == "dumb") => {
+            return Err(Error::setting("--ui tui", "this terminal cannot move its cursor (TERM is `dumb`)")
+                .hint("use `--ui plain` here"));
+        }
         Ui::Tui if std::io::stdout().is_terminal() && std::io::stdin().is_terminal() => {
             Box::new(Dashboard::new(interrupter))
         }

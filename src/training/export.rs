@@ -1,11 +1,12 @@
 //! `export`: what a run trained, as files that other programs load.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
 use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint, edit::EditTask, task::Task};
 use crate::{
+    disk::{remove_folder, sweep},
     error::{Error, Result},
     hub,
     lora::{self, Lora},
@@ -32,8 +33,10 @@ pub struct ExportOptions<'a> {
 /// `path` is neither, an option is not for what the run trained, the base model is another one, `output` cannot be written, or
 /// what was written does not read back as what it should be.
 pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> {
-    let (run, mut checkpoints) = Checkpoint::resolve(path)?;
+    sweep(output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    let (run, mut checkpoints) = Checkpoint::hold(path)?;
     let checkpoint = checkpoints.pop().expect("at least one was found");
+    checkpoint.verify_trained(!options.raw)?;
     let (state, file) = (checkpoint.state()?, checkpoint.trained(!options.raw)?);
     let report = match state.mode {
         Mode::Lora => {
@@ -57,6 +60,27 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
     };
     tracing::info!("{report}"); // not inside: what a quiet log does not show is not evaluated
     Ok(())
+}
+
+/// Writes what a run ends with for other programs into its folder. A model that it ended with before it was lengthened goes only
+/// after that.
+///
+/// # Errors
+/// As [`export`].
+pub(super) fn finish(run: &Path, config: &TrainConfig) -> Result<()> {
+    let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, model: None };
+    match config.training.mode {
+        Mode::Lora => export(run, &run.join(format!("{}.safetensors", config.run.name)), options),
+        Mode::Full => {
+            let [model, before] = ["model", "model.before"].map(|name| run.join(name));
+            if model.is_dir() {
+                remove_folder(&before)?;
+                fs::rename(&model, &before).map_err(|e| Error::io(&model, e))?;
+            }
+            export(run, &model, options)?;
+            remove_folder(&before)
+        }
+    }
 }
 
 /// All tensors of a file.

@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{RgbImage, imageops};
+use image::{ImageFormat, RgbImage, imageops};
 
-use crate::error::{Error, Result};
+use super::run_folder;
+use crate::{
+    disk::replace,
+    error::{Error, Result},
+};
 
 /// Pixels between two pictures of a grid.
 const GAP: u32 = 4;
@@ -29,10 +33,12 @@ pub(super) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
 /// # Errors
 /// The disk refuses.
 pub(super) fn save_grid(run: &Path, step: u64, grid: &RgbImage) -> Result<PathBuf> {
-    let folder = run.join("samples");
-    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    let path = folder.join(format!("step-{step:06}.png"));
-    grid.save(&path).map_err(|e| Error::file(&path, e.to_string()))?;
+    let path = run_folder::grid(run, step);
+    let folder = path.parent().expect("a grid lies in a folder of the run");
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    replace(&path, |partial| {
+        grid.save_with_format(partial, ImageFormat::Png).map_err(|e| Error::file(&path, e.to_string()))
+    })?;
     Ok(path)
 }
 

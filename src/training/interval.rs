@@ -37,6 +37,11 @@ impl Interval {
         self.steps.push(outcome);
     }
 
+    /// Whether there is no step.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// The numbers of the steps, the last of which was `step`.
     ///
     /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.

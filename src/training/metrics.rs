@@ -12,10 +12,14 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::{Display, tensorboard::TensorBoard};
+use super::{
+    Display,
+    run_folder::{METRICS, TENSORBOARD, grid},
+    tensorboard::TensorBoard,
+};
 use crate::{
+    disk::replace,
     error::{Error, Result},
-    weights::replace,
 };
 
 /// What is known about training at a logging step.
@@ -75,6 +79,9 @@ impl ValidationMetrics {
     }
 }
 
+/// The name of a run's grids among TensorBoard's pictures.
+pub(super) const GRID: &str = "samples";
+
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -103,22 +110,31 @@ pub struct Metrics {
 
 impl Metrics {
     /// Opens `metrics.jsonl` and `tensorboard/` in the folder of a run, after `resumed_step` steps: 0 for a new run.
-    /// Lines of later steps, which will be trained again, are taken out, and so is a last line that was cut off.
+    /// Lines of later steps, which will be trained again, are taken out, and so is a last line that was cut off. So are the later
+    /// points of TensorBoard's curves.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn open(run_folder: &Path, resumed_step: u64) -> Result<Self> {
-        let path = run_folder.join("metrics.jsonl");
+        let path = run_folder.join(METRICS);
         // The lines as they are: numbers that are read and written again may lose their last digit.
         let kept = match resumed_step {
             0 => vec![],
             _ => lines(&path)?,
         };
-        let kept = kept.into_iter().filter(|(_, record)| record.step() <= resumed_step);
-        let text: String = kept.map(|(line, _)| line).collect();
+        let kept: Vec<_> = kept.into_iter().filter(|(_, record)| record.step() <= resumed_step).collect();
+        let text: String = kept.iter().map(|(line, _)| line.as_str()).collect();
         replace(&path, |partial| std::fs::write(partial, text).map_err(|e| Error::io(partial, e)))?;
         let file = File::options().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file, board: TensorBoard::open(&run_folder.join("tensorboard"))? })
+        // From this step on the curves are drawn anew, for the last run may have ended between its line and its points.
+        let mut metrics = Self { path, file, board: TensorBoard::open(&run_folder.join(TENSORBOARD), resumed_step)? };
+        for (_, record) in kept.iter().filter(|(_, record)| record.step() == resumed_step) {
+            metrics.draw(record)?;
+        }
+        if let Ok(image) = image::open(grid(run_folder, resumed_step)) {
+            metrics.image(GRID, &image.into_rgb8(), resumed_step)?;
+        }
+        Ok(metrics)
     }
 
     /// All records of a run, in the order they were made; none if it has not recorded anything yet.
@@ -126,7 +142,7 @@ impl Metrics {
     /// # Errors
     /// The file cannot be read, or a line other than the last is no record.
     pub fn read(run_folder: &Path) -> Result<Vec<Record>> {
-        Ok(lines(&run_folder.join("metrics.jsonl"))?.into_iter().map(|(_, record)| record).collect())
+        Ok(lines(&run_folder.join(METRICS))?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Records a logging step.
@@ -135,9 +151,6 @@ impl Metrics {
     /// The file cannot be written, such as for a full disk.
     pub fn step(&mut self, metrics: &StepMetrics, display: &mut dyn Display) -> Result<()> {
         self.append(&Record::Step(metrics.clone()))?;
-        for (name, _, value) in metrics.values() {
-            self.board.scalar(&format!("train/{name}"), value, metrics.step);
-        }
         display.training(metrics);
         Ok(())
     }
@@ -148,21 +161,45 @@ impl Metrics {
     /// The file cannot be written.
     pub fn validation(&mut self, metrics: &ValidationMetrics, display: &mut dyn Display) -> Result<()> {
         self.append(&Record::Validation(metrics.clone()))?;
-        self.board.scalar("validation/loss", metrics.validation_loss, metrics.step);
-        for (level, loss) in &metrics.validation_loss_at_level {
-            self.board.scalar(&format!("validation/loss_at_level/{level}"), *loss, metrics.step);
-        }
         display.validation(metrics);
         Ok(())
     }
 
     /// Puts a picture, such as a grid of samples, beside the curves of TensorBoard.
-    pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) {
-        self.board.image(name, image, step);
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) -> Result<()> {
+        self.board.image(name, image, step)
+    }
+
+    /// Makes what was recorded last through a loss of power.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(&self.path, e))
     }
 
     fn append(&mut self, record: &Record) -> Result<()> {
-        self.file.write_all(line(record).as_bytes()).map_err(|e| Error::io(&self.path, e))
+        self.file.write_all(line(record).as_bytes()).map_err(|e| Error::io(&self.path, e))?;
+        self.draw(record)
+    }
+
+    /// The points of a record in TensorBoard's curves.
+    fn draw(&mut self, record: &Record) -> Result<()> {
+        match record {
+            Record::Step(metrics) => metrics
+                .values()
+                .into_iter()
+                .try_for_each(|(name, _, value)| self.board.scalar(&format!("train/{name}"), value, metrics.step)),
+            Record::Validation(metrics) => {
+                self.board.scalar("validation/loss", metrics.validation_loss, metrics.step)?;
+                metrics.validation_loss_at_level.iter().try_for_each(|(level, loss)| {
+                    self.board.scalar(&format!("validation/loss_at_level/{level}"), *loss, metrics.step)
+                })
+            }
+        }
     }
 }
 
@@ -232,7 +269,7 @@ mod tests {
         let mut display = open_display(Ui::Plain, Default::default()).unwrap();
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
         metrics.step(&at(1), display.as_mut()).unwrap();
-        metrics.image("samples/grid", &RgbImage::from_pixel(3, 2, image::Rgb([9, 8, 7])), 1);
+        metrics.image("samples/grid", &RgbImage::from_pixel(3, 2, image::Rgb([9, 8, 7])), 1).unwrap();
         drop(metrics);
         let files: Vec<_> = std::fs::read_dir(folder.path().join("tensorboard")).unwrap().flatten().collect();
         assert_eq!(files.len(), 1);

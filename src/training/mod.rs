@@ -23,7 +23,10 @@ mod prepare;
 mod report;
 mod resume;
 mod run;
+mod run_folder;
 mod schedule;
+mod signals;
+mod state_file;
 mod task;
 mod tensorboard;
 mod terminal;
@@ -44,7 +47,8 @@ pub use prepare::prepare;
 pub use report::{CheckpointScore, ValidationReport, validate};
 pub use resume::Origin;
 pub use run::train;
-pub use terminal::{LogWriter, stop_on_signals};
+pub use signals::{STOPPED, stop_on_signals};
+pub use terminal::{LogWriter, has_colours, is_gone, print_error};
 
 /// The resolved configuration in a run folder.
 const CONFIG: &str = "config.toml";

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use super::{Display, TrainConfig};
 use crate::{
     data::{self, DatasetKind, Encoders, LatentDataset},
-    error::Result,
+    error::{Error, Result},
     hub,
     memory::Stage,
     pipelines::{ModelEncoders, ModelKind},
@@ -37,7 +37,15 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
         ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => DatasetKind::Edits,
     };
     let dataset =
-        data::prepare(&config.data, of, &config.validation.prompts, &mut encoders as &mut dyn Encoders, &progress)?;
+        data::prepare(&config.data, of, &config.validation.prompts, &mut encoders as &mut dyn Encoders, &progress);
+    let dataset = dataset.map_err(|error| match error {
+        Error::Stopped { .. } => {
+            let cache = config.data.cache_folder();
+            let what = format!("; {} keeps what was prepared, and the same command goes on there", cache.display());
+            Error::Stopped { what, done: Vec::new() }
+        }
+        error => error,
+    })?;
     Ok(Prepared { model, kind, dataset })
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     CONFIG, EditCurve, Silent, TrainConfig,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Held},
     grid::save_grid,
     prepare::{Prepared, prepare_dataset},
     resume::Origin,
@@ -23,6 +23,7 @@ use crate::{
     memory,
     pipelines::{ModelKind, Similarity},
     rng::Seed,
+    stop,
 };
 
 /// What one checkpoint scored.
@@ -49,6 +50,8 @@ pub struct ValidationReport {
     pub best_step: Option<u64>,
     /// Of the newest checkpoint, if it was asked for.
     pub curve: Option<EditCurve>,
+    /// Checkpoints that were not measured, because the process was asked to stop.
+    pub unmeasured: usize,
     /// Host memory in use before the first measurement and after the last, MiB.
     pub memory_mib: [f64; 2],
 }
@@ -59,11 +62,12 @@ impl ValidationReport {
         level: &'static str,
         checkpoints: Vec<CheckpointScore>,
         curve: Option<EditCurve>,
+        unmeasured: usize,
         memory_mib: [f64; 2],
     ) -> Self {
         let measured = checkpoints.iter().filter(|score| score.loss.is_finite());
         let best = measured.min_by(|a, b| a.loss.total_cmp(&b.loss)).map(|score| score.step);
-        Self { level, checkpoints, best_step: best, curve, memory_mib }
+        Self { level, checkpoints, best_step: best, curve, unmeasured, memory_mib }
     }
 }
 
@@ -89,6 +93,9 @@ impl fmt::Display for ValidationReport {
             Some(step) => write!(f, "\nbest: step-{step:06}")?,
             None => write!(f, "\nno picture is held out, so there is no loss: set `data.validation_split`")?,
         }
+        if self.unmeasured > 0 {
+            write!(f, "\nstopped on request: {} checkpoints were not measured", self.unmeasured)?;
+        }
         if let Some(curve) = &self.curve {
             write!(f, "\n{curve}")?;
         }
@@ -102,7 +109,7 @@ impl fmt::Display for ValidationReport {
 /// # Errors
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
 pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<ValidationReport> {
-    let (run, checkpoints) = Checkpoint::resolve(path)?;
+    let (run, checkpoints) = Checkpoint::hold(path)?;
     let config = TrainConfig::load(run.join(CONFIG), &[])?;
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
@@ -136,7 +143,7 @@ struct Scoring<'a> {
     config: &'a TrainConfig,
     prepared: &'a Prepared,
     run: &'a Path,
-    checkpoints: Vec<Checkpoint>,
+    checkpoints: Vec<Held>,
     similarity: Option<Similarity>,
 }
 
@@ -155,17 +162,26 @@ impl Job for Scoring<'_> {
             CheckpointScore { step, loss, loss_at_level: losses, samples }
         };
         let mut scores = vec![score(0, validator.losses(&task)?, None)];
-        for checkpoint in checkpoints {
+        let total = checkpoints.len();
+        let measured = checkpoints.iter().try_for_each(|checkpoint| {
+            stop::check()?;
             tracing::info!("validating {}", checkpoint.folder.display());
-            let trained = Trained::read(config, &checkpoint, true, task.model_mut(), &device)?;
+            checkpoint.verify_trained(true)?;
+            let trained = Trained::read(config, checkpoint, true, task.model_mut(), &device)?;
             let path = checkpoint.trained(true)?;
             trained.attach(task.model_mut()).map_err(|e| e.at(&path))?;
             let losses = validator.losses(&task)?;
             let samples = task.grid(true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;
             scores.push(score(checkpoint.step, losses, samples));
-        }
-        let curve = similarity.map(|similarity| task.curve(&similarity)).transpose()?;
+            Ok(())
+        });
+        let curve = measured.and_then(|()| similarity.map(|similarity| task.curve(&similarity)).transpose());
+        let (curve, unmeasured) = match curve {
+            // What is measured is not thrown away.
+            Err(Error::Stopped { .. }) => (None, total + 1 - scores.len()),
+            curve => (curve?, 0),
+        };
         memory::release(&device);
-        Ok(ValidationReport::new(T::LEVEL, scores, curve, [before, memory::usage(&device).resident_mib()]))
+        Ok(ValidationReport::new(T::LEVEL, scores, curve, unmeasured, [before, memory::usage(&device).resident_mib()]))
     }
 }

@@ -1,13 +1,14 @@
 //! Whether a run may go on: the same settings, the same data, the same model.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG, ScheduleName, TrainConfig, checkpoint::Checkpoint};
+use super::{
+    CONFIG, ScheduleName, TrainConfig,
+    checkpoint::Checkpoint,
+    run_folder::{RunFolder, intact_before, is_without_checkpoint},
+};
 use crate::{
     data::{self, LatentDataset},
     error::{Error, Result},
@@ -60,9 +61,35 @@ impl Origin {
     }
 }
 
+/// A run that goes on, which no other process writes meanwhile.
+pub(super) struct Resumed {
+    /// Its folder.
+    pub folder: RunFolder,
+    /// Where it goes on; nowhere if it ended before its first checkpoint, and starts again.
+    pub checkpoint: Option<Checkpoint>,
+}
+
 /// The run and checkpoint that `path` means, if `config` may go on with it.
-pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, Checkpoint)> {
-    let (run, mut checkpoints) = Checkpoint::resolve(path)?;
+///
+/// # Errors
+/// There is no such run, another process writes there, the settings are others, or the checkpoint is damaged: then the error
+/// names the one before it.
+pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
+    if is_without_checkpoint(path) {
+        let folder = RunFolder::open(path)?;
+        // Until now another process may have trained here.
+        if is_without_checkpoint(path) {
+            tracing::info!("{} has no checkpoint: the run starts there again", path.display());
+            return Ok(Resumed { folder, checkpoint: None });
+        }
+    }
+    let (run, _) = Checkpoint::resolve(path)?;
+    let folder = RunFolder::open(&run)?;
+    Checkpoint::warn_of_halves(&run);
+    // Once more, for the same reason.
+    let (_, mut checkpoints) = Checkpoint::resolve(path)?;
+    let checkpoint = checkpoints.pop().expect("at least one was found");
+    checkpoint.verify().map_err(|error| damaged(error, &run, &checkpoint))?;
     let before = TrainConfig::load(run.join(CONFIG), &[])?;
     let mut problems = Vec::new();
     compare("", &table(&before)?, &table(config)?, &mut problems);
@@ -74,7 +101,23 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<(PathBuf, C
         return Err(Error::Many { path: run.join(CONFIG), problems }
             .hint("go on with the settings the run was started with, or start a new run without `--resume`"));
     }
-    Ok((run, checkpoints.pop().expect("at least one was found")))
+    Ok(Resumed { folder, checkpoint: Some(checkpoint) })
+}
+
+/// What to say about a checkpoint that cannot be resumed from, with the next best one.
+fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
+    let error = match error {
+        Error::Io { path, source } => Error::file(path, source.to_string()), // so that it takes the hint
+        error => error,
+    };
+    error.hint(match intact_before(run, checkpoint.step) {
+        Some(before) => format!(
+            "the checkpoint before it is whole: `kiln train --config FILE --resume {}` trains {} steps again",
+            before.folder.display(),
+            checkpoint.step - before.step
+        ),
+        None => "there is no whole checkpoint before it: start a new run without `--resume`".into(),
+    })
 }
 
 /// Settings that do not change what a step computes (`training.max_steps` does not while the learning rate is constant).

@@ -7,31 +7,34 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::{
-    Activations, CONFIG, Display, Metrics, Mode, Record, TrainConfig, ValidationMetrics,
+    Activations, CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
     backward::{self, Gradients, backward},
     checkpoint::{Checkpoint, Content, State},
     ema::Ema,
-    export::{ExportOptions, export},
+    export::finish,
     grid::save_grid,
     interval::{Interval, Outcome},
+    metrics::GRID,
     optimizer::{AdamW, accumulate, clip},
     prepare::{Prepared, prepare_dataset},
-    resume::{Origin, resumable},
+    resume::{Origin, Resumed, resumable},
+    run_folder::{self, RunFolder, drop_grids},
     task::{Job, Noised, Task, with_task},
     trained::{Both, Trained, assign},
     validation::Validator,
 };
 use crate::{
     data::{Batch, Prefetch},
+    disk::replace,
     error::{Error, Result},
     lora::Lora,
     memory::Stage,
     models::Segmented,
     rng::Seed,
-    weights::replace,
+    stop,
 };
 
 /// Batches that are read ahead of their use.
@@ -40,7 +43,8 @@ const READ_AHEAD: usize = 4;
 /// Trains; returns the run folder. With `resume`, a run folder or a checkpoint, goes on from there, bit for bit.
 ///
 /// # Errors
-/// Something cannot be read or written, settings do not fit together, or a number is not finite any more.
+/// Something cannot be read or written, settings do not fit together, or a number is not finite any more. Or the process, or the
+/// person before the display, asked to stop: [`Error::Stopped`], with a checkpoint of the last step.
 pub fn train(
     config: &TrainConfig,
     resume: Option<&Path>,
@@ -49,6 +53,7 @@ pub fn train(
 ) -> Result<PathBuf> {
     let resumed = resume.map(|path| resumable(config, path)).transpose()?;
     let prepared = prepare_dataset(config, device, display)?;
+    stop::check()?;
     with_task(config, &prepared, device, Training { config, prepared: &prepared, resumed, display })
 }
 
@@ -56,7 +61,7 @@ pub fn train(
 struct Training<'a> {
     config: &'a TrainConfig,
     prepared: &'a Prepared,
-    resumed: Option<(PathBuf, Checkpoint)>,
+    resumed: Option<Resumed>,
     display: &'a mut dyn Display,
 }
 
@@ -65,56 +70,31 @@ impl Job for Training<'_> {
 
     fn run<T: Task>(self, task: T) -> Result<PathBuf> {
         let Self { config, prepared, resumed, display } = self;
-        let device = task.device().clone();
         let dataset = &prepared.dataset;
         let validator = Validator::new(Seed(config.run.seed), dataset);
         let plan = dataset.plan(Seed(config.run.seed));
         if plan.batches_per_epoch() == 0 {
             return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
         }
-        let mut run = Run::open(config, resumed, prepared, task)?;
+        let mut run = Run::open(config, resumed, prepared, task, &validator)?;
         let done = run.step * config.training.gradient_accumulation;
         let mut batches = Prefetch::start(Arc::new(dataset.clone()), plan, done, READ_AHEAD);
-        let max_steps = config.training.max_steps;
-        display.progress(run.step, max_steps);
-        if run.owes_validation()? {
-            run.validate(&validator, display)?;
-        }
-        let mut interval = Interval::start();
-        while run.step < max_steps {
-            interval.add(run.train_step(&mut batches)?);
-            display.progress(run.step, max_steps);
-            let stop = display.stop_requested() && run.step < max_steps;
-            let last = stop || run.step == max_steps;
-            let save = last || run.due(config.checkpoint.every);
-            let check = !stop && run.validation_due();
-            if save || check || run.due(config.training.log_every) {
-                let metrics = interval.read(run.step, &device)?;
-                if save {
-                    run.save()?; // first: a disk that takes no more lines may still take this
-                }
-                run.metrics.step(&metrics, display)?;
-                if check {
-                    run.validate(&validator, display)?;
-                }
-                interval = Interval::start();
-            }
-            if stop {
-                tracing::info!("stopped after step {}; `--resume {}` goes on", run.step, run.folder.display());
-                return Ok(run.folder);
-            }
-        }
-        run.finish()?;
-        Ok(run.folder)
+        run.train(&mut batches, &validator, display).map_err(|error| run.ended_early(error, display))?;
+        finish(run.folder.path(), config)?;
+        Ok(run.folder.path().into())
     }
 }
 
 /// Everything that changes while training, and what it is trained against.
 struct Run<'a, T> {
     config: &'a TrainConfig,
-    folder: PathBuf,
+    folder: RunFolder,
     seed: Seed,
     step: u64,
+    /// The step of the newest checkpoint; 0 if there is none.
+    saved: u64,
+    /// The steps that are not recorded yet.
+    interval: Interval,
     trained: Trained,
     ema: Option<Ema>,
     optimizer: AdamW,
@@ -128,21 +108,28 @@ impl<'a, T: Task> Run<'a, T> {
     /// Starts a new run in a folder of its own, or takes up a checkpoint.
     fn open(
         config: &'a TrainConfig,
-        resumed: Option<(PathBuf, Checkpoint)>,
+        resumed: Option<Resumed>,
         prepared: &Prepared,
         mut task: T,
+        validator: &Validator,
     ) -> Result<Self> {
         let device = task.device().clone();
         let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
         let decay = config.training.ema_decay;
         let model = task.model_mut();
-        let (folder, step, mut trained, ema, optimizer) = match resumed {
-            None => {
+        let (folder, checkpoint) = match resumed {
+            Some(Resumed { folder, checkpoint }) => (Some(folder), checkpoint),
+            None => (None, None),
+        };
+        let (folder, step, mut trained, ema, optimizer) = match (folder, checkpoint) {
+            (folder, None) => {
                 let trained = Trained::new(config, model)?;
                 let ema = (decay > 0.0).then(|| Ema::new(decay));
-                (new_folder(config)?, 0, trained, ema, AdamW::new(config.optimizer.clone()))
+                let folder = folder.map_or_else(|| RunFolder::create(config), Ok)?;
+                (folder, 0, trained, ema, AdamW::new(config.optimizer.clone()))
             }
-            Some((folder, checkpoint)) => {
+            (None, Some(_)) => unreachable!("a checkpoint lies in a run folder"),
+            (Some(folder), Some(checkpoint)) => {
                 let state = checkpoint.state()?;
                 state.origin.check(&origin, config)?;
                 let mut trained = Trained::read(config, &checkpoint, false, model, &device)?;
@@ -150,23 +137,116 @@ impl<'a, T: Task> Run<'a, T> {
                 let ema = means.map(|means| Ema::restore(decay, state.step, means));
                 let mut both = Both(&mut trained, model);
                 let optimizer = checkpoint.optimizer(config.optimizer.clone(), &mut both, &device)?;
-                checkpoint.set_later_ones_aside(&folder)?;
+                checkpoint.set_later_ones_aside(folder.path())?;
                 tracing::info!("resuming after step {}", state.step);
                 (folder, state.step, trained, ema, optimizer)
             }
         };
         trained.attach(model)?;
         let resolved = config.to_toml()?;
-        replace(&folder.join(CONFIG), |partial| fs::write(partial, &resolved).map_err(|e| Error::io(partial, e)))?;
+        replace(&folder.path().join(CONFIG), |partial| {
+            fs::write(partial, &resolved).map_err(|e| Error::io(partial, e))
+        })?;
         let (mut numbers, mut tensors) = (0, 0);
         trained.parameters(model, &mut |_, parameter| {
             numbers += parameter.shape().iter().product::<usize>();
             tensors += 1;
         });
         tracing::info!("{numbers} trained numbers in {tensors} tensors");
-        let metrics = Metrics::open(&folder, step)?;
+        // What is from after this step is done again, and so is this step's validation if it was cut short.
+        let validated = step > 0 && !owes_validation(config, folder.path(), step, validator)?;
+        drop_grids(folder.path(), if validated { step + 1 } else { step })?;
+        let metrics = Metrics::open(folder.path(), step)?;
         let (seed, metadata) = (Seed(config.run.seed), describe(config, &prepared.model, &origin)?);
-        Ok(Self { config, folder, seed, step, trained, ema, optimizer, task, metrics, origin, metadata })
+        let (saved, interval) = (step, Interval::start());
+        #[rustfmt::skip] // one field a line would hide that nothing happens here
+        let run = Self {
+            config, folder, seed, step, saved, interval, trained, ema, optimizer, task, metrics, origin, metadata,
+        };
+        Ok(run)
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// As [`train`]. Steps since the last checkpoint may not be saved yet: see [`save_rest`](Self::save_rest).
+    fn train(&mut self, batches: &mut Prefetch, validator: &Validator, display: &mut dyn Display) -> Result<()> {
+        let (config, device) = (self.config, self.task.device().clone());
+        let max_steps = config.training.max_steps;
+        display.progress(self.step, max_steps);
+        if owes_validation(config, self.folder.path(), self.step, validator)? {
+            self.validate(validator, display)?;
+        }
+        self.interval = Interval::start();
+        while self.step < max_steps {
+            let outcome = self.train_step(batches)?;
+            self.interval.add(outcome);
+            display.progress(self.step, max_steps);
+            if display.stop_requested() && self.step < max_steps {
+                return Err(Error::Stopped { what: String::new(), done: Vec::new() });
+            }
+            let save = self.step == max_steps || self.due(config.checkpoint.every);
+            let check = validation_due(config, self.step);
+            if save || check || self.due(config.training.log_every) {
+                let metrics = self.interval.read(self.step, &device)?;
+                self.interval = Interval::start();
+                // First: then a checkpoint has the lines of all its steps.
+                let recorded = self.metrics.step(&metrics, display);
+                if save || recorded.is_err() {
+                    self.save()?;
+                }
+                recorded?;
+                if check {
+                    self.validate(validator, display)?;
+                }
+                self.interval = Interval::start();
+            }
+        }
+        Ok(())
+    }
+
+    /// Records and saves the steps that are not saved yet, before the run ends early.
+    ///
+    /// # Errors
+    /// Their numbers are not finite, or the disk refuses.
+    fn save_rest(&mut self, display: &mut dyn Display) -> Result<()> {
+        if self.step == self.saved {
+            return Ok(());
+        }
+        let mut recorded = Ok(());
+        if !self.interval.is_empty() {
+            let metrics = self.interval.read(self.step, self.task.device())?;
+            recorded = self.metrics.step(&metrics, display);
+        }
+        self.save()?;
+        recorded
+    }
+
+    /// What to say of a run that ends early with this error, after saving what can be saved.
+    fn ended_early(&mut self, error: Error, display: &mut dyn Display) -> Error {
+        let folder = self.folder.path().to_path_buf();
+        match error {
+            Error::NotFinite { .. } => error, // nobody wants to resume from there
+            Error::Stopped { .. } => match self.save_rest(display) {
+                Err(error) => error,
+                Ok(()) => {
+                    let what = match self.step {
+                        0 => format!(" before the first step; `--resume {}` starts again", folder.display()),
+                        step => format!(" after step {step}; `--resume {}` goes on", folder.display()),
+                    };
+                    Error::Stopped { what, done: vec![folder] }
+                }
+            },
+            error => {
+                let unsaved = self.step > self.saved;
+                match self.save_rest(display) {
+                    Ok(()) if unsaved => tracing::warn!("an error ends the run; step {} is saved", self.step),
+                    Ok(()) => {}
+                    Err(why) => tracing::warn!("an error ends the run, and step {} cannot be saved: {why}", self.step),
+                }
+                error
+            }
+        }
     }
 
     /// One optimizer step over `gradient_accumulation` batches.
@@ -216,17 +296,6 @@ impl<'a, T: Task> Run<'a, T> {
         every > 0 && self.step.is_multiple_of(every)
     }
 
-    /// Whether the model is to be measured at this step: before the first, after the last, and every so often.
-    fn validation_due(&self) -> bool {
-        self.step == 0 || self.step == self.config.training.max_steps || self.due(self.config.validation.every)
-    }
-
-    /// Whether this step's validation is due and was not recorded: at the start, or when a run ended in the middle of it.
-    fn owes_validation(&self) -> Result<bool> {
-        let done = |record: &Record| matches!(record, Record::Validation(metrics) if metrics.step == self.step);
-        Ok(self.validation_due() && !Metrics::read(&self.folder)?.iter().any(done))
-    }
-
     /// Measures the model as it is now, or its running mean. At step 0 that is the base model.
     fn validate(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
         let raw = self.use_means();
@@ -245,13 +314,16 @@ impl<'a, T: Task> Run<'a, T> {
             return Err(Error::NotFinite { step: self.step, what }
                 .hint("lower `optimizer.learning_rate`, and go on from a checkpoint before this step"));
         }
+        let stage = Stage::enter("validation pictures", self.task.device());
+        let grid = self.task.grid(self.step > 0)?;
+        drop(stage);
+        // The line last: where it is, all is.
+        if let Some(grid) = grid {
+            save_grid(self.folder.path(), self.step, &grid)?;
+            self.metrics.image(GRID, &grid, self.step)?;
+        }
         if !losses.is_empty() {
             self.metrics.validation(&ValidationMetrics::new(self.step, &losses), display)?;
-        }
-        let _stage = Stage::enter("validation pictures", self.task.device());
-        if let Some(grid) = self.task.grid(self.step > 0)? {
-            save_grid(&self.folder, self.step, &grid)?;
-            self.metrics.image("samples", &grid, self.step);
         }
         Ok(())
     }
@@ -268,32 +340,6 @@ impl<'a, T: Task> Run<'a, T> {
         Some(raw)
     }
 
-    /// Writes what the run ends with for other programs. What it ended with before it was lengthened goes only after that.
-    fn finish(&self) -> Result<()> {
-        let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, model: None };
-        let io = |e| Error::io(&self.folder, e);
-        match self.config.training.mode {
-            Mode::Lora => {
-                let file = format!("{}.safetensors", self.config.run.name);
-                export(&self.folder, &self.folder.join(file), options)
-            }
-            Mode::Full => {
-                let [model, before] = ["model", "model.before"].map(|name| self.folder.join(name));
-                if before.is_dir() {
-                    fs::remove_dir_all(&before).map_err(io)?;
-                }
-                if model.is_dir() {
-                    fs::rename(&model, &before).map_err(io)?;
-                }
-                export(&self.folder, &model, options)?;
-                if before.is_dir() {
-                    fs::remove_dir_all(&before).map_err(io)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// Writes a checkpoint, then removes those that are too old.
     fn save(&mut self) -> Result<()> {
         let state = State {
@@ -307,23 +353,27 @@ impl<'a, T: Task> Run<'a, T> {
         let averaged = self.ema.as_ref().map(|ema| self.trained.tensors(model, Some(ema.means())));
         let trained = self.trained.tensors(model, None);
         let (metadata, optimizer) = (self.metadata.clone(), &self.optimizer);
-        Checkpoint::save(&self.folder, &state, Content { trained, averaged, metadata, optimizer })?;
-        Checkpoint::prune(&self.folder, self.config.checkpoint.keep_last)
+        self.metrics.sync()?;
+        Checkpoint::save(self.folder.path(), &state, Content { trained, averaged, metadata, optimizer })?;
+        self.saved = self.step;
+        Checkpoint::prune(self.folder.path(), self.config.checkpoint.keep_last)
     }
 }
 
-/// A folder for a new run: `NAME`, or `NAME-2` and so on if there is one already.
-fn new_folder(config: &TrainConfig) -> Result<PathBuf> {
-    let wanted = config.run_folder();
-    fs::create_dir_all(&config.run.output).map_err(|e| Error::io(&config.run.output, e))?;
-    let numbered = (2..).map(|n: u32| wanted.with_file_name(format!("{}-{n}", config.run.name)));
-    for folder in std::iter::once(wanted.clone()).chain(numbered) {
-        match fs::create_dir(&folder) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
-            created => return created.map(|()| folder.clone()).map_err(|e| Error::io(&folder, e)),
-        }
-    }
-    unreachable!("the numbers go on")
+/// Whether the model is to be measured after this step: before the first, after the last, and every so often.
+fn validation_due(config: &TrainConfig, step: u64) -> bool {
+    let every = config.validation.every;
+    step == 0 || step == config.training.max_steps || every > 0 && step.is_multiple_of(every)
+}
+
+/// Whether the validation after this step is due and is not there: at the start, or when a run ended in the middle of it.
+fn owes_validation(config: &TrainConfig, run: &Path, step: u64, validator: &Validator) -> Result<bool> {
+    let done = |record: &Record| matches!(record, Record::Validation(metrics) if metrics.step == step);
+    let there = match validator.has_samples() {
+        true => Metrics::read(run)?.iter().any(done),
+        false => run_folder::grid(run, step).is_file(),
+    };
+    Ok(validation_due(config, step) && !there)
 }
 
 /// What an adapter's file says about where it comes from.

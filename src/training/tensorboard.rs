@@ -1,34 +1,97 @@
 //! TensorBoard's event files.
 
-use std::path::Path;
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use image::RgbImage;
-use tensorboard_rs::summary_writer::SummaryWriter;
+use protobuf::Message;
+use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
+use tensorboard_rs::{record_writer::RecordWriter, summary};
 
-use crate::error::{Error, Result};
+use crate::{
+    disk::host,
+    error::{Error, Result},
+};
+
+/// What every event file's name starts with; the time in seconds follows.
+const START: &str = "events.out.tfevents.";
 
 /// Writes curves and pictures that `tensorboard --logdir <run>` shows. A resumed run adds a file.
-pub(super) struct TensorBoard(SummaryWriter);
+pub(super) struct TensorBoard {
+    path: PathBuf,
+    records: RecordWriter<File>,
+}
 
 impl TensorBoard {
-    /// Opens a new event file in `folder`, which is made if needed.
-    pub fn open(folder: &Path) -> Result<Self> {
-        // The writer ends the program if it cannot create its folder: so that is tried here first.
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        Ok(Self(SummaryWriter::new(folder)))
+    /// Opens a new event file in `folder`, which is made if needed. Of what older files hold, TensorBoard drops the steps from
+    /// `first` on: they will come again.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn open(folder: &Path, first: u64) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let older = newest(folder);
+        // Files are read in the order of their names.
+        let time = older.map_or(0, |time| time + 1).max(now() as u64);
+        let path = folder.join(format!("{START}{time:010}.{}.{}.0", host(), std::process::id()));
+        let file = File::options().write(true).create_new(true).open(&path).map_err(|e| Error::io(&path, e))?;
+        let mut board = Self { path, records: RecordWriter::new(file) };
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".into());
+        board.write(version, 0)?;
+        if older.is_some() {
+            let mut session = SessionLog::new();
+            session.set_status(SessionLog_SessionStatus::START);
+            let mut event = Event::new();
+            event.set_session_log(session);
+            board.write(event, first)?;
+        }
+        Ok(board)
     }
 
     /// A point of the curve `name`.
-    pub fn scalar(&mut self, name: &str, value: f64, step: u64) {
-        self.0.add_scalar(name, value as f32, step as usize);
-        self.0.flush();
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn scalar(&mut self, name: &str, value: f64, step: u64) -> Result<()> {
+        let mut event = Event::new();
+        event.set_summary(summary::scalar(name, value as f32));
+        self.write(event, step)
     }
 
     /// A picture under `name`.
-    pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) {
-        // The writer's documentation says C, H, W; its code reads channels, width, height, and rows of RGB triples.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) -> Result<()> {
+        // The function's documentation says C, H, W; its code reads channels, width, height, and rows of RGB triples.
         let size = [3, image.width() as usize, image.height() as usize];
-        self.0.add_image(name, image.as_raw(), &size, step as usize);
-        self.0.flush();
+        let mut event = Event::new();
+        event.set_summary(summary::image(name, image.as_raw(), &size));
+        self.write(event, step)
     }
+
+    fn write(&mut self, mut event: Event, step: u64) -> Result<()> {
+        event.set_wall_time(now());
+        event.set_step(step as i64);
+        let bytes = event.write_to_bytes().map_err(|e| Error::file(&self.path, e.to_string()))?;
+        self.records.write(&bytes).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// The time of the newest event file.
+fn newest(folder: &Path) -> Option<u64> {
+    let time = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_prefix(START)?.split('.').next()?.parse().ok()
+    };
+    fs::read_dir(folder).ok()?.flatten().filter_map(time).max()
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -1,14 +1,12 @@
-//! The terminal, shared between log lines, displays and ctrl-c.
+//! The terminal, shared between log lines and displays. Nothing here fails or panics because nobody reads any more: a run goes on
+//! when its terminal is gone.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     sync::{Mutex, MutexGuard},
 };
 
-use burn_train::Interrupter;
 use indicatif::MultiProgress;
-
-use crate::error::{Error, Result};
 
 /// Where log lines go.
 pub(super) enum Logs {
@@ -29,81 +27,93 @@ fn logs() -> MutexGuard<'static, Logs> {
 /// Sends log lines to `place` from now on, and those that were held to standard error.
 pub(super) fn send_logs_to(place: Logs) {
     if let Logs::Held(lines) = std::mem::replace(&mut *logs(), place) {
-        let _ = io::stderr().write_all(&lines); // nobody is left to tell
+        to_stderr(&lines);
     }
 }
 
+/// Writes to standard error. That it is closed, full or hung up is no error: there is nobody else to tell.
+fn to_stderr(text: &[u8]) {
+    if let Err(error) = io::stderr().write_all(text)
+        && is_gone(&error)
+    {
+        silence();
+    }
+}
+
+/// Whether nobody is there any more to read what could not be written.
+pub fn is_gone(error: &io::Error) -> bool {
+    // A terminal that was closed answers with EIO, for which there is no kind.
+    error.kind() == io::ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(5)
+}
+
+/// Sends standard error nowhere from now on, for libraries that panic when they cannot write there, even while they clean up
+/// after a panic.
+fn silence() {
+    #[cfg(unix)]
+    if let Ok(nowhere) = std::fs::File::options().write(true).open("/dev/null") {
+        _ = rustix::stdio::dup2_stderr(nowhere);
+    }
+}
+
+/// Prints a line to standard error, which knows nothing of bars and dashboards; never fails.
+pub fn print_error(line: impl std::fmt::Display) {
+    to_stderr(format!("{line}\n").as_bytes());
+}
+
+/// Whether standard error shows colours: a terminal, and neither `NO_COLOR` nor `TERM=dumb` speaks against it.
+pub fn has_colours() -> bool {
+    anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
+}
+
+/// Whether standard error can show what moves: a terminal that can put its cursor elsewhere.
+pub(super) fn has_cursor() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
+}
+
 /// Standard error for log lines, which knows when bars or a dashboard own the terminal. Each write should be whole
-/// lines.
+/// lines. It never fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         match &mut *logs() {
-            Logs::Stderr => io::stderr().write_all(lines)?,
-            Logs::Above(bars) => bars.suspend(|| io::stderr().write_all(lines))?,
+            Logs::Above(bars) if !bars.is_hidden() => {
+                // Not `suspend`, which panics when the terminal is gone.
+                let text = String::from_utf8_lossy(lines);
+                _ = bars.println(text.strip_suffix('\n').unwrap_or(&text));
+            }
+            Logs::Stderr | Logs::Above(_) => to_stderr(lines),
             Logs::Held(held) => held.extend(lines),
         }
         Ok(lines.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        _ = io::stderr().flush();
+        Ok(())
     }
-}
-
-/// Lets ctrl-c (and a request to terminate) ask `interrupter` to stop, so that a run ends with a checkpoint. The second
-/// time the program ends at once, and leaves the terminal as it found it.
-///
-/// # Errors
-/// The system refuses to hand over its signals.
-#[cfg(unix)]
-pub fn stop_on_signals(interrupter: &Interrupter) -> Result<()> {
-    use signal_hook::{
-        consts::{SIGINT, SIGTERM},
-        iterator::Signals,
-    };
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("signals", e))?;
-    let interrupter = interrupter.clone();
-    let restore = Restore::new();
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            if interrupter.should_stop() {
-                restore.run();
-                std::process::exit(128 + signal);
-            }
-            interrupter.stop(Some("asked to by a signal"));
-            tracing::warn!("stopping after this step, with a checkpoint; once more to stop at once, without");
-        }
-    });
-    Ok(())
-}
-
-/// Elsewhere ctrl-c ends the program; the last checkpoint is whole in any case.
-#[cfg(not(unix))]
-pub fn stop_on_signals(_interrupter: &Interrupter) -> Result<()> {
-    Ok(())
 }
 
 /// The terminal's settings before a dashboard changed them.
 #[cfg(unix)]
-struct Restore(Option<rustix::termios::Termios>);
+pub(super) struct Restore(Option<rustix::termios::Termios>);
 
 #[cfg(unix)]
 impl Restore {
-    fn new() -> Self {
+    /// Remembers them.
+    pub fn new() -> Self {
         Self(rustix::termios::tcgetattr(io::stdin()).ok())
     }
 
-    fn run(&self) {
+    /// Gives the terminal back as it was, if a dashboard has it, and prints the log lines that it held.
+    pub fn run(&self) {
         let dashboard = matches!(&*logs(), Logs::Held(_));
         if let (Some(settings), true) = (&self.0, dashboard) {
-            let _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, settings);
+            _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, settings);
             // Mouse reports off, back to the normal screen, cursor on (the inverse of what crossterm sends).
-            let _ =
-                io::stdout().write_all(b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h");
-            let _ = io::stdout().flush();
+            _ = io::stdout().write_all(b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h");
+            _ = io::stdout().flush();
         }
         send_logs_to(Logs::Stderr);
     }
@@ -119,7 +129,7 @@ pub(super) fn keep_ctrl_c() {
         let Ok(mut settings) = tcgetattr(io::stdin()) else { return };
         if !settings.local_modes.contains(LocalModes::ICANON) {
             settings.local_modes.insert(LocalModes::ISIG);
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &settings);
+            _ = tcsetattr(io::stdin(), OptionalActions::Now, &settings);
             return;
         }
     }

@@ -9,6 +9,7 @@ use crate::{
     memory::Stage,
     models::{Segmented, draw_noise},
     rng::{Purpose, Seed},
+    stop,
 };
 
 /// What a run is validated with; made once and used for every checkpoint.
@@ -28,12 +29,17 @@ impl<'a> Validator<'a> {
         Self { seed, dataset, batches }
     }
 
+    /// Whether any sample is held out.
+    pub fn has_samples(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
     /// The mean loss over all held-out samples at each noise level, of the model as it is, adapter included; every level and
     /// sample counts the same, whatever the weighting in training. Empty if no sample is held out. Each picture has its own
     /// fixed noise, and its latents are the most likely ones.
     ///
     /// # Errors
-    /// The cache is damaged.
+    /// The cache is damaged, or the process is asked to stop.
     pub fn losses(&self, task: &impl Task) -> Result<Vec<(f64, f64)>> {
         let _stage = Stage::enter("validation loss", task.device());
         let levels = task.levels();
@@ -46,6 +52,7 @@ impl<'a> Validator<'a> {
             let draws = pictures.map(|picture| self.seed.named(Purpose::Validation, &picture.hash));
             let noise = draw_noise(draws, [rows, moments / 2, height, width], task.device());
             for (sum, &level) in sums.iter_mut().zip(levels) {
+                stop::check()?;
                 let noised = Noised { posterior: None, noise: noise.clone(), levels: vec![level; rows] };
                 let example = task.example(data.clone(), noised);
                 let errors = example.errors(task.model().predict(&example.inputs));

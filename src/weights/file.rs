@@ -15,7 +15,10 @@ use safetensors::{
     tensor::{Dtype, Metadata, TensorInfo, View},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    disk::replace,
+    error::{Error, Result},
+};
 
 /// A safetensors file, memory-mapped: opening reads only the header, a tensor's bytes are read when it is asked for.
 #[derive(Debug)]
@@ -251,23 +254,6 @@ pub fn write_tensors<T: Stored>(
         safetensors::serialize_to_file(entries, Some(metadata), partial)
             .map_err(|e| Error::file(path, format!("cannot be written ({e})")))
     })
-}
-
-/// Replaces the file at `path` by what `write` puts into the file it is given: that one stands beside it until it is whole
-/// and synced, so that `path` is always either the old file or the whole new one. If anything fails it is removed again.
-///
-/// # Errors
-/// What `write` says, or the disk refuses.
-pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    // With the process's number: two that fill one cache may write the same entry at the same time.
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let sync = || File::open(&partial).and_then(|file| file.sync_all()).map_err(|e| Error::io(path, e));
-    let renamed = || std::fs::rename(&partial, path).map_err(|e| Error::io(path, e));
-    let done = write(&partial).and_then(|()| sync()).and_then(|()| renamed());
-    if done.is_err() {
-        _ = std::fs::remove_file(&partial); // it may not even exist; the first error is the one to tell
-    }
-    done
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Stored, TensorFile, Values, read_json, shards, write_tensors};
-use crate::error::{Error, Result};
+use crate::{
+    disk::remove_folder,
+    error::{Error, Result},
+};
 
 const INDEX: &str = "model_index.json";
 const UNET: &str = "unet";
@@ -251,15 +254,4 @@ fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
         return Ok(());
     }
     Err(Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` holds the largest values"))
-}
-
-/// Removes a folder with all in it; that there is none is no error.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn remove_folder(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
-        _ => Ok(()),
-    }
 }

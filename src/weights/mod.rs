@@ -24,8 +24,8 @@ use crate::{
     error::{Error, Result},
     rng::{Purpose, Seed},
 };
-pub use file::{Stored, TensorFile, Values, replace, write_tensors};
-pub use folder::{FolderReport, export_folder, remove_folder};
+pub use file::{Stored, TensorFile, Values, write_tensors};
+pub use folder::{FolderReport, export_folder};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`.
 #[derive(Clone, Debug)]

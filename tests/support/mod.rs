@@ -2,6 +2,9 @@
 #![allow(dead_code)] // each test crate uses its own part
 
 pub mod program;
+#[cfg(unix)]
+pub mod pty;
+pub mod run;
 pub mod sampling;
 
 use std::{

@@ -1,0 +1,172 @@
+//! Locks between processes, which the system takes from a process that dies.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use super::host;
+use crate::error::{Error, Result};
+
+/// The file in a folder that is locked by whoever writes there.
+const NAME: &str = ".lock";
+
+/// The right to write into a folder, which one process has at a time. Its file names the process, and is removed when the right
+/// is given back. What a process left that died locks nothing.
+#[derive(Debug)]
+pub struct FolderLock {
+    path: PathBuf,
+    /// Locked as long as it is open.
+    _file: File,
+}
+
+impl FolderLock {
+    /// The name of the lock's file.
+    pub const FILE: &str = NAME;
+
+    /// Takes the right to write into `folder`.
+    ///
+    /// # Errors
+    /// Another process has it, or the disk refuses.
+    pub fn take(folder: &Path) -> Result<Self> {
+        Self::try_take(folder)?.ok_or_else(|| {
+            let problem = format!("another kiln is writing in this folder: {}", holder(folder));
+            Error::file(folder, problem).hint("wait until it has ended, or end it; reading is possible meanwhile")
+        })
+    }
+
+    /// The same; `None` if another process has it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn try_take(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(NAME);
+        let io = |e| Error::io(&path, e);
+        loop {
+            let options = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let mut file = options().map_err(io)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) => {
+                    tracing::warn!("{}: cannot be locked ({e}): run nothing else in this folder", folder.display());
+                }
+            }
+            // Its last holder may have removed it after it was opened here.
+            if !is_same(&file, &path) {
+                continue;
+            }
+            let name = format!("process {} on {} (kiln {})\n", std::process::id(), host(), env!("CARGO_PKG_VERSION"));
+            file.set_len(0).and_then(|()| file.write_all(name.as_bytes())).map_err(io)?;
+            return Ok(Some(Self { path, _file: file }));
+        }
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.path); // while it is locked; a file that stays locks nothing
+    }
+}
+
+/// Who writes in `folder`, as its lock says.
+fn holder(folder: &Path) -> String {
+    let mut text = String::new();
+    // A system whose locks keep readers out does not say.
+    let read = File::open(folder.join(NAME)).and_then(|file| file.take(300).read_to_string(&mut text));
+    match (read, text.trim()) {
+        (Err(_), _) | (_, "") => "a process that has not said its number".into(),
+        (_, name) => name.into(),
+    }
+}
+
+/// Keeps others from removing what belongs to the file at `path` while the result lives, together with others that do the same.
+/// `None` if it is being removed, or gone.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn hold(path: &Path) -> Result<Option<File>> {
+    locked(path, File::try_lock_shared)
+}
+
+/// The same, alone: `None` if somebody holds the file, or it is gone.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn hold_alone(path: &Path) -> Result<Option<File>> {
+    locked(path, File::try_lock)
+}
+
+fn locked(path: &Path, lock: fn(&File) -> std::result::Result<(), TryLockError>) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|e| Error::io(path, e))?,
+    };
+    match lock(&file) {
+        Err(TryLockError::WouldBlock) => Ok(None),
+        // A file system without locks: nobody can be kept away.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(is_same(&file, path).then_some(file)),
+    }
+}
+
+/// Whether the open `file` is still what `path` names.
+fn is_same(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let [open, named] = [file.metadata(), fs::metadata(path)].map(|metadata| metadata.map(identity).ok());
+        open.is_some() && open == named
+    }
+    #[cfg(not(unix))]
+    {
+        _ = file;
+        path.exists()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_writes_at_a_time_and_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        assert!(FolderLock::try_take(folder.path()).unwrap().is_none());
+        let error = FolderLock::take(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {} on ", std::process::id())) && error.contains("hint: "), "{error}");
+        drop(lock);
+        assert!(!folder.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_locks_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(NAME), "process 1 on elsewhere, and more than the next one has to say of itself")
+            .unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        assert!(holder(folder.path()).starts_with(&format!("process {} on ", std::process::id())));
+        assert!(!holder(folder.path()).contains("elsewhere"));
+        drop(lock);
+    }
+
+    #[test]
+    fn readers_share_and_keep_the_one_away_who_removes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        assert!(hold(&path).unwrap().is_none());
+        fs::write(&path, "{}").unwrap();
+        let (one, other) = (hold(&path).unwrap().unwrap(), hold(&path).unwrap().unwrap());
+        assert!(hold_alone(&path).unwrap().is_none());
+        drop(one);
+        assert!(hold_alone(&path).unwrap().is_none());
+        drop(other);
+        let alone = hold_alone(&path).unwrap().unwrap();
+        assert!(hold(&path).unwrap().is_none());
+        fs::remove_file(&path).unwrap();
+        drop(alone);
+        assert!(hold(&path).unwrap().is_none());
+    }
+}

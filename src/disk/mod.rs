@@ -1,0 +1,190 @@
+//! What keeps files whole: atomic replacement, leftovers of processes that died, locks between processes, checksums.
+
+mod lock;
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use crate::error::{Error, Result};
+pub use lock::{FolderLock, hold, hold_alone};
+
+/// The extension of a file that is not whole yet.
+const PARTIAL: &str = "partial";
+
+/// Replaces the file at `path` by what `write` puts into the file it is given: that one stands beside it until it is whole
+/// and synced, so that `path` is always either the old file or the whole new one. If anything fails it is removed again; if the
+/// process dies, [`sweep`] removes it.
+///
+/// # Errors
+/// What `write` says, or the disk refuses.
+pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    // With the process's number: two that fill one cache may write the same entry at the same time.
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_extension(format!("{}-{number}.{PARTIAL}", std::process::id()));
+    let io = |e| Error::io(path, e);
+    let claim = File::create(&partial).map_err(|e| Error::file(path, format!("cannot be written ({e})")))?;
+    // The lock says that the writer is alive. On a file system without locks nothing is ever swept.
+    _ = claim.try_lock();
+    let sync = || File::open(&partial).and_then(|file| file.sync_all()).map_err(io);
+    let renamed = || fs::rename(&partial, path).map_err(io);
+    let done = write(&partial).and_then(|()| sync()).and_then(|()| renamed());
+    if done.is_err() {
+        _ = fs::remove_file(&partial); // the first error is the one to tell
+    }
+    done
+}
+
+/// Removes the files that processes left in `folder` (not below it) when they died while replacing one. Those that another
+/// process is writing stay. A folder that cannot be read is left alone.
+pub fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !is_leftover(&path) || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let Ok(file) = File::options().write(true).open(&path) else { continue };
+        if file.try_lock().is_ok() && fs::remove_file(&path).is_ok() {
+            tracing::debug!("removed {}, which a process left that died", path.display());
+        }
+    }
+}
+
+/// Whether this is a name that [`replace`] gives: `NAME.PROCESS-NUMBER.partial`.
+fn is_leftover(path: &Path) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let process = || Path::new(path.file_stem()?).extension()?.to_str();
+    path.extension().is_some_and(|extension| extension == PARTIAL)
+        && process()
+            .is_some_and(|process| process.split_once('-').map_or(digits(process), |(p, n)| digits(p) && digits(n)))
+}
+
+/// Removes a folder with all in it; that there is none is no error.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder so that it is either there whole or gone, whenever the process ends: it gets the extension `removed` first.
+/// [`sweep_removed`] finishes what was interrupted.
+///
+/// # Errors
+/// It cannot be renamed or removed.
+pub fn remove_whole(folder: &Path) -> Result<()> {
+    let removed = folder.with_extension(REMOVED);
+    remove_folder(&removed)?;
+    fs::rename(folder, &removed).map_err(|e| Error::io(folder, e))?;
+    remove_folder(&removed)
+}
+
+/// The extension of a folder that is being removed.
+const REMOVED: &str = "removed";
+
+/// Removes the folders in `folder` whose names start with `start` and whose making or removing was interrupted: those that end in
+/// `.partial` or `.removed`. Only for a folder in which nobody else writes.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn sweep_folders(folder: &Path, start: &str) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with(start);
+        let unfinished = path.extension().is_some_and(|extension| extension == PARTIAL || extension == REMOVED);
+        if ours && unfinished && path.is_dir() {
+            remove_folder(&path)?;
+            tracing::debug!("removed {}, which a process left that died", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Makes a change of names in `folder` last through a loss of power. Where a folder cannot be synced this does nothing.
+pub fn sync_folder(folder: &Path) {
+    _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+/// The BLAKE3 hash of a file, in hexadecimal digits: what `b3sum` prints.
+///
+/// # Errors
+/// It cannot be read.
+pub fn checksum(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let hashed = File::open(path).and_then(|file| hasher.update_reader(file).map(drop));
+    hashed.map_err(|e| Error::io(path, e))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// What this machine is called.
+pub fn host() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = entries.collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        fs::write(&path, "old").unwrap();
+        let full = |partial: &Path| {
+            fs::write(partial, "ne").unwrap();
+            Err(Error::io(partial, std::io::ErrorKind::StorageFull.into()))
+        };
+        assert!(replace(&path, full).is_err());
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(folder.path())), ("old", vec!["a.json".into()]));
+        replace(&path, |partial| fs::write(partial, "new").map_err(|e| Error::io(partial, e))).unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(folder.path())), ("new", vec!["a.json".into()]));
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_go_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = ["a.partial", "b.json", "b.x-1.partial", "c.1-x.partial", "1-2.partial.json"];
+        for name in kept.iter().chain(&["b.123-4.partial", "b.123.partial"]) {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join("d.123-4.partial")).unwrap();
+        let path = folder.path().join("live.json");
+        replace(&path, |partial| {
+            sweep(folder.path()); // this one's writer is alive
+            assert!(partial.exists());
+            fs::write(partial, "{}").map_err(|e| Error::io(partial, e))
+        })
+        .unwrap();
+        let mut expected: Vec<String> =
+            kept.iter().chain(&["d.123-4.partial", "live.json"]).map(ToString::to_string).collect();
+        expected.sort_unstable();
+        assert_eq!(names(folder.path()), expected);
+        sweep(&folder.path().join("none"));
+    }
+
+    #[test]
+    fn folders_that_were_begun_or_half_removed_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["step-000001", "step-000002.removed", "step-000003.partial", "other.partial"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("file"), "").unwrap();
+        }
+        sweep_folders(folder.path(), "step-").unwrap();
+        assert_eq!(names(folder.path()), ["other.partial", "step-000001"]);
+        remove_whole(&folder.path().join("step-000001")).unwrap();
+        assert_eq!(names(folder.path()), ["other.partial"]);
+    }
+}

@@ -1,0 +1,127 @@
+//! The folder of a run, while this process is the one that writes there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{CONFIG, TrainConfig, checkpoint::Checkpoint};
+use crate::{
+    disk::{FolderLock, sweep, sweep_folders},
+    error::{Error, Result},
+};
+
+/// The record of a run.
+pub(super) const METRICS: &str = "metrics.jsonl";
+
+/// The event files of TensorBoard.
+pub(super) const TENSORBOARD: &str = "tensorboard";
+
+/// The grids of pictures.
+const SAMPLES: &str = "samples";
+
+/// A run folder in which no other process writes as long as this lives.
+#[derive(Debug)]
+pub(super) struct RunFolder {
+    path: PathBuf,
+    _lock: FolderLock,
+}
+
+impl RunFolder {
+    /// A folder for a new run: `NAME`, or `NAME-2` and so on where there is one already. One in which a run ended before its
+    /// first checkpoint is taken again.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn create(config: &TrainConfig) -> Result<Self> {
+        let wanted = config.run_folder();
+        fs::create_dir_all(&config.run.output).map_err(|e| Error::io(&config.run.output, e))?;
+        let numbered = (2..).map(|n: u32| wanted.with_file_name(format!("{}-{n}", config.run.name)));
+        for path in std::iter::once(wanted.clone()).chain(numbered) {
+            let new = match fs::create_dir(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+                created => created.map(|()| true).map_err(|e| Error::io(&path, e))?,
+            };
+            if !new && !has_nothing_to_lose(&path) {
+                continue;
+            }
+            let Some(lock) = FolderLock::try_take(&path)? else { continue };
+            // Another process may have trained in it since it was looked at.
+            if has_nothing_to_lose(&path) {
+                if !new {
+                    tracing::info!("{} has no checkpoint: the run starts there again", path.display());
+                }
+                return Self::clean(path, lock);
+            }
+        }
+        unreachable!("the numbers go on")
+    }
+
+    /// The folder of a run to resume.
+    ///
+    /// # Errors
+    /// Another process writes there, or the disk refuses.
+    pub fn open(path: &Path) -> Result<Self> {
+        let lock = FolderLock::take(path)?;
+        Self::clean(path.into(), lock)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes what a process left that died.
+    fn clean(path: PathBuf, lock: FolderLock) -> Result<Self> {
+        sweep_folders(&path, "step-")?;
+        sweep_folders(&path, "model.")?;
+        sweep(&path);
+        sweep(&path.join(SAMPLES));
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+/// Whether the folder at `path` is that of a run which ended before its first checkpoint.
+pub(super) fn is_without_checkpoint(path: &Path) -> bool {
+    path.join(CONFIG).is_file() && has_nothing_to_lose(path)
+}
+
+/// Whether there is nothing in the folder but what a run writes before its first checkpoint. Whatever else there is may be
+/// somebody's work.
+fn has_nothing_to_lose(path: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(path) else { return false };
+    let known = |entry: std::io::Result<fs::DirEntry>| {
+        let Ok(entry) = entry else { return false };
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let own = [CONFIG, METRICS, TENSORBOARD, SAMPLES, FolderLock::FILE].contains(&name.as_str());
+        own || name.ends_with(".partial")
+            && (name.starts_with("step-") || name.starts_with("config.") || name.starts_with("metrics."))
+    };
+    entries.into_iter().all(known)
+}
+
+/// Where the grid of a step is.
+pub(super) fn grid(run: &Path, step: u64) -> PathBuf {
+    run.join(SAMPLES).join(format!("step-{step:06}.png"))
+}
+
+/// Removes the grids of the steps from `first` on, which will be made again.
+///
+/// # Errors
+/// The disk refuses.
+pub(super) fn drop_grids(run: &Path, first: u64) -> Result<()> {
+    for entry in fs::read_dir(run.join(SAMPLES)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let step = path.file_stem().and_then(|name| name.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        if step.is_some_and(|step| step >= first) {
+            fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The newest checkpoint of `run` from before `step` whose files are all as they were written.
+pub(super) fn intact_before(run: &Path, step: u64) -> Option<Checkpoint> {
+    let all = Checkpoint::all(run).unwrap_or_default();
+    all.into_iter().rev().filter(|checkpoint| checkpoint.step < step).find(|checkpoint| checkpoint.verify().is_ok())
+}
