@@ -7,10 +7,15 @@ use burn_cubecl::{
         prelude::*,
         std::tensor::{MatrixBatchLayout, matrix_batch_layout},
     },
-    kernel::into_contiguous,
+    kernel::{cast, into_contiguous},
 };
 
-use super::{CudaTensor, PLANE, Plain, address_type, cube_sum, matmul, plain, storage, tensors, vector_size};
+use super::{
+    CudaTensor, PLANE, Plain, address_type, cube_sum, matmul, plain,
+    product::{self, Product},
+    storage, tensors, vector_size,
+};
+use crate::cuda::{Library, library};
 
 /// What q is multiplied by where scores are f16, exactly, so that they stay in its range: up to 4 million, in steps that
 /// are finer than bf16's by 8. (In f32 they would be another fifth of the traffic of the backward pass.)
@@ -88,8 +93,24 @@ fn scores(q: Plain, k: Plain) -> (CudaTensor, f32) {
     let scale = 1.0 / (width as f64).sqrt();
     match q.dtype() {
         DType::F32 => (product(q.into_dispatch(), k, DType::F32), scale as f32),
-        _ => (product((q * SHRINK).into_dispatch(), k, DType::F16), (scale / SHRINK) as f32),
+        _ => {
+            let (q, rest) = (q.into_dispatch(), (scale / SHRINK) as f32);
+            if let Some(scores) = by_library(q.clone(), k.clone()) {
+                return (scores, rest);
+            }
+            let q = tensor::Tensor::<4>::from_dispatch(q) * SHRINK;
+            (product(q.into_dispatch(), k, DType::F16), rest)
+        }
     }
+}
+
+/// `q·kᵀ` shrunk, in f16, by NVIDIA's library if it is there: to f16 it multiplies f16 alone. What bf16 has beyond f16's
+/// range is too small to count in a score, or larger than any score may be.
+fn by_library(q: Plain, k: Plain) -> Option<CudaTensor> {
+    library(Library::CublasLt)?;
+    let [q, k] = tensors([q, k]).map(|tensor| cast(tensor, DType::F16));
+    let [k] = tensors([tensor::Tensor::<4>::from_dispatch(plain(k)).transpose().into_dispatch()]);
+    product::product(Product { scale: SHRINK as f32, ..Product::new(&q, &k) })
 }
 
 /// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
