@@ -9,7 +9,7 @@
 # kernels   `kiln selftest --only kernel`: single kernels beside the CPU's
 # models    `kiln selftest --only flux`: tiny models beside diffusers'
 # train     a training step of FLUX.1-dev's shape at 1024², batch 1, beside PyTorch's
-# paths     the same step with the vendor's products and attention on and off
+# paths     the same step with only some of the work done by NVIDIA's libraries
 # sample    a sampling step at 1024², beside PyTorch's
 # operations  single operations with their share of the ceiling
 # start     a cold and a warm first step
@@ -48,8 +48,8 @@ if wanted kernels; then part kernels 200 "$kiln" selftest --device cuda --only k
 if wanted models; then part models 150 "$kiln" selftest --device cuda --only flux; fi
 if wanted train; then step train 220 train --repeats 5 --peer "$(peer "${VARIANTS:-}")"; fi
 if wanted paths; then
-    for paths in "" products attention products,attention; do
-        KILN_CUDA_PATHS=$paths step "paths-${paths:-none}" 100 train --repeats 3
+    for paths in products attention,products products,attention,convolutions; do
+        step "paths-$paths" 60 train --repeats 3 --cuda-paths "$paths"
     done
 fi
 if wanted sample; then step sample 100 sample --repeats 5 --peer "$(peer)"; fi

@@ -55,20 +55,46 @@ fn numbers(text: &str) -> Vec<u32> {
     text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Loads the library `name` (such as `nvrtc`), if it `fits`, where the backend will look for it: by name, as the system's
-/// loader finds it, else from one of the `roots`. There a library is found by its name also when it was loaded before from
-/// a folder that the loader does not know. It stays loaded. The answer of `fits`.
+/// Who asks for a library.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum User {
+    /// The backend's bindings, which take what the system's loader finds by the name. A library is found by its name also
+    /// when it was loaded before from a folder that the loader does not know.
+    Bindings,
+    /// kiln, through the answer.
+    Kiln,
+}
+
+/// Loads the library `name` (such as `nvrtc`) for this `user`, if it `fits`: by name, as the system's loader finds it, else
+/// from one of the `roots`. It stays loaded. The answer of `fits`, and the library.
 pub(super) fn load<T>(
     name: &str,
     roots: &[PathBuf],
+    user: User,
     fits: impl Fn(&Library) -> Result<T, String>,
-) -> Result<T, Missing> {
+) -> Result<(T, &'static Library), Missing> {
+    let kept = |library| -> &'static Library { Box::leak(Box::new(library)) };
     // SAFETY: NVIDIA's libraries have no start-up code that asks anything of us.
-    let by_name = || cudarc::get_lib_name_candidates(name).iter().find_map(|name| unsafe { Library::new(name) }.ok());
-    if let Some(library) = by_name() {
-        let answer = fits(&library).map_err(Missing::Unfit);
-        std::mem::forget(library);
-        return answer;
+    let mut by_name =
+        cudarc::get_lib_name_candidates(name).into_iter().filter_map(|name| unsafe { Library::new(name) }.ok());
+    let is_named = || cudarc::get_lib_name_candidates(name).iter().any(|name| unsafe { Library::new(name) }.is_ok());
+    let mut problems = vec![];
+    match user {
+        User::Bindings => {
+            if let Some(library) = by_name.next() {
+                let library = kept(library);
+                return fits(library).map(|answer| (answer, library)).map_err(Missing::Unfit);
+            }
+        }
+        // One that is too old may stand before one that fits.
+        User::Kiln => {
+            for library in by_name {
+                match fits(&library) {
+                    Ok(answer) => return Ok((answer, kept(library))),
+                    Err(problem) => problems.push(format!("\n  found by its name: {problem}")),
+                }
+            }
+        }
     }
     let is_it = |file: &str| match cfg!(windows) {
         true => file.starts_with(&format!("{name}64_")) && file.ends_with(".dll") && !file.contains("alt"),
@@ -78,7 +104,6 @@ pub(super) fn load<T>(
     let folders = roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
     // A toolkit has one file under several names, and may itself have several.
     let mut seen = BTreeSet::new();
-    let mut problems = vec![];
     for file in folders.flat_map(|folder| entries(&folder, is_it)) {
         if !seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())) {
             continue;
@@ -89,15 +114,13 @@ pub(super) fn load<T>(
             Err(e) => problems.push(at(e.to_string())),
             Ok(library) => match fits(&library) {
                 Err(problem) => problems.push(at(problem)),
-                Ok(_) if by_name().is_none() => {
+                Ok(_) if user == User::Bindings && !is_named() => {
                     problems.push(at("its own name is not one that the backend looks for".into()))
                 }
-                Ok(answer) => {
-                    std::mem::forget(library); // It stays loaded, so that its name is found.
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok((answer, kept(library))),
             },
         }
     }
+    problems.dedup();
     Err(Missing::Nowhere(problems.concat()))
 }

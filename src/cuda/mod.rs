@@ -18,7 +18,7 @@ mod vendor;
 
 pub use paths::Paths;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-pub use vendor::{Library, deterministic_attention, library};
+pub use vendor::{Library, library, loaded, paths};
 
 use std::{fmt, path::PathBuf};
 

@@ -9,13 +9,20 @@ pub struct Paths {
     pub products: bool,
     /// Attention, by cuDNN.
     pub attention: bool,
+    /// Convolutions, by cuDNN.
+    pub convolutions: bool,
     /// Attention such that its gradients have the same bits in every run, which takes more memory and time.
     pub deterministic: bool,
 }
 
+impl Paths {
+    /// None of them.
+    pub const NONE: Self = Self { products: false, attention: false, convolutions: false, deterministic: false };
+}
+
 impl Default for Paths {
     fn default() -> Self {
-        Self { products: true, attention: true, deterministic: false }
+        Self { products: true, attention: true, convolutions: true, deterministic: false }
     }
 }
 
@@ -24,15 +31,16 @@ impl FromStr for Paths {
 
     /// Of a list of names with commas between; an empty one names nothing.
     fn from_str(list: &str) -> Result<Self, String> {
-        let mut paths = Self { products: false, attention: false, deterministic: false };
+        let mut paths = Self::NONE;
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match name {
                 "products" => paths.products = true,
                 "attention" => paths.attention = true,
+                "convolutions" => paths.convolutions = true,
                 "deterministic-attention" => (paths.attention, paths.deterministic) = (true, true),
                 _ => {
                     return Err(format!(
-                        "`{name}` is not one of `products`, `attention` and `deterministic-attention`"
+                        "`{name}` is not one of `products`, `attention`, `deterministic-attention` and `convolutions`"
                     ));
                 }
             }
@@ -54,9 +62,9 @@ mod tests {
             [(true, false), (false, true), (false, false)].map(Ok)
         );
         let in_order = "deterministic-attention".parse::<Paths>();
-        assert_eq!(in_order, Ok(Paths { products: false, attention: true, deterministic: true }));
+        assert_eq!(in_order, Ok(Paths { attention: true, deterministic: true, ..Paths::NONE }));
         assert!(!Paths::default().deterministic);
         assert!(read("products,all").unwrap_err().contains("`all`"));
-        assert_eq!(read("attention,products"), Ok((Paths::default().products, Paths::default().attention)));
+        assert_eq!("convolutions,attention,products".parse(), Ok(Paths::default()));
     }
 }

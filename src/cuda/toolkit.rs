@@ -9,7 +9,7 @@ use libloading::{Library, Symbol};
 
 use super::{
     Gpu, Version,
-    library::{Missing, load},
+    library::{Missing, User, load},
 };
 use crate::error::{Error, Result};
 
@@ -41,8 +41,8 @@ fn failed(problem: String) -> Error {
 
 /// Loads NVRTC where the backend will look for it.
 fn compiler(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Version> {
-    let problems = match load("nvrtc", roots, |library| fits(library, driver, gpu)) {
-        Ok(version) => return Ok(version),
+    let problems = match load("nvrtc", roots, User::Bindings, |library| fits(library, driver, gpu)) {
+        Ok((version, _)) => return Ok(version),
         Err(Missing::Unfit(problem)) => {
             let hint = "the loader finds this NVRTC first: name the folder of another one in LD_LIBRARY_PATH";
             return Err(failed(problem).hint(hint));

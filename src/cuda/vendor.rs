@@ -1,4 +1,4 @@
-//! NVIDIA's libraries of matrix products and attention, which are used where they are there.
+//! NVIDIA's libraries of matrix products, attention and convolutions, which are used where they are there.
 
 use std::{fmt, path::PathBuf, sync::OnceLock};
 
@@ -6,7 +6,7 @@ use libloading::Symbol;
 
 use super::{
     Gpu, Paths, Version,
-    library::{Missing, load},
+    library::{Missing, User, load},
 };
 
 /// One of the libraries.
@@ -14,7 +14,7 @@ use super::{
 pub enum Library {
     /// Matrix products.
     CublasLt,
-    /// Attention.
+    /// Attention and convolutions.
     Cudnn,
 }
 
@@ -41,7 +41,7 @@ impl Library {
     fn allowed(self, paths: Paths) -> bool {
         match self {
             Self::CublasLt => paths.products,
-            Self::Cudnn => paths.attention,
+            Self::Cudnn => paths.attention || paths.convolutions,
         }
     }
 
@@ -50,8 +50,8 @@ impl Library {
         let (lost, wheel) = match (self, driver.major) {
             (Self::CublasLt, ..13) => ("matrix products", "nvidia-cublas-cu12"),
             (Self::CublasLt, _) => ("matrix products", "nvidia-cublas==13.0.*"),
-            (Self::Cudnn, ..13) => ("attention", "nvidia-cudnn-cu12>=9.19"),
-            (Self::Cudnn, _) => ("attention", "nvidia-cudnn-cu13>=9.19"),
+            (Self::Cudnn, ..13) => ("attention and convolutions", "nvidia-cudnn-cu12>=9.19"),
+            (Self::Cudnn, _) => ("attention and convolutions", "nvidia-cudnn-cu13>=9.19"),
         };
         format!(
             "kiln's own kernels compute {lost} in its place: the same result, but slower, and on a large card much slower; \
@@ -69,52 +69,73 @@ impl fmt::Display for Library {
     }
 }
 
-/// The versions of what was found, in the order of [`Library::ALL`], and what was wanted.
-static FOUND: OnceLock<([Option<usize>; 2], Paths)> = OnceLock::new();
+/// A library that fits.
+#[derive(Clone, Copy)]
+struct Found {
+    version: usize,
+    file: &'static libloading::Library,
+}
 
-/// The version of a library that may be used and is loaded: of cuBLASLt 130002 for 13.0.2, of cuDNN 91900 for 9.19.0. None
-/// before the device was opened.
-pub fn library(library: Library) -> Option<usize> {
+/// What was found, in the order of [`Library::ALL`], and what was wanted.
+static FOUND: OnceLock<([Option<Found>; 2], Paths)> = OnceLock::new();
+
+fn found(library: Library) -> Option<Found> {
     let (found, paths) = FOUND.get()?;
     found[library as usize].filter(|_| library.allowed(*paths))
 }
 
-/// Whether attention is to have the same bits in every run.
-pub fn deterministic_attention() -> bool {
-    FOUND.get().is_some_and(|(_, paths)| paths.deterministic)
+/// The version of a library that may be used and is loaded: of cuBLASLt 130002 for 13.0.2, of cuDNN 91900 for 9.19.0. None
+/// before the device was opened.
+pub fn library(library: Library) -> Option<usize> {
+    found(library).map(|found| found.version)
+}
+
+/// The library itself, if it may be used.
+pub fn loaded(library: Library) -> Option<&'static libloading::Library> {
+    found(library).map(|found| found.file)
+}
+
+/// What NVIDIA's libraries are to compute; nothing before the device was opened.
+pub fn paths() -> Paths {
+    FOUND.get().map_or(Paths::NONE, |(_, paths)| *paths)
 }
 
 /// Loads what the `paths` want and this machine has. What that is, in words; what is missing is said once.
 pub(super) fn find(paths: Paths, roots: &[PathBuf], driver: Version, gpu: &Gpu) -> String {
     let find = |library: Library| {
-        let problem = match load(library.names().0, roots, |file| fits(file, library, driver)) {
-            Ok(version) => return Ok(version),
+        let user = match library {
+            Library::CublasLt => User::Bindings,
+            Library::Cudnn => User::Kiln,
+        };
+        let problem = match load(library.names().0, roots, user, |file| fits(file, library, driver)) {
+            Ok((version, file)) => return Ok(Found { version, file }),
             Err(Missing::Unfit(problem)) => problem,
             Err(Missing::Nowhere(problems)) if problems.is_empty() => "it is nowhere".into(),
             Err(Missing::Nowhere(problems)) => format!("what there is:{problems}\n "),
         };
         Err(problem)
     };
-    let said = |library: Library, found: Result<usize, String>| {
+    let said = |library: Library, found: Result<Found, String>| {
         let say = |problem| {
             tracing::warn!("{}: no {library} can be used ({problem}): {}", gpu.name, library.absence(driver));
         };
         found.map_err(say).ok()
     };
     let all = || {
-        let wanted = paths.products || paths.attention;
+        let cudnn = Library::Cudnn.allowed(paths);
+        let wanted = paths.products || cudnn;
         let products = wanted.then(|| said(Library::CublasLt, find(Library::CublasLt))).flatten();
-        let attention = || match products {
+        let find_cudnn = || match products {
             Some(_) => find(Library::Cudnn),
             // It ends the program where it does not find what it calls.
             None => Err("it calls cuBLASLt".into()),
         };
-        let attention = paths.attention.then(|| said(Library::Cudnn, attention())).flatten();
-        ([products, attention], paths)
+        let cudnn = cudnn.then(|| said(Library::Cudnn, find_cudnn())).flatten();
+        ([products, cudnn], paths)
     };
     let (found, _) = FOUND.get_or_init(all);
-    let words = Library::ALL.into_iter().zip(found).map(|(library, version)| match version {
-        Some(version) => format!("{library} {}", dotted(*version)),
+    let words = Library::ALL.into_iter().zip(found).map(|(library, found)| match found {
+        Some(Found { version, .. }) => format!("{library} {}", dotted(*version)),
         None => format!("no {library}"),
     });
     words.collect::<Vec<_>>().join(", ")

@@ -5,7 +5,7 @@ use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 use burn_flex::FlexTensor;
 
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-use super::cuda::conv as cuda;
+use super::cuda;
 use super::{
     cpu,
     matmul::{assert_one_dtype, matmul},
@@ -172,9 +172,9 @@ fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation:
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         let (x, weight) = {
             let both = [x, weight].map(Tensor::into_dispatch);
-            if cuda::is_short(&both) {
+            if cuda::takes(&both) {
                 let bias = bias.map(Tensor::into_dispatch);
-                return Tensor::from_dispatch(cuda::forward(both, bias, operation.options()));
+                return Tensor::from_dispatch(cuda::conv::forward(both, bias, operation.options()));
             }
             let [x, weight] = both.map(Tensor::from_dispatch);
             (x, weight)
@@ -211,8 +211,8 @@ fn composed_backward(
             matmul(weight.swap_dims(1, 2), places(g4.clone(), outputs)).reshape(shape).into_dispatch()
         }
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-        false if cuda::is_short(&[g.clone(), weight.clone()]) => {
-            cuda::input_gradient([g.clone(), weight.clone()], shape, operation.options())
+        false if cuda::takes(&[g.clone(), weight.clone()]) => {
+            cuda::conv::input_gradient([g.clone(), weight.clone()], shape, operation.options())
         }
         false => {
             // Only its shape is read.
@@ -230,8 +230,8 @@ fn composed_backward(
                     .into_dispatch()
             }
             #[cfg(all(feature = "cuda", not(feature = "fusion")))]
-            false if cuda::is_short(&[x.clone(), g.clone()]) => {
-                cuda::weight_gradient([x, g.clone()], w4.dims(), operation.options())
+            false if cuda::takes(&[x.clone(), g.clone()]) => {
+                cuda::conv::weight_gradient([x, g.clone()], w4.dims(), operation.options())
             }
             false => Dispatch::conv2d_weight_backward(x, weight.clone(), g.clone(), operation.options()),
         }

@@ -10,21 +10,22 @@
 //! deterministic, cuDNN keeps the gradients of all scores on the way (1 GB of FLUX at 1024²) and sums in order.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, mpsc},
+    fmt,
+    sync::{Arc, LazyLock},
     time::Instant,
 };
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 
-use crate::cuda::deterministic_attention;
+use crate::cuda::paths;
 
 use super::{
     CudaTensor, Plain,
-    cudnn::{self, Cudnn, Handle, Layout, Plan, Sizes, Target, Type},
+    cudnn::{self, Cudnn, Handle, Layout, Sizes, Target, Type},
     dims, empty, plain,
-    stream::{ask, enqueue, is_open, workspace},
+    ready::{Plans, Ready},
+    stream::{ask, is_open},
     takes, tensors,
 };
 
@@ -57,7 +58,7 @@ pub fn backward(inputs: &[Plain; 4], saved: Saved) -> Option<[Plain; 3]> {
     let [q, k, v, gradient] = tensors(inputs.clone()).map(readable);
     let layouts = [layout(&q)?, layout(&k)?, layout(&v)?];
     let sizes = sizes(layouts, layout(&gradient));
-    let direction = if deterministic_attention() { Direction::BackwardInOrder } else { Direction::Backward };
+    let direction = if paths().deterministic { Direction::BackwardInOrder } else { Direction::Backward };
     let ready = ready(cudnn, &q, Question { direction, sizes })?;
     let gradients = [&q, &k, &v].map(tokens_first);
     let [dq, dk, dv] = gradients.each_ref();
@@ -73,7 +74,8 @@ fn library<const N: usize>(inputs: &[Plain; N]) -> Option<&'static Cudnn> {
     let inputs = tensors(inputs.clone());
     let first = inputs.first()?;
     let one_type = inputs.iter().all(|tensor| tensor.dtype == first.dtype);
-    let cudnn = (one_type && matches!(first.dtype, DType::F16 | DType::BF16)).then(Cudnn::shared)??;
+    let wanted = paths().attention && one_type && matches!(first.dtype, DType::F16 | DType::BF16);
+    let cudnn = wanted.then(Cudnn::shared)??;
     is_open(first).then_some(cudnn)
 }
 
@@ -85,7 +87,10 @@ fn readable(tensor: CudaTensor) -> CudaTensor {
     let mut outer: Vec<_> = axes.filter(|(size, _)| **size > 1).map(|(_, stride)| *stride).collect();
     let side_by_side = outer.pop() == Some(1) && tensor.meta.strides().last() == Some(&1);
     let offset = tensor.handle.offset_start.unwrap_or(0);
-    match side_by_side && offset % 16 == 0 && outer.iter().all(|stride| *stride > 0 && stride % NUMBERS == 0) {
+    match side_by_side
+        && offset.is_multiple_of(16)
+        && outer.iter().all(|stride| *stride > 0 && stride.is_multiple_of(NUMBERS))
+    {
         true => tensor,
         false => into_contiguous(tensor),
     }
@@ -140,104 +145,44 @@ struct Question {
     sizes: Sizes,
 }
 
-/// The answers, for each GPU by its number. None: refused.
-static PLANS: LazyLock<Mutex<HashMap<(usize, Question), Option<Arc<Ready>>>>> = LazyLock::new(Mutex::default);
+static PLANS: LazyLock<Plans<Question>> = LazyLock::new(Plans::default);
 
-/// The plan that answers the question, made at the first time.
+/// The plan that answers the question.
 fn ready(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Option<Arc<Ready>> {
-    let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);
-    let make = || match Ready::new(cudnn, like, question) {
-        Ok(ready) => Some(Arc::new(ready)),
-        Err(problem) => {
-            refused(&question, &problem);
-            None
-        }
-    };
-    plans.entry((like.device.index, question)).or_insert_with(make).clone()
+    PLANS.get(like, question, || make(cudnn, like, question))
 }
 
-/// Said once: the answer is kept.
-fn refused(Question { direction, sizes }: &Question, problem: &str) {
-    tracing::debug!(
-        "attention of {:?} over {:?}, {direction:?}: not by cuDNN, which says: {problem}",
-        sizes.q.shape,
-        sizes.k.shape
-    );
-}
-
-/// A plan with what runs it.
-struct Ready {
-    question: Question,
-    plan: Plan,
-    handle: Arc<Handle>,
-    /// Whether it ran the first time.
-    runs: OnceLock<bool>,
-}
-
-impl Ready {
-    fn new(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Result<Self, String> {
-        let gpu = like.device.index;
-        let (plan, handle) = ask(like, move |stream| {
-            static HANDLES: LazyLock<Mutex<HashMap<usize, Arc<Handle>>>> = LazyLock::new(Mutex::default);
-            let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
-            let handle = match handles.get(&gpu) {
-                Some(handle) => handle.clone(),
-                None => {
-                    let handle = Arc::new(Handle::new(cudnn, stream.cast())?);
-                    handles.insert(gpu, handle.clone());
-                    handle
-                }
-            };
-            let start = Instant::now();
-            let (target, Question { direction, sizes }) = (Target::Handle(&handle), &question);
-            let plan = match direction {
-                Direction::Forward => cudnn::forward(cudnn, &target, sizes),
-                Direction::Backward => cudnn::backward(cudnn, &target, sizes, false),
-                Direction::BackwardInOrder => cudnn::backward(cudnn, &target, sizes, true),
-            }?;
-            tracing::debug!(
-                "attention of {:?} over {:?}, {direction:?}: a plan of cuDNN with {:.1} MB to work in, made in {:.1} s",
-                sizes.q.shape,
-                sizes.k.shape,
-                plan.workspace() as f64 / 1e6,
-                start.elapsed().as_secs_f64()
-            );
-            Ok((plan, handle))
-        })?;
-        Ok(Self { question, plan, handle, runs: OnceLock::new() })
+/// For the log.
+impl fmt::Display for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { direction, sizes } = self;
+        write!(f, "attention of {:?} over {:?}, {direction:?}", sizes.q.shape, sizes.k.shape)
     }
+}
 
-    /// Runs the plan, and says whether its outputs are to be used. The first run is waited for until it is on the stream;
-    /// a plan that fails there is not tried again.
-    fn run(self: &Arc<Self>, inputs: &[&CudaTensor], outputs: &[&CudaTensor]) -> bool {
-        let like = inputs[0];
-        let work = workspace(like, self.plan.workspace().max(1));
-        let outputs: Vec<&CudaTensor> = outputs.iter().copied().chain([&work]).collect();
-        let run = {
-            let ready = self.clone();
-            move |addresses: &[u64]| {
-                let (workspace, tensors) = addresses.split_last().ok_or("no addresses")?;
-                // SAFETY: the tensors are of the sizes that the plan was made for, the workspace of the size it asked for, the
-                // backend holds them until the work is on its stream, and no other thread than the backend's runs plans.
-                unsafe { ready.plan.run(&ready.handle, tensors, *workspace) }
-            }
-        };
-        if let Some(&runs) = self.runs.get() {
-            if runs {
-                enqueue(inputs, &outputs, move |addresses, _| run(addresses));
-            }
-            return runs;
-        }
-        let (report, done) = mpsc::channel();
-        enqueue(inputs, &outputs, move |addresses, _| {
-            let _ = report.send(run(addresses));
-            Ok(())
-        });
-        // All before it is on the stream when this is answered.
-        let done = ask(like, |_| Ok(())).and_then(|()| done.recv().unwrap_or_else(|e| Err(e.to_string())));
-        if let Err(problem) = &done {
-            refused(&self.question, problem);
-        }
-        *self.runs.get_or_init(|| done.is_ok())
-    }
+/// Has the plan made.
+fn make(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Result<Arc<Ready>, String> {
+    let gpu = like.device.index;
+    let (plan, handle) = ask(like, move |stream| {
+        let handle = Handle::of(gpu, cudnn, stream.cast())?;
+        let start = Instant::now();
+        let (target, Question { direction, sizes }) = (Target::Handle(&handle), &question);
+        let plan = match direction {
+            Direction::Forward => cudnn::forward(cudnn, &target, sizes),
+            Direction::Backward => cudnn::backward(cudnn, &target, sizes, false),
+            Direction::BackwardInOrder => cudnn::backward(cudnn, &target, sizes, true),
+        }?;
+        tracing::debug!(
+            "{question}: a plan of cuDNN with {:.1} MB to work in, made in {:.1} s",
+            plan.workspace() as f64 / 1e6,
+            start.elapsed().as_secs_f64()
+        );
+        Ok((plan, handle))
+    })?;
+    let workspace = plan.workspace();
+    Ok(Ready::new(question.to_string(), workspace, move |tensors, workspace| {
+        // SAFETY: the tensors are of the sizes that the plan was made for, the workspace of the size it asked for, the backend
+        // holds them until the work is on its stream, and no other thread than the backend's runs plans.
+        unsafe { plan.run(&handle, tensors, workspace) }
+    }))
 }

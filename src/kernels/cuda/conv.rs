@@ -1,27 +1,47 @@
-//! Convolutions of 16-bit numbers that are added up in f32.
+//! Convolutions by cuDNN, or, where that is missing or refuses, by Burn, with 16-bit numbers added up in f32.
 //!
-//! Burn tries several kernels and takes the fastest; one of them (`conv_direct`) adds up in the type of its inputs, and in
-//! bf16 a sum of thousands of products loses what is small. So the kernel for tensor cores is asked for by name, and what
-//! it does not take is computed in f32; there TF32 loses nothing of numbers that have no more bits.
+//! Burn tries several kernels and takes the fastest, which at the first meeting with a shape takes the better part of a
+//! minute; one of them (`conv_direct`) adds up in the type of its inputs, and in bf16 a sum of thousands of products loses
+//! what is small. So for 16 bits the kernel for tensor cores is asked for by name, and what it does not take is computed in
+//! f32; there TF32 loses nothing of numbers that have no more bits.
 
-use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Shape, ops::ConvOptions};
+use std::sync::{Arc, LazyLock};
+
+use burn::tensor::{DType, Shape, Tensor, ops::ConvOptions};
 use burn_cubecl::kernel::{
     cast,
     conv::{ConvStrategy, conv_data_backward, conv_forward, conv_weight_backward},
+    into_contiguous,
 };
 
-use super::{CudaTensor, Plain, plain, takes, tensors};
-
-/// Whether these are on a GPU, in 16 bits.
-pub(in crate::kernels) fn is_short(inputs: &[Plain; 2]) -> bool {
-    takes(inputs) && inputs.iter().all(|input| input.dtype() != DType::F32)
-}
+use super::{
+    CudaTensor, Plain,
+    cudnn::{Convolution, Cudnn, Direction, Element, Handle, Task},
+    dims, empty, plain,
+    ready::{Plans, Ready},
+    stream::{ask, is_open},
+    tensors,
+};
+use crate::cuda::paths;
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus a `bias` `[out]`.
 pub(in crate::kernels) fn forward(inputs: [Plain; 2], bias: Option<Plain>, options: ConvOptions<2>) -> Plain {
+    let [x, weight] = tensors(inputs);
+    let ([batch, _, height, width], [outputs, _, down, across]) = (dims::<4>(&x), dims::<4>(&weight));
+    let to = |from: usize, kernel: usize| (from + 2 * options.padding[0] - kernel) / options.stride[0] + 1;
+    let output = [batch, outputs, to(height, down), to(width, across)];
+    let shapes = [dims(&x), dims(&weight), output];
+    if let Some(y) = by_cudnn(Direction::Forward, [&x, &weight], shapes, &options) {
+        return match bias {
+            None => plain(y),
+            Some(bias) => {
+                let bias = Tensor::<1>::from_dispatch(bias).reshape([1, outputs, 1, 1]);
+                (Tensor::<4>::from_dispatch(plain(y)) + bias).into_dispatch()
+            }
+        };
+    }
     let bias = bias.map(|bias| tensors([bias]));
-    summed_in_f32(inputs, true, |[x, weight], strategy| {
+    summed_in_f32([x, weight], true, |[x, weight], strategy| {
         let bias = bias.clone().map(|[bias]| cast(bias, x.dtype));
         conv_forward(x, weight, bias, options.clone(), strategy).ok()
     })
@@ -29,31 +49,91 @@ pub(in crate::kernels) fn forward(inputs: [Plain; 2], bias: Option<Plain>, optio
 
 /// The gradient of an input of `shape`, from the gradient of the output and the weight.
 pub(in crate::kernels) fn input_gradient(inputs: [Plain; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
+    let [gradient, weight] = tensors(inputs);
+    let shapes = [shape, dims(&weight), dims(&gradient)];
+    if let Some(dx) = by_cudnn(Direction::Input, [&weight, &gradient], shapes, &options) {
+        return plain(dx);
+    }
     // With a stride, the strategy for tensor cores goes another way, in 16 bits.
     let accelerated = options.stride == [1; 2];
-    summed_in_f32(inputs, accelerated, |[gradient, weight], strategy| {
+    summed_in_f32([gradient, weight], accelerated, |[gradient, weight], strategy| {
         conv_data_backward(gradient, weight, Shape::from(shape), options.clone(), strategy).ok()
     })
 }
 
 /// The gradient of a weight of `shape`, from the input and the gradient of the output.
 pub(in crate::kernels) fn weight_gradient(inputs: [Plain; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
-    summed_in_f32(inputs, true, |[x, gradient], strategy| {
+    let [x, gradient] = tensors(inputs);
+    let shapes = [dims(&x), shape, dims(&gradient)];
+    if let Some(dw) = by_cudnn(Direction::Weight, [&x, &gradient], shapes, &options) {
+        return plain(dw);
+    }
+    summed_in_f32([x, gradient], true, |[x, gradient], strategy| {
         conv_weight_backward(x, gradient, Shape::from(shape), options.clone(), strategy).ok()
     })
 }
 
-/// `f` of the inputs on tensor cores, if it can be done so; else in f32.
+/// `f` of the inputs: of 16 bits on tensor cores, if it can be done so; else in f32.
 fn summed_in_f32(
-    inputs: [Plain; 2],
+    inputs: [CudaTensor; 2],
     accelerated: bool,
     f: impl Fn([CudaTensor; 2], ConvStrategy) -> Option<CudaTensor>,
 ) -> Plain {
-    let inputs = tensors(inputs);
-    if let Some(output) = accelerated.then(|| f(inputs.clone(), ConvStrategy::ImplicitGemm)).flatten() {
+    let dtype = inputs[0].dtype;
+    if dtype != DType::F32
+        && let Some(output) = accelerated.then(|| f(inputs.clone(), ConvStrategy::ImplicitGemm)).flatten()
+    {
         return plain(output);
     }
-    let dtype = inputs[0].dtype;
     let output = f(inputs.map(|t| cast(t, DType::F32)), ConvStrategy::default());
     plain(cast(output.expect("one of the kernels that are tried takes every convolution"), dtype))
+}
+
+static PLANS: LazyLock<Plans<Task>> = LazyLock::new(Plans::default);
+
+/// What the `direction` says, of tensors of these shapes of input, weight and output, where cuDNN is there and takes it.
+fn by_cudnn(
+    direction: Direction,
+    from: [&CudaTensor; 2],
+    [input, weight, output]: [[usize; 4]; 3],
+    options: &ConvOptions<2>,
+) -> Option<CudaTensor> {
+    let cudnn = paths().convolutions.then(Cudnn::shared)??;
+    let element = match from[0].dtype {
+        DType::F32 => Element::F32,
+        DType::F16 => Element::F16,
+        DType::BF16 => Element::Bf16,
+        _ => return None,
+    };
+    if from[0].dtype != from[1].dtype || !is_open(from[0]) {
+        return None;
+    }
+    let from = from.map(|t| into_contiguous(t.clone()));
+    let like = &from[0];
+    let task =
+        Task { direction, element, input, weight, output, stride: options.stride[0], padding: options.padding[0] };
+    let ready = PLANS.get(like, task, || make(cudnn, like, task))?;
+    let to = match direction {
+        Direction::Forward => output,
+        Direction::Input => input,
+        Direction::Weight => weight,
+    };
+    let to = empty(like, to, like.dtype);
+    ready.run(&[&from[0], &from[1]], &[&to]).then_some(to)
+}
+
+/// Has the plan made.
+fn make(cudnn: &'static Cudnn, like: &CudaTensor, task: Task) -> Result<Arc<Ready>, String> {
+    let gpu = like.device.index;
+    let (convolution, handle) = ask(like, move |stream| {
+        let handle = Handle::of(gpu, cudnn, stream.cast())?;
+        Ok((Convolution::new(&handle, &task)?, handle))
+    })?;
+    let workspace = convolution.workspace();
+    Ok(Ready::new(task.to_string(), workspace, move |tensors, workspace| {
+        let &[a, b, c] = tensors else { return Err("not three tensors".into()) };
+        // SAFETY: the tensors are of the shapes of the task, the backend holds them until the work is on its stream, and no
+        // other thread than the backend's uses the handle.
+        unsafe { convolution.run(&handle, [a, b, c, workspace]) }
+    }))
 }

@@ -18,6 +18,7 @@ pub(super) mod matmul;
 pub(super) mod norm;
 mod product;
 pub(super) mod residual;
+mod ready;
 pub(super) mod rope;
 pub(super) mod softmax;
 mod stream;

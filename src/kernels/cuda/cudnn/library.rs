@@ -4,8 +4,9 @@
 //! newer than they are and knows a status more.
 
 use std::{
+    collections::HashMap,
     ffi::{CStr, c_char, c_void},
-    sync::OnceLock,
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
 };
 
 use libloading::Symbol;
@@ -28,47 +29,40 @@ pub struct Cudnn {
     set_stream: unsafe extern "C" fn(Raw, Raw) -> i32,
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     version: unsafe extern "C" fn() -> usize,
-    // Kept loaded for the functions above.
-    _file: libloading::Library,
+    pub(super) file: &'static libloading::Library,
 }
 
 impl Cudnn {
     /// The one of this process, if it may be used; found once.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Cudnn>> = OnceLock::new();
-        let find = || {
-            cuda::library(cuda::Library::Cudnn)?;
-            // It is loaded, so that its name alone finds it.
-            cudarc::get_lib_name_candidates("cudnn").iter().find_map(|name| Self::load(name).ok())
-        };
+        let find = || Self::of(cuda::loaded(cuda::Library::Cudnn)?).ok();
         SHARED.get_or_init(find).as_ref()
     }
 
-    /// The library of that name or path.
+    /// The functions of a loaded cuDNN.
     ///
     /// # Errors
-    /// There is none, or a function is missing in it.
-    pub fn load(name: &str) -> Result<Self, String> {
-        // SAFETY: NVIDIA's library has no start-up code that asks anything of us.
-        let file = unsafe { libloading::Library::new(name) }.map_err(|e| e.to_string())?;
+    /// A function is missing in it.
+    pub fn of(file: &'static libloading::Library) -> Result<Self, String> {
         fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
             // SAFETY: the types of the fields, for which this is called, are the signatures in cudnn.h and cudnn_graph.h.
             let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
             Ok(*found)
         }
         Ok(Self {
-            create: function(&file, "cudnnBackendCreateDescriptor")?,
-            destroy: function(&file, "cudnnBackendDestroyDescriptor")?,
-            set: function(&file, "cudnnBackendSetAttribute")?,
-            get: function(&file, "cudnnBackendGetAttribute")?,
-            finalize: function(&file, "cudnnBackendFinalize")?,
-            execute: function(&file, "cudnnBackendExecute")?,
-            open: function(&file, "cudnnCreate")?,
-            close: function(&file, "cudnnDestroy")?,
-            set_stream: function(&file, "cudnnSetStream")?,
-            last_error: function(&file, "cudnnGetLastErrorString")?,
-            version: function(&file, "cudnnGetVersion")?,
-            _file: file,
+            create: function(file, "cudnnBackendCreateDescriptor")?,
+            destroy: function(file, "cudnnBackendDestroyDescriptor")?,
+            set: function(file, "cudnnBackendSetAttribute")?,
+            get: function(file, "cudnnBackendGetAttribute")?,
+            finalize: function(file, "cudnnBackendFinalize")?,
+            execute: function(file, "cudnnBackendExecute")?,
+            open: function(file, "cudnnCreate")?,
+            close: function(file, "cudnnDestroy")?,
+            set_stream: function(file, "cudnnSetStream")?,
+            last_error: function(file, "cudnnGetLastErrorString")?,
+            version: function(file, "cudnnGetVersion")?,
+            file,
         })
     }
 
@@ -93,7 +87,7 @@ impl Cudnn {
 
 /// What runs plans, on one stream of one GPU.
 pub struct Handle {
-    library: &'static Cudnn,
+    pub(super) library: &'static Cudnn,
     pub(super) raw: Raw,
 }
 
@@ -104,6 +98,21 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
+    /// The one of the GPU `number`, made at the first call, for the context that is current and `stream` in it.
+    ///
+    /// # Errors
+    /// cuDNN does not start.
+    pub fn of(number: usize, library: &'static Cudnn, stream: *mut c_void) -> Result<Arc<Self>, String> {
+        static HANDLES: LazyLock<Mutex<HashMap<usize, Arc<Handle>>>> = LazyLock::new(Mutex::default);
+        let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = handles.get(&number) {
+            return Ok(handle.clone());
+        }
+        let handle = Arc::new(Self::new(library, stream)?);
+        handles.insert(number, handle.clone());
+        Ok(handle)
+    }
+
     /// For the context that is current, and `stream` in it.
     ///
     /// # Errors

@@ -1,12 +1,14 @@
-//! cuDNN's graph interface, as far as attention needs it: a graph says what is computed of which tensors, cuDNN makes a plan
-//! of it for one GPU, and the plan runs on addresses.
+//! cuDNN: its graph interface, as far as attention needs it (a graph says what is computed of which tensors, cuDNN makes a plan
+//! of it for one GPU, and the plan runs on addresses), and its convolutions.
 
+mod convolution;
 mod descriptor;
 mod graph;
 mod library;
 mod sdpa;
 
-pub use graph::{Layout, Plan, Target, Type};
+pub use convolution::{Convolution, Direction, Element, Task};
+pub use graph::{Layout, Target, Type};
 pub use library::{Cudnn, Handle};
 pub use sdpa::{Sizes, backward, forward};
 

@@ -2,16 +2,18 @@
 
 use std::ffi::CString;
 
-use super::*;
+use super::{graph::Plan, *};
 
+#[expect(clippy::disallowed_macros, reason = "a test says why it is skipped")]
 /// cuDNN, if `KILN_TEST_CUDNN` names its file (`libcudnn.so.9`); see `tests/cuda/README.md`.
 fn cudnn() -> Option<&'static Cudnn> {
     let Some(file) = std::env::var_os("KILN_TEST_CUDNN") else {
         eprintln!("skipped: KILN_TEST_CUDNN names no cuDNN");
         return None;
     };
-    let cudnn = Cudnn::load(&file.to_string_lossy()).unwrap();
-    Some(Box::leak(Box::new(cudnn)))
+    // SAFETY: NVIDIA's library has no start-up code that asks anything of us.
+    let file = Box::leak(Box::new(unsafe { libloading::Library::new(file) }.unwrap()));
+    Some(Box::leak(Box::new(Cudnn::of(file).unwrap())))
 }
 
 /// An H100, as cuDNN describes one.

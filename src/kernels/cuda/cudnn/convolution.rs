@@ -1,0 +1,300 @@
+//! Convolutions by cuDNN: asked once for each shape which of its kernels fits, without trying any.
+//!
+//! Of the kernels that it names the first is taken that adds up in the same order every time and needs no more than
+//! [`WORKSPACE`]. 16-bit numbers are added up in f32; f32 may be rounded to TF32, as torch's is by default.
+
+use std::{ffi::c_void, fmt};
+
+use libloading::Symbol;
+
+use super::library::{Handle, Raw};
+
+/// The most memory that a kernel may use beside its tensors, in bytes.
+pub const WORKSPACE: usize = 512 << 20;
+
+/// What is computed from what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The output, from the input and the weight.
+    Forward,
+    /// The gradient of the input, from the weight and the gradient of the output.
+    Input,
+    /// The gradient of the weight, from the input and the gradient of the output.
+    Weight,
+}
+
+/// A dtype as cuDNN numbers it (`cudnnDataType_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// 32 bits.
+    F32 = 0,
+    /// IEEE's 16 bits.
+    F16 = 2,
+    /// The upper 16 bits of f32.
+    Bf16 = 9,
+}
+
+/// A convolution of tensors whose numbers lie in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Task {
+    /// What is asked for.
+    pub direction: Direction,
+    /// Of all three tensors.
+    pub element: Element,
+    /// `[B, in, H, W]` of the input.
+    pub input: [usize; 4],
+    /// `[out, in, k, k]`.
+    pub weight: [usize; 4],
+    /// `[B, out, H', W']` of the output.
+    pub output: [usize; 4],
+    /// Places from one window to the next.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: usize,
+}
+
+/// For the log.
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { direction, element, input, weight, stride, .. } = self;
+        write!(f, "a convolution of {input:?} with {weight:?} at stride {stride}, {element:?}, {direction:?}")
+    }
+}
+
+/// cuDNN's answer about one kernel (`cudnnConvolutionFwdAlgoPerf_t` and its two sisters, which are alike).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Candidate {
+    algorithm: i32,
+    status: i32,
+    milliseconds: f32,
+    memory: usize,
+    deterministic: i32,
+    math: i32,
+    reserved: [i32; 3],
+}
+
+/// More than cuDNN has kernels for one direction.
+const CANDIDATES: usize = 16;
+
+type Create = unsafe extern "C" fn(*mut Raw) -> i32;
+type Destroy = unsafe extern "C" fn(Raw) -> i32;
+type Choose = unsafe extern "C" fn(Raw, Raw, Raw, Raw, Raw, i32, *mut i32, *mut Candidate) -> i32;
+type Run = unsafe extern "C" fn(
+    Raw,
+    *const c_void,
+    Raw,
+    *const c_void,
+    Raw,
+    *const c_void,
+    Raw,
+    i32,
+    *mut c_void,
+    usize,
+    *const c_void,
+    Raw,
+    *mut c_void,
+) -> i32;
+
+/// The functions of cuDNN that convolutions need, declared here for the reason that [`library`](super::library) gives.
+struct Functions {
+    create_tensor: Create,
+    destroy_tensor: Destroy,
+    set_tensor: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32) -> i32,
+    create_weight: Create,
+    destroy_weight: Destroy,
+    set_weight: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32) -> i32,
+    create_convolution: Create,
+    destroy_convolution: Destroy,
+    set_convolution: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32, i32, i32) -> i32,
+    set_math: unsafe extern "C" fn(Raw, i32) -> i32,
+    choose: [Choose; 3],
+    run: [Run; 3],
+}
+
+impl Functions {
+    fn of(file: &libloading::Library) -> Result<Self, String> {
+        fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
+            // SAFETY: the types of the fields, for which this is called, are the signatures in cudnn_ops.h and cudnn_cnn.h.
+            let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
+            Ok(*found)
+        }
+        Ok(Self {
+            create_tensor: function(file, "cudnnCreateTensorDescriptor")?,
+            destroy_tensor: function(file, "cudnnDestroyTensorDescriptor")?,
+            set_tensor: function(file, "cudnnSetTensor4dDescriptor")?,
+            create_weight: function(file, "cudnnCreateFilterDescriptor")?,
+            destroy_weight: function(file, "cudnnDestroyFilterDescriptor")?,
+            set_weight: function(file, "cudnnSetFilter4dDescriptor")?,
+            create_convolution: function(file, "cudnnCreateConvolutionDescriptor")?,
+            destroy_convolution: function(file, "cudnnDestroyConvolutionDescriptor")?,
+            set_convolution: function(file, "cudnnSetConvolution2dDescriptor")?,
+            set_math: function(file, "cudnnSetConvolutionMathType")?,
+            choose: [
+                function(file, "cudnnGetConvolutionForwardAlgorithm_v7")?,
+                function(file, "cudnnGetConvolutionBackwardDataAlgorithm_v7")?,
+                function(file, "cudnnGetConvolutionBackwardFilterAlgorithm_v7")?,
+            ],
+            run: [
+                function(file, "cudnnConvolutionForward")?,
+                function(file, "cudnnConvolutionBackwardData")?,
+                function(file, "cudnnConvolutionBackwardFilter")?,
+            ],
+        })
+    }
+}
+
+/// One of cuDNN's descriptors.
+struct Descriptor {
+    raw: Raw,
+    destroy: Destroy,
+}
+
+impl Descriptor {
+    fn new(what: &str, create: Create, destroy: Destroy) -> Result<Self, String> {
+        let mut descriptor = Self { raw: std::ptr::null_mut(), destroy };
+        // SAFETY: the function writes one pointer.
+        done(what, unsafe { create(&mut descriptor.raw) })?;
+        Ok(descriptor)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if !self.raw.is_null() {
+            // SAFETY: the descriptor was made and is used no more.
+            unsafe { (self.destroy)(self.raw) };
+        }
+    }
+}
+
+/// A convolution of one shape, ready to run.
+pub struct Convolution {
+    functions: Functions,
+    direction: Direction,
+    input: Descriptor,
+    weight: Descriptor,
+    convolution: Descriptor,
+    output: Descriptor,
+    algorithm: i32,
+    workspace: usize,
+}
+
+// SAFETY: descriptors may be used by one thread after the other; that plans run on the backend's thread alone is asked of
+// those who run them.
+unsafe impl Send for Convolution {}
+// SAFETY: as above.
+unsafe impl Sync for Convolution {}
+
+impl Convolution {
+    /// Asks cuDNN, through the handle of the GPU, for a kernel.
+    ///
+    /// # Errors
+    /// A size is beyond cuDNN's, or it has no kernel that fits.
+    pub fn new(handle: &Handle, task: &Task) -> Result<Self, String> {
+        let functions = Functions::of(handle.library.file)?;
+        let f = &functions;
+        let element = task.element as i32;
+        let tensor = |what: &str, shape: [usize; 4]| {
+            let descriptor = Descriptor::new(what, f.create_tensor, f.destroy_tensor)?;
+            let [n, c, h, w] = sizes(shape)?;
+            // SAFETY: the descriptor was just made; 0 is the order of memory [B, C, H, W].
+            done(what, unsafe { (f.set_tensor)(descriptor.raw, 0, element, n, c, h, w) })?;
+            Ok::<_, String>(descriptor)
+        };
+        let (input, output) = (tensor("the input", task.input)?, tensor("the output", task.output)?);
+        let weight = Descriptor::new("the weight", f.create_weight, f.destroy_weight)?;
+        let [k, c, h, w] = sizes(task.weight)?;
+        // SAFETY: the descriptor was just made; 0 is the order of memory [out, in, k, k].
+        done("the weight", unsafe { (f.set_weight)(weight.raw, element, 0, k, c, h, w) })?;
+        let convolution = Descriptor::new("the convolution", f.create_convolution, f.destroy_convolution)?;
+        let [stride, padding, ..] = sizes([task.stride, task.padding, 1, 1])?;
+        // Cross-correlation, as every framework's convolution is, added up in f32.
+        let (cross_correlation, f32) = (1, Element::F32 as i32);
+        // SAFETY: the descriptor was just made.
+        let set = unsafe {
+            let raw = convolution.raw;
+            (f.set_convolution)(raw, padding, padding, stride, stride, 1, 1, cross_correlation, f32)
+        };
+        done("the convolution", set)?;
+        // Tensor cores where the dtype has them; without conversions of f32 to 16 bits.
+        let math = i32::from(task.element != Element::F32);
+        // SAFETY: the descriptor was just made.
+        done("its arithmetic", unsafe { (f.set_math)(convolution.raw, math) })?;
+        let [a, b, c] = operands(task.direction, [&input, &weight, &output]);
+        let (mut count, mut candidates) = (0, [Candidate::default(); CANDIDATES]);
+        let choose = f.choose[task.direction as usize];
+        // SAFETY: all descriptors live, and the function writes no more candidates than it is told there is room for.
+        let chosen = unsafe {
+            choose(handle.raw, a, b, convolution.raw, c, CANDIDATES as i32, &mut count, candidates.as_mut_ptr())
+        };
+        done("its kernels", chosen)?;
+        let fits = |c: &&Candidate| c.status == 0 && c.deterministic == 1 && c.memory <= WORKSPACE;
+        let count = usize::try_from(count).unwrap_or(0).min(CANDIDATES);
+        let best = candidates[..count].iter().find(fits).ok_or("cuDNN has no kernel of fixed order for it")?;
+        // SAFETY: the descriptor lives.
+        done("its arithmetic", unsafe { (f.set_math)(convolution.raw, best.math) })?;
+        let (algorithm, workspace, direction) = (best.algorithm, best.memory, task.direction);
+        Ok(Self { functions, direction, input, weight, convolution, output, algorithm, workspace })
+    }
+
+    /// Bytes of memory to work in.
+    pub fn workspace(&self) -> usize {
+        self.workspace
+    }
+
+    /// Puts the convolution on the stream of the handle: the two tensors it reads (in the order of [`Direction`]'s
+    /// texts), the one it writes, and the workspace, by their addresses.
+    ///
+    /// # Errors
+    /// cuDNN fails.
+    ///
+    /// # Safety
+    /// Tensors of the shapes of the task are at the addresses, for as long as the stream works on them, and no other thread
+    /// uses the handle meanwhile.
+    pub unsafe fn run(&self, handle: &Handle, [a, b, c, workspace]: [u64; 4]) -> Result<(), String> {
+        let [a_is, b_is, c_is] = operands(self.direction, [&self.input, &self.weight, &self.output]);
+        let (one, zero) = (1.0f32, 0.0f32);
+        let run = self.functions.run[self.direction as usize];
+        // SAFETY: the descriptors live, the caller vouches for the addresses, and both factors are read before the call
+        // returns.
+        let status = unsafe {
+            run(
+                handle.raw,
+                (&raw const one).cast(),
+                a_is,
+                a as *const c_void,
+                b_is,
+                b as *const c_void,
+                self.convolution.raw,
+                self.algorithm,
+                workspace as *mut c_void,
+                self.workspace,
+                (&raw const zero).cast(),
+                c_is,
+                c as *mut c_void,
+            )
+        };
+        done("a convolution", status)
+    }
+}
+
+/// The two that are read and the one that is written, in the order in which cuDNN takes them.
+fn operands(direction: Direction, [input, weight, output]: [&Descriptor; 3]) -> [Raw; 3] {
+    match direction {
+        Direction::Forward => [input, weight, output],
+        Direction::Input => [weight, output, input],
+        Direction::Weight => [input, output, weight],
+    }
+    .map(|descriptor| descriptor.raw)
+}
+
+fn sizes(shape: [usize; 4]) -> Result<[i32; 4], String> {
+    let sizes = shape.map(|size| i32::try_from(size).ok());
+    let [Some(a), Some(b), Some(c), Some(d)] = sizes else { return Err(format!("{shape:?} is too large")) };
+    Ok([a, b, c, d])
+}
+
+fn done(what: &str, status: i32) -> Result<(), String> {
+    if status == 0 { Ok(()) } else { Err(format!("cuDNN: {what}: status {status}")) }
+}

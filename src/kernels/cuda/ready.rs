@@ -1,0 +1,93 @@
+//! Work of NVIDIA's libraries that is ready to run, again and again, on the backend's stream.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    hash::Hash,
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+};
+
+use super::{
+    CudaTensor,
+    stream::{ask, enqueue, workspace},
+};
+
+/// A plan, or none where the library refused.
+type Answer = Option<Arc<Ready>>;
+
+/// The plans that were asked for, by the number of the GPU and what each is for.
+pub(super) struct Plans<K>(Mutex<HashMap<(usize, K), Answer>>);
+
+impl<K> Default for Plans<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Copy + Eq + Hash + Display> Plans<K> {
+    /// The plan for `what` on this tensor's GPU: `make`s it at the first time. A refusal is said once.
+    pub(super) fn get(&self, like: &CudaTensor, what: K, make: impl FnOnce() -> Result<Arc<Ready>, String>) -> Answer {
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = || make().map_err(|problem| refused(&what, &problem)).ok();
+        plans.entry((like.device.index, what)).or_insert_with(answer).clone()
+    }
+}
+
+fn refused(what: &impl Display, problem: &str) {
+    tracing::debug!("{what}: not by NVIDIA's library, which says: {problem}");
+}
+
+/// Runs on the addresses of inputs and outputs, and of the workspace.
+type Run = Box<dyn Fn(&[u64], u64) -> Result<(), String> + Send + Sync>;
+
+/// A plan that a library made, with what runs it.
+pub(super) struct Ready {
+    /// For the log.
+    what: String,
+    /// Bytes to work in.
+    workspace: usize,
+    run: Run,
+    /// Whether it ran the first time.
+    runs: OnceLock<bool>,
+}
+
+impl Ready {
+    /// `what` is computed by `run`, with `workspace` bytes to work in. It is called on the backend's thread alone.
+    pub(super) fn new(
+        what: String,
+        workspace: usize,
+        run: impl Fn(&[u64], u64) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { what, workspace, run: Box::new(run), runs: OnceLock::new() })
+    }
+
+    /// Runs it from `inputs` to `outputs`, and says whether these are to be used. The first run is waited for until it is on the
+    /// stream; what fails there is not tried again.
+    pub(super) fn run(self: &Arc<Self>, inputs: &[&CudaTensor], outputs: &[&CudaTensor]) -> bool {
+        let like = inputs[0];
+        let work = workspace(like, self.workspace.max(1));
+        let outputs: Vec<&CudaTensor> = outputs.iter().copied().chain([&work]).collect();
+        let ready = self.clone();
+        let run = move |addresses: &[u64]| {
+            let (workspace, tensors) = addresses.split_last().ok_or("no addresses")?;
+            (ready.run)(tensors, *workspace)
+        };
+        if let Some(&runs) = self.runs.get() {
+            if runs {
+                enqueue(inputs, &outputs, move |addresses, _| run(addresses));
+            }
+            return runs;
+        }
+        let (report, done) = mpsc::channel();
+        enqueue(inputs, &outputs, move |addresses, _| {
+            let _ = report.send(run(addresses));
+            Ok(())
+        });
+        // All before it is on the stream when this is answered.
+        let done = ask(like, |_| Ok(())).and_then(|()| done.recv().unwrap_or_else(|e| Err(e.to_string())));
+        if let Err(problem) = &done {
+            refused(&self.what, problem);
+        }
+        *self.runs.get_or_init(|| done.is_ok())
+    }
+}
