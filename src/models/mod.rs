@@ -12,7 +12,8 @@ pub mod vae;
 use burn::tensor::Tensor;
 
 pub use noise::draw_noise;
-pub use segments::{Inputs, Segment, Segmented, State};
+use segments::view;
+pub use segments::{Change, Inputs, Segment, Segmented, State};
 
 /// Divides the last axis among heads: `[B, L, N·K]` → `[B, N, L, K]`.
 fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {

@@ -7,22 +7,31 @@ use burn::tensor::Tensor;
 
 use crate::nn::{Linear, Linears, Parameter, Parameters, below};
 
-/// The activations between two segments.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// What the segments change: pictures `[B, C, H, W]`, or sequences as `[B, 1, L, D]`. A segment may add streams and take
-    /// some away; those that skip it come out as they went in.
-    pub streams: Vec<Tensor<4>>,
-    /// What the first segment makes and all others read, `[B, D]`. They hand it on, as it is or as a view of it.
-    pub shared: Vec<Tensor<2>>,
+/// What stands between two segments of a network, of a type of the network's own: at first nothing, at last the prediction.
+pub trait State: Clone + Default {
+    /// The same with every tensor changed, always in one order: first what the segments change, then what they share.
+    fn map(self, change: &mut impl Change) -> Self;
+
+    /// What the head predicts: `[B, C, H, W]`, or `[B, 1, L, D]`.
+    ///
+    /// # Panics
+    /// The head has not been run.
+    fn prediction(self) -> Tensor<4>;
 }
 
-impl State {
-    /// What is shared under this number, as a view for one segment: all that the segment adds to its gradient is then one sum,
-    /// in one order, whatever is kept for going back.
-    pub fn shared(&self, number: usize) -> Tensor<2> {
-        self.shared[number].clone().unsqueeze_dim::<3>(1).squeeze_dim(1)
-    }
+/// What is done to each tensor of a [`State`].
+pub trait Change {
+    /// To one that the segments change, or let pass as it is.
+    fn stream<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
+
+    /// To one that the first segment makes and all others read. They hand it on, as it is or as a view of it.
+    fn shared<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
+}
+
+/// What is shared `[B, D]`, as a view for one segment: all that the segment adds to its gradient is then one sum, in one order,
+/// whatever is kept for going back.
+pub(super) fn view(shared: &Tensor<2>) -> Tensor<2> {
+    shared.clone().unsqueeze_dim::<3>(1).squeeze_dim(1)
 }
 
 /// One segment of a network: stem, block or head.
@@ -33,11 +42,17 @@ pub trait Segment: Clone + Linears + Parameters {
     /// What the network is called with; constant during the run.
     type Inputs: Inputs;
 
+    /// What the segments hand on.
+    type State: State;
+
     /// The segment's name in the checkpoint, empty if its layers stand at the top.
     fn name(&self) -> &str;
 
-    /// Runs the segment. The stem ignores `state`; the head leaves the prediction as the only stream.
-    fn run(&self, inputs: &Self::Inputs, state: State) -> State;
+    /// Runs the segment on what the one before it made.
+    ///
+    /// # Panics
+    /// Segments are run in another order than that of their network.
+    fn run(&self, inputs: &Self::Inputs, state: Self::State) -> Self::State;
 }
 
 /// The inputs of a network.
@@ -59,8 +74,8 @@ pub trait Segmented: Clone {
 
     /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`.
     fn predict(&self, inputs: &<Self::Segment as Segment>::Inputs) -> Tensor<4> {
-        let state = self.segments().iter().fold(State::default(), |state, segment| segment.run(inputs, state));
-        state.streams.into_iter().next().expect("the head leaves one stream")
+        let start = <Self::Segment as Segment>::State::default();
+        self.segments().iter().fold(start, |state, segment| segment.run(inputs, state)).prediction()
     }
 }
 

@@ -6,8 +6,8 @@ use super::{Found, Golden};
 use crate::{
     error::Result,
     models::{
-        Segment, Segmented, State,
-        flux::{FluxInputs, FluxTransformer, pack},
+        Segment, Segmented,
+        flux::{FluxInputs, FluxState, FluxTransformer, pack},
     },
 };
 
@@ -60,25 +60,23 @@ pub fn blocks(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     let model = open(golden, dtype)?;
     let inputs = inputs(golden, &model, "transformer.0", dtype)?;
     let text_tokens = inputs.txt.dims()[1];
-    let mut found = |name: &str, x: Tensor<3>| found(&format!("transformer.0.taps.{name}"), x.into_data());
-    let mut state = State::default();
+    let mut found = |name: &str, x: &Tensor<3>| found(&format!("transformer.0.taps.{name}"), x.to_data());
+    let mut state = FluxState::Start;
     for segment in model.segments() {
         state = segment.run(&inputs, state);
-        let stream = |i: usize| state.streams[i].clone().squeeze_dim::<3>(1);
-        match segment.name().split_once('.') {
-            None if state.streams.len() == 2 => {
-                found("x_embedder", stream(0))?;
-                found("context_embedder", stream(1))?;
+        match (&state, segment.name().split_once('.')) {
+            (FluxState::Two { img, txt, .. }, None) => {
+                found("x_embedder", img)?;
+                found("context_embedder", txt)?;
             }
-            Some(("transformer_blocks", i)) => {
-                found(&format!("double_{i}.0"), stream(1))?;
-                found(&format!("double_{i}.1"), stream(0))?;
+            (FluxState::Two { img, txt, .. }, Some((_, i))) => {
+                found(&format!("double_{i}.0"), txt)?;
+                found(&format!("double_{i}.1"), img)?;
             }
-            Some(("single_transformer_blocks", i)) => {
-                let x = stream(0);
+            (FluxState::One { x, .. }, Some((_, i))) => {
                 let image_tokens = x.dims()[1] - text_tokens;
-                found(&format!("single_{i}.0"), x.clone().narrow(1, 0, text_tokens))?;
-                found(&format!("single_{i}.1"), x.narrow(1, text_tokens, image_tokens))?;
+                found(&format!("single_{i}.0"), &x.clone().narrow(1, 0, text_tokens))?;
+                found(&format!("single_{i}.1"), &x.clone().narrow(1, text_tokens, image_tokens))?;
             }
             _ => {} // the head: it is the output
         }

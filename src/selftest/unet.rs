@@ -6,8 +6,8 @@ use super::{Found, Golden};
 use crate::{
     error::Result,
     models::{
-        Segment, Segmented, State,
-        unet::{UNet, UNetInputs},
+        Segment, Segmented,
+        unet::{UNet, UNetInputs, UNetState},
     },
 };
 
@@ -53,10 +53,10 @@ pub fn levels(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     let model = open(golden, dtype)?;
     let inputs = inputs(golden, "unet.0", dtype)?;
     let mut found = |name: &str, x: &Tensor<4>| found(&format!("unet.0.taps.{name}"), x.to_data());
-    let (mut state, segments) = (State::default(), model.segments());
+    let (mut state, segments) = (UNetState::Start, model.segments());
     for (segment, next) in segments.iter().zip(&segments[1..]) {
         state = segment.run(&inputs, state);
-        let picture = &state.streams[0];
+        let UNetState::Way { x: picture, .. } = &state else { break };
         match segment.name().split_once('.') {
             _ if segment.name() == next.name() => {}
             None if segment.name().is_empty() => found("conv_in", picture)?,

@@ -7,13 +7,13 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use burn::tensor::Tensor;
+use burn::{backend::DispatchTensor, tensor::Tensor};
 
 use super::Mode;
 use crate::{
     kernels::pull_back,
     lora::{name_a, name_b},
-    models::{Inputs, Segment, Segmented, State},
+    models::{Change, Inputs, Segment, Segmented, State},
     nn::{Leaf, Parameter},
 };
 
@@ -49,12 +49,14 @@ pub fn backward<M: Segmented>(
     let tracked_inputs = inputs.tracked();
     let mut gradients = Gradients::new();
     let mut value = None;
-    let mut upstream: Option<State> = None;
+    let mut upstream: Option<Vec<Option<DispatchTensor>>> = None;
     for (group, entry) in groups.iter().zip(entering).rev() {
         if value.is_some() && group.end <= first {
             break; // nothing to train from here on
         }
-        let leaves = leaves(entry, group.start > first, first == 0);
+        // What the stem shares needs a gradient only if the stem is trained.
+        let (streams, shared) = (group.start > first, group.start > first && first == 0);
+        let leaves = entry.map(&mut Leaves { streams, shared });
         let mut trained = Vec::new();
         let mut state = leaves.clone();
         for segment in &segments[group.clone()] {
@@ -62,10 +64,10 @@ pub fn backward<M: Segmented>(
             trained.extend(track(&mut segment, mode));
             state = segment.run(&tracked_inputs, state);
         }
-        let scalar = match &upstream {
-            Some(gradient) => pull(state, gradient),
+        let scalar = match upstream.take() {
+            Some(gradients) => pull(state, gradients),
             None => {
-                let scalar = loss(state.streams.pop().expect("the head leaves one stream"));
+                let scalar = loss(state.prediction());
                 value = Some(scalar.clone().inner());
                 scalar
             }
@@ -79,17 +81,18 @@ pub fn backward<M: Segmented>(
                 gradients.insert(name, gradient);
             }
         }
-        upstream = (group.start > first).then(|| State {
-            streams: entered(leaves.streams, &mut tape),
-            shared: if first == 0 { entered(leaves.shared, &mut tape) } else { Vec::new() },
+        upstream = streams.then(|| {
+            let mut entered = Entered { tape: &mut tape, shared, gradients: Vec::new() };
+            leaves.map(&mut entered);
+            entered.gradients
         });
     }
     (value.expect("the last group ends with the head"), gradients)
 }
 
 /// Runs all groups but the last, without a tape; returns what enters each group.
-fn run_untracked<S: Segment>(segments: &[S], inputs: &S::Inputs, groups: &[Range<usize>]) -> Vec<State> {
-    let mut entering = vec![State::default()];
+fn run_untracked<S: Segment>(segments: &[S], inputs: &S::Inputs, groups: &[Range<usize>]) -> Vec<S::State> {
+    let mut entering = vec![S::State::default()];
     for group in &groups[..groups.len() - 1] {
         let before = entering.last().expect("starts with one").clone();
         entering.push(segments[group.clone()].iter().fold(before, |state, segment| segment.run(inputs, state)));
@@ -97,30 +100,78 @@ fn run_untracked<S: Segment>(segments: &[S], inputs: &S::Inputs, groups: &[Range
     entering
 }
 
-/// What enters a group, as leaves of its tape. What the stem shares needs a gradient only if the stem is trained.
-fn leaves(entry: State, streams: bool, shared: bool) -> State {
-    fn leaf<const D: usize>(t: Tensor<D>, tracked: bool) -> Tensor<D> {
-        let t = Tensor::from_inner(t);
-        if tracked { t.require_grad() } else { t }
+/// Makes what enters a group leaves of its tape, or constants beside it.
+struct Leaves {
+    streams: bool,
+    shared: bool,
+}
+
+impl Change for Leaves {
+    fn stream<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        let tensor = Tensor::from_inner(tensor);
+        if self.streams { tensor.require_grad() } else { tensor }
     }
-    State {
-        streams: entry.streams.into_iter().map(|t| leaf(t, streams)).collect(),
-        shared: entry.shared.into_iter().map(|t| leaf(t, streams && shared)).collect(),
+
+    fn shared<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        let tensor = Tensor::from_inner(tensor);
+        if self.shared { tensor.require_grad() } else { tensor }
     }
 }
 
-/// The gradients of what entered a group.
-fn entered<const D: usize>(leaves: Vec<Tensor<D>>, tape: &mut burn::tensor::Gradients) -> Vec<Tensor<D>> {
-    let of = |leaf: Tensor<D>| leaf.grad_remove(tape).unwrap_or_else(|| leaf.inner().zeros_like());
-    leaves.into_iter().map(of).collect()
+/// Takes the gradients of what entered a group off its tape.
+struct Entered<'a> {
+    tape: &'a mut burn::tensor::Gradients,
+    shared: bool,
+    /// One for each tensor of the state, of its own rank; `None` where none is wanted.
+    gradients: Vec<Option<DispatchTensor>>,
 }
 
-/// A scalar whose gradient with respect to `state` is `gradient`. What the group only reads or lets pass has its own share of
+impl Change for Entered<'_> {
+    fn stream<const D: usize>(&mut self, leaf: Tensor<D>) -> Tensor<D> {
+        let gradient = leaf.grad_remove(self.tape).unwrap_or_else(|| leaf.clone().inner().zeros_like());
+        self.gradients.push(Some(gradient.into_dispatch()));
+        leaf
+    }
+
+    fn shared<const D: usize>(&mut self, leaf: Tensor<D>) -> Tensor<D> {
+        if self.shared {
+            return self.stream(leaf);
+        }
+        self.gradients.push(None);
+        leaf
+    }
+}
+
+/// Adds up scalars whose gradients with respect to the tensors of a state are given.
+struct Pull {
+    gradients: std::vec::IntoIter<Option<DispatchTensor>>,
+    sum: Option<Tensor<1>>,
+}
+
+impl Change for Pull {
+    fn stream<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        let gradient = self.gradients.next().expect("a group leaves what the next one is entered by");
+        if let Some(gradient) = gradient {
+            let scalar = pull_back(tensor.clone(), Tensor::from_dispatch(gradient));
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + scalar,
+                None => scalar,
+            });
+        }
+        tensor
+    }
+
+    fn shared<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        self.stream(tensor)
+    }
+}
+
+/// A scalar whose gradient with respect to `state` is as given. What the group only reads or lets pass has its own share of
 /// the gradient from behind the group.
-fn pull(state: State, gradient: &State) -> Tensor<1> {
-    let streams = state.streams.into_iter().zip(&gradient.streams).map(|(y, dy)| pull_back(y, dy.clone()));
-    let shared = state.shared.into_iter().zip(&gradient.shared).map(|(y, dy)| pull_back(y, dy.clone()));
-    streams.chain(shared).reduce(|a, b| a + b).expect("a state holds at least one stream")
+fn pull(state: impl State, gradients: Vec<Option<DispatchTensor>>) -> Tensor<1> {
+    let mut pull = Pull { gradients: gradients.into_iter(), sum: None };
+    state.map(&mut pull);
+    pull.sum.expect("a state holds at least one stream")
 }
 
 fn is_trained<S: Segment>(segment: &S, mode: Mode) -> bool {

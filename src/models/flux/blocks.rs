@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{rope::Rope, transformer::FluxConfig};
+use super::{FluxConfig, rope::Rope};
 use crate::{
     kernels::{attention, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
     nn::{Linear, Linears},

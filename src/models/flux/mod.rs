@@ -3,11 +3,16 @@
 //! Shapes: `B` batch, `L` image tokens, `T` text tokens, `D` width, `N` heads, `K` head size.
 
 mod blocks;
+mod config;
 mod latents;
 mod rope;
+mod segment;
+mod stem;
 mod transformer;
 
 pub use blocks::{DoubleBlock, SingleBlock};
+pub use config::FluxConfig;
 pub use latents::{pack, position_ids, unpack};
 pub use rope::Rope;
-pub use transformer::{FluxConfig, FluxInputs, FluxSegment, FluxTransformer};
+pub use segment::{FluxSegment, FluxState};
+pub use transformer::{FluxInputs, FluxTransformer};

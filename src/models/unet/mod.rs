@@ -20,7 +20,7 @@ use crate::{
     weights::Weights,
 };
 pub use config::{DownBlockType, MidBlockType, PerLevel, UNetConfig, UpBlockType};
-pub use segment::UNetSegment;
+pub use segment::{UNetSegment, UNetState};
 
 /// What one call of the U-Net takes.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! The network as segments. The first stream is the picture; those behind it are the skip connections, the latest last.
+//! The network as segments: `stem → way down → middle → way up → head`.
 
 use burn::tensor::Tensor;
 
@@ -9,10 +9,62 @@ use super::{
     stem::{Head, Stem},
 };
 use crate::{
-    models::{Segment, State},
+    models::{Change, Segment, State, view},
     nn::{Conv2d, Linear, Linears, Parameter, Parameters, upsample_nearest},
     weights::Weights,
 };
+
+/// What stands between two segments.
+#[derive(Clone, Debug, Default)]
+pub enum UNetState {
+    /// Nothing: the stem comes next.
+    #[default]
+    Start,
+    /// A picture on its way.
+    Way {
+        /// The picture, `[B, C, h, w]`.
+        x: Tensor<4>,
+        /// The skip connections, the latest last, each `[B, C, h, w]`.
+        skips: Vec<Tensor<4>>,
+        /// The SiLU of the embedded timestep, `[B, D]`.
+        time: Tensor<2>,
+    },
+    /// What the head predicts, `[B, out_channels, h, w]`.
+    Prediction(Tensor<4>),
+}
+
+use UNetState::{Prediction, Start, Way};
+
+impl UNetState {
+    /// `x` for the next segment and as a skip connection. The segment has its own view, so that all that it adds to the gradient
+    /// is one sum, in one order, whatever is kept for going back.
+    fn keep(x: Tensor<4>, mut skips: Vec<Tensor<4>>, time: Tensor<2>) -> Self {
+        let own = x.clone().unsqueeze_dim::<5>(1).squeeze_dim(1);
+        skips.push(x);
+        Way { x: own, skips, time }
+    }
+}
+
+impl State for UNetState {
+    fn map(self, change: &mut impl Change) -> Self {
+        match self {
+            Start => Start,
+            Way { x, skips, time } => Way {
+                x: change.stream(x),
+                skips: skips.into_iter().map(|skip| change.stream(skip)).collect(),
+                time: change.shared(time),
+            },
+            Prediction(y) => Prediction(change.stream(y)),
+        }
+    }
+
+    fn prediction(self) -> Tensor<4> {
+        match self {
+            Prediction(y) => y,
+            _ => panic!("the head comes last"),
+        }
+    }
+}
 
 /// One segment with its name.
 #[derive(Clone, Debug)]
@@ -37,13 +89,13 @@ enum Part {
 #[derive(Clone, Debug)]
 struct Layer {
     number: usize,
-    way: Way,
+    direction: Direction,
     resnet: Resnet,
     attention: Option<SpatialTransformer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum Direction {
     /// What comes out is a skip connection, too.
     Down,
     /// Skip connections are left alone.
@@ -55,12 +107,12 @@ enum Way {
 /// The segments in order, with their tensors.
 pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
     let levels = config.block_out_channels.len();
-    let layer = |name: &str, number: usize, way, [inputs, outputs]: [usize; 2], level: Option<usize>| {
+    let layer = |name: &str, number: usize, direction, [inputs, outputs]: [usize; 2], level: Option<usize>| {
         let at = weights.at(name);
         let resnet = Resnet::load(&at.at(format!("resnets.{number}")), config, inputs, outputs);
         let attention =
             level.map(|level| SpatialTransformer::load(&at.at(format!("attentions.{number}")), config, level));
-        UNetSegment { name: name.into(), part: Part::Layer(Layer { number, way, resnet, attention }) }
+        UNetSegment { name: name.into(), part: Part::Layer(Layer { number, direction, resnet, attention }) }
     };
     let resample = |name: &str, layer: &str, channels| Conv2d::load(&weights.at(name).at(layer), channels, channels, 3);
     let mut segments = vec![UNetSegment { name: String::new(), part: Part::Stem(Stem::load(weights, config)) }];
@@ -71,7 +123,7 @@ pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
         let outputs = config.block_out_channels[level];
         let attends = config.down_block_types[level] == DownBlockType::CrossAttnDownBlock2D;
         for number in 0..config.layers_per_block.at(level) {
-            segments.push(layer(&name, number, Way::Down, [channels, outputs], attends.then_some(level)));
+            segments.push(layer(&name, number, Direction::Down, [channels, outputs], attends.then_some(level)));
             channels = outputs;
             skips.push(channels);
         }
@@ -82,8 +134,8 @@ pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
         }
     }
     if config.mid_block_type.is_some() {
-        segments.push(layer("mid_block", 0, Way::Level, [channels; 2], Some(levels - 1)));
-        segments.push(layer("mid_block", 1, Way::Level, [channels; 2], None));
+        segments.push(layer("mid_block", 0, Direction::Level, [channels; 2], Some(levels - 1)));
+        segments.push(layer("mid_block", 1, Direction::Level, [channels; 2], None));
     }
     for (i, level) in (0..levels).rev().enumerate() {
         let name = format!("up_blocks.{i}");
@@ -91,7 +143,7 @@ pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
         let attends = config.up_block_types[i] == UpBlockType::CrossAttnUpBlock2D;
         for number in 0..=config.layers_per_block.at(level) {
             let skip = skips.pop().expect("the way down made one for each layer of the way up");
-            segments.push(layer(&name, number, Way::Up, [channels + skip, outputs], attends.then_some(level)));
+            segments.push(layer(&name, number, Direction::Up, [channels + skip, outputs], attends.then_some(level)));
             channels = outputs;
         }
         if level > 0 {
@@ -103,14 +155,6 @@ pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
     segments
 }
 
-/// `x` for the next segment and as a skip connection. The segment has its own view, so that all that it adds to the gradient
-/// is one sum, in one order, whatever is kept for going back.
-fn keep(x: Tensor<4>, mut skips: Vec<Tensor<4>>) -> Vec<Tensor<4>> {
-    skips.insert(0, x.clone().unsqueeze_dim::<5>(1).squeeze_dim(1));
-    skips.push(x);
-    skips
-}
-
 impl UNetSegment {
     /// See [`UNet::widen`](super::UNet::widen); the stem only.
     pub(super) fn widen(&mut self, inputs: usize) {
@@ -120,53 +164,48 @@ impl UNetSegment {
     }
 }
 
+impl Layer {
+    fn forward(&self, mut x: Tensor<4>, mut skips: Vec<Tensor<4>>, time: Tensor<2>, text: &Tensor<3>) -> UNetState {
+        if self.direction == Direction::Up {
+            let skip = skips.pop().expect("the way down made one for each layer of the way up");
+            x = Tensor::cat(vec![x, skip], 1);
+        }
+        x = self.resnet.forward(x, view(&time));
+        if let Some(attention) = &self.attention {
+            x = attention.forward(x, text);
+        }
+        // The time is handed on from layer to layer: what comes back for it is then added up layer by layer. With one tape for
+        // the whole network, skip connections would lead to early layers before late ones, and rounding differ.
+        let time = view(&time);
+        if self.direction == Direction::Down { UNetState::keep(x, skips, time) } else { Way { x, skips, time } }
+    }
+}
+
 impl Segment for UNetSegment {
     type Inputs = UNetInputs;
+    type State = UNetState;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn run(&self, inputs: &UNetInputs, mut state: State) -> State {
-        let mut streams = std::mem::take(&mut state.streams);
-        if let Part::Stem(stem) = &self.part {
-            let (x, time) = stem.forward(inputs);
-            return State { streams: keep(x, streams), shared: vec![time] };
-        }
-        let mut x = streams.remove(0);
-        state.streams = match &self.part {
-            Part::Stem(_) => unreachable!("it has returned"),
-            Part::Layer(layer) => {
-                if layer.way == Way::Up {
-                    let skip = streams.pop().expect("the way down made one for each layer of the way up");
-                    x = Tensor::cat(vec![x, skip], 1);
-                }
-                let time = state.shared(0);
-                // Handed on from layer to layer: what comes back for it is then added up layer by layer. With one tape for
-                // the whole network, skip connections would lead to early layers before late ones, and rounding differ.
-                state.shared[0] = state.shared(0);
-                let mut x = layer.resnet.forward(x, time);
-                if let Some(attention) = &layer.attention {
-                    x = attention.forward(x, &inputs.text);
-                }
-                if layer.way == Way::Down {
-                    keep(x, streams)
-                } else {
-                    streams.insert(0, x);
-                    streams
-                }
+    fn run(&self, inputs: &UNetInputs, state: UNetState) -> UNetState {
+        match (&self.part, state) {
+            (Part::Stem(stem), Start) => {
+                let (x, time) = stem.forward(inputs);
+                UNetState::keep(x, Vec::new(), time)
             }
-            Part::Down(conv) => keep(conv.forward(x), streams),
-            Part::Up(conv) => {
+            (Part::Layer(layer), Way { x, skips, time }) => layer.forward(x, skips, time, &inputs.text),
+            (Part::Down(conv), Way { x, skips, time }) => UNetState::keep(conv.forward(x), skips, time),
+            (Part::Up(conv), Way { x, skips, time }) => {
                 // Halving an odd side rounds up, so what was doubled again may be one too large.
-                let [_, _, height, width] = streams.last().expect("skip connections are left").dims();
+                let [_, _, height, width] = skips.last().expect("skip connections are left").dims();
                 let x = upsample_nearest(x).narrow(2, 0, height).narrow(3, 0, width);
-                streams.insert(0, conv.forward(x));
-                streams
+                Way { x: conv.forward(x), skips, time }
             }
-            Part::Head(head) => vec![head.forward(x)],
-        };
-        state
+            (Part::Head(head), Way { x, .. }) => Prediction(head.forward(x)),
+            _ => panic!("segments run in their order: stem, way down, middle, way up, head"),
+        }
     }
 }
 

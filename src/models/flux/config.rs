@@ -1,0 +1,85 @@
+//! What `transformer/config.json` says.
+
+use burn::tensor::Device;
+use serde::Deserialize;
+
+use super::rope::Rope;
+
+/// `transformer/config.json`. What is missing there takes the values of FLUX.1-dev.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FluxConfig {
+    /// Features of a packed image token, four times the latent channels.
+    pub in_channels: usize,
+    /// Features of a predicted token; as `in_channels` if not given.
+    pub out_channels: Option<usize>,
+    /// Pixels of a token's side before packing; only 1 is known.
+    pub patch_size: usize,
+    /// Double blocks.
+    pub num_layers: usize,
+    /// Single blocks.
+    pub num_single_layers: usize,
+    /// `K`.
+    pub attention_head_dim: usize,
+    /// `N`.
+    pub num_attention_heads: usize,
+    /// Width of the T5 embeddings.
+    pub joint_attention_dim: usize,
+    /// Width of the pooled CLIP embedding.
+    pub pooled_projection_dim: usize,
+    /// Whether the model was distilled to take a guidance strength (dev) or not (schnell).
+    pub guidance_embeds: bool,
+    /// How many of the `K` numbers of a head each position axis rotates.
+    pub axes_dims_rope: Vec<usize>,
+}
+
+impl Default for FluxConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 64,
+            out_channels: None,
+            patch_size: 1,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: true,
+            axes_dims_rope: vec![16, 56, 56],
+        }
+    }
+}
+
+impl FluxConfig {
+    /// `D`.
+    pub fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// The rotation of `text_tokens` prompt tokens followed by those of latents of size `height` × `width`.
+    pub fn rope(&self, text_tokens: usize, height: usize, width: usize, device: &Device) -> Rope {
+        let ids = super::position_ids(text_tokens, height, width);
+        Rope::new(&ids, &self.axes_dims_rope, 10_000.0, device)
+    }
+
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        let rotated: usize = self.axes_dims_rope.iter().sum();
+        if self.axes_dims_rope.len() != 3
+            || rotated != self.attention_head_dim
+            || self.axes_dims_rope.iter().any(|d| d % 2 != 0)
+        {
+            return Err(format!(
+                "`axes_dims_rope` {:?} must be three even numbers that add up to `attention_head_dim` {}",
+                self.axes_dims_rope, self.attention_head_dim
+            ));
+        }
+        if self.patch_size != 1 || !self.in_channels.is_multiple_of(4) {
+            return Err(format!(
+                "`patch_size` {} with `in_channels` {} is not known",
+                self.patch_size, self.in_channels
+            ));
+        }
+        Ok(())
+    }
+}
