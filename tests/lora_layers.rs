@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use kiln::{
     kernels,
-    lora::{Init, Lora, LoraConfig, LoraLayer, Targets, detach_all, export},
+    lora::{Init, Lora, LoraConfig, LoraLayer, Targets, export},
+    nn::{Adapters, Linear, Weight},
     rng::Seed,
 };
-use lora::{FORMATS, deltas, diffusers_file, each, folders, transformer};
+use lora::{FORMATS, Layers, deltas, diffusers_file, each, folders, transformer};
 use support::goldens;
 
 #[test]
@@ -21,7 +22,7 @@ fn a_new_adapter_changes_nothing_and_can_be_exported() {
     let path = temporary.path().join("out.safetensors");
     let golden = &goldens("FluxPipeline")[0];
     let config = LoraConfig { targets: Targets::All, rank: 3, ..LoraConfig::default() };
-    let lora = Lora::init(&config, Seed(1), &mut transformer(golden)).unwrap();
+    let lora = Lora::init(&config, Seed(1), &transformer(golden).shapes(), &Device::flex()).unwrap();
     assert!(lora.layers.iter().all(|layer| layer.norm() == 0.0));
     for format in FORMATS {
         assert_eq!(export(&lora, &path, format, FloatDType::BF16).unwrap().difference, 0.0);
@@ -37,7 +38,7 @@ fn named_targets_are_the_layers_that_diffusers_trains() {
         let all = folder.file_name().unwrap().to_str().unwrap().contains("_all");
         let targets = if all { Targets::All } else { Targets::Attention };
         let config = LoraConfig { targets, ..LoraConfig::default() };
-        let ours = Lora::init(&config, Seed(0), &mut transformer(golden)).unwrap();
+        let ours = Lora::init(&config, Seed(0), &transformer(golden).shapes(), &Device::flex()).unwrap();
         assert_eq!(ours.layers.iter().map(|l| l.name.clone()).collect::<BTreeSet<_>>(), theirs, "{}", folder.display());
     });
 }
@@ -47,7 +48,7 @@ fn initial_values_depend_on_seed_and_name_and_have_the_stated_spread() {
     let golden = &goldens("FluxPipeline")[0];
     let init = |seed, init, targets| {
         let config = LoraConfig { rank: 8, init, targets, ..LoraConfig::default() };
-        Lora::init(&config, Seed(seed), &mut transformer(golden)).unwrap()
+        Lora::init(&config, Seed(seed), &transformer(golden).shapes(), &Device::flex()).unwrap()
     };
     let values = |layer: &LoraLayer| layer.a.to_data().into_vec::<f32>().unwrap();
     let find = |lora: Lora| lora.layers.into_iter().find(|l| l.name == "transformer_blocks.0.attn.to_k").unwrap();
@@ -65,30 +66,37 @@ fn initial_values_depend_on_seed_and_name_and_have_the_stated_spread() {
     }
 }
 
+/// The same layers in f32.
+fn exact(layers: &mut Layers) -> Layers {
+    let weights = layers.weights().into_iter();
+    Layers(weights.map(|(name, weight)| (name, Linear::new(Weight::new(weight.cast(FloatDType::F32))))).collect())
+}
+
 #[test]
-fn attaching_merging_and_adding_the_change_are_the_same() {
+fn wearing_merging_and_adding_the_change_are_the_same() {
     each(|golden, folder| {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
         let deltas = deltas(&lora);
-        let (mut attached, mut merged, mut base) = (transformer(golden), transformer(golden), transformer(golden));
-        for model in [&mut attached, &mut merged, &mut base] {
-            model.0.iter_mut().for_each(|(_, layer)| layer.weight = layer.weight.clone().cast(FloatDType::F32));
+        let (mut wearing, mut merged, mut base) = (transformer(golden), transformer(golden), transformer(golden));
+        for model in [&mut wearing, &mut merged, &mut base] {
+            *model = exact(model);
         }
-        lora.attach(&mut attached, 0.5).unwrap();
+        let adapters = lora.adapters_for(&wearing.shapes(), &Device::flex(), 0.5).unwrap();
+        adapters.put_on("", &mut wearing);
         lora.merge(&mut merged, 0.5).unwrap();
         for (i, (name, layer)) in base.0.iter().enumerate() {
-            let x = Tensor::<2>::random([3, layer.weight.dims()[1]], Distribution::Default, &Device::flex());
+            let x = Tensor::<2>::random([3, layer.weight().dims()[1]], Distribution::Default, &Device::flex());
             let mut y = layer.forward(x.clone());
             if let Some(delta) = deltas.get(name) {
                 y = y + kernels::matmul(x.clone(), delta.clone().transpose()) * 0.5;
             }
-            for model in [&attached, &merged] {
+            for model in [&wearing, &merged] {
                 let apart: f32 = (model.0[i].1.forward(x.clone()) - y.clone()).abs().max().into_scalar();
                 assert!(apart < 1e-4, "{name}: {apart}");
             }
         }
-        detach_all(&mut attached);
-        assert!(attached.0.iter().all(|(_, layer)| layer.adapters.is_empty()));
+        Adapters::default().put_on("", &mut wearing);
+        assert!(wearing.0.iter_mut().all(|(_, layer)| layer.worn_mut().is_empty()));
         for layer in &lora.layers {
             let norm: f32 = layer.delta().square().sum().sqrt().into_scalar();
             assert!((layer.norm() - f64::from(norm)).abs() < 1e-4 * f64::from(norm), "{}", layer.name);
@@ -103,7 +111,7 @@ fn merging_keeps_the_dtype_of_the_weights() {
         let (mut merged, base) = (transformer(&golden), transformer(&golden));
         lora.merge(&mut merged, 1.0).unwrap();
         for ((name, new), (_, old)) in merged.0.iter().zip(&base.0) {
-            assert_eq!(new.weight.dtype(), old.weight.dtype(), "{name}");
+            assert_eq!(new.weight().dtype(), old.weight().dtype(), "{name}");
         }
     }
 }
@@ -117,15 +125,19 @@ fn an_adapter_for_another_model_is_refused_with_every_misfit() {
     wider.0.retain(|(name, _)| *name != lora.layers[1].name);
     for (name, layer) in &mut wider.0 {
         if *name != spared {
-            layer.weight = Tensor::zeros(layer.weight.dims().map(|size| size + 2), &Device::flex());
+            let wider = layer.weight().dims().map(|size| size + 2);
+            *layer = Linear::new(Weight::new(Tensor::zeros(wider, &Device::flex())));
         }
     }
-    let text = lora.attach(&mut wider, 1.0).unwrap_err().to_string();
+    let text = lora.adapters_for(&wider.shapes(), &Device::flex(), 1.0).unwrap_err().to_string();
     assert!(text.contains("no such linear layer"), "{text}");
     for layer in &lora.layers[1..] {
         assert!(text.contains(&format!("`{}`", layer.name)), "{} in {text}", layer.name);
     }
     assert!(!text.contains(&format!("`{spared}`")), "{text}");
-    assert!(wider.0.iter().all(|(_, layer)| layer.adapters.is_empty()), "some were attached");
+    let before = wider.weights();
     assert!(lora.merge(&mut wider, 1.0).is_err());
+    for ((name, after), (_, before)) in wider.weights().into_iter().zip(before) {
+        assert_eq!(after.into_data(), before.into_data(), "{name} was changed");
+    }
 }

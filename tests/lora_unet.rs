@@ -10,10 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, FloatDType, TensorData};
+use burn::tensor::{DType, Device, FloatDType, TensorData};
 use kiln::{
     lora::{Format, Lora, LoraConfig, LoraLayer, Targets, export, inspect},
-    nn::Linears,
     rng::Seed,
     weights::{TensorFile, write_tensors},
 };
@@ -186,10 +185,10 @@ fn original(layer: &str) -> String {
 #[test]
 fn named_targets_are_the_layers_that_diffusers_trains() {
     for golden in PIPELINES.into_iter().flat_map(goldens) {
-        let mut model = layers(&golden.model.join("unet"));
-        let mut init = |targets| {
+        let shapes = layers(&golden.model.join("unet")).shapes();
+        let init = |targets| {
             let config = LoraConfig { targets, rank: 4, ..LoraConfig::default() };
-            Lora::init(&config, Seed(0), &mut model).unwrap()
+            Lora::init(&config, Seed(0), &shapes, &Device::flex()).unwrap()
         };
         let names = |lora: &Lora| lora.layers.iter().map(|layer| layer.name.clone()).collect::<BTreeSet<_>>();
         let theirs = |case: &str| names(&Lora::read(diffusers_file(&golden.folder.join(case))).unwrap());
@@ -266,8 +265,8 @@ fn an_adapter_for_another_model_names_every_layer_that_does_not_fit() {
     let flux = &goldens("FluxPipeline")[0];
     let unet = Lora::read(diffusers_file(&golden.folder.join(CASES[0]))).unwrap();
     let transformer = Lora::read(diffusers_file(&flux.folder.join(CASES[0]))).unwrap();
-    let refuse = |lora: &Lora, model: &mut dyn Linears| {
-        let text = lora.attach(model, 1.0).unwrap_err().to_string();
+    let refuse = |lora: &Lora, model: &mut lora::Layers| {
+        let text = lora.adapters_for(&model.shapes(), &Device::flex(), 1.0).unwrap_err().to_string();
         assert!(text.contains("kiln inspect") && lora.layers.iter().all(|layer| text.contains(&layer.name)), "{text}");
     };
     refuse(&transformer, &mut layers(&golden.model.join("unet")));

@@ -5,7 +5,7 @@ mod support;
 use burn::tensor::{FloatDType, Tensor, activation::silu};
 use kiln::{
     models::{
-        Segment, Segmented,
+        Network, Segment,
         flux::{FluxState, pack, unpack},
     },
     selftest::flux,
@@ -41,7 +41,7 @@ fn every_segment_matches() {
         let tap = |name: &str| format!("transformer.0.taps.{name}");
         golden.check(&tap("rope.0"), inputs.rope.cos.clone());
         golden.check(&tap("rope.1"), inputs.rope.sin.clone());
-        let FluxState::Two { vec, .. } = model.segments()[0].run(&inputs, FluxState::Start) else {
+        let FluxState::Two { vec, .. } = model.lend(0, None).run(&inputs, FluxState::Start) else {
             panic!("the stem makes two streams")
         };
         let difference = vec - silu(golden.tensor::<2>(&tap("temb")));

@@ -4,12 +4,12 @@ mod support;
 
 use burn::tensor::FloatDType;
 use kiln::{
-    models::{Segmented, text::PromptEmbeds},
+    models::{Network, text::PromptEmbeds},
     schedulers::FlowMatchEuler,
     selftest::{flux, lora_steps},
     training::{
-        Mode, ObjectiveConfig,
-        backward::{self, backward},
+        ObjectiveConfig,
+        backward::{self, Subject, backward},
         objective::FlowMatching,
     },
 };
@@ -39,8 +39,8 @@ fn five_steps_on_every_linear_layer_match() {
 fn blockwise_and_full_gradients_are_the_same_bits() {
     for golden in goldens("FluxPipeline") {
         let section = "train_lora_all";
-        let mut model = flux::open(&golden, FloatDType::F32).unwrap();
-        lora_steps::adapter(&golden, section).unwrap().attach(&mut model, 1.0).unwrap();
+        let model = flux::open(&golden, FloatDType::F32).unwrap();
+        let adapters = lora_steps::adapter(&golden, section).unwrap().adapters(1.0);
         let objective = FlowMatching { config: ObjectiveConfig::default(), scheduler: FlowMatchEuler::default() };
         let of = |part: &str| format!("{section}.step1.{part}");
         let text = PromptEmbeds {
@@ -50,9 +50,12 @@ fn blockwise_and_full_gradients_are_the_same_bits() {
         let sigmas = golden.floats(&of("sigmas"));
         let (latents, noise) = (golden.tensor(&of("latents")), golden.tensor(&of("noise")));
         let example = objective.example(&model.config, latents, text, noise, &sigmas, FloatDType::F32);
-        let count = model.segments().len();
-        let run =
-            |groups: &[_]| backward(&model, Mode::Lora, &example.inputs, groups, |prediction| example.loss(prediction));
+        let count = model.len();
+        let run = |groups: &[_]| {
+            backward(&model, Subject::Adapters(&adapters), &example.inputs, groups, |prediction| {
+                example.loss(prediction)
+            })
+        };
         let (loss, gradients) = run(&backward::blockwise(count));
         let (full_loss, full_gradients) = run(&backward::full(count));
         loss.into_data().assert_eq(&full_loss.into_data(), true);

@@ -6,18 +6,16 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation::silu};
 use kiln::{
+    lending::Residence,
     models::{
-        Segment, Segmented,
+        Network, Segment,
         text::ClipTextModel,
         unet::{UNet, UNetConfig, UNetInputs, UNetState},
         vae::AutoencoderKl,
     },
-    nn::{Adapter, Linears, Parameters},
+    nn::{Adapter, Adapters, Parameters},
     selftest::unet,
-    training::{
-        Mode,
-        backward::{backward, blockwise, full},
-    },
+    training::backward::{Subject, backward, blockwise, full},
     weights::{TensorFile, Weights, write_tensors},
 };
 use support::{Golden, goldens};
@@ -60,7 +58,7 @@ fn outputs_match_for_square_wide_and_odd_latents() {
 fn every_level_matches() {
     for (golden, model) in every() {
         golden.agrees(unet::levels);
-        let stem = model.segments()[0].run(&inputs(&golden, "unet.0"), UNetState::Start);
+        let stem = model.lend(0, None).run(&inputs(&golden, "unet.0"), UNetState::Start);
         let UNetState::Way { time, .. } = stem else { panic!("the stem makes a picture") };
         let tap = "unet.0.taps.time_embedding";
         let difference = time - silu(golden.tensor::<2>(tap));
@@ -82,7 +80,7 @@ fn weights_keep_their_own_type_or_take_the_one_asked_for() {
             let folder = golden.model.join("unet");
             let config = UNetConfig { upcast_attention, ..UNetConfig::open(&folder).unwrap() };
             let weights = Weights::open(&folder, &Device::flex(), Some(FloatDType::BF16)).unwrap();
-            let output = UNet::load(&weights, config).forward(&rounded);
+            let output = UNet::load(&weights, config, Residence::Resident).forward(&rounded);
             weights.finish().unwrap();
             assert_eq!(output.dtype(), DType::BF16);
             golden.check_roughly("unet.0.output", output, 0.05);
@@ -104,8 +102,8 @@ fn weights_keep_their_own_type_or_take_the_one_asked_for() {
     }
 }
 
-/// Attaches the factors of a LoRA file of diffusers.
-fn attach(model: &mut UNet, file: &TensorFile, scale: f64) {
+/// The factors of a LoRA file of diffusers, for a model to wear.
+fn adapters(model: &UNet, file: &TensorFile, scale: f64) -> Adapters {
     let factor = |layer: &str, names: [&str; 2]| {
         let name = names.map(|name| format!("unet.{layer}.{name}.weight")).into_iter().find(|name| file.has(name))?;
         let shape = file.shape(&name).unwrap();
@@ -113,20 +111,19 @@ fn attach(model: &mut UNet, file: &TensorFile, scale: f64) {
         let numbers: Vec<f32> = file.read_f32(&name).unwrap().into_vec().unwrap();
         Some(Tensor::<2>::from_data(TensorData::new(numbers, shape), &Device::flex()))
     };
-    let mut attached = 0;
-    model.linears("", &mut |name, layer| {
-        let factors = (factor(name, ["lora_A", "lora.down"]), factor(name, ["lora_B", "lora.up"]));
-        if let (Some(a), Some(b)) = factors {
-            layer.adapters = vec![Adapter { a, b, scale, dropout: None }];
-            attached += 1;
-        }
-    });
-    assert_eq!(2 * attached, file.names().len());
+    let of = |name: String| {
+        let factors = (factor(&name, ["lora_A", "lora.down"]), factor(&name, ["lora_B", "lora.up"]));
+        let (Some(a), Some(b)) = factors else { return None };
+        Some((name, Adapter { a, b, scale, dropout: None }))
+    };
+    let found: Vec<_> = model.layers().into_iter().filter_map(|layer| of(layer.name)).collect();
+    assert_eq!(2 * found.len(), file.names().len());
+    found.into_iter().collect()
 }
 
 #[test]
 fn adapters_on_every_kind_of_layer_match() {
-    for (golden, mut model) in every() {
+    for (golden, model) in every() {
         let inputs = inputs(&golden, "lora");
         golden.check("lora.output_base", model.forward(&inputs));
         for case in ["lora_r4_a4", "lora_r4_a8", "lora_all_r4_a2"] {
@@ -134,9 +131,8 @@ fn adapters_on_every_kind_of_layer_match() {
             let number = |key: &str| golden.section(case)[key].as_f64().unwrap();
             let scale = number("alpha") / number("rank");
             for (strength, output) in [(1.0, "output"), (0.5, "output_scale_half")] {
-                model.linears("", &mut |_, layer| layer.adapters.clear());
-                attach(&mut model, &file, scale * strength);
-                golden.check(&format!("{case}.{output}"), model.forward(&inputs));
+                let adapters = adapters(&model, &file, scale * strength);
+                golden.check(&format!("{case}.{output}"), model.predict(&inputs, &[adapters]));
             }
         }
     }
@@ -213,11 +209,11 @@ fn gradients_of_all_tensors_match_and_are_the_same_bits_segment_by_segment() {
     for (golden, model) in every() {
         let (mut model, inputs) = training_step(&golden, &model);
         let target: Tensor<4> = Tensor::from_inner(golden.tensor("train_ip2p.step1.noise"));
-        let run = |model: &UNet, mode, groups: &[_]| {
-            backward(model, mode, &inputs, groups, |prediction| (prediction - target.clone()).square().mean())
+        let run = |model: &UNet, subject, groups: &[_]| {
+            backward(model, subject, &inputs, groups, |prediction| (prediction - target.clone()).square().mean())
         };
-        let count = model.segments().len();
-        let (loss, gradients) = run(&model, Mode::Full, &full(count));
+        let count = model.len();
+        let (loss, gradients) = run(&model, Subject::Weights, &full(count));
         golden.check_data("train_ip2p.loss", {
             let losses = golden.floats("train_ip2p.loss");
             let all: Vec<f32> = values(&loss).into_iter().chain(losses[1..].iter().copied()).collect();
@@ -237,20 +233,18 @@ fn gradients_of_all_tensors_match_and_are_the_same_bits_segment_by_segment() {
         let expected = f64::from(golden.floats("train_ip2p.grad_norm")[0]);
         assert!((norm - expected).abs() < 1e-4 * expected, "the norm is {norm}, expected {expected}");
 
-        let same = |mode, model: &UNet| {
-            let (whole, kept) = (run(model, mode, &full(count)), run(model, mode, &blockwise(count)));
+        let same = |subject| {
+            let (whole, kept) = (run(&model, subject, &full(count)), run(&model, subject, &blockwise(count)));
             assert_eq!(values(&whole.0), values(&kept.0));
             assert!(whole.1.keys().eq(kept.1.keys()) && !whole.1.is_empty());
             let different = whole.1.keys().filter(|&name| values(&whole.1[name]) != values(&kept.1[name]));
             assert_eq!(different.collect::<Vec<_>>(), Vec::<&String>::new());
         };
-        same(Mode::Full, &model);
-        for case in ["lora_r4_a8", "lora_all_r4_a2"] {
+        let worn = ["lora_r4_a8", "lora_all_r4_a2"].map(|case| {
             let file = TensorFile::open(golden.folder.join(case).join("pytorch_lora_weights.safetensors")).unwrap();
-            model.linears("", &mut |_, layer| layer.adapters.clear());
-            attach(&mut model, &file, 1.0);
-            same(Mode::Lora, &model);
-        }
+            adapters(&model, &file, 1.0)
+        });
+        worn.iter().map(Subject::Adapters).chain([Subject::Weights]).for_each(same);
     }
 }
 

@@ -4,23 +4,23 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 use super::SEED;
 use crate::{
-    models::{Segment, Segmented, draw_noise},
+    models::{Network, draw_noise},
     rng::Purpose,
     training::objective::Example,
 };
 
 /// What a model is called with.
-pub type InputsOf<M> = <<M as Segmented>::Segment as Segment>::Inputs;
+pub type InputsOf<M> = <M as Network>::Inputs;
 
 /// A denoiser and a batch of random inputs for it.
 pub trait Denoiser: 'static {
     /// Its network.
-    type Model: Segmented;
+    type Model: Network;
 
     /// The network.
     fn model(&self) -> &Self::Model;
 
-    /// The same, to attach adapters or to be changed.
+    /// The same, to be changed.
     fn model_mut(&mut self) -> &mut Self::Model;
 
     /// How many pictures it works on at a time.

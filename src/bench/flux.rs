@@ -8,6 +8,7 @@ use super::{
     shape,
 };
 use crate::{
+    lending::Residence,
     models::{
         flux::{FluxInputs, FluxTransformer},
         text::PromptEmbeds,
@@ -54,7 +55,7 @@ impl FluxBench {
             config: ObjectiveConfig { guidance: GUIDANCE, ..Default::default() },
             scheduler: FlowMatchEuler::default(),
         };
-        let model = FluxTransformer::load(&Weights::random(SEED, device, Some(dtype)), config);
+        let model = FluxTransformer::load(&Weights::random(SEED, device, Some(dtype)), config, Residence::Resident);
         Self { model, objective, inputs, latent, device: device.clone(), dtype }
     }
 }

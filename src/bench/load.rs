@@ -11,6 +11,7 @@ use burn::tensor::{DType, Device};
 use super::{Case, Run, SEED, shape};
 use crate::{
     error::{Error, Result},
+    lending::Residence,
     models::flux::FluxTransformer,
     weights::{Stored, Weights, write_tensors},
 };
@@ -76,7 +77,7 @@ fn names(case: &Case, device: &Device) -> BTreeMap<String, Vec<usize>> {
     let config = shape::flux(&Case { layers: Some([1, 1]), ..case.clone() });
     let all = shape::flux(case);
     let weights = Weights::random(SEED, device, Some(case.float()));
-    drop(FluxTransformer::load(&weights, config));
+    drop(FluxTransformer::load(&weights, config, Residence::Streamed)); // of which names and shapes are read
     let mut names = BTreeMap::new();
     for (name, shape) in weights.taken() {
         for (list, count) in

@@ -7,11 +7,11 @@ use burn::tensor::Tensor;
 use super::{Case, Denoiser, SEED, Trained};
 use crate::{
     error::Result,
-    lora::{self, Lora, LoraConfig, Targets},
-    models::Segmented,
+    lora::{Lora, LoraConfig, Targets},
+    models::Network,
     training::{
-        Mode, OptimizerConfig,
-        backward::{self, backward},
+        OptimizerConfig,
+        backward::{self, Subject, backward},
         optimizer::{AdamW, clip},
     },
 };
@@ -41,8 +41,8 @@ impl<D: Denoiser> Training<D> {
     ///
     /// # Errors
     /// The model has none of the layers that the adapter is for.
-    pub fn new(case: &Case, mut denoiser: D, activation: Activation) -> Result<Self> {
-        let count = denoiser.model().segments().len();
+    pub fn new(case: &Case, denoiser: D, activation: Activation) -> Result<Self> {
+        let count = denoiser.model().len();
         let groups = match activation {
             Activation::Blockwise => backward::blockwise(count),
             Activation::Kept => backward::full(count),
@@ -53,10 +53,8 @@ impl<D: Denoiser> Training<D> {
             Some(Trained::Attention) | None => Some(Targets::Attention),
         };
         let config = |targets| LoraConfig { targets, rank: case.rank.unwrap_or(16), ..Default::default() };
-        let lora = targets.map(|targets| Lora::init(&config(targets), SEED, denoiser.model_mut())).transpose()?;
-        if let Some(lora) = &lora {
-            lora.attach(denoiser.model_mut(), 1.0)?;
-        }
+        let (layers, device) = (denoiser.model().layers(), denoiser.model().lender().device());
+        let lora = targets.map(|targets| Lora::init(&config(targets), SEED, &layers, device)).transpose()?;
         let settings = OptimizerConfig::default();
         Ok(Self { denoiser, groups, lora, optimizer: AdamW::new(settings.clone()), settings, step: 0 })
     }
@@ -64,18 +62,16 @@ impl<D: Denoiser> Training<D> {
     /// Draws noise and noise levels, forward, backward, clips by the common norm, AdamW. Returns the loss, `[1]`.
     pub fn step(&mut self) -> Tensor<1> {
         let (batch, example) = (self.denoiser.batch() as f64, self.denoiser.example(self.step));
-        let mode = if self.lora.is_some() { Mode::Lora } else { Mode::Full };
+        let adapters = self.lora.as_ref().map(|lora| lora.adapters(1.0));
+        let subject = adapters.as_ref().map_or(Subject::Weights, Subject::Adapters);
         let loss = |prediction| example.loss(prediction) * batch;
-        let (loss, mut gradients) = backward(self.denoiser.model(), mode, &example.inputs, &self.groups, loss);
+        let (loss, mut gradients) = backward(self.denoiser.model(), subject, &example.inputs, &self.groups, loss);
+        drop(adapters); // what nothing else holds is changed where it lies
         clip(&mut gradients, 1.0 / batch, self.settings.max_grad_norm);
-        let (rate, model) = (self.settings.learning_rate, self.denoiser.model_mut());
+        let rate = self.settings.learning_rate;
         match &mut self.lora {
-            Some(lora) => {
-                lora::detach_all(model);
-                self.optimizer.step(rate, lora, gradients);
-                lora.attach(model, 1.0).expect("it was attached before");
-            }
-            None => self.optimizer.step(rate, model, gradients),
+            Some(lora) => self.optimizer.step(rate, lora, gradients),
+            None => self.optimizer.step(rate, self.denoiser.model_mut(), gradients),
         }
         self.step += 1;
         loss

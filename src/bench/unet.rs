@@ -8,6 +8,7 @@ use super::{
     shape,
 };
 use crate::{
+    lending::Residence,
     models::unet::{UNet, UNetInputs},
     rng::Purpose,
     schedulers::{SchedulerConfig, SchedulerName},
@@ -50,7 +51,7 @@ impl UNetBench {
             noise: normal("noise", shape, device, FloatDType::F32),
             picture: normal("picture", shape, device, dtype),
             text: normal("text", [case.batch, CLIP_TOKENS, config.cross_attention_dim], device, dtype),
-            model: UNet::load(&Weights::random(SEED, device, Some(dtype)), config),
+            model: UNet::load(&Weights::random(SEED, device, Some(dtype)), config, Residence::Resident),
             device: device.clone(),
             dtype,
         }

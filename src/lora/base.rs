@@ -23,8 +23,8 @@ impl Lora {
         Ok(channels(folder)?.map(|channels| (CHANNELS, channels)))
     }
 
-    /// Whether the adapter may be attached to the model in `folder`, as far as its metadata says; [`attach`](Self::attach) looks
-    /// at the layers.
+    /// Whether the model in `folder` may wear the adapter, as far as its metadata says;
+    /// [`adapters_for`](Self::adapters_for) looks at the layers.
     ///
     /// # Errors
     /// It was made for a UNet that reads another number of channels; or the configuration of this one is broken.

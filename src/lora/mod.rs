@@ -17,12 +17,12 @@ mod write;
 
 use std::{cmp::Ordering, collections::BTreeMap, path::Path};
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::{
     error::{Error, Result},
     kernels,
-    nn::{Adapter, Linear, Linears, Parameter, Parameters},
+    nn::{Adapter, Adapters, LayerShape, Linears, Parameter, Parameters},
     rng::{Purpose, Seed},
 };
 pub use config::{Init, LoraConfig};
@@ -79,18 +79,6 @@ impl LoraLayer {
         let square: f32 = (a * b).sum().into_scalar();
         f64::from(square).max(0.0).sqrt() * self.scale()
     }
-
-    /// As it is put onto a linear layer.
-    fn adapter(&self, layer: &Linear, strength: f64) -> Adapter {
-        let place = |tensor: &Tensor<2>| {
-            if tensor.device().is_autodiff() {
-                tensor.clone()
-            } else {
-                tensor.clone().to_device(&layer.weight.device())
-            }
-        };
-        Adapter { a: place(&self.a), b: place(&self.b), scale: self.scale() * strength, dropout: None }
-    }
 }
 
 /// The name of the tensor `A` of the adapter on `layer`.
@@ -114,24 +102,19 @@ impl Parameters for Lora {
 }
 
 impl Lora {
-    /// New adapters on the layers of `model` that the configuration means, on their devices. Each layer's numbers depend on
+    /// New adapters, on `device`, for those of a model's `layers` that the configuration means. Each layer's numbers depend on
     /// `seed` and its name only.
     ///
     /// # Errors
     /// A setting is impossible, or a pattern matches no layer.
-    pub fn init(config: &LoraConfig, seed: Seed, model: &mut (impl Linears + ?Sized)) -> Result<Self> {
+    pub fn init(config: &LoraConfig, seed: Seed, layers: &[LayerShape], device: &Device) -> Result<Self> {
         config.validate()?;
-        let mut names = Vec::new();
-        model.linears("", &mut |name, _| names.push(name.to_string()));
+        let names: Vec<_> = layers.iter().map(|layer| layer.name.clone()).collect();
         let targets = config.targets.resolve(&names)?;
         let (rank, alpha) = (config.rank, config.alpha());
-        let mut layers = Vec::with_capacity(targets.len());
         let mut next = targets.iter().peekable();
-        model.linears("", &mut |name, layer| {
-            if next.next_if(|target| *target == name).is_none() {
-                return;
-            }
-            let [outputs, inputs] = layer.weight.dims();
+        let chosen = layers.iter().filter(|layer| next.next_if(|target| **target == layer.name).is_some());
+        let new = |&LayerShape { ref name, inputs, outputs, pointwise }: &LayerShape| {
             let mut draw = seed.named(Purpose::Init, name);
             let a: Vec<f32> = match config.init {
                 Init::Gaussian => draw.normal(rank * inputs).iter().map(|z| z / rank as f32).collect(),
@@ -140,42 +123,58 @@ impl Lora {
                     draw.uniform(rank * inputs).iter().map(|u| (2.0 * u - 1.0) * bound).collect()
                 }
             };
-            let device = layer.weight.device().inner();
-            let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), (&device, DType::F32));
-            let b = Tensor::zeros([outputs, rank], (&device, DType::F32));
-            layers.push(LoraLayer { name: name.into(), a, b, alpha, pointwise: layer.pointwise });
-        });
-        Ok(Self { layers, metadata: BTreeMap::new() })
+            let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), (device, DType::F32));
+            let b = Tensor::zeros([outputs, rank], (device, DType::F32));
+            LoraLayer { name: name.clone(), a, b, alpha, pointwise }
+        };
+        Ok(Self { layers: chosen.map(new).collect(), metadata: BTreeMap::new() })
     }
 
-    /// Puts the adapters onto the layers of `model`, at `strength` (1 is as trained), beside what is already there.
+    /// The adapters as layers wear them, at `strength` (1 is as trained), where their tensors are. Nothing is copied.
+    pub fn adapters(&self, strength: f64) -> Adapters {
+        let of = |layer: &LoraLayer| {
+            let (a, b, scale) = (layer.a.clone(), layer.b.clone(), layer.scale() * strength);
+            (layer.name.clone(), Adapter { a, b, scale, dropout: None })
+        };
+        self.layers.iter().map(of).collect()
+    }
+
+    /// The same for a model with these `layers` on `device`.
     ///
     /// # Errors
-    /// Layers are missing from the model or of another size: one error that lists all. Then nothing was attached.
-    pub fn attach(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
-        self.on_layers(model, |layer, linear| linear.adapters.push(layer.adapter(linear, strength)))
+    /// The model has no such layers, or they are of another size: one error that lists all.
+    pub fn adapters_for(&self, layers: &[LayerShape], device: &Device, strength: f64) -> Result<Adapters> {
+        self.check(layers)?;
+        let mut here = self.clone();
+        for layer in &mut here.layers {
+            layer.a = layer.a.clone().to_device(device);
+            layer.b = layer.b.clone().to_device(device);
+        }
+        Ok(here.adapters(strength))
     }
 
     /// Adds the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach).
+    /// As [`adapters_for`](Self::adapters_for). Then nothing was changed.
     pub fn merge(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
-        self.on_layers(model, |layer, linear| {
-            let dtype: FloatDType = linear.weight.dtype().into();
-            let change = layer.adapter(linear, strength);
-            let change = kernels::matmul(change.b, change.a) * change.scale;
-            linear.weight = kernels::laid_out((linear.weight.clone().cast(FloatDType::F32) + change).cast(dtype));
-        })
+        self.check(&LayerShape::all("", model))?;
+        let layers: BTreeMap<_, _> = self.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
+        model.linears("", &mut |name, linear| {
+            if let Some(layer) = layers.get(name) {
+                let [a, b] = [&layer.a, &layer.b].map(|factor| factor.clone().to_device(&linear.device()));
+                linear.merge(kernels::matmul(b, a) * (layer.scale() * strength));
+            }
+        });
+        Ok(())
     }
 
-    fn on_layers(
-        &self,
-        model: &mut (impl Linears + ?Sized),
-        mut change: impl FnMut(&LoraLayer, &mut Linear),
-    ) -> Result<()> {
-        let mut sizes = BTreeMap::new();
-        model.linears("", &mut |name, linear| _ = sizes.insert(name.to_string(), linear.weight.dims()));
+    /// Whether a model with these `layers` can wear the adapters.
+    ///
+    /// # Errors
+    /// As [`adapters_for`](Self::adapters_for).
+    pub fn check(&self, layers: &[LayerShape]) -> Result<()> {
+        let sizes: BTreeMap<_, _> = layers.iter().map(|layer| (&layer.name, [layer.outputs, layer.inputs])).collect();
         let misfit = |layer: &LoraLayer| {
             let wanted = [layer.b.dims()[0], layer.a.dims()[1]];
             match sizes.get(&layer.name) {
@@ -188,17 +187,11 @@ impl Lora {
             }
         };
         let problems: Vec<_> = self.layers.iter().filter_map(misfit).collect();
-        if !problems.is_empty() {
-            return Err(Error::Many { path: Path::new("LoRA").into(), problems }
-                .hint("this adapter was made for another model; `kiln inspect` shows for which"));
+        if problems.is_empty() {
+            return Ok(());
         }
-        let layers: BTreeMap<_, _> = self.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
-        model.linears("", &mut |name, linear| {
-            if let Some(layer) = layers.get(name) {
-                change(layer, linear);
-            }
-        });
-        Ok(())
+        Err(Error::Many { path: Path::new("LoRA").into(), problems }
+            .hint("this adapter was made for another model; `kiln inspect` shows for which"))
     }
 
     /// The number of trained values.
@@ -215,11 +208,6 @@ impl Lora {
     fn is_unet(&self) -> bool {
         self.layers.iter().any(|layer| unet::layer_named(&layer.name).is_some())
     }
-}
-
-/// Takes all adapters off the layers of `model`.
-pub fn detach_all(model: &mut (impl Linears + ?Sized)) {
-    model.linears("", &mut |_, linear| linear.adapters.clear());
 }
 
 /// The order in which people count: numbers between dots by value, so block 2 before block 10.

@@ -1,7 +1,7 @@
 //! The networks, with the names their checkpoints use.
 
+mod network;
 mod noise;
-mod segments;
 
 pub mod clip;
 pub mod flux;
@@ -11,9 +11,9 @@ pub mod vae;
 
 use burn::tensor::Tensor;
 
+pub use network::{Change, Inputs, Network, Segment, State};
+use network::{every, view};
 pub use noise::draw_noise;
-use segments::view;
-pub use segments::{Change, Inputs, Segment, Segmented, State};
 
 /// Divides the last axis among heads: `[B, L, N·K]` → `[B, N, L, K]`.
 fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {

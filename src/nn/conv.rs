@@ -1,6 +1,6 @@
 //! Two-dimensional convolution and the two resampling steps that go with it.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{Parameter, Parameters};
 use crate::{kernels, weights::Weights};
@@ -9,24 +9,43 @@ use crate::{kernels, weights::Weights};
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[out, in, kernel, kernel]`.
-    pub weight: Tensor<4>,
+    weight: Tensor<4>,
     /// `[out]`.
-    pub bias: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
     /// The step between output places, in input places.
-    pub stride: usize,
+    stride: usize,
     /// Zeros around each side.
-    pub padding: usize,
+    padding: usize,
 }
 
 impl Conv2d {
     /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Self {
-        Self {
-            weight: weights.tensor("weight", [outputs, inputs, kernel, kernel]),
-            bias: Some(weights.tensor("bias", [outputs])),
-            stride: 1,
-            padding: kernel / 2,
-        }
+        let weight = weights.tensor("weight", [outputs, inputs, kernel, kernel]);
+        Self { weight, bias: Some(weights.tensor("bias", [outputs])), stride: 1, padding: kernel / 2 }
+    }
+
+    /// Takes `weight`; cuts pictures into patches of `side` × `side` pixels, each of which becomes one place.
+    pub fn load_patches(weights: &Weights, inputs: usize, outputs: usize, side: usize) -> Self {
+        Self { weight: weights.tensor("weight", [outputs, inputs, side, side]), bias: None, stride: side, padding: 0 }
+    }
+
+    /// The same with output places so many input places apart, and so many zeros around each side.
+    pub fn with(self, stride: usize, padding: usize) -> Self {
+        Self { stride, padding, ..self }
+    }
+
+    /// Lets it take more channels, up to `inputs`, which count for nothing: their weights are zero.
+    pub fn widen(&mut self, inputs: usize) {
+        let [outputs, before, height, width] = self.weight.dims();
+        let added = [outputs, inputs - before, height, width];
+        let zeros = Tensor::zeros(added, (&self.weight.device(), self.weight.dtype()));
+        self.weight = Tensor::cat(vec![self.weight.clone(), zeros], 1);
+    }
+
+    /// The type in which it computes.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     /// `[B, in, H, W]` → `[B, out, H', W']`.
@@ -61,7 +80,7 @@ pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device, TensorData};
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
 

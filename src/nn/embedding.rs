@@ -8,7 +8,7 @@ use crate::weights::Weights;
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// `[rows, D]`.
-    pub weight: Tensor<2>,
+    weight: Tensor<2>,
 }
 
 impl Embedding {

@@ -1,13 +1,17 @@
 //! Layers: tensors with names, loaded from a checkpoint and run forward.
 
+mod adapter;
 mod conv;
 mod embedding;
 mod linear;
 mod norm;
 mod parameter;
+mod weight;
 
+pub use adapter::{Adapter, Adapters, Dropout, LayerName};
 pub use conv::{Conv2d, pad_bottom_right, upsample_nearest};
 pub use embedding::Embedding;
-pub use linear::{Adapter, Dropout, Linear, Linears};
+pub use linear::{LayerShape, Linear, Linears};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use parameter::{Leaf, Parameter, Parameters, below};
+pub use weight::Weight;

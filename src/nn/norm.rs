@@ -13,11 +13,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     /// `[D]`.
-    pub weight: Tensor<1>,
+    weight: Tensor<1>,
     /// `[D]`.
-    pub bias: Tensor<1>,
+    bias: Tensor<1>,
     /// Added to the variance.
-    pub epsilon: f64,
+    epsilon: f64,
 }
 
 impl LayerNorm {
@@ -44,9 +44,9 @@ impl Parameters for LayerNorm {
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     /// `[D]`.
-    pub weight: Tensor<1>,
+    weight: Tensor<1>,
     /// Added to the mean square.
-    pub epsilon: f64,
+    epsilon: f64,
 }
 
 impl RmsNorm {
@@ -76,13 +76,13 @@ impl Parameters for RmsNorm {
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// `[C]`.
-    pub weight: Tensor<1>,
+    weight: Tensor<1>,
     /// `[C]`.
-    pub bias: Tensor<1>,
+    bias: Tensor<1>,
     /// How many groups the channels are divided into.
-    pub groups: usize,
+    groups: usize,
     /// Added to the variance.
-    pub epsilon: f64,
+    epsilon: f64,
 }
 
 impl GroupNorm {

@@ -10,11 +10,13 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    lending::Residence,
     models::{
+        Network,
         flux::{FluxInputs, FluxTransformer, pack, unpack},
         vae::AutoencoderKl,
     },
-    nn::Linears,
+    nn::LayerShape,
     schedulers::{FlowMatchEuler, Scheduler},
 };
 
@@ -24,7 +26,7 @@ const LATENT_SIDE: usize = 128;
 /// Transformer, VAE and schedule.
 #[derive(Clone, Debug)]
 pub struct FluxPipeline {
-    /// The denoiser, with whatever adapters are attached.
+    /// The denoiser.
     pub transformer: FluxTransformer,
     /// Between latents and pixels, in f32.
     pub vae: AutoencoderKl,
@@ -40,8 +42,16 @@ impl FluxPipeline {
     /// # Errors
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
+        Self::open_as(Residence::Resident, model, device, dtype)
+    }
+
+    /// The same with the weights of the transformer where `residence` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(residence: Residence, model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
         let model = model.as_ref();
-        let transformer = FluxTransformer::open(model.join("transformer"), device, Some(dtype))?;
+        let transformer = FluxTransformer::open_as(residence, model.join("transformer"), device, Some(dtype))?;
         let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
         if 4 * vae.latent_channels() != transformer.config.in_channels {
             let problem = format!(
@@ -53,11 +63,6 @@ impl FluxPipeline {
         }
         let scheduler = FlowMatchEuler::open(model.join("scheduler"))?;
         Ok(Self { transformer, vae, scheduler, device: device.clone(), dtype })
-    }
-
-    /// The same pipeline around another view of the transformer, such as one without adapters. Nothing is copied.
-    pub fn with_transformer(&self, transformer: FluxTransformer) -> Self {
-        Self { transformer, ..self.clone() }
     }
 
     /// The element type of the transformer.
@@ -75,8 +80,8 @@ impl Pipeline for FluxPipeline {
         &self.device
     }
 
-    fn network(&mut self) -> &mut dyn Linears {
-        &mut self.transformer
+    fn layers(&self) -> Vec<LayerShape> {
+        self.transformer.layers()
     }
 
     /// A latent pixel's side, twice.
@@ -106,6 +111,7 @@ impl Pipeline for FluxPipeline {
             guidance: Tensor::full([rows], condition.guidance, &self.device),
             rope: self.transformer.config.rope(text.prompt.dims()[1], height, width, &self.device),
         };
-        unpack(self.transformer.forward(&inputs).cast(FloatDType::F32), height, width)
+        let velocity = self.transformer.predict(&inputs, &condition.adapters).squeeze_dim::<3>(1);
+        unpack(velocity.cast(FloatDType::F32), height, width)
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         draw_noise,
         vae::{AutoencoderKl, Moments},
     },
-    nn::Linears,
+    nn::LayerShape,
     rng::{Purpose, Seed},
     schedulers::Scheduler,
     stop,
@@ -43,8 +43,8 @@ pub trait Pipeline {
     /// Where its tensors are.
     fn device(&self) -> &Device;
 
-    /// The network, to attach adapters.
-    fn network(&mut self) -> &mut dyn Linears;
+    /// The linear layers of the network, which can wear adapters.
+    fn layers(&self) -> Vec<LayerShape>;
 
     /// Pixels on a side that sizes must be a multiple of.
     fn size_step(&self) -> usize;

@@ -5,6 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::{
     error::{Error, Result},
     models::text::PromptEmbeds,
+    nn::Adapters,
 };
 
 /// What to make. All rows are made together, as one batch.
@@ -28,6 +29,8 @@ pub struct Request {
     pub original: Option<(Tensor<4>, f64)>,
     /// Pictures to start from, with the noise on top.
     pub start: Option<Start>,
+    /// What the network wears: nothing, one for all pictures, or one for each.
+    pub adapters: Vec<Adapters>,
 }
 
 /// Where image-to-image and inpainting start.
@@ -57,12 +60,24 @@ pub struct Condition {
     pub original: Option<Tensor<4>>,
     /// The distilled guidance.
     pub guidance: f64,
+    /// What the network wears, row by row in turn.
+    pub adapters: Vec<Adapters>,
 }
 
 impl Request {
     /// Text to image, without guidance.
     pub fn new(text: PromptEmbeds, noise: Tensor<4>, seeds: Vec<u64>, steps: usize) -> Self {
-        Self { text, noise, seeds, steps, guidance: 1.0, negative: None, original: None, start: None }
+        Self {
+            text,
+            noise,
+            seeds,
+            steps,
+            guidance: 1.0,
+            negative: None,
+            original: None,
+            start: None,
+            adapters: Vec::new(),
+        }
     }
 
     /// How the share of steps to run is told: 1 without a picture to start from.
@@ -100,6 +115,7 @@ impl Request {
             ("negative", self.negative.as_ref().is_none_or(|(negative, _)| beside_text(sizes(negative)))),
             ("original", self.original.as_ref().is_none_or(|(latents, _)| latents.dims() == shape)),
             ("start", self.start.as_ref().is_none_or(|start| start.latents.dims() == shape)),
+            ("adapters", [0, 1, rows].contains(&self.adapters.len())),
             ("mask", mask.is_none_or(|[b, c, h, w]| [1, rows].contains(&b) && [c, h, w] == [1, height, width])),
         ] {
             if !fits {
@@ -139,7 +155,7 @@ impl Request {
             (_, original) => originals.extend(original.map(|(latents, _)| latents)),
         }
         let original = (!originals.is_empty()).then(|| Tensor::cat(originals, 0));
-        (Condition { text: cat(&texts), original, guidance: self.guidance }, weights)
+        (Condition { text: cat(&texts), original, guidance: self.guidance, adapters: self.adapters.clone() }, weights)
     }
 }
 

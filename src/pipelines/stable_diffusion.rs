@@ -10,11 +10,13 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    lending::Residence,
     models::{
+        Network,
         unet::{UNet, UNetConfig, UNetInputs},
         vae::{AutoencoderKl, VaeConfig},
     },
-    nn::Linears,
+    nn::LayerShape,
     schedulers::{Scheduler, SchedulerConfig},
 };
 
@@ -22,7 +24,7 @@ use crate::{
 /// edits them (Brooks et al. 2023).
 #[derive(Clone, Debug)]
 pub struct StableDiffusionPipeline {
-    /// The denoiser, with whatever adapters are attached.
+    /// The denoiser.
     pub unet: UNet,
     /// Between latents and pixels, in f32.
     pub vae: AutoencoderKl,
@@ -43,6 +45,14 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
+        Self::open_as(Residence::Resident, model, device, dtype)
+    }
+
+    /// The same with the weights of the UNet where `residence` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(residence: Residence, model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
         let model = model.as_ref();
         let config = UNetConfig::open(model.join("unet"))?;
         let UNetConfig { in_channels, out_channels, .. } = config;
@@ -57,15 +67,10 @@ impl StableDiffusionPipeline {
                 2 * channels
             )));
         }
-        let unet = UNet::open(model.join("unet"), device, Some(dtype))?;
+        let unet = UNet::open_as(residence, model.join("unet"), device, Some(dtype))?;
         let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
         let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
         Ok(Self { unet, vae, scheduler, scaled_condition: false, device: device.clone(), dtype })
-    }
-
-    /// The same pipeline around another view of the UNet, such as one without adapters. Nothing is copied.
-    pub fn with_unet(&self, unet: UNet) -> Self {
-        Self { unet, ..self.clone() }
     }
 
     /// The element type of the UNet.
@@ -83,8 +88,8 @@ impl Pipeline for StableDiffusionPipeline {
         &self.device
     }
 
-    fn network(&mut self) -> &mut dyn Linears {
-        &mut self.unet
+    fn layers(&self) -> Vec<LayerShape> {
+        self.unet.layers()
     }
 
     /// A latent pixel's side.
@@ -121,7 +126,7 @@ impl Pipeline for StableDiffusionPipeline {
             timestep: Tensor::full([rows], timestep, &self.device),
             text: condition.text.prompt.clone().cast(self.dtype),
         };
-        self.unet.forward(&inputs).cast(FloatDType::F32)
+        self.unet.predict(&inputs, &condition.adapters).cast(FloatDType::F32)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     lora::Lora,
     memory::Stage,
     models::{flux::pack, text::PromptEmbeds},
+    nn::Adapters,
     stop,
     weights::write_tensors,
 };
@@ -50,6 +51,7 @@ pub(super) struct Batch {
 pub(super) struct Studio {
     pub pipeline: Box<dyn Pipeline>,
     kind: ModelKind,
+    adapters: Adapters,
     /// One row for each prompt.
     text: PromptEmbeds,
     negative: Option<(PromptEmbeds, f64)>,
@@ -60,7 +62,7 @@ pub(super) struct Studio {
 }
 
 impl Studio {
-    /// Embeds the prompts, then loads the model and attaches the adapters: two stages.
+    /// Embeds the prompts, then loads the model and looks whether the adapters fit: two stages.
     ///
     /// # Errors
     /// The model, a prompt or an adapter cannot be used.
@@ -90,7 +92,7 @@ impl Studio {
             (text, negative.transpose()?)
         };
         stop::check()?;
-        let mut pipeline: Box<dyn Pipeline> = {
+        let pipeline: Box<dyn Pipeline> = {
             let _stage = Stage::enter("load", device);
             match kind {
                 ModelKind::Flux => Box::new(FluxPipeline::open(folder, device, dtype)?),
@@ -104,12 +106,15 @@ impl Studio {
                 }
             }
         };
+        let layers = pipeline.layers();
+        let mut adapters = Adapters::default();
         for (lora, (path, strength)) in loras.iter().zip(&setup.loras) {
-            lora.attach(pipeline.network(), *strength).map_err(|e| e.at(path))?;
+            adapters = adapters.and(&lora.adapters_for(&layers, device, *strength).map_err(|e| e.at(path))?);
         }
         Ok(Self {
             pipeline,
             kind,
+            adapters,
             text,
             negative,
             steps: plan.steps(),
@@ -148,6 +153,7 @@ impl Studio {
             negative: self.negative.clone(),
             original,
             start,
+            adapters: vec![self.adapters.clone()],
             ..Request::new(text, batch.noise.clone(), seeds, self.steps)
         };
         self.pipeline.generate(&request, &mut |step| {

@@ -8,7 +8,7 @@ use super::{Found, Golden, unet};
 use crate::{
     error::Result,
     models::{
-        Segmented,
+        Network,
         text::TextEncoders,
         unet::UNet,
         vae::{AutoencoderKl, Moments},
@@ -17,8 +17,8 @@ use crate::{
     schedulers::SchedulerConfig,
     tokenizer::PromptIds,
     training::{
-        EditConfig, Ema, Mode, OptimizerConfig,
-        backward::backward,
+        EditConfig, Ema, OptimizerConfig,
+        backward::{Subject, backward},
         objective::Denoising,
         optimizer::{AdamW, clip},
     },
@@ -77,7 +77,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
     let edited = vae.encode(golden.tensor(&key("edited_pixels"))?).into_tensor();
     let original: Tensor<4> = vae.encode(golden.tensor(&key("original_pixels"))?).mode();
     let (prompts, null) = (embed(golden, &text, "input_ids")?, embed(golden, &text, "null_ids")?);
-    let groups = groups(model.segments().len());
+    let groups = groups(model.len());
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=5 {
         let of = |part: &str| key(&format!("step{step}.{part}"));
@@ -90,9 +90,9 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
         let condition = original.clone() * golden.tensor::<1>(&of("image_mask"))?.reshape([-1, 1, 1, 1]);
         let (noise, timesteps) = (golden.tensor(&of("noise"))?, golden.ids(&of("timesteps"))?);
         let example = objective.example(latents, condition, words, noise, &timesteps, dtype);
-        found(&of("prediction"), model.predict(&example.inputs).into_data())?;
+        found(&of("prediction"), model.forward(&example.inputs).into_data())?;
         let loss = |prediction| example.loss(prediction);
-        let (loss, mut gradients) = backward(&model, Mode::Full, &example.inputs, &groups, loss);
+        let (loss, mut gradients) = backward(&model, Subject::Weights, &example.inputs, &groups, loss);
         losses.push(loss);
         if step == 1 {
             let prefix = key("grad1.");

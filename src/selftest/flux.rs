@@ -5,8 +5,9 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{Found, Golden};
 use crate::{
     error::Result,
+    lending::Part,
     models::{
-        Segment, Segmented,
+        Network, Segment,
         flux::{FluxInputs, FluxState, FluxTransformer, pack},
     },
 };
@@ -62,7 +63,7 @@ pub fn blocks(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     let text_tokens = inputs.txt.dims()[1];
     let mut found = |name: &str, x: &Tensor<3>| found(&format!("transformer.0.taps.{name}"), x.to_data());
     let mut state = FluxState::Start;
-    for segment in model.segments() {
+    for segment in model.lender().walk(0..model.len(), None) {
         state = segment.run(&inputs, state);
         match (&state, segment.name().split_once('.')) {
             (FluxState::Two { img, txt, .. }, None) => {

@@ -7,12 +7,12 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{Found, Golden, flux};
 use crate::{
     error::Result,
-    lora::{Lora, LoraLayer, detach_all, name_a, name_b},
-    models::{Segmented, flux::unpack, text::PromptEmbeds},
+    lora::{Lora, LoraLayer, name_a, name_b},
+    models::{Network, flux::unpack, text::PromptEmbeds},
     schedulers::FlowMatchEuler,
     training::{
-        Mode, ObjectiveConfig, OptimizerConfig, Weighting,
-        backward::backward,
+        ObjectiveConfig, OptimizerConfig, Weighting,
+        backward::{Subject, backward},
         objective::FlowMatching,
         optimizer::{AdamW, clip},
     },
@@ -47,7 +47,7 @@ pub fn replay(
     groups: fn(usize) -> Vec<Range<usize>>,
     found: Found,
 ) -> Result<()> {
-    let mut model = flux::open(golden, dtype)?;
+    let model = flux::open(golden, dtype)?;
     let mut lora = adapter(golden, section)?;
     let number = |key: &str| golden.number(section, key);
     let weighting =
@@ -62,11 +62,11 @@ pub fn replay(
         epsilon: number("eps")?,
         ..Default::default()
     });
-    let groups = groups(model.segments().len());
+    lora.check(&model.layers())?;
+    let groups = groups(model.len());
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=5 {
-        detach_all(&mut model);
-        lora.attach(&mut model, 1.0)?;
+        let adapters = lora.adapters(1.0);
         let of = |part: &str| format!("{section}.step{step}.{part}");
         let latents: Tensor<4> = golden.tensor(&of("latents"))?;
         let [_, _, height, width] = latents.dims();
@@ -76,10 +76,10 @@ pub fn replay(
         };
         let (noise, sigmas) = (golden.tensor(&of("noise"))?, golden.floats(&of("sigmas"))?);
         let example = objective.example(&model.config, latents, text, noise, &sigmas, dtype);
-        let prediction = model.forward(&example.inputs);
+        let prediction = model.predict(&example.inputs, std::slice::from_ref(&adapters)).squeeze_dim(1);
         found(&of("prediction"), unpack(prediction, height, width).into_data())?;
         let loss = |prediction| example.loss(prediction);
-        let (loss, mut gradients) = backward(&model, Mode::Lora, &example.inputs, &groups, loss);
+        let (loss, mut gradients) = backward(&model, Subject::Adapters(&adapters), &example.inputs, &groups, loss);
         losses.push(loss);
         if step == 1 || step == 5 {
             // A gradient that is missing or one too many shows as a name that one side does not have.

@@ -5,8 +5,9 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{Found, Golden};
 use crate::{
     error::Result,
+    lending::Part,
     models::{
-        Segment, Segmented,
+        Network, Segment,
         unet::{UNet, UNetInputs, UNetState},
     },
 };
@@ -53,8 +54,9 @@ pub fn levels(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     let model = open(golden, dtype)?;
     let inputs = inputs(golden, "unet.0", dtype)?;
     let mut found = |name: &str, x: &Tensor<4>| found(&format!("unet.0.taps.{name}"), x.to_data());
-    let (mut state, segments) = (UNetState::Start, model.segments());
-    for (segment, next) in segments.iter().zip(&segments[1..]) {
+    let mut state = UNetState::Start;
+    for index in 0..model.len() - 1 {
+        let (segment, next) = (model.lend(index, None), model.lend(index + 1, None));
         state = segment.run(&inputs, state);
         let UNetState::Way { x: picture, .. } = &state else { break };
         match segment.name().split_once('.') {

@@ -1,4 +1,4 @@
-//! Gradients of a segmented network, with as much or as little tape as memory allows.
+//! Gradients of a network, segment by segment, with as much or as little tape as memory allows.
 //!
 //! The segments are divided into groups. All but the last group run forward without a tape, and only what enters each is
 //! kept. Then the groups are walked backward: each runs again, with a tape, and the gradient is pulled through it (a
@@ -9,13 +9,31 @@ use std::{collections::BTreeMap, ops::Range};
 
 use burn::{backend::DispatchTensor, tensor::Tensor};
 
-use super::Mode;
 use crate::{
     kernels::pull_back,
+    lending::Part,
     lora::{name_a, name_b},
-    models::{Change, Inputs, Segment, Segmented, State},
-    nn::{Leaf, Parameter},
+    models::{Change, Inputs, Network, Segment, State},
+    nn::{Adapters, Leaf, Parameter},
 };
+
+/// What gradients are wanted of.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// Of these, which the network wears.
+    Adapters(&'a Adapters),
+    /// Of the network's own tensors.
+    Weights,
+}
+
+impl Subject<'_> {
+    fn worn(&self) -> Option<&Adapters> {
+        match self {
+            Self::Adapters(adapters) => Some(adapters),
+            Self::Weights => None,
+        }
+    }
+}
 
 /// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`, each as one row; plain f32
 /// tensors.
@@ -31,37 +49,52 @@ pub fn full(segments: usize) -> Vec<Range<usize>> {
     std::iter::once(0..segments).collect()
 }
 
-/// The loss (a plain scalar) and its gradient with respect to what `mode` trains of `model`: its adapters, or all its own
-/// tensors.
+/// The loss (a plain scalar) and its gradient with respect to the `subject`.
 ///
 /// `groups` divides the segments, in order and without gaps. `loss` maps the prediction to a scalar; its constants must be on
 /// the autodiff device.
-pub fn backward<M: Segmented>(
+pub fn backward<M: Network>(
     model: &M,
-    mode: Mode,
-    inputs: &<M::Segment as Segment>::Inputs,
+    subject: Subject<'_>,
+    inputs: &M::Inputs,
     groups: &[Range<usize>],
     loss: impl Fn(Tensor<4>) -> Tensor<1>,
 ) -> (Tensor<1>, Gradients) {
-    let segments = model.segments();
-    let first = segments.iter().position(|segment| is_trained(segment, mode)).unwrap_or(segments.len());
-    let entering = run_untracked(segments, inputs, groups);
+    let first = match subject {
+        Subject::Adapters(adapters) => model.lender().first_wearing(adapters),
+        Subject::Weights => model.lender().first_with_parameters(),
+    };
+    let first = first.unwrap_or(model.len());
+    let (last, before) = groups.split_last().expect("the segments are in groups");
+    // The last group has the loss, whether anything of it is trained or not; from the first trained segment on there is nothing.
+    let back: Vec<_> = std::iter::once(last).chain(before.iter().rev().take_while(|group| group.end > first)).collect();
+    let order: Vec<usize> = (0..last.start).chain(back.iter().flat_map(|&group| group.clone())).collect();
+    let mut lent = model.lender().walk(order, subject.worn());
+    let mut next = || lent.next().expect("the walk goes forward and back");
+
+    // Forward, without a tape: what enters each group.
+    let mut entering = vec![M::State::default()];
+    for group in before {
+        let mut state = entering.last().expect("starts with one").clone();
+        for _ in group.clone() {
+            state = next().run(inputs, state);
+        }
+        entering.push(state);
+    }
+
     let tracked_inputs = inputs.tracked();
     let mut gradients = Gradients::new();
     let mut value = None;
     let mut upstream: Option<Vec<Option<DispatchTensor>>> = None;
-    for (group, entry) in groups.iter().zip(entering).rev() {
-        if value.is_some() && group.end <= first {
-            break; // nothing to train from here on
-        }
+    for (group, entry) in back.into_iter().zip(entering.into_iter().rev()) {
         // What the stem shares needs a gradient only if the stem is trained.
         let (streams, shared) = (group.start > first, group.start > first && first == 0);
         let leaves = entry.map(&mut Leaves { streams, shared });
         let mut trained = Vec::new();
         let mut state = leaves.clone();
-        for segment in &segments[group.clone()] {
-            let mut segment = segment.clone();
-            trained.extend(track(&mut segment, mode));
+        for _ in group.clone() {
+            let mut segment = next().into_own();
+            trained.extend(track(&mut segment, subject));
             state = segment.run(&tracked_inputs, state);
         }
         let scalar = match upstream.take() {
@@ -88,16 +121,6 @@ pub fn backward<M: Segmented>(
         });
     }
     (value.expect("the last group ends with the head"), gradients)
-}
-
-/// Runs all groups but the last, without a tape; returns what enters each group.
-fn run_untracked<S: Segment>(segments: &[S], inputs: &S::Inputs, groups: &[Range<usize>]) -> Vec<S::State> {
-    let mut entering = vec![S::State::default()];
-    for group in &groups[..groups.len() - 1] {
-        let before = entering.last().expect("starts with one").clone();
-        entering.push(segments[group.clone()].iter().fold(before, |state, segment| segment.run(inputs, state)));
-    }
-    entering
 }
 
 /// Makes what enters a group leaves of its tape, or constants beside it.
@@ -174,23 +197,16 @@ fn pull(state: impl State, gradients: Vec<Option<DispatchTensor>>) -> Tensor<1> 
     pull.sum.expect("a state holds at least one stream")
 }
 
-fn is_trained<S: Segment>(segment: &S, mode: Mode) -> bool {
-    let (mut found, mut segment) = (false, segment.clone());
-    match mode {
-        Mode::Lora => segment.linears("", &mut |_, layer| found |= !layer.adapters.is_empty()),
-        Mode::Full => segment.parameters("", &mut |_, _| found = true),
-    }
-    found
-}
-
 /// Makes what is trained of a segment leaves; returns them with their names.
-fn track<S: Segment>(segment: &mut S, mode: Mode) -> Vec<(String, Leaf)> {
+fn track(segment: &mut impl Part, subject: Subject<'_>) -> Vec<(String, Leaf)> {
     let name = segment.name().to_string();
     let mut found = Vec::new();
-    match mode {
-        Mode::Full => segment.parameters(&name, &mut |name, parameter| found.push((name.into(), parameter.track()))),
-        Mode::Lora => segment.linears(&name, &mut |layer, linear| {
-            for adapter in &mut linear.adapters {
+    match subject {
+        Subject::Weights => {
+            segment.parameters(&name, &mut |name, parameter| found.push((name.into(), parameter.track())));
+        }
+        Subject::Adapters(_) => segment.linears(&name, &mut |layer, linear| {
+            for adapter in linear.worn_mut() {
                 found.push((name_a(layer), Parameter::Matrix(&mut adapter.a).track()));
                 found.push((name_b(layer), Parameter::Matrix(&mut adapter.b).track()));
             }

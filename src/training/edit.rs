@@ -18,6 +18,7 @@ use crate::{
         unet::{UNet, UNetInputs},
         vae::Moments,
     },
+    nn::Adapters,
     pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Request, Similarity},
     rng::{Purpose, Seed},
 };
@@ -83,13 +84,14 @@ impl<'a> EditTask<'a> {
     }
 
     /// What the model makes of pairs with one of the configured seeds.
-    fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64) -> Result<Vec<RgbImage>> {
+    fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
         let [rows, _, height, width] = pairs.latents.dims();
         let factor = self.pipeline.vae.downsampling();
         let noise = self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, rows);
         let request = Request {
             negative: Some((pairs.null.clone(), self.validation.text_guidance)),
             original: Some((pairs.latents.clone(), image_guidance)),
+            adapters: adapters.to_vec(),
             ..Request::new(pairs.text.clone(), noise, vec![seed; rows], self.validation.steps)
         };
         self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)
@@ -154,13 +156,13 @@ impl Task for EditTask<'_> {
     }
 
     /// Held-out pairs: a row for each, with the original, an edit for each seed, and the target.
-    fn grid(&mut self, _: bool) -> Result<Option<RgbImage>> {
+    fn grid(&mut self, adapters: &[Adapters], _: bool) -> Result<Option<RgbImage>> {
         let mut pictures = Vec::new();
         for batch in &self.shown {
             let pairs = self.pairs(batch)?;
             let mut columns = vec![pairs.originals.clone()];
             for &seed in &self.validation.seeds {
-                columns.push(self.edit(&pairs, seed, self.validation.image_guidance)?);
+                columns.push(self.edit(&pairs, seed, self.validation.image_guidance, adapters)?);
             }
             columns.push(pairs.targets);
             let row = |i: usize| columns.iter().map(move |column| column[i].clone());
@@ -170,7 +172,7 @@ impl Task for EditTask<'_> {
         Ok((!pictures.is_empty()).then(|| arrange(&pictures.iter().collect::<Vec<_>>(), columns)))
     }
 
-    fn curve(&self, similarity: &Similarity) -> Result<EditCurve> {
+    fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve> {
         let mut of_guidance = vec![Vec::new(); IMAGE_GUIDANCES.len()];
         let mut of_targets = Vec::new();
         for batch in &self.shown {
@@ -186,7 +188,7 @@ impl Task for EditTask<'_> {
             measure(&pairs.targets, &mut of_targets)?;
             for (&guidance, scores) in IMAGE_GUIDANCES.iter().zip(&mut of_guidance) {
                 for &seed in &self.validation.seeds {
-                    measure(&self.edit(&pairs, seed, guidance)?, scores)?;
+                    measure(&self.edit(&pairs, seed, guidance, adapters)?, scores)?;
                 }
             }
         }

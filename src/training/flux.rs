@@ -12,12 +12,12 @@ use super::{
 use crate::{
     data::{Batch, LatentDataset},
     error::{Error, Result},
-    lora,
     models::{
         flux::{FluxInputs, FluxTransformer},
         text::PromptEmbeds,
         vae::Moments,
     },
+    nn::Adapters,
     pipelines::{FluxPipeline, Pipeline, Request, Similarity},
     rng::Seed,
 };
@@ -80,19 +80,20 @@ impl Task for FluxTask {
 
     /// The configured prompts and seeds, made in one batch: a row for each prompt, and for each seed the picture without the
     /// adapter beside the one with it. An adapter that is not trained yet changes nothing, so nothing is made twice.
-    fn grid(&mut self, trained: bool) -> Result<Option<RgbImage>> {
+    fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(job) = &self.job else { return Ok(None) };
         if self.without_adapter.is_empty() {
-            let mut base = self.pipeline.transformer.clone();
-            lora::detach_all(&mut base);
-            self.without_adapter = pictures(&self.pipeline.with_transformer(base), job)?;
+            self.without_adapter = pictures(&self.pipeline, job, &[])?;
         }
-        let with_adapter = if trained { pictures(&self.pipeline, job)? } else { self.without_adapter.clone() };
+        let with_adapter = match trained {
+            true => pictures(&self.pipeline, job, adapters)?,
+            false => self.without_adapter.clone(),
+        };
         let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
         Ok(Some(arrange(&pairs.collect::<Vec<_>>(), 2 * self.validation.seeds.len())))
     }
 
-    fn curve(&self, _: &Similarity) -> Result<EditCurve> {
+    fn curve(&self, _: &[Adapters], _: &Similarity) -> Result<EditCurve> {
         Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"))
     }
 }
@@ -110,6 +111,7 @@ fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeli
     Ok(Some(Request { guidance: config.guidance, ..Request::new(text, noise, seeds, config.steps) }))
 }
 
-fn pictures(pipeline: &FluxPipeline, job: &Request) -> Result<Vec<RgbImage>> {
-    pipeline.decode(pipeline.generate(job, &mut |_| ())?)
+fn pictures(pipeline: &FluxPipeline, job: &Request, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
+    let job = Request { adapters: adapters.to_vec(), ..job.clone() };
+    pipeline.decode(pipeline.generate(&job, &mut |_| ())?)
 }

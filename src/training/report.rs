@@ -161,7 +161,8 @@ impl Job for Scoring<'_> {
             let loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64;
             CheckpointScore { step, loss, loss_at_level: losses, samples }
         };
-        let mut scores = vec![score(0, validator.losses(&task)?, None)];
+        let mut scores = vec![score(0, validator.losses(&task, &[])?, None)];
+        let mut adapters = None;
         let total = checkpoints.len();
         let measured = checkpoints.iter().try_for_each(|checkpoint| {
             stop::check()?;
@@ -169,13 +170,16 @@ impl Job for Scoring<'_> {
             checkpoint.verify_trained(true)?;
             let trained = Trained::read(config, checkpoint, true, task.model_mut(), &device)?;
             let path = checkpoint.trained(true)?;
-            trained.attach(task.model_mut()).map_err(|e| e.at(&path))?;
-            let losses = validator.losses(&task)?;
-            let samples = task.grid(true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;
+            trained.check(task.model()).map_err(|e| e.at(&path))?;
+            adapters = trained.adapters();
+            let losses = validator.losses(&task, adapters.as_slice())?;
+            let samples =
+                task.grid(adapters.as_slice(), true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;
             scores.push(score(checkpoint.step, losses, samples));
             Ok(())
         });
-        let curve = measured.and_then(|()| similarity.map(|similarity| task.curve(&similarity)).transpose());
+        let curve = measured
+            .and_then(|()| similarity.map(|similarity| task.curve(adapters.as_slice(), &similarity)).transpose());
         let (curve, unmeasured) = match curve {
             // What is measured is not thrown away.
             Err(Error::Stopped { .. }) => (None, total + 1 - scores.len()),

@@ -23,7 +23,7 @@ use super::{
     resume::{Origin, Resumed, resumable},
     run_folder::{self, RunFolder, drop_grids},
     task::{Job, Noised, Task, with_task},
-    trained::{Both, Trained, assign},
+    trained::{Both, Trained, assign, subject},
     validation::Validator,
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     error::{Error, Result},
     lora::Lora,
     memory::Stage,
-    models::Segmented,
+    models::Network,
     rng::Seed,
     stop,
 };
@@ -142,7 +142,7 @@ impl<'a, T: Task> Run<'a, T> {
                 (folder, state.step, trained, ema, optimizer)
             }
         };
-        trained.attach(model)?;
+        trained.check(model)?;
         let resolved = config.to_toml()?;
         replace(&folder.path().join(CONFIG), |partial| {
             fs::write(partial, &resolved).map_err(|e| Error::io(partial, e))
@@ -266,7 +266,7 @@ impl<'a, T: Task> Run<'a, T> {
         let grad_norm = clip(&mut gradients, 1.0 / samples as f64, optimizer.max_grad_norm);
         let max_steps = self.config.training.max_steps;
         let learning_rate = self.config.schedule.learning_rate(optimizer.learning_rate, self.step, max_steps);
-        self.trained.step(self.task.model_mut(), &mut self.optimizer, learning_rate, gradients)?;
+        self.trained.step(self.task.model_mut(), &mut self.optimizer, learning_rate, gradients);
         if let Some(ema) = &mut self.ema {
             ema.update(&mut Both(&mut self.trained, self.task.model_mut()));
         }
@@ -280,15 +280,15 @@ impl<'a, T: Task> Run<'a, T> {
         let [rows, moments, height, width] = batch.moments.dims();
         let noised = Noised::draw(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
         let example = self.task.example(batch, noised);
-        self.trained.drop_out(self.config, self.step, first, self.task.model_mut());
-        let count = self.task.model().segments().len();
+        let adapters = self.trained.adapters_in_training(self.config, self.step, first);
+        let count = self.task.model().len();
         let groups = match self.config.training.activations {
             Activations::Blockwise => backward::blockwise(count),
             Activations::Full => backward::full(count),
         };
         // Summed over the batch, so that batches of different sizes add up to a mean over all samples of the step.
         let loss = |prediction| example.loss(prediction) * rows as f64;
-        backward(self.task.model(), self.config.training.mode, &example.inputs, &groups, loss)
+        backward(self.task.model(), subject(&adapters), &example.inputs, &groups, loss)
     }
 
     /// Whether this step ends a period of `every` steps; there are no periods of 0.
@@ -302,20 +302,20 @@ impl<'a, T: Task> Run<'a, T> {
         let measured = self.measure(validator, display);
         if let Some(raw) = raw {
             assign(&mut Both(&mut self.trained, self.task.model_mut()), &raw);
-            self.trained.attach(self.task.model_mut())?;
         }
         measured
     }
 
     fn measure(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
-        let losses = validator.losses(&self.task)?;
+        let adapters = self.trained.adapters();
+        let losses = validator.losses(&self.task, adapters.as_slice())?;
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
             let what = format!("the held-out loss at {} {level}", T::LEVEL);
             return Err(Error::NotFinite { step: self.step, what }
                 .hint("lower `optimizer.learning_rate`, and go on from a checkpoint before this step"));
         }
         let stage = Stage::enter("validation pictures", self.task.device());
-        let grid = self.task.grid(self.step > 0)?;
+        let grid = self.task.grid(adapters.as_slice(), self.step > 0)?;
         drop(stage);
         // The line last: where it is, all is.
         if let Some(grid) = grid {
@@ -336,7 +336,6 @@ impl<'a, T: Task> Run<'a, T> {
             raw.insert(name.to_string(), parameter.flat());
         });
         assign(&mut Both(&mut self.trained, self.task.model_mut()), ema.means());
-        self.trained.attach(self.task.model_mut()).expect("it was attached before");
         Some(raw)
     }
 

@@ -8,18 +8,19 @@ use crate::{
     data::Batch,
     error::Result,
     memory::Stage,
-    models::{Segment, Segmented, draw_noise, vae::Moments},
+    models::{Network, draw_noise, vae::Moments},
+    nn::Adapters,
     pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind, Similarity},
     rng::{Purpose, Seed},
 };
 
 /// What the model of a task is called with.
-pub(super) type Inputs<T> = <<<T as Task>::Model as Segmented>::Segment as Segment>::Inputs;
+pub(super) type Inputs<T> = <<T as Task>::Model as Network>::Inputs;
 
 /// A model and what it learns. The loop, checkpoints, metrics and validation are the same for all tasks.
 pub(super) trait Task: Sized {
     /// The denoiser that is trained.
-    type Model: Segmented;
+    type Model: Network;
 
     /// The folders of the model that make the denoiser what it is.
     const PARTS: [&'static str; 2];
@@ -27,7 +28,7 @@ pub(super) trait Task: Sized {
     /// What a noise level is called: `sigma` or `timestep`.
     const LEVEL: &'static str;
 
-    /// The denoiser, with whatever adapters are attached.
+    /// The denoiser.
     fn model(&self) -> &Self::Model;
 
     /// The same, to be changed.
@@ -50,18 +51,18 @@ pub(super) trait Task: Sized {
     /// The noise levels at which the held-out loss is measured.
     fn levels(&self) -> &[f64];
 
-    /// What the model makes, as one picture for people to look at, if the configuration asks for any. A model that is not
-    /// `trained` yet is as it was loaded.
+    /// What the model makes with `adapters` on, as one picture for people to look at, if the configuration asks for any. A model
+    /// that is not `trained` yet is as it was loaded.
     ///
     /// # Errors
     /// A picture is not finite, or the cache is damaged.
-    fn grid(&mut self, trained: bool) -> Result<Option<RgbImage>>;
+    fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>>;
 
-    /// How far the edits of held-out pairs, at least one, go and how much they keep.
+    /// How far the edits of held-out pairs, at least one, go and how much they keep, with `adapters` on.
     ///
     /// # Errors
     /// The model does not edit pictures, a picture is not finite, or the cache is damaged.
-    fn curve(&self, similarity: &Similarity) -> Result<EditCurve>;
+    fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve>;
 }
 
 /// What is done with a task, whichever it is.

@@ -1,22 +1,27 @@
-//! What a run changes: an adapter, or the model itself.
+//! What a run changes: adapters beside the model, or the model itself.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Mode, TrainConfig, backward::Gradients, checkpoint::Checkpoint, optimizer::AdamW};
+use super::{
+    Mode, TrainConfig,
+    backward::{Gradients, Subject},
+    checkpoint::Checkpoint,
+    optimizer::AdamW,
+};
 use crate::{
     error::Result,
-    lora::{self, Lora},
-    models::Segmented,
-    nn::{Dropout, Linears, Parameter, Parameters},
+    lora::Lora,
+    models::Network,
+    nn::{Adapters, Parameter, Parameters},
     rng::Seed,
     weights::{TensorFile, Values},
 };
 
-/// The numbers that are trained, and how they get onto the model.
+/// The numbers that are trained.
 pub(super) enum Trained {
-    /// Beside the model, and attached to it.
+    /// Beside the model, which wears them while it is lent.
     Lora(Lora),
     /// The model's own.
     Full,
@@ -27,9 +32,14 @@ impl Trained {
     ///
     /// # Errors
     /// A LoRA target matches no layer.
-    pub fn new(config: &TrainConfig, model: &mut impl Segmented) -> Result<Self> {
+    pub fn new(config: &TrainConfig, model: &impl Network) -> Result<Self> {
         match config.training.mode {
-            Mode::Lora => Ok(Self::Lora(Lora::init(&config.lora, Seed(config.run.seed), model)?)),
+            Mode::Lora => Ok(Self::Lora(Lora::init(
+                &config.lora,
+                Seed(config.run.seed),
+                &model.layers(),
+                model.lender().device(),
+            )?)),
             Mode::Full => Ok(Self::Full),
         }
     }
@@ -43,7 +53,7 @@ impl Trained {
         config: &TrainConfig,
         checkpoint: &Checkpoint,
         averaged: bool,
-        model: &mut impl Segmented,
+        model: &mut impl Network,
         device: &Device,
     ) -> Result<Self> {
         let path = checkpoint.trained(averaged)?;
@@ -73,7 +83,7 @@ impl Trained {
     pub fn means(
         &self,
         checkpoint: &Checkpoint,
-        model: &mut impl Segmented,
+        model: &mut impl Network,
         device: &Device,
     ) -> Result<Option<BTreeMap<String, Tensor<1>>>> {
         if !checkpoint.state()?.averaged {
@@ -93,47 +103,33 @@ impl Trained {
         }))
     }
 
-    /// Puts the numbers onto the model, instead of those that were on it.
-    ///
     /// # Errors
-    /// The adapter is for another model.
-    pub fn attach(&self, model: &mut impl Segmented) -> Result<()> {
+    /// The adapters are for another model.
+    pub fn check(&self, model: &impl Network) -> Result<()> {
         match self {
-            Self::Lora(lora) => {
-                lora::detach_all(model);
-                lora.attach(model, 1.0)
-            }
+            Self::Lora(lora) => lora.check(&model.layers()),
             Self::Full => Ok(()),
         }
     }
 
-    /// One step of the optimizer.
-    ///
-    /// # Errors
-    /// None that a step before did not have.
-    pub fn step(
-        &mut self,
-        model: &mut impl Segmented,
-        optimizer: &mut AdamW,
-        learning_rate: f64,
-        gradients: Gradients,
-    ) -> Result<()> {
+    /// What the model wears; nothing where it is trained itself.
+    pub fn adapters(&self) -> Option<Adapters> {
         match self {
-            Self::Lora(lora) => {
-                // Held by nothing else, the numbers are changed where they lie.
-                lora::detach_all(model);
-                optimizer.step(learning_rate, lora, gradients);
-                self.attach(model)
-            }
-            Self::Full => {
-                optimizer.step(learning_rate, model, gradients);
-                Ok(())
-            }
+            Self::Lora(lora) => Some(lora.adapters(1.0)),
+            Self::Full => None,
+        }
+    }
+
+    /// One step of the optimizer. Where nothing else holds the numbers, they are changed where they lie.
+    pub fn step(&mut self, model: &mut impl Network, optimizer: &mut AdamW, learning_rate: f64, gradients: Gradients) {
+        match self {
+            Self::Lora(lora) => optimizer.step(learning_rate, lora, gradients),
+            Self::Full => optimizer.step(learning_rate, model, gradients),
         }
     }
 
     /// Calls `visit` with every trained tensor.
-    pub fn parameters(&mut self, model: &mut impl Segmented, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+    pub fn parameters(&mut self, model: &mut impl Network, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         match self {
             Self::Lora(lora) => Parameters::parameters(lora, "", visit),
             Self::Full => model.parameters("", visit),
@@ -144,7 +140,7 @@ impl Trained {
     /// `means` has a tensor, its numbers are taken instead.
     pub fn tensors(
         &mut self,
-        model: &mut impl Segmented,
+        model: &mut impl Network,
         means: Option<&BTreeMap<String, Tensor<1>>>,
     ) -> BTreeMap<String, Values> {
         if let Self::Lora(lora) = self {
@@ -161,24 +157,26 @@ impl Trained {
         tensors
     }
 
-    /// Turns on dropout in the adapters, for the samples from `first_sample` on.
-    pub fn drop_out(&self, config: &TrainConfig, step: u64, first_sample: u64, model: &mut impl Segmented) {
+    /// The same as [`adapters`](Self::adapters) in training, where numbers of the samples from `first_sample` on are dropped.
+    pub fn adapters_in_training(&self, config: &TrainConfig, step: u64, first_sample: u64) -> Option<Adapters> {
         let (probability, seed) = (config.lora.dropout, Seed(config.run.seed));
-        if probability == 0.0 || matches!(self, Self::Full) {
-            return;
-        }
-        model.linears("", &mut |name, layer| {
-            for adapter in &mut layer.adapters {
-                adapter.dropout = Some(Dropout { probability, seed: seed.derive(name), step, first_sample });
-            }
-        });
+        let adapters = self.adapters()?;
+        Some(match probability {
+            0.0 => adapters,
+            _ => adapters.dropping_out(probability, seed, step, first_sample),
+        })
     }
+}
+
+/// What gradients are wanted of where the model wears these adapters.
+pub(super) fn subject(adapters: &Option<Adapters>) -> Subject<'_> {
+    adapters.as_ref().map_or(Subject::Weights, Subject::Adapters)
 }
 
 /// The trained numbers of a run as one thing with names.
 pub(super) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
 
-impl<M: Segmented> Parameters for Both<'_, M> {
+impl<M: Network> Parameters for Both<'_, M> {
     fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         self.0.parameters(self.1, visit);
     }

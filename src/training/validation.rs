@@ -7,7 +7,8 @@ use crate::{
     data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
     memory::Stage,
-    models::{Segmented, draw_noise},
+    models::{Network, draw_noise},
+    nn::Adapters,
     rng::{Purpose, Seed},
     stop,
 };
@@ -34,13 +35,13 @@ impl<'a> Validator<'a> {
         !self.batches.is_empty()
     }
 
-    /// The mean loss over all held-out samples at each noise level, of the model as it is, adapter included; every level and
+    /// The mean loss over all held-out samples at each noise level, of the model with `adapters` on; every level and
     /// sample counts the same, whatever the weighting in training. Empty if no sample is held out. Each picture has its own
     /// fixed noise, and its latents are the most likely ones.
     ///
     /// # Errors
     /// The cache is damaged, or the process is asked to stop.
-    pub fn losses(&self, task: &impl Task) -> Result<Vec<(f64, f64)>> {
+    pub fn losses(&self, task: &impl Task, adapters: &[Adapters]) -> Result<Vec<(f64, f64)>> {
         let _stage = Stage::enter("validation loss", task.device());
         let levels = task.levels();
         let mut sums = vec![0.0; levels.len()];
@@ -55,7 +56,7 @@ impl<'a> Validator<'a> {
                 stop::check()?;
                 let noised = Noised { posterior: None, noise: noise.clone(), levels: vec![level; rows] };
                 let example = task.example(data.clone(), noised);
-                let errors = example.errors(task.model().predict(&example.inputs));
+                let errors = example.errors(task.model().predict(&example.inputs, adapters));
                 *sum += f64::from(errors.sum().into_scalar::<f32>());
             }
         }

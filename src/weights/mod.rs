@@ -8,10 +8,9 @@ mod file;
 mod folder;
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use burn::{
@@ -27,11 +26,24 @@ use crate::{
 pub use file::{Stored, TensorFile, Values, write_tensors};
 pub use folder::{FolderReport, export_folder};
 
-/// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`.
+/// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
+/// of these is there.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    source: Rc<Source>,
+    source: Arc<Source>,
     prefix: String,
+    stay: Stay,
+}
+
+/// How long tensors stay where they are taken to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stay {
+    /// As long as the model.
+    Kept,
+    /// For one use.
+    Lent,
+    /// They are not taken at all: only headers are read.
+    Unread,
 }
 
 #[derive(Debug)]
@@ -40,8 +52,8 @@ struct Source {
     content: Content,
     device: Device,
     dtype: Option<FloatDType>,
-    taken: RefCell<BTreeMap<String, Vec<usize>>>,
-    problems: RefCell<Vec<String>>,
+    taken: Mutex<BTreeMap<String, Vec<usize>>>,
+    problems: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +80,7 @@ impl Weights {
             }
         }
         let weights = Self::root(folder, Content::Files { files, home }, device, dtype);
-        weights.source.problems.borrow_mut().extend(twice);
+        weights.source.problems().extend(twice);
         Ok(weights)
     }
 
@@ -86,15 +98,31 @@ impl Weights {
             content,
             device: device.clone(),
             dtype,
-            taken: RefCell::default(),
-            problems: RefCell::default(),
+            taken: Mutex::default(),
+            problems: Mutex::default(),
         };
-        Self { source: Rc::new(source), prefix: String::new() }
+        Self { source: Arc::new(source), prefix: String::new(), stay: Stay::Kept }
+    }
+
+    /// The same for a look at names, shapes and types alone: what is wrong with them is noted for [`finish`](Self::finish), and
+    /// each tensor is one of zeros, of a single number.
+    pub fn unread(&self) -> Self {
+        Self { stay: Stay::Unread, ..self.clone() }
+    }
+
+    /// The same for tensors that are taken anew for each use: nothing is made of them that only many uses would be worth.
+    pub fn lent(&self) -> Self {
+        Self { stay: Stay::Lent, ..self.clone() }
+    }
+
+    /// Whether tensors stay as long as the model.
+    pub fn are_kept(&self) -> bool {
+        self.stay == Stay::Kept
     }
 
     /// The tensors below `name`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { source: self.source.clone(), prefix: self.full(&name.to_string()) }
+        Self { source: self.source.clone(), prefix: self.full(&name.to_string()), stay: self.stay }
     }
 
     /// The tensors below the first of `names` that the checkpoint has anything under, else below the first: for parts
@@ -144,20 +172,25 @@ impl Weights {
     /// [`finish`](Self::finish), and an empty tensor stands in for it until then.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
         let full = self.full(name);
-        self.source.read(&full, shape).unwrap_or_else(|problem| {
-            self.source.problems.borrow_mut().push(problem);
-            Tensor::zeros([1; D], &self.source.device)
+        let nothing = || Tensor::zeros([1; D], &self.source.device);
+        let read = match self.stay {
+            Stay::Unread => self.source.check(&full, &shape).map(|()| nothing()),
+            Stay::Kept | Stay::Lent => self.source.read(&full, shape),
+        };
+        read.unwrap_or_else(|problem| {
+            self.source.problems().push(problem);
+            nothing()
         })
     }
 
     /// Marks a tensor as known although nothing is computed from it.
     pub fn ignore(&self, name: &str) {
-        self.source.taken.borrow_mut().insert(self.full(name), Vec::new());
+        self.source.taken().insert(self.full(name), Vec::new());
     }
 
     /// The names and shapes of the tensors that were taken so far, as a checkpoint has them.
     pub fn taken(&self) -> BTreeMap<String, Vec<usize>> {
-        let taken = self.source.taken.borrow();
+        let taken = self.source.taken();
         taken.iter().filter(|(_, shape)| !shape.is_empty()).map(|(name, shape)| (name.clone(), shape.clone())).collect()
     }
 
@@ -166,9 +199,9 @@ impl Weights {
     /// # Errors
     /// Tensors were missing, misshapen or left over: one error that lists them all.
     pub fn finish(&self) -> Result<()> {
-        let mut problems = self.source.problems.take();
+        let mut problems = std::mem::take(&mut *self.source.problems());
         if let Content::Files { home, .. } = &self.source.content {
-            let taken = self.source.taken.borrow();
+            let taken = self.source.taken();
             let unused = home.keys().filter(|name| !taken.contains_key(*name));
             problems.extend(unused.map(|name| format!("tensor `{name}` belongs to no part of the model")));
         }
@@ -189,30 +222,48 @@ impl Weights {
 }
 
 impl Source {
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Vec<String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a header only.
+    fn check(&self, name: &str, shape: &[usize]) -> std::result::Result<(), String> {
+        if let Content::Files { files, home } = &self.content {
+            let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
+            self.taken().insert(name.into(), shape.into());
+            let found = files[file].shape(name).expect("the index was made from the files");
+            if found != shape {
+                return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
+            }
+            let dtype = files[file].dtype(name).expect("as its shape");
+            if !["F32", "F64", "BF16", "F16"].contains(&dtype.as_str()) {
+                return Err(format!(
+                    "tensor `{name}` holds {dtype}, expected floating-point numbers of 16, 32 or 64 bits"
+                ));
+            }
+        } else {
+            self.taken().insert(name.into(), shape.into());
+        }
+        Ok(())
+    }
+
     fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> std::result::Result<Tensor<D>, String> {
+        self.check(name, &shape)?;
         let data = match &self.content {
             Content::Random(seed) => {
-                self.taken.borrow_mut().insert(name.into(), shape.into());
                 let dtype = self.dtype.unwrap_or(FloatDType::F32);
                 match self.device.as_dispatch() {
                     DispatchDevice::Flex(_) => random(*seed, name, &shape),
                     _ => return Ok(random_on(&self.device, *seed, name, shape, dtype.into())),
                 }
             }
-            Content::Files { files, home } => {
-                let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
-                self.taken.borrow_mut().insert(name.into(), shape.into());
-                let found = files[file].shape(name).expect("the index was made from the files");
-                if found != shape {
-                    return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
-                }
-                files[file].read(name).map_err(|e| e.to_string())?
-            }
+            Content::Files { files, home } => files[home[name]].read(name).map_err(|e| e.to_string())?,
         };
         let dtype = data.dtype;
-        if !dtype.is_float() {
-            return Err(format!("tensor `{name}` holds {dtype:?}, expected floating-point numbers"));
-        }
         let device = &self.device;
         let upload = |data| Tensor::<D>::from_data(data, (device, dtype));
         Ok(match self.dtype {

@@ -9,7 +9,7 @@ use std::{
 use burn::tensor::{Device, Tensor};
 use kiln::{
     lora::{Format, Lora},
-    nn::{Linear, Linears},
+    nn::{LayerShape, Linear, Linears, Parameter, Parameters, Weight},
     weights::TensorFile,
 };
 
@@ -47,11 +47,32 @@ pub fn layers(folder: &Path) -> Layers {
                 data.shape = [data.shape[0], data.shape[1]].into();
                 let dtype = data.dtype;
                 let weight = Tensor::from_data(data, (&Device::flex(), dtype));
-                layers.push((layer.to_string(), Linear { weight, bias: None, pointwise, adapters: Vec::new() }));
+                let linear = Linear::new(Weight::new(weight));
+                layers.push((layer.to_string(), if pointwise { linear.pointwise() } else { linear }));
             }
         }
     }
     Layers(layers)
+}
+
+impl Layers {
+    /// What LoRA asks of a network.
+    pub fn shapes(&mut self) -> Vec<LayerShape> {
+        LayerShape::all("", self)
+    }
+
+    /// The matrix of each.
+    pub fn weights(&mut self) -> Vec<(String, Tensor<2>)> {
+        let mut all = Vec::new();
+        for (name, layer) in &mut self.0 {
+            layer.parameters("", &mut |_, parameter| {
+                if let Parameter::Matrix(weight) = parameter {
+                    all.push((name.clone(), weight.clone()));
+                }
+            });
+        }
+        all
+    }
 }
 
 /// The folders with LoRA files of a golden.

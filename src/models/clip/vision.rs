@@ -106,12 +106,7 @@ impl ClipVisionModel {
         embeddings.ignore("position_ids");
         let patches = (config.image_size / patch).pow(2);
         Self {
-            patches: Conv2d {
-                weight: embeddings.tensor("patch_embedding.weight", [width, config.num_channels, patch, patch]),
-                bias: None,
-                stride: patch,
-                padding: 0,
-            },
+            patches: Conv2d::load_patches(&embeddings.at("patch_embedding"), config.num_channels, width, patch),
             class: embeddings.tensor("class_embedding", [width]),
             positions: embeddings.tensor("position_embedding.weight", [patches + 1, width]),
             first_norm: norm("pre_layrnorm"), // the name in every published file

@@ -8,6 +8,7 @@ use super::{
     stem::{Head, Stem},
 };
 use crate::{
+    lending,
     models::{Change, Segment, State, view},
     nn::{Linear, Linears, Parameter, Parameters},
     weights::Weights,
@@ -102,13 +103,15 @@ impl FluxSegment {
     }
 }
 
-impl Segment for FluxSegment {
-    type Inputs = FluxInputs;
-    type State = FluxState;
-
+impl lending::Part for FluxSegment {
     fn name(&self) -> &str {
         &self.name
     }
+}
+
+impl Segment for FluxSegment {
+    type Inputs = FluxInputs;
+    type State = FluxState;
 
     fn run(&self, inputs: &FluxInputs, state: FluxState) -> FluxState {
         match (&self.part, state) {
@@ -126,9 +129,11 @@ impl Segment for FluxSegment {
                 Velocity(head.forward(x.narrow(1, text_tokens, image_tokens), view(&vec)))
             }
             // From two streams to one, text first.
-            (Part::Single(_) | Part::Head(_), Two { img, txt, vec }) => {
+            (Part::Single(_), Two { img, txt, vec }) => {
                 self.run(inputs, One { x: Tensor::cat(vec![txt, img], 1), vec })
             }
+            // Where there are no single blocks.
+            (Part::Head(head), Two { img, vec, .. }) => Velocity(head.forward(img, view(&vec))),
             _ => panic!("segments run in their order: stem, double blocks, single blocks, head"),
         }
     }

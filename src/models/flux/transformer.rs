@@ -4,10 +4,11 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
-use super::{FluxConfig, FluxSegment, rope::Rope};
+use super::{FluxConfig, FluxSegment, FluxState, rope::Rope};
 use crate::{
     error::{Error, Result},
-    models::{Inputs, Segmented},
+    lending::{Lender, Residence},
+    models::{Inputs, Network, every},
     weights::{Weights, read_json},
 };
 
@@ -42,6 +43,21 @@ impl Inputs for FluxInputs {
             },
         }
     }
+
+    fn rows(&self) -> usize {
+        self.img.dims()[0]
+    }
+
+    fn every(&self, first: usize, step: usize) -> Self {
+        Self {
+            img: every(&self.img, first, step),
+            txt: every(&self.txt, first, step),
+            pooled: every(&self.pooled, first, step),
+            sigma: every(&self.sigma, first, step),
+            guidance: every(&self.guidance, first, step),
+            rope: self.rope.clone(),
+        }
+    }
 }
 
 /// FluxTransformer2DModel.
@@ -49,7 +65,7 @@ impl Inputs for FluxInputs {
 pub struct FluxTransformer {
     /// Its `config.json`.
     pub config: FluxConfig,
-    segments: Vec<FluxSegment>,
+    segments: Lender<FluxSegment>,
 }
 
 impl FluxTransformer {
@@ -58,34 +74,50 @@ impl FluxTransformer {
     /// # Errors
     /// A file is missing or broken, or weights and configuration do not fit: all misfits in one error.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        Self::open_as(Residence::Resident, folder, device, dtype)
+    }
+
+    /// The same with weights that lie where `residence` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(
+        residence: Residence,
+        folder: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: FluxConfig = read_json(&path)?;
         config.check().map_err(|problem| Error::file(path, problem))?;
         let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config);
+        let model = Self::load(&weights, config, residence);
         weights.finish().map(|()| model)
     }
 
     /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].
-    pub fn load(weights: &Weights, config: FluxConfig) -> Self {
-        let segments = (0..FluxSegment::count(&config)).map(|i| FluxSegment::load(weights, &config, i)).collect();
-        Self { config, segments }
+    pub fn load(weights: &Weights, config: FluxConfig, residence: Residence) -> Self {
+        let of = config.clone();
+        let load = move |weights: &Weights, index| FluxSegment::load(weights, &of, index);
+        Self { segments: Lender::new(weights, residence, FluxSegment::count(&config), load), config }
     }
 
-    /// The predicted velocity of each image token, `[B, L, 4·C]`.
+    /// The predicted velocity of each image token without adapters, `[B, L, 4·C]`.
     pub fn forward(&self, inputs: &FluxInputs) -> Tensor<3> {
-        self.predict(inputs).squeeze_dim(1)
+        self.predict(inputs, &[]).squeeze_dim(1)
     }
 }
 
-impl Segmented for FluxTransformer {
+impl Network for FluxTransformer {
+    type Inputs = FluxInputs;
+    type State = FluxState;
     type Segment = FluxSegment;
 
-    fn segments(&self) -> &[FluxSegment] {
+    fn lender(&self) -> &Lender<FluxSegment> {
         &self.segments
     }
 
-    fn segments_mut(&mut self) -> &mut [FluxSegment] {
+    fn lender_mut(&mut self) -> &mut Lender<FluxSegment> {
         &mut self.segments
     }
 }

@@ -203,7 +203,7 @@ impl Layer {
         let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
         // Scores are not divided by √K: T5's initial weights made up for it.
         let h = kernels::attention_biased(head(&self.q), head(&self.k), head(&self.v), Some(bias), 1.0);
-        let inner = self.o.weight.dims()[1];
+        let [_, inner] = self.o.weight().dims();
         let x = x + self.o.forward(h.swap_dims(1, 2).reshape([batch, length, inner]));
         let h = self.norm2.forward(x.clone());
         let wide = self.wi.forward(h.clone());

@@ -16,10 +16,12 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use crate::{
     error::Result,
-    models::{Inputs, Segmented},
+    lending::{Lender, Residence},
+    models::{Inputs, Network, every},
     weights::Weights,
 };
 pub use config::{DownBlockType, MidBlockType, PerLevel, UNetConfig, UpBlockType};
+use segment::Place;
 pub use segment::{UNetSegment, UNetState};
 
 /// What one call of the U-Net takes.
@@ -41,6 +43,18 @@ impl Inputs for UNetInputs {
             text: Tensor::from_inner(self.text.clone()),
         }
     }
+
+    fn rows(&self) -> usize {
+        self.sample.dims()[0]
+    }
+
+    fn every(&self, first: usize, step: usize) -> Self {
+        Self {
+            sample: every(&self.sample, first, step),
+            timestep: every(&self.timestep, first, step),
+            text: every(&self.text, first, step),
+        }
+    }
 }
 
 /// UNet2DConditionModel.
@@ -48,7 +62,7 @@ impl Inputs for UNetInputs {
 pub struct UNet {
     /// Its `config.json`.
     pub config: UNetConfig,
-    segments: Vec<UNetSegment>,
+    segments: Lender<UNetSegment>,
 }
 
 impl UNet {
@@ -58,40 +72,58 @@ impl UNet {
     /// A file is missing or broken, the config describes another model, or weights and config do not fit: all misfits in
     /// one error.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        Self::open_as(Residence::Resident, folder, device, dtype)
+    }
+
+    /// The same with weights that lie where `residence` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(
+        residence: Residence,
+        folder: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<Self> {
         let config = UNetConfig::open(&folder)?;
         let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config);
+        let model = Self::load(&weights, config, residence);
         weights.finish().map(|()| model)
     }
 
     /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].
-    pub fn load(weights: &Weights, config: UNetConfig) -> Self {
-        Self { segments: segment::load(weights, &config), config }
+    pub fn load(weights: &Weights, config: UNetConfig, residence: Residence) -> Self {
+        let (places, of) = (Place::all(&config), config.clone());
+        let count = places.len();
+        let load = move |weights: &Weights, index: usize| places[index].load(weights, &of);
+        Self { segments: Lender::new(weights, residence, count, load), config }
     }
 
     /// Lets the model take more channels, as InstructPix2Pix does with the picture to edit. The new ones count for nothing
     /// at first: their weights are zero, and the bias stays. A model that takes as many already is left alone.
     pub fn widen(&mut self, in_channels: usize) {
         if in_channels > self.config.in_channels {
-            self.segments[0].widen(in_channels);
+            self.segments.change(0, move |stem| stem.widen(in_channels));
             self.config.in_channels = in_channels;
         }
     }
 
-    /// The predicted noise or velocity, `[B, out_channels, h, w]`.
+    /// The predicted noise or velocity without adapters, `[B, out_channels, h, w]`.
     pub fn forward(&self, inputs: &UNetInputs) -> Tensor<4> {
-        self.predict(inputs)
+        self.predict(inputs, &[])
     }
 }
 
-impl Segmented for UNet {
+impl Network for UNet {
+    type Inputs = UNetInputs;
+    type State = UNetState;
     type Segment = UNetSegment;
 
-    fn segments(&self) -> &[UNetSegment] {
+    fn lender(&self) -> &Lender<UNetSegment> {
         &self.segments
     }
 
-    fn segments_mut(&mut self) -> &mut [UNetSegment] {
+    fn lender_mut(&mut self) -> &mut Lender<UNetSegment> {
         &mut self.segments
     }
 }

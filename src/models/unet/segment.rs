@@ -9,6 +9,7 @@ use super::{
     stem::{Head, Stem},
 };
 use crate::{
+    lending,
     models::{Change, Segment, State, view},
     nn::{Conv2d, Linear, Linears, Parameter, Parameters, upsample_nearest},
     weights::Weights,
@@ -104,55 +105,98 @@ enum Direction {
     Up,
 }
 
-/// The segments in order, with their tensors.
-pub(super) fn load(weights: &Weights, config: &UNetConfig) -> Vec<UNetSegment> {
-    let levels = config.block_out_channels.len();
-    let layer = |name: &str, number: usize, direction, [inputs, outputs]: [usize; 2], level: Option<usize>| {
-        let at = weights.at(name);
-        let resnet = Resnet::load(&at.at(format!("resnets.{number}")), config, inputs, outputs);
-        let attention =
-            level.map(|level| SpatialTransformer::load(&at.at(format!("attentions.{number}")), config, level));
-        UNetSegment { name: name.into(), part: Part::Layer(Layer { number, direction, resnet, attention }) }
-    };
-    let resample = |name: &str, layer: &str, channels| Conv2d::load(&weights.at(name).at(layer), channels, channels, 3);
-    let mut segments = vec![UNetSegment { name: String::new(), part: Part::Stem(Stem::load(weights, config)) }];
-    let mut channels = config.block_out_channels[0];
-    let mut skips = vec![channels];
-    for level in 0..levels {
-        let name = format!("down_blocks.{level}");
-        let outputs = config.block_out_channels[level];
-        let attends = config.down_block_types[level] == DownBlockType::CrossAttnDownBlock2D;
-        for number in 0..config.layers_per_block.at(level) {
-            segments.push(layer(&name, number, Direction::Down, [channels, outputs], attends.then_some(level)));
-            channels = outputs;
-            skips.push(channels);
+/// One segment as the configuration says it, without its tensors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The group of the checkpoint that it is in, and the number of that group.
+    group: (&'static str, usize),
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Stem,
+    Layer { number: usize, direction: Direction, channels: [usize; 2], attention: Option<usize> },
+    Down { channels: usize },
+    Up { channels: usize },
+    Head,
+}
+
+impl Place {
+    /// All segments in order.
+    pub(super) fn all(config: &UNetConfig) -> Vec<Self> {
+        const TOP: (&str, usize) = ("", 0);
+        let levels = config.block_out_channels.len();
+        let mut channels = config.block_out_channels[0];
+        let mut skips = vec![channels];
+        let mut all = vec![Self { group: TOP, kind: Kind::Stem }];
+        for level in 0..levels {
+            let group = ("down_blocks", level);
+            let outputs = config.block_out_channels[level];
+            let attends = config.down_block_types[level] == DownBlockType::CrossAttnDownBlock2D;
+            for number in 0..config.layers_per_block.at(level) {
+                let (channels, attention) =
+                    ([std::mem::replace(&mut channels, outputs), outputs], attends.then_some(level));
+                all.push(Self { group, kind: Kind::Layer { number, direction: Direction::Down, channels, attention } });
+                skips.push(outputs);
+            }
+            if level + 1 < levels {
+                all.push(Self { group, kind: Kind::Down { channels } });
+                skips.push(channels);
+            }
         }
-        if level + 1 < levels {
-            let conv = Conv2d { stride: 2, ..resample(&name, "downsamplers.0.conv", channels) };
-            segments.push(UNetSegment { name, part: Part::Down(conv) });
-            skips.push(channels);
+        if config.mid_block_type.is_some() {
+            for (number, attention) in [(0, Some(levels - 1)), (1, None)] {
+                let (direction, channels) = (Direction::Level, [channels; 2]);
+                all.push(Self {
+                    group: ("mid_block", 0),
+                    kind: Kind::Layer { number, direction, channels, attention },
+                });
+            }
+        }
+        for (i, level) in (0..levels).rev().enumerate() {
+            let group = ("up_blocks", i);
+            let outputs = config.block_out_channels[level];
+            let attends = config.up_block_types[i] == UpBlockType::CrossAttnUpBlock2D;
+            for number in 0..=config.layers_per_block.at(level) {
+                let skip = skips.pop().expect("the way down made one for each layer of the way up");
+                let inputs = std::mem::replace(&mut channels, outputs) + skip;
+                let (channels, attention) = ([inputs, outputs], attends.then_some(level));
+                all.push(Self { group, kind: Kind::Layer { number, direction: Direction::Up, channels, attention } });
+            }
+            if level > 0 {
+                all.push(Self { group, kind: Kind::Up { channels } });
+            }
+        }
+        all.push(Self { group: TOP, kind: Kind::Head });
+        all
+    }
+
+    fn name(&self) -> String {
+        match self.group {
+            (group @ ("" | "mid_block"), _) => group.into(),
+            (group, number) => format!("{group}.{number}"),
         }
     }
-    if config.mid_block_type.is_some() {
-        segments.push(layer("mid_block", 0, Direction::Level, [channels; 2], Some(levels - 1)));
-        segments.push(layer("mid_block", 1, Direction::Level, [channels; 2], None));
+
+    /// The segment with its tensors.
+    pub(super) fn load(&self, weights: &Weights, config: &UNetConfig) -> UNetSegment {
+        let name = self.name();
+        let at = weights.at(&name);
+        let resample = |layer: &str, channels| Conv2d::load(&at.at(layer), channels, channels, 3);
+        let part = match self.kind {
+            Kind::Stem => Part::Stem(Stem::load(weights, config)),
+            Kind::Layer { number, direction, channels: [inputs, outputs], attention } => {
+                let resnet = Resnet::load(&at.at(format!("resnets.{number}")), config, inputs, outputs);
+                let load = |level| SpatialTransformer::load(&at.at(format!("attentions.{number}")), config, level);
+                Part::Layer(Layer { number, direction, resnet, attention: attention.map(load) })
+            }
+            Kind::Down { channels } => Part::Down(resample("downsamplers.0.conv", channels).with(2, 1)),
+            Kind::Up { channels } => Part::Up(resample("upsamplers.0.conv", channels)),
+            Kind::Head => Part::Head(Head::load(weights, config)),
+        };
+        UNetSegment { name, part }
     }
-    for (i, level) in (0..levels).rev().enumerate() {
-        let name = format!("up_blocks.{i}");
-        let outputs = config.block_out_channels[level];
-        let attends = config.up_block_types[i] == UpBlockType::CrossAttnUpBlock2D;
-        for number in 0..=config.layers_per_block.at(level) {
-            let skip = skips.pop().expect("the way down made one for each layer of the way up");
-            segments.push(layer(&name, number, Direction::Up, [channels + skip, outputs], attends.then_some(level)));
-            channels = outputs;
-        }
-        if level > 0 {
-            let conv = resample(&name, "upsamplers.0.conv", channels);
-            segments.push(UNetSegment { name, part: Part::Up(conv) });
-        }
-    }
-    segments.push(UNetSegment { name: String::new(), part: Part::Head(Head::load(weights, config)) });
-    segments
 }
 
 impl UNetSegment {
@@ -181,13 +225,15 @@ impl Layer {
     }
 }
 
-impl Segment for UNetSegment {
-    type Inputs = UNetInputs;
-    type State = UNetState;
-
+impl lending::Part for UNetSegment {
     fn name(&self) -> &str {
         &self.name
     }
+}
+
+impl Segment for UNetSegment {
+    type Inputs = UNetInputs;
+    type State = UNetState;
 
     fn run(&self, inputs: &UNetInputs, state: UNetState) -> UNetState {
         match (&self.part, state) {

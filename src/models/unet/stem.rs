@@ -53,10 +53,7 @@ impl Stem {
 
     /// See [`UNet::widen`](super::UNet::widen).
     pub(super) fn widen(&mut self, inputs: usize) {
-        let weight = &self.conv_in.weight;
-        let [outputs, before, height, width] = weight.dims();
-        let zeros = Tensor::zeros([outputs, inputs - before, height, width], (&weight.device(), weight.dtype()));
-        self.conv_in.weight = Tensor::cat(vec![weight.clone(), zeros], 1);
+        self.conv_in.widen(inputs);
     }
 }
 

@@ -33,11 +33,8 @@ impl Encoder {
         let last = channels.len() - 1;
         let level = |i: usize| {
             let weights = weights.at(format!("down_blocks.{i}"));
-            let downsample = || Conv2d {
-                stride: 2,
-                padding: 0,
-                ..Conv2d::load(&weights.at("downsamplers.0.conv"), channels[i], channels[i], 3)
-            };
+            let conv = weights.at("downsamplers.0.conv");
+            let downsample = || Conv2d::load(&conv, channels[i], channels[i], 3).with(2, 0);
             Level {
                 resnets: resnets(&weights, config.layers_per_block, channels[i.saturating_sub(1)], channels[i], groups),
                 downsample: (i < last).then(downsample),
@@ -54,7 +51,7 @@ impl Encoder {
 
     /// Of the weights.
     pub(super) fn dtype(&self) -> FloatDType {
-        self.conv_in.weight.dtype().into()
+        self.conv_in.dtype().into()
     }
 
     /// `[B, 3, H, W]` → `[B, 2C, h, w]`.

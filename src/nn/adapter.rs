@@ -1,0 +1,137 @@
+//! Low-rank adapters, beside a network and not in it.
+//!
+//! A layer wears adapters only while it is lent. So switching them is lending with others: nothing is taken off or put back,
+//! and one set of weights serves many sets of adapters at once.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use burn::tensor::{FloatDType, Tensor, TensorData};
+
+use super::Linears;
+use crate::{
+    kernels,
+    rng::{Purpose, Seed},
+};
+
+/// The name of a layer in its checkpoint, such as `transformer_blocks.0.attn.to_q`.
+pub type LayerName = String;
+
+/// One low-rank pair on one layer (Hu et al. 2021): `scale·(x·Aᵀ)·Bᵀ`. The tensors are plain when the layer is only used, and
+/// leaves of the autodiff graph while they are trained.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// `[rank, in]`, f32.
+    pub a: Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: Tensor<2>,
+    /// `alpha / rank`, times the strength asked for.
+    pub scale: f64,
+    /// Only while training.
+    pub dropout: Option<Dropout>,
+}
+
+impl Adapter {
+    /// `y` `[M, out]`, the output of its layer for `x` `[M, in]`, with what the adapter adds to it. The rows are those of
+    /// `samples` samples.
+    pub(super) fn add(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
+        let Self { a, b, scale, dropout } = self;
+        match dropout {
+            None => kernels::low_rank(y, x, a.clone(), b.clone(), *scale),
+            Some(dropout) => {
+                let dtype: FloatDType = x.dtype().into();
+                let u = kernels::matmul(x, a.clone().cast(dtype).transpose());
+                y + kernels::matmul(dropout.apply(u, samples), b.clone().cast(dtype).transpose()) * *scale
+            }
+        }
+    }
+}
+
+/// Dropout inside an adapter, on `x·Aᵀ` (as kohya's `network_dropout`): the mask has `rank` numbers for each token, where one
+/// on `x` would have thousands. It is a function of (seed, step, sample, layer): a block that is run a second time for its
+/// backward pass drops the same numbers.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub probability: f64,
+    /// The seed of the run, mixed with the layer's name.
+    pub seed: Seed,
+    /// The optimizer step.
+    pub step: u64,
+    /// The number of the batch's first sample within the step.
+    pub first_sample: u64,
+}
+
+impl Dropout {
+    /// `u` `[rows, rank]` with a share of its elements zero and the others scaled up to keep the mean. The rows are those of
+    /// `samples` samples, equally many of each, one sample after the other.
+    fn apply(&self, u: Tensor<2>, samples: usize) -> Tensor<2> {
+        let shape = u.dims();
+        let each = shape[0] * shape[1] / samples;
+        let keep = 1.0 / (1.0 - self.probability) as f32;
+        let mask = (self.first_sample..).take(samples).flat_map(|sample| {
+            let draws = self.seed.draw(Purpose::Dropout, self.step, sample).uniform(each);
+            draws.into_iter().map(|draw| if f64::from(draw) < self.probability { 0.0 } else { keep })
+        });
+        let mask = TensorData::new(mask.collect::<Vec<f32>>(), shape);
+        let mask = Tensor::<2>::from_data(mask, &u.device().inner()).cast(u.dtype());
+        let mask = kernels::lift(mask, &u);
+        u * mask
+    }
+}
+
+/// Adapters of a network, by the names of their layers; those of one layer add up. Cheap to clone: nothing is copied.
+#[derive(Clone, Debug, Default)]
+pub struct Adapters(Arc<BTreeMap<LayerName, Vec<Adapter>>>);
+
+impl Adapters {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the layer has one.
+    pub fn contains(&self, layer: &str) -> bool {
+        self.0.contains_key(layer)
+    }
+
+    /// Of this layer.
+    pub fn of(&self, layer: &str) -> &[Adapter] {
+        self.0.get(layer).map_or(&[], Vec::as_slice)
+    }
+
+    /// These and others at once.
+    pub fn and(mut self, others: &Self) -> Self {
+        let all = Arc::make_mut(&mut self.0);
+        for (layer, adapters) in &*others.0 {
+            all.entry(layer.clone()).or_default().extend_from_slice(adapters);
+        }
+        self
+    }
+
+    /// The same with dropout in training; `seed` is that of the run, each layer's its own.
+    pub fn dropping_out(mut self, probability: f64, seed: Seed, step: u64, first_sample: u64) -> Self {
+        for (layer, adapters) in Arc::make_mut(&mut self.0) {
+            let dropout = Dropout { probability, seed: seed.derive(layer), step, first_sample };
+            adapters.iter_mut().for_each(|adapter| adapter.dropout = Some(dropout.clone()));
+        }
+        self
+    }
+
+    /// Whether these are the others, and not only equal to them.
+    pub fn are(&self, others: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &others.0)
+    }
+
+    /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
+    pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
+        part.linears(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
+    }
+}
+
+impl FromIterator<(LayerName, Adapter)> for Adapters {
+    fn from_iter<T: IntoIterator<Item = (LayerName, Adapter)>>(adapters: T) -> Self {
+        let mut all = BTreeMap::<_, Vec<_>>::new();
+        adapters.into_iter().for_each(|(layer, adapter)| all.entry(layer).or_default().push(adapter));
+        Self(Arc::new(all))
+    }
+}
