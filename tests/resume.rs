@@ -275,12 +275,12 @@ fn a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_is_offered() 
     let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
     assert!(error.contains("step-000002"), "{error}");
     let error = train(&config("whole", &[]), Some(&run.join("step-000005"))).unwrap_err().to_string();
-    assert!(error.contains("state.json: is of step 4, but lies in the folder of step 5"), "{error}");
+    assert!(error.contains("state.json: is of step 4, but is in the folder of step 5"), "{error}");
     std::fs::rename(run.join("step-000005"), broken).unwrap();
     std::fs::remove_dir_all(run.join("step-000002")).unwrap();
     std::fs::remove_file(run.join("step-000004/adapter.safetensors")).unwrap();
     let error = train(&config("whole", &[]), Some(&run)).unwrap_err().to_string();
-    assert!(error.contains("there is no whole checkpoint before it"), "{error}");
+    assert!(error.contains("there is no intact checkpoint before it"), "{error}");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn a_checkpoint_that_is_read_stays_until_it_is_not() {
     held[0].verify().unwrap();
     let later = Checkpoint::hold(&run).unwrap();
     let error = train(&config("whole", &[]), Some(&run.join("step-000002"))).unwrap_err().to_string();
-    assert!(error.contains("step-000006: another process reads this checkpoint"), "{error}");
+    assert!(error.contains("step-000006: another process is reading this checkpoint"), "{error}");
     drop((held, later));
     Checkpoint::prune(&run, 1).unwrap();
     assert_eq!(checkpoints(), ["step-000006"]);

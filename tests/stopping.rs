@@ -16,6 +16,7 @@ use support::{
     program::{command, fails, kiln, overrides, succeeds, train, truncate, with_overrides, workshop},
     pty::Pty,
     run::{check_curves, files, leftovers, names, numbers, state},
+    sampling::{MAKES, draw, model},
 };
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -148,7 +149,8 @@ fn each_signal_ends_a_run_with_a_checkpoint_and_an_exit_code_of_its_own() {
         assert_eq!(ended(&mut child).code(), Some(130), "{name}");
         let step = stopped_at(&run(name));
         let said = text(child.stderr.take().unwrap());
-        let expected = format!("stopped on request after step {step}; `--resume {}` goes on", run(name).display());
+        let expected =
+            format!("stopped on request after step {step}; `--resume {}` continues from there", run(name).display());
         assert!(said.contains(&expected) && !said.contains("error"), "{said}");
         let mut printed = String::new();
         child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
@@ -278,6 +280,31 @@ fn generation_batches_and_validation_keep_what_is_done() {
     assert_eq!(printed.lines().collect::<Vec<_>>(), written);
     assert!(written.len() < 5000 && written.iter().all(|path| image::open(path).is_ok()));
 
+    let (large, output) = (WORKSHOP.join("to-paint"), WORKSHOP.join("painted"));
+    std::fs::create_dir_all(&large).unwrap();
+    (0..500).for_each(|i| drop(draw(&large.join(format!("{i:03}.png")), 64, 48, i)));
+    let model = model(MAKES);
+    let many = [
+        ["batch", large.to_str().unwrap(), "--model", &model, "--prompt", "snow", "--steps", "3"],
+        ["--strength", "1", "--batch-size", "1", "--seed", "1", "--output", output.to_str().unwrap()],
+    ];
+    let mut child = command(&many.concat()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let said = std::thread::spawn(move || {
+        let mut said = String::new();
+        stderr.read_to_string(&mut said).unwrap();
+        said
+    });
+    wait_until("no image", || names(&output).iter().any(|name| name.ends_with(".png")));
+    signal(&child, "TERM");
+    assert_eq!(ended(&mut child).code(), Some(130));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(output.join("report.json")).unwrap()).unwrap();
+    let listed = report["pictures"].as_array().unwrap().len();
+    assert!(listed > 0 && listed < 500 && names(&output).len() == listed + 1, "{listed}: {:?}", names(&output));
+    let said = said.join().unwrap();
+    assert!(said.contains(&format!("stopped on request after {listed} images")), "{said}");
+
     let run = train(&WORKSHOP, "many", &["training.max_steps=40", "checkpoint.every=1", "checkpoint.keep_last=0"]);
     let arguments = ["validate", run.to_str().unwrap(), "--json"];
     let mut child = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -359,7 +386,7 @@ fn one_process_writes_in_a_run_folder_and_others_may_read() {
     let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_steps(&first, 5);
     let said = fails(&arguments);
-    assert!(said.contains("another kiln is writing in this folder: process ") && said.contains("hint: "), "{said}");
+    assert!(said.contains("another kiln is writing to this folder: process ") && said.contains("hint: "), "{said}");
     assert!(said.contains(&format!("process {} on ", child.id())), "{said}");
     // Checkpoints come and go all the time; none goes while it is read.
     for _ in 0..3 {
@@ -399,7 +426,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_starts_again_in_its_folder(
             .extend(resume.then(|| ["--resume".into(), run(&name).to_str().unwrap().into()]).into_iter().flatten());
         let (out, said) = succeeds(&arguments);
         assert_eq!(out.trim_end(), run(&name).to_str().unwrap());
-        assert!(said.contains("has no checkpoint: the run starts there again"), "{said}");
+        assert!(said.contains("has no checkpoint yet: starting over in the same folder"), "{said}");
         assert_eq!((state(&run(&name), 3), numbers(&run(&name))), (state(&whole, 3), numbers(&whole)));
         assert!(names(&run(&name).join("samples")).is_empty() && leftovers(&run(&name)).is_empty());
         check_curves(&run(&name));
@@ -471,63 +498,94 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-#[test]
-fn a_run_that_is_killed_again_and_again_ends_as_the_one_that_was_not() {
-    let settings = [
-        "training.max_steps=12",
-        "checkpoint.every=2",
-        "checkpoint.keep_last=2",
-        "validation.every=3",
-        "validation.prompts=['a red circle on white']",
-        "validation.seeds=[0]",
-        "validation.steps=1",
-    ];
+/// Twelve steps with everything on that a run writes.
+const ALL_FILES: [&str; 7] = [
+    "training.max_steps=12",
+    "checkpoint.every=2",
+    "checkpoint.keep_last=2",
+    "validation.every=3",
+    "validation.prompts=['a red circle on white']",
+    "validation.seeds=[0]",
+    "validation.steps=1",
+];
+
+/// The run that nothing harms, and how long it takes.
+static UNHARMED: LazyLock<(PathBuf, Duration)> = LazyLock::new(|| {
     let started = Instant::now();
-    let whole = train(&WORKSHOP, "unharmed", &settings);
-    let duration = started.elapsed();
-    let killed = run("killed");
-    let arguments = |resume: bool| {
-        let mut arguments = with_overrides("train", &overrides(&WORKSHOP, "killed", &settings));
-        arguments.extend(resume.then(|| ["--resume".into(), killed.to_str().unwrap().into()]).into_iter().flatten());
+    (train(&WORKSHOP, "unharmed", &ALL_FILES), started.elapsed())
+});
+
+/// Starts a run and resumes it, and kills it each time when the next of `moments` has come; then lets it end, and compares it with
+/// the run that nothing harmed.
+#[track_caller]
+fn harm(name: &str, moments: &mut dyn Iterator<Item = Box<dyn Fn() -> bool>>) {
+    let (whole, killed) = (&UNHARMED.0, run(name));
+    let arguments = |killed: &Path| {
+        let mut arguments = with_overrides("train", &overrides(&WORKSHOP, name, &ALL_FILES));
+        let resume = killed.join("config.toml").exists().then(|| ["--resume".into(), killed.to_str().unwrap().into()]);
+        arguments.extend(resume.into_iter().flatten());
         arguments
     };
-    // A new seed each time; that of a failure is in its message.
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
-    let (mut draws, mut kills) = (seed, 0);
-    while kills < 6 {
-        let resume = killed.join("config.toml").exists();
-        let mut child = command(&arguments(resume)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let patience = Duration::from_nanos(random(&mut draws) % duration.as_nanos() as u64);
-        let until = Instant::now() + patience;
-        while Instant::now() < until && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
+    for (kill, has_come) in moments.enumerate() {
+        let mut child = command(&arguments(&killed)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while !has_come() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
         }
         child.kill().unwrap();
         let status = child.wait().unwrap();
         let said = text(child.stderr.take().unwrap());
-        assert!(status.success() || status.code().is_none(), "seed {seed}, kill {kills}: {said}");
-        kills += 1;
-        let checkpoints = Checkpoint::all(&killed).unwrap_or_default();
-        for checkpoint in &checkpoints {
-            checkpoint.verify().unwrap_or_else(|error| panic!("seed {seed}, kill {kills}: {error}"));
-        }
-        if status.success() {
-            break;
+        assert!(status.success() || status.code().is_none(), "{name}, kill {kill}: {said}");
+        for checkpoint in Checkpoint::all(&killed).unwrap_or_default() {
+            checkpoint.verify().unwrap_or_else(|error| panic!("{name}, kill {kill}: {error}"));
         }
     }
-    let output = kiln(&arguments(killed.join("config.toml").exists()));
-    assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = kiln(&arguments(&killed));
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     for step in [10, 12] {
-        assert_eq!(state(&killed, step), state(&whole, step), "seed {seed}, step {step}");
+        assert_eq!(state(&killed, step), state(whole, step), "{name}, step {step}");
     }
-    assert_eq!(numbers(&killed), numbers(&whole), "seed {seed}");
-    let grid = |run: &Path, name: &String| std::fs::read(run.join("samples").join(name)).unwrap();
+    assert_eq!(numbers(&killed), numbers(whole), "{name}");
     let grids = names(&whole.join("samples"));
-    assert_eq!((names(&killed.join("samples")), grids.len()), (grids.clone(), 5), "seed {seed}");
-    grids.iter().for_each(|name| assert_eq!(grid(&killed, name), grid(&whole, name), "seed {seed}: {name}"));
+    assert_eq!((names(&killed.join("samples")), grids.len()), (grids.clone(), 5), "{name}");
+    for grid in grids.iter().map(|name| Path::new("samples").join(name)) {
+        assert_eq!(std::fs::read(killed.join(&grid)).unwrap(), std::fs::read(whole.join(&grid)).unwrap(), "{grid:?}");
+    }
     check_curves(&killed);
-    assert!(leftovers(&killed).is_empty() && !killed.join(".lock").exists(), "seed {seed}: {:?}", names(&killed));
+    assert!(leftovers(&killed).is_empty() && !killed.join(".lock").exists(), "{name}: {:?}", names(&killed));
     succeeds(&["validate", killed.to_str().unwrap()]);
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_time_ends_as_the_one_that_was_not() {
+    // A new seed each time; that of a failure is in the name of its run.
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    let (mut draws, whole) = (seed, UNHARMED.1.as_nanos() as u64);
+    let moments = (0..6).map(|_| {
+        let until = Instant::now() + Duration::from_nanos(random(&mut draws) % whole);
+        Box::new(move || Instant::now() >= until) as Box<dyn Fn() -> bool>
+    });
+    harm(&format!("killed-{seed}"), &mut { moments });
+}
+
+#[test]
+fn a_run_that_is_killed_between_two_writes_ends_as_the_one_that_was_not() {
+    let moments = [
+        "config.toml",
+        "metrics.jsonl",
+        "samples/step-000000.png",
+        "step-000002.partial/adapter.safetensors",
+        "step-000002",
+        "samples/step-000003.png",
+        "step-000006.partial/state.json",
+        "step-000006",
+        "samples/step-000009.png",
+        "step-000012",
+        "samples/step-000012.png",
+    ];
+    let folder = run("killed");
+    // One that has passed already is no moment.
+    let moments = moments.map(|name| folder.join(name)).into_iter().filter(|path| !path.exists());
+    harm("killed", &mut moments.map(|path| Box::new(move || path.exists()) as Box<dyn Fn() -> bool>));
 }
 
 /// A checkpoint that was cut in half by an older kiln's removal is passed over, and said.

@@ -36,8 +36,8 @@ const LONG_VERSION: &str = match (cfg!(feature = "cuda"), cfg!(feature = "fusion
 };
 
 /// What the program says by its exit code.
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 an error; 2 a wrong command line; 130 stopped on request (ctrl-c, SIGTERM, SIGHUP, or \
-                          `q` in the dashboard), with what was done so far saved; 101 a mistake of kiln's own.";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 error; 2 wrong command line; 130 stopped on request (ctrl-c, SIGTERM, SIGHUP, or `q` in \
+                          the dashboard) with all work saved; 101 internal error.";
 
 /// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
 #[derive(Debug, Parser)]

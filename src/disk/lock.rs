@@ -31,8 +31,9 @@ impl FolderLock {
     /// Another process has it, or the disk refuses.
     pub fn take(folder: &Path) -> Result<Self> {
         Self::try_take(folder)?.ok_or_else(|| {
-            let problem = format!("another kiln is writing in this folder: {}", holder(folder));
-            Error::file(folder, problem).hint("wait until it has ended, or end it; reading is possible meanwhile")
+            let problem = format!("another kiln is writing to this folder: {}", holder(folder));
+            Error::file(folder, problem)
+                .hint("wait until it has finished, or stop it; `validate` and `export` work meanwhile")
         })
     }
 
@@ -76,7 +77,7 @@ fn holder(folder: &Path) -> String {
     // A system whose locks keep readers out does not say.
     let read = File::open(folder.join(NAME)).and_then(|file| file.take(300).read_to_string(&mut text));
     match (read, text.trim()) {
-        (Err(_), _) | (_, "") => "a process that has not said its number".into(),
+        (Err(_), _) | (_, "") => "a process whose number is not known".into(),
         (_, name) => name.into(),
     }
 }

@@ -94,7 +94,7 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     report.write(&request.report())?;
     outcome.map_err(|error| match error {
         Error::Stopped { .. } => {
-            let what = format!(" after {} pictures, which {} lists", report.pictures.len(), request.report().display());
+            let what = format!(" after {} images; {} lists them", report.pictures.len(), request.report().display());
             Error::Stopped { what, done: Vec::new() }
         }
         error => error,

@@ -133,8 +133,8 @@ fn stopped(error: Error, files: &[PathBuf]) -> Error {
         Error::Stopped { .. } => {
             let what = match files.len() {
                 0 => "; nothing was written".into(),
-                1 => "; 1 picture was written".into(),
-                count => format!("; {count} pictures were written"),
+                1 => "; 1 image was written".into(),
+                count => format!("; {count} images were written"),
             };
             Error::Stopped { what, done: files.into() }
         }

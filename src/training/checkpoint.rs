@@ -112,7 +112,7 @@ impl Checkpoint {
         for entry in fs::read_dir(run).into_iter().flatten().flatten() {
             let folder = entry.path();
             if step_of(&folder).is_some() && Self::at(&folder).is_none() {
-                tracing::warn!("{} has no `{STATE}`, so it is no whole checkpoint: passed over", folder.display());
+                tracing::warn!("{} has no `{STATE}`, so it is not a complete checkpoint: skipped", folder.display());
             }
         }
     }
@@ -131,7 +131,10 @@ impl Checkpoint {
                 if let Some(state) = hold(&checkpoint.folder.join(STATE))? {
                     held.push(Held { checkpoint, _state: state });
                 } else if alone {
-                    return Err(Error::file(checkpoint.folder, "the run is removing this checkpoint, for newer ones"));
+                    return Err(Error::file(
+                        checkpoint.folder,
+                        "this checkpoint has just been removed in favor of newer ones",
+                    ));
                 }
             }
             // All of them gone since they were listed means that there are newer ones.
@@ -162,7 +165,7 @@ impl Checkpoint {
         let path = self.folder.join(STATE);
         let (state, _) = state_file::read(&path)?;
         if state.step != self.step {
-            let problem = format!("is of step {}, but lies in the folder of step {}", state.step, self.step);
+            let problem = format!("is of step {}, but is in the folder of step {}", state.step, self.step);
             return Err(Error::file(path, problem));
         }
         Ok(state)
@@ -244,10 +247,9 @@ impl Checkpoint {
     pub fn set_later_ones_aside(&self, run: &Path) -> Result<()> {
         for later in Self::all(run)?.into_iter().filter(|other| other.step > self.step) {
             let Some(_alone) = hold_alone(&later.folder.join(STATE))? else {
-                let problem = "another process reads this checkpoint, which is from after the step to resume from";
-                return Err(
-                    Error::file(later.folder, problem).hint("resume when `kiln validate` or `export` has ended")
-                );
+                let problem = "another process is reading this checkpoint, which is later than the step to resume from";
+                return Err(Error::file(later.folder, problem)
+                    .hint("resume when `kiln validate` or `kiln export` has finished"));
             };
             let aside = later.folder.with_extension("abandoned");
             remove_folder(&aside)?;

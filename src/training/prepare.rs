@@ -41,7 +41,8 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     let dataset = dataset.map_err(|error| match error {
         Error::Stopped { .. } => {
             let cache = config.data.cache_folder();
-            let what = format!("; {} keeps what was prepared, and the same command goes on there", cache.display());
+            let what =
+                format!("; what was prepared is in {}, and the same command continues from there", cache.display());
             Error::Stopped { what, done: Vec::new() }
         }
         error => error,

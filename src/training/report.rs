@@ -94,7 +94,7 @@ impl fmt::Display for ValidationReport {
             None => write!(f, "\nno picture is held out, so there is no loss: set `data.validation_split`")?,
         }
         if self.unmeasured > 0 {
-            write!(f, "\nstopped on request: {} checkpoints were not measured", self.unmeasured)?;
+            write!(f, "\nstopped on request; checkpoints not measured: {}", self.unmeasured)?;
         }
         if let Some(curve) = &self.curve {
             write!(f, "\n{curve}")?;

@@ -79,7 +79,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
         let folder = RunFolder::open(path)?;
         // Until now another process may have trained here.
         if is_without_checkpoint(path) {
-            tracing::info!("{} has no checkpoint: the run starts there again", path.display());
+            tracing::info!("{} has no checkpoint yet: starting over in the same folder", path.display());
             return Ok(Resumed { folder, checkpoint: None });
         }
     }
@@ -112,11 +112,11 @@ fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
     };
     error.hint(match intact_before(run, checkpoint.step) {
         Some(before) => format!(
-            "the checkpoint before it is whole: `kiln train --config FILE --resume {}` trains {} steps again",
+            "the checkpoint before it is intact: `kiln train --config FILE --resume {}` repeats {} steps",
             before.folder.display(),
             checkpoint.step - before.step
         ),
-        None => "there is no whole checkpoint before it: start a new run without `--resume`".into(),
+        None => "there is no intact checkpoint before it: start a new run without `--resume`".into(),
     })
 }
 

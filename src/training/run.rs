@@ -231,8 +231,8 @@ impl<'a, T: Task> Run<'a, T> {
                 Err(error) => error,
                 Ok(()) => {
                     let what = match self.step {
-                        0 => format!(" before the first step; `--resume {}` starts again", folder.display()),
-                        step => format!(" after step {step}; `--resume {}` goes on", folder.display()),
+                        0 => format!(" before the first step; `--resume {}` starts over", folder.display()),
+                        step => format!(" after step {step}; `--resume {}` continues from there", folder.display()),
                     };
                     Error::Stopped { what, done: vec![folder] }
                 }

@@ -49,7 +49,7 @@ impl RunFolder {
             // Another process may have trained in it since it was looked at.
             if has_nothing_to_lose(&path) {
                 if !new {
-                    tracing::info!("{} has no checkpoint: the run starts there again", path.display());
+                    tracing::info!("{} has no checkpoint yet: starting over in the same folder", path.display());
                 }
                 return Self::clean(path, lock);
             }

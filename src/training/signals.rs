@@ -39,7 +39,7 @@ pub fn stop_on_signals() -> crate::error::Result<()> {
                     first = Some(std::time::Instant::now());
                     stop::interrupter().stop(Some("asked to by a signal"));
                     tracing::warn!(
-                        "stopping after the step or item at hand; ctrl-c once more ends at once, and saves nothing"
+                        "stopping after the current step or image; press ctrl-c again to quit at once without saving"
                     );
                 }
                 // A closed terminal may send several signals, and so may a program that passes them on.
