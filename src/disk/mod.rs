@@ -74,7 +74,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
 }
 
 /// Removes a folder so that it is either there whole or gone, whenever the process ends: it gets the extension `removed` first.
-/// [`sweep_removed`] finishes what was interrupted.
+/// [`sweep_folders`] finishes what was interrupted.
 ///
 /// # Errors
 /// It cannot be renamed or removed.
