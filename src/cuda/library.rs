@@ -55,14 +55,17 @@ fn numbers(text: &str) -> Vec<u32> {
     text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
+/// What a file itself says against being used, before anything in it is called.
+type Objection<'a> = &'a dyn Fn(&Path) -> Option<String>;
+
 /// Who asks for a library.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum User {
+#[derive(Clone, Copy)]
+pub(super) enum User<'a> {
     /// The backend's bindings, which take what the system's loader finds by the name. A library is found by its name also
     /// when it was loaded before from a folder that the loader does not know.
     Bindings,
     /// kiln, through the answer.
-    Kiln,
+    Kiln(Objection<'a>),
 }
 
 /// Loads the library `name` (such as `nvrtc`) for this `user`, if it `fits`: by name, as the system's loader finds it, else
@@ -70,7 +73,7 @@ pub(super) enum User {
 pub(super) fn load<T>(
     name: &str,
     roots: &[PathBuf],
-    user: User,
+    user: User<'_>,
     fits: impl Fn(&Library) -> Result<T, String>,
 ) -> Result<(T, &'static Library), Missing> {
     let kept = |library| -> &'static Library { Box::leak(Box::new(library)) };
@@ -87,9 +90,10 @@ pub(super) fn load<T>(
             }
         }
         // One that is too old may stand before one that fits.
-        User::Kiln => {
+        User::Kiln(objection) => {
             for library in by_name {
-                match fits(&library) {
+                let objection = loaded_from(name).and_then(|file| objection(&file));
+                match objection.map_or_else(|| fits(&library), Err) {
                     Ok(answer) => return Ok((answer, kept(library))),
                     Err(problem) => problems.push(format!("\n  found by its name: {problem}")),
                 }
@@ -109,12 +113,18 @@ pub(super) fn load<T>(
             continue;
         }
         let at = |problem| format!("\n  {}: {problem}", file.display());
+        if let User::Kiln(objection) = user
+            && let Some(problem) = objection(&file)
+        {
+            problems.push(at(problem));
+            continue;
+        }
         // SAFETY: as above.
         match unsafe { Library::new(&file) } {
             Err(e) => problems.push(at(e.to_string())),
             Ok(library) => match fits(&library) {
                 Err(problem) => problems.push(at(problem)),
-                Ok(_) if user == User::Bindings && !is_named() => {
+                Ok(_) if matches!(user, User::Bindings) && !is_named() => {
                     problems.push(at("its own name is not one that the backend looks for".into()))
                 }
                 Ok(answer) => return Ok((answer, kept(library))),
@@ -123,4 +133,32 @@ pub(super) fn load<T>(
     }
     problems.dedup();
     Err(Missing::Nowhere(problems.concat()))
+}
+
+/// The file of a library that is loaded, where the system tells: Linux does.
+fn loaded_from(name: &str) -> Option<PathBuf> {
+    let is_it =
+        |path: &Path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("lib{name}.so")));
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut files = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
+    files.find(|path| is_it(path))
+}
+
+/// Loads the parts of a library, `libNAME_*` beside its `file`, so that it finds these before others of their names that the
+/// loader knows. `first` are those that others are made of.
+pub(super) fn load_parts(name: &str, file: &Path, first: &[&str]) {
+    let part = format!("lib{name}_");
+    let mut files = file.parent().map(|folder| entries(folder, |file| file.starts_with(&part))).unwrap_or_default();
+    files.retain(|file| file.to_string_lossy().contains(".so"));
+    let names = first.iter().map(|name| format!("{part}{name}.")).collect::<Vec<_>>();
+    files.sort_by_key(|file| {
+        let file = file.file_name().unwrap_or_default().to_string_lossy();
+        names.iter().position(|name| file.starts_with(name.as_str())).unwrap_or(names.len())
+    });
+    for file in files {
+        // SAFETY: NVIDIA's libraries have no start-up code that asks anything of us.
+        if let Ok(library) = unsafe { Library::new(&file) } {
+            std::mem::forget(library); // It stays loaded, so that its name is found.
+        }
+    }
 }

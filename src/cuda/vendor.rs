@@ -1,12 +1,17 @@
 //! NVIDIA's libraries of matrix products, attention and convolutions, which are used where they are there.
 
-use std::{fmt, path::PathBuf, sync::OnceLock};
+use std::{
+    cell::Cell,
+    fmt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use libloading::Symbol;
 
 use super::{
     Gpu, Paths, Version,
-    library::{Missing, User, load},
+    library::{Missing, User, load, load_parts},
 };
 
 /// One of the libraries.
@@ -103,9 +108,21 @@ pub fn paths() -> Paths {
 /// Loads what the `paths` want and this machine has. What that is, in words; what is missing is said once.
 pub(super) fn find(paths: Paths, roots: &[PathBuf], driver: Version, gpu: &Gpu) -> String {
     let find = |library: Library| {
+        // Asked for its version, cuDNN loads its parts for good, and they would serve any other version that is tried after it.
+        // So one that is known to be too old is not asked, and beside one the parts are loaded by their places.
+        let beside_another = Cell::new(false);
+        let objection = |file: &Path| {
+            let old = version_of(file).filter(|version| *version < library.oldest());
+            match old {
+                Some(_) => beside_another.set(true),
+                None if beside_another.get() => load_parts("cudnn", file, &["graph", "ops"]),
+                None => (),
+            }
+            old.map(|version| too_old(library, version))
+        };
         let user = match library {
             Library::CublasLt => User::Bindings,
-            Library::Cudnn => User::Kiln,
+            Library::Cudnn => User::Kiln(&objection),
         };
         let problem = match load(library.names().0, roots, user, |file| fits(file, library, driver)) {
             Ok((version, file)) => return Ok(Found { version, file }),
@@ -154,8 +171,7 @@ fn fits(file: &libloading::Library, library: Library, driver: Version) -> Result
     let [version, cuda] = library.names().1.map(number);
     let (version, cuda) = (version?, cuda?);
     if version < library.oldest() {
-        let [found, oldest] = [version, library.oldest()].map(dotted);
-        return Err(format!("{library} {found} is too old: kiln needs {oldest} or newer"));
+        return Err(too_old(library, version));
     }
     if cuda / 1000 > driver.major as usize {
         return Err(format!(
@@ -167,7 +183,58 @@ fn fits(file: &libloading::Library, library: Library, driver: Version) -> Result
     Ok(version)
 }
 
+fn too_old(library: Library, version: usize) -> String {
+    let [found, oldest] = [version, library.oldest()].map(dotted);
+    format!("{library} {found} is too old: kiln needs {oldest} or newer")
+}
+
+/// The version of a cuDNN that its file's own name (`libcudnn.so.9.14.0`) or the header beside it tells.
+fn version_of(file: &Path) -> Option<usize> {
+    let file = file.canonicalize().ok()?;
+    let name = file.file_name()?.to_str()?;
+    let numbers: Vec<usize> = name.split_once(".so.")?.1.split('.').map_while(|number| number.parse().ok()).collect();
+    if let [major, minor, patch, ..] = numbers[..] {
+        return Some(10_000 * major + 100 * minor + patch);
+    }
+    let header = std::fs::read_to_string(file.parent()?.parent()?.join("include/cudnn_version.h")).ok()?;
+    let number = |name: &str| -> Option<usize> {
+        let line = header.lines().find_map(|line| line.strip_prefix(&format!("#define CUDNN_{name} ")))?;
+        line.trim().parse().ok()
+    };
+    Some(10_000 * number("MAJOR")? + 100 * number("MINOR")? + number("PATCHLEVEL")?)
+}
+
 /// 130002 as `13.0.2`.
 fn dotted(version: usize) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cudnn_tells_its_version_without_being_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        // As a distribution's package has it, and as a wheel does.
+        write("usr/lib/libcudnn.so.9.14.0", "");
+        let link = folder.path().join("usr/lib/libcudnn.so.9");
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("libcudnn.so.9.14.0", &link).unwrap();
+        #[cfg(unix)]
+        assert_eq!(version_of(&link), Some(91400));
+        let wheel = write("wheel/lib/libcudnn.so.9", "");
+        assert_eq!(version_of(&wheel), None);
+        write(
+            "wheel/include/cudnn_version.h",
+            "#pragma once\n#define CUDNN_MAJOR 9\n#define CUDNN_MINOR 19\n#define CUDNN_PATCHLEVEL 2\n",
+        );
+        assert_eq!(version_of(&wheel), Some(91902));
+    }
 }
