@@ -1,6 +1,6 @@
 //! Attention by cuDNN where it is there: the scores are never in memory, and the products run at the speed of the tensor
 //! cores. (Through torch an H100 takes 0.40 ms for a block of FLUX at 1024², 650 TFLOP/s, and 1.21 ms for its gradients:
-//! `benches/results/h100-first-light.md`.)
+//! `benches/results/h100.md`.)
 //!
 //! A plan is made for each shape and layout, which takes about a second, and kept. What cuDNN refuses, or fails to run the
 //! first time, goes the other way from then on.
