@@ -34,7 +34,7 @@ pub enum Error {
         problem: String,
     },
     /// Several things of one kind are wrong with one source: all of them, so that one run finds them all.
-    #[error("{}: {} problem{}\n  {}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, problems.join("\n  "))]
+    #[error("{}: {} problem{}\n  {}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, listed(problems))]
     Many {
         /// The source.
         path: PathBuf,
@@ -57,6 +57,16 @@ pub enum Error {
         /// What is there nevertheless: the run folder, or the files written.
         done: Vec<PathBuf>,
     },
+}
+
+/// The most problems that are listed one by one.
+const LISTED: usize = 20;
+
+/// The problems in lines of their own, the first of them if there are many, and the hint that the last may end with.
+fn listed(problems: &[String]) -> String {
+    let Some(left) = problems.len().checked_sub(LISTED + 1) else { return problems.join("\n  ") };
+    let hint = problems.last().and_then(|last| last.split_once("\nhint: ")).map(|(_, hint)| format!("\nhint: {hint}"));
+    format!("{}\n  and {} more{}", problems[..LISTED].join("\n  "), left + 1, hint.unwrap_or_default())
 }
 
 impl Error {
@@ -97,5 +107,22 @@ impl Error {
             Self::Io { .. } => {}
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_and_keeps_its_hint() {
+        let many = |count: usize| {
+            let problems = (0..count).map(|i| format!("problem {i}")).collect();
+            Error::Many { path: "a".into(), problems }.hint("do this").to_string()
+        };
+        assert!(many(20).contains("\n  problem 19\nhint: do this"));
+        let said = many(1_000_000);
+        assert!(said.starts_with("a: 1000000 problems\n  problem 0\n"), "{said}");
+        assert!(said.ends_with("\n  problem 19\n  and 999980 more\nhint: do this"), "{said}");
     }
 }

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    stop,
-    weights::read_json,
+    paths, stop,
+    weights::{read_json, shards},
 };
 
 /// The parts of a pipeline that kiln reads, each a folder of its own. Others (safety checker, image encoder) are left.
@@ -25,19 +25,20 @@ const COMPONENTS: [&str; 8] =
 const INDEX: &str = "model_index.json";
 
 /// The local folder of `model`: a folder in the layout of diffusers, or the name `org/name` of a repository on the Hugging
-/// Face hub. What the hub's cache (`HF_HOME`, else `~/.cache/huggingface`) has whole is not looked up again; the rest is
-/// downloaded into it, with the token of `HF_TOKEN` or of `huggingface-cli login`. `HF_HUB_OFFLINE=1` (or `on`,
-/// `yes`, `true`) forbids that.
+/// Face hub. What the hub's cache has whole is not looked up again; the rest is downloaded into it. The variables are those of
+/// huggingface_hub: the cache is `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in
+/// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; the token is that of `HF_TOKEN` or of `hf auth login`; `HF_ENDPOINT` is
+/// asked instead of huggingface.co; `HF_HUB_OFFLINE=1` (or `on`, `yes`, `true`) forbids that.
 ///
 /// # Errors
 /// The folder has no `model_index.json`; `model` is neither folder nor name; it is a name, but there is no place for a
 /// cache; or the cache lacks files and they cannot be fetched.
 pub fn resolve(model: &str) -> Result<PathBuf> {
-    let folder = Path::new(model);
+    let folder = paths::meant_by("model.path", Path::new(model))?;
     if folder.is_dir() {
-        let lacking = if folder.join(INDEX).is_file() { missing(folder)? } else { vec![INDEX.into()] };
+        let lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
         return match lacking.is_empty() {
-            true => Ok(folder.into()),
+            true => Ok(folder),
             false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
                 "point `model.path` at a whole model in the layout of diffusers: each part a folder with its \
                  configuration and its weights as safetensors",
@@ -45,9 +46,23 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         };
     }
     if !is_repository(model) {
-        return Err(Error::file(folder, "no such folder, and not the `org/name` of a repository either"));
+        let problem = match folder.exists() {
+            true => "is no folder: a model is a folder in the layout of diffusers, or `org/name`".into(),
+            false => format!("no such folder{}, and not the `org/name` of a repository either", below(&folder)),
+        };
+        return Err(Error::file(folder, problem));
     }
     Source::new(|name| std::env::var(name).ok(), std::env::home_dir())?.resolve(model)
+}
+
+/// Where a path that is not there was looked for.
+fn below(folder: &Path) -> String {
+    match std::env::current_dir() {
+        Ok(here) if folder.is_relative() => {
+            format!(" below {} (paths are relative to the working directory)", here.display())
+        }
+        _ => String::new(),
+    }
 }
 
 /// Where models come from.
@@ -55,7 +70,7 @@ struct Source {
     cache: Cache,
     /// Instead of huggingface.co.
     endpoint: Option<String>,
-    /// Instead of the one that a login stored.
+    /// That of the environment, or the one that a login stored.
     token: Option<String>,
     online: bool,
 }
@@ -63,19 +78,34 @@ struct Source {
 impl Source {
     /// As the environment says, in the variables of Hugging Face's own tools.
     fn new(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
-        let set = |name| variable(name).filter(|value| !value.is_empty());
-        let home = home.filter(|home| home != Path::new("")).map(|home| home.join(".cache/huggingface"));
-        let Some(folder) = set("HF_HOME").map(PathBuf::from).or(home) else {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let home = home.filter(|home| home != Path::new(""));
+        // As huggingface_hub reads them: `~` and other variables may stand in them.
+        let folder = |name: &str| set(name).map(|value| expanded(&value, home.as_deref(), &variable));
+        let own = folder("HF_HOME").or_else(|| {
+            let caches = folder("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
+            caches.map(|caches| caches.join("huggingface"))
+        });
+        let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
+        let Some(cache) = cache.or_else(|| own.as_ref().map(|own| own.join("hub"))) else {
             let problem = "a model is looked up by name, but there is no home folder with a cache of models";
             return Err(Error::setting("model.path", problem)
                 .hint("set HF_HOME to the folder for it, or point `model.path` at the model's own folder"));
         };
-        let offline = |value: String| ["1", "on", "yes", "true"].contains(&value.trim().to_lowercase().as_str());
+        let is_on = |name: &str| {
+            set(name).is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.trim().to_lowercase().as_str()))
+        };
+        let clean = |token: String| Some(token.replace(['\r', '\n'], "").trim().to_string()).filter(|t| !t.is_empty());
+        let stored = || {
+            let file = folder("HF_TOKEN_PATH").or_else(|| own.as_ref().map(|own| own.join("token")))?;
+            std::fs::read_to_string(file).ok().filter(|_| !is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
+        };
+        let given = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN"));
         Ok(Self {
-            cache: Cache::new(folder.join("hub")),
-            endpoint: set("HF_ENDPOINT"),
-            token: set("HF_TOKEN"),
-            online: !set("HF_HUB_OFFLINE").is_some_and(offline),
+            cache: Cache::new(cache),
+            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_string()),
+            token: given.or_else(stored).and_then(clean),
+            online: !is_on(if set("HF_HUB_OFFLINE").is_some() { "HF_HUB_OFFLINE" } else { "TRANSFORMERS_OFFLINE" }),
         })
     }
 
@@ -112,10 +142,7 @@ impl Source {
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
         }
-        if let Some(token) = &self.token {
-            builder = builder.with_token(Some(token.clone()));
-        }
-        let api = builder.with_retries(3).build()?;
+        let api = builder.with_token(self.token.clone()).with_retries(3).build()?;
         let info = api.model(model.into()).info()?;
         // By commit, not by branch: all files are of one version even if the branch moves meanwhile.
         let commit = Repo::with_revision(model.into(), RepoType::Model, info.sha.clone());
@@ -136,11 +163,36 @@ impl Source {
         let lacking = cached.as_deref().and_then(|snapshot| missing(snapshot).ok()).unwrap_or_default();
         let lacking = if lacking.is_empty() { "model".into() } else { format!("{} of the model", lacking.join(", ")) };
         let cache = self.cache.path().display();
-        Error::setting("model.path", format!("`{model}`: {lacking} not in the cache {cache}, and {reason}")).hint(format!(
-            "where there is a network, run `huggingface-cli download {model}` (for gated models: accept the licence on the \
-             model's page and set HF_TOKEN), then copy the cache here, or point `model.path` at the model's folder"
+        let problem = format!(
+            "there is no folder `{model}`{}; and of the Hugging Face hub's `{model}`: {lacking} not in the cache {cache}, and \
+             {reason}",
+            below(Path::new(model))
+        );
+        Error::setting("model.path", problem).hint(format!(
+            "if a folder is meant, write its whole path; if a model of the hub, run `hf download {model}` where there is a \
+             network (for gated models: accept the licence on the model's page and set HF_TOKEN), then copy the cache here"
         ))
     }
+}
+
+/// A folder in a variable: `~` is the home folder, `$NAME` and `${NAME}` are other variables; unknown ones stay as they are.
+fn expanded(value: &str, home: Option<&Path>, variable: &impl Fn(&str) -> Option<String>) -> PathBuf {
+    let value = match (value.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{}{rest}", home.display()),
+        _ => value.to_string(),
+    };
+    let mut parts = value.split('$');
+    let mut text = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let braced = part.strip_prefix('{').and_then(|part| part.split_once('}'));
+        let end = part.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(part.len());
+        let (name, rest) = braced.unwrap_or(part.split_at(end));
+        match variable(name).filter(|_| !name.is_empty()) {
+            Some(value) => text.extend([value.as_str(), rest]),
+            None => text.extend(["$", part]),
+        }
+    }
+    text.into()
 }
 
 /// What to say about a failed request, in one line.
@@ -209,18 +261,12 @@ fn missing(folder: &Path) -> Result<Vec<String>> {
 
 /// Whether a component has its one weights file, or an index and all the shards it names.
 fn has_weights(component: &Path) -> Result<bool> {
-    for stem in ["diffusion_pytorch_model", "model"] {
-        if component.join(format!("{stem}.safetensors")).is_file() {
-            return Ok(true);
-        }
-        let index = component.join(format!("{stem}.safetensors.index.json"));
-        if index.is_file() {
-            let index: Value = read_json(index)?;
-            let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
-            return Ok(shards.filter_map(Value::as_str).all(|shard| component.join(shard).is_file()));
-        }
+    let stems = ["diffusion_pytorch_model", "model"];
+    let names = stems.iter().flat_map(|stem| [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")]);
+    if !names.into_iter().any(|name| component.join(name).is_file()) {
+        return Ok(false);
     }
-    Ok(false)
+    Ok(shards(component)?.iter().all(|file| file.is_file()))
 }
 
 #[cfg(test)]

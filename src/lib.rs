@@ -16,7 +16,9 @@
 
 // The modules stand in dependency order: each imports only from those above it.
 pub mod error;
+pub mod notice;
 pub mod panics;
+pub mod paths;
 pub mod stop;
 pub mod disk;
 pub mod config;

@@ -1,9 +1,18 @@
-//! Panics of work that is expected to fail now and then: caught, on whatever thread they happen, and told as text.
+//! Panics of work that is expected to fail now and then: caught, and told as text.
+//!
+//! [`unpanicked`] hears those of all threads, for measurements. [`guarded`] is for libraries that take some things in a file for
+//! granted: a panic in one of them says that the file is broken, and nothing else; what it was building is dropped.
 
 use std::{
+    cell::Cell,
     panic::{self, AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
+
+thread_local! {
+    /// How many guards this thread is inside of.
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+}
 
 /// The result of `f`, `None` if it panics, and the messages of all panics meanwhile, on any thread, at most three of them.
 /// Nothing is printed.
@@ -23,4 +32,39 @@ pub fn unpanicked<T>(f: impl FnOnce() -> T) -> (Option<T>, Option<String>) {
     messages.dedup();
     messages.truncate(3);
     (result, (count > 0).then(|| format!("panicked ({count}): {}", messages.join("; "))))
+}
+
+/// Runs `read`, which hands a file to a library; a panic becomes its message.
+///
+/// # Errors
+/// What the library said when it panicked, in one line.
+pub fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    GUARDS.with(|guards| guards.set(guards.get() + 1));
+    let done = catch_unwind(AssertUnwindSafe(read));
+    GUARDS.with(|guards| guards.set(guards.get() - 1));
+    done.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        let line = text.and_then(|text| text.lines().next()).unwrap_or("no message");
+        format!("the library that reads it gave up: {line}")
+    })
+}
+
+/// Whether a panic of this thread will become an error: then it is not to be reported as one.
+pub fn is_guarded() -> bool {
+    GUARDS.with(|guards| guards.get() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_message_and_nothing_stays_guarded() {
+        assert_eq!(guarded(|| 3), Ok(3));
+        let nothing: Vec<u8> = Vec::new();
+        let index = std::hint::black_box(7);
+        let said = guarded(|| guarded(|| nothing[index]).unwrap_err()).unwrap();
+        assert!(said.contains("index out of bounds"), "{said}");
+        assert!(!is_guarded() && guarded(is_guarded).unwrap());
+    }
 }

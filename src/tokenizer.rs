@@ -1,11 +1,13 @@
 //! Text to token ids. Padding and truncation are decided here only.
 
+mod shortened;
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{
-    AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams,
+    AddedToken, Encoding, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams,
     models::bpe::BPE,
     normalizers::{NFC, Replace, Sequence as Normalizers, replace::ReplacePattern, utils::Lowercase},
     pre_tokenizers::{
@@ -17,8 +19,11 @@ use tokenizers::{
     tokenizer::SplitDelimiterBehavior,
 };
 
+use self::shortened::Reader;
+pub use self::shortened::Shortened;
 use crate::{
     error::{Error, Result},
+    panics::guarded,
     weights::read_json,
 };
 
@@ -39,10 +44,28 @@ pub struct PromptIds {
 /// The tokenizers of one model.
 #[derive(Clone, Debug)]
 pub struct Tokenizers {
-    clip: Tokenizer,
-    t5: Option<Tokenizer>,
+    clip: Checked,
+    t5: Option<Checked>,
     fingerprint: String,
 }
+
+/// A tokenizer, and what its ids are compared with: a broken file can hold any, in places that no list shows.
+#[derive(Clone, Debug)]
+struct Checked {
+    tokenizer: Tokenizer,
+    /// Its folder.
+    path: PathBuf,
+    /// How many ids the text encoder knows; `None` if it does not say.
+    rows: Option<usize>,
+    /// How many tokens a prompt is padded or cut to.
+    length: usize,
+}
+
+/// How many ids CLIP knows where its configuration does not say.
+const CLIP_VOCABULARY: usize = 49408;
+
+/// The most tokens of a prompt. No text encoder here reads more at once.
+const LONGEST: usize = 4096;
 
 impl Tokenizers {
     /// Opens `tokenizer/` (CLIP) and, if it is there, `tokenizer_2/` (T5) of a model folder. CLIP prompts have the length
@@ -56,7 +79,11 @@ impl Tokenizers {
         let mut hash = blake3::Hasher::new();
         let folder = |suffix: &str, hash: &mut blake3::Hasher| {
             let encoder = model.join(format!("text_encoder{suffix}/config.json"));
-            let encoder = if encoder.is_file() { read_json(encoder)? } else { EncoderLimits::default() };
+            let mut encoder: EncoderLimits =
+                if encoder.is_file() { read_json(encoder)? } else { EncoderLimits::default() };
+            if suffix.is_empty() {
+                _ = encoder.vocab_size.get_or_insert(CLIP_VOCABULARY);
+            }
             Folder::open(model.join(format!("tokenizer{suffix}")), encoder, hash)
         };
         let clip = folder("", &mut hash)?.clip(&mut hash)?;
@@ -82,17 +109,68 @@ impl Tokenizers {
     /// # Errors
     /// The tokenizer cannot express the text.
     pub fn tokenize(&self, prompt: &str) -> Result<PromptIds> {
-        let ids = |tokenizer: &Tokenizer| {
-            let encoding = tokenizer.encode(prompt, true);
-            let encoding = encoding.map_err(|e| Error::setting("prompt", format!("{prompt:?} has no tokens: {e}")))?;
-            Ok(encoding.get_ids().iter().copied().map(i64::from).collect::<Vec<_>>())
+        let ids = |tokenizer: &Checked| {
+            let encoding = tokenizer.encode(prompt)?;
+            Ok::<_, Error>(encoding.get_ids().iter().copied().map(i64::from).collect::<Vec<_>>())
         };
         Ok(PromptIds { clip: ids(&self.clip)?, t5: self.t5.as_ref().map(ids).transpose()?.unwrap_or_default() })
+    }
+
+    /// Which of these prompts are longer than what the text encoders read.
+    ///
+    /// # Errors
+    /// As [`tokenize`](Self::tokenize).
+    pub fn shortened<'a>(&self, prompts: impl IntoIterator<Item = &'a str>) -> Result<Shortened> {
+        let clip = if self.t5.is_some() { Reader::BesideT5 } else { Reader::Alone };
+        let mut shortened = Shortened::default();
+        for prompt in prompts {
+            for (reader, tokenizer) in
+                std::iter::once((clip, &self.clip)).chain(self.t5.iter().map(|t5| (Reader::T5, t5)))
+            {
+                shortened.add(reader, tokenizer.length, tokenizer.lost(prompt)?, prompt);
+            }
+        }
+        Ok(shortened)
     }
 
     /// Changes exactly when ids may change: a hash over the contents of the files and the lengths that decide them.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+}
+
+impl Checked {
+    /// A prompt as tokens, padded or cut to the length.
+    fn encode(&self, prompt: &str) -> Result<Encoding> {
+        let shown = || prompt.chars().take(100).collect::<String>();
+        let encoding = guarded(|| self.tokenizer.encode(prompt, true)).map_err(|problem| self.broken(&problem))?;
+        let encoding = encoding.map_err(|e| Error::setting("prompt", format!("{:?} has no tokens: {e}", shown())))?;
+        if encoding.len() != self.length {
+            return Err(self.broken(&format!("{:?} has {} tokens, expected {}", shown(), encoding.len(), self.length)));
+        }
+        let rows = self.rows.unwrap_or(usize::MAX);
+        match encoding.get_ids().iter().find(|&&id| id as usize >= rows) {
+            Some(id) => {
+                let problem = format!("{:?} gets the id {id}, but the text encoder beside it knows {rows}", shown());
+                Err(self.broken(&problem).hint("tokenizer and text encoder must be of one model"))
+            }
+            None => Ok(encoding),
+        }
+    }
+
+    /// How many tokens of a prompt are cut off.
+    fn lost(&self, prompt: &str) -> Result<usize> {
+        // A token is of one byte at least, unless normalizing makes more of a letter; a few begin and end each prompt.
+        if prompt.is_ascii() && prompt.len() + 4 <= self.length {
+            return Ok(0);
+        }
+        let encoding = self.encode(prompt)?;
+        let own = |part: &Encoding| part.get_special_tokens_mask().iter().filter(|&&special| special == 0).count();
+        Ok(encoding.get_overflowing().iter().map(own).sum())
+    }
+
+    fn broken(&self, problem: &str) -> Error {
+        Error::file(self.path.join("tokenizer.json"), format!("not a tokenizer: {problem}"))
     }
 }
 
@@ -152,7 +230,7 @@ impl Folder {
     }
 
     /// A CLIP tokenizer: from `tokenizer.json`, else from `vocab.json` and `merges.txt`.
-    fn clip(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+    fn clip(&self, hash: &mut blake3::Hasher) -> Result<Checked> {
         let tokenizer =
             if self.path.join("tokenizer.json").exists() { self.whole(hash)? } else { self.byte_pairs(hash)? };
         let named = self.config.get("model_max_length").and_then(Value::as_f64);
@@ -167,7 +245,7 @@ impl Folder {
     }
 
     /// A T5 tokenizer, from `tokenizer.json`.
-    fn t5(&self, length: usize, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
+    fn t5(&self, length: usize, hash: &mut blake3::Hasher) -> Result<Checked> {
         if !self.path.join("tokenizer.json").exists() {
             let error = Error::file(&self.path, "no `tokenizer.json`");
             return Err(match self.path.join("spiece.model").exists() {
@@ -184,7 +262,9 @@ impl Folder {
 
     fn whole(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         let bytes = self.read("tokenizer.json", hash)?;
-        Tokenizer::from_bytes(bytes).map_err(|e| self.broken("tokenizer.json", e))
+        guarded(|| Tokenizer::from_bytes(bytes))
+            .unwrap_or_else(|problem| Err(problem.into()))
+            .map_err(|e| self.broken("tokenizer.json", e))
     }
 
     /// What transformers' `CLIPTokenizer` builds: NFC, single spaces, lower case; then byte pairs within [`CLIP_PIECES`],
@@ -197,12 +277,12 @@ impl Folder {
         let [begin, end] = [("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>")]
             .map(|(name, default)| self.token(name, default));
         let broken = |e| self.broken("vocab.json", e);
-        let model = BPE::from_file(&vocab, &merges)
-            .unk_token(self.token("unk_token", "<|endoftext|>"))
-            .continuing_subword_prefix(String::new())
-            .end_of_word_suffix("</w>".into())
-            .build()
-            .map_err(broken)?;
+        let unknown = self.token("unk_token", "<|endoftext|>");
+        let build = || {
+            let model = BPE::from_file(&vocab, &merges).unk_token(unknown).continuing_subword_prefix(String::new());
+            model.end_of_word_suffix("</w>".into()).build()
+        };
+        let model = guarded(build).unwrap_or_else(|problem| Err(problem.into())).map_err(broken)?;
         let mut tokenizer = Tokenizer::new(model);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(broken)?;
         tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])));
@@ -224,11 +304,19 @@ impl Folder {
         length: usize,
         padding: &str,
         hash: &mut blake3::Hasher,
-    ) -> Result<Tokenizer> {
+    ) -> Result<Checked> {
+        let refused = |problem: String| Err(Error::file(self.path.join("tokenizer_config.json"), problem));
         // Room for the tokens that every prompt begins and ends with, and for one of its own.
         if length < 3 {
-            let problem = format!("`model_max_length` {length} leaves no room for text");
-            return Err(Error::file(self.path.join("tokenizer_config.json"), problem));
+            return refused(format!("`model_max_length` {length} leaves no room for text"));
+        }
+        if length > LONGEST {
+            return refused(format!("`model_max_length` {length} is more than the {LONGEST} tokens that kiln pads to"));
+        }
+        for key in ["padding_side", "truncation_side"] {
+            if let Some(side) = self.config.get(key).filter(|side| !side.is_null() && *side != "right") {
+                return refused(format!("`{key}` is {side}, which is not supported, only \"right\""));
+            }
         }
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         if let Some(rows) = self.encoder.vocab_size.filter(|&rows| rows < ids) {
@@ -244,7 +332,12 @@ impl Folder {
         let strategy = PaddingStrategy::Fixed(length);
         tokenizer.with_padding(Some(PaddingParams { strategy, pad_id, pad_token, ..PaddingParams::default() }));
         note(hash, &(length as u64).to_le_bytes());
-        Ok(tokenizer)
+        let checked = Checked { tokenizer, path: self.path.clone(), rows: self.encoder.vocab_size, length };
+        // What begins, ends and fills a prompt has ids of its own: found out now, not after the text encoders are loaded.
+        for prompt in ["", "a"] {
+            checked.encode(prompt)?;
+        }
+        Ok(checked)
     }
 
     fn id(&self, tokenizer: &Tokenizer, token: &str) -> Result<u32> {

@@ -209,7 +209,7 @@ fn an_output_that_cannot_be_written_is_named() {
     std::fs::write(&file, "").unwrap();
     let output = file.join("lora.safetensors");
     let said = fails(&["export", run.to_str().unwrap(), "--output", output.to_str().unwrap()]);
-    assert!(said.contains("a-file/lora.safetensors: cannot be written"), "{said}");
+    assert!(said.contains("a-file: no such folder for ") && said.contains("a-file/lora.safetensors"), "{said}");
     let run = format!("run.output='{}'", file.display());
     let said = fails(&with_overrides("train", &overrides(&WORKSHOP, "never", &[&run])));
     assert!(said.contains("a-file"), "{said}");

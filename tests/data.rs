@@ -434,3 +434,33 @@ fn the_quickstart_pictures_are_ready_to_train_on() {
     assert_eq!(sizes, [(64, 64), (80, 48), (48, 80)].into());
     assert!(dataset.samples().iter().all(|sample| sample.caption.starts_with("two-drum print, ")));
 }
+
+/// Some programs write other bytes of the same length and set the time back: the system's own time of the change tells.
+#[cfg(unix)]
+#[test]
+fn a_picture_whose_bytes_changed_is_read_again_though_its_size_and_time_stayed() {
+    let (folder, config) = folder(3);
+    let path = folder.path().join("00.png");
+    // From long ago, so that nothing is too new to be trusted.
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000);
+    let set_time = || std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    let picture = |colour: u8| {
+        let mut bytes = Cursor::new(Vec::new());
+        let image = DynamicImage::from(RgbImage::from_pixel(64, 64, Rgb([colour; 3])));
+        image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let (one, other) = (picture(10), picture(11));
+    assert_eq!(one.len(), other.len());
+    std::fs::write(&path, one).unwrap();
+    set_time();
+    run(&config, Fake::default());
+    std::thread::sleep(std::time::Duration::from_millis(2100)); // what is newer than two seconds is read again anyway
+    let (before, _, again) = run(&config, Fake::default());
+    assert_eq!(again, 0);
+    std::fs::write(&path, other).unwrap();
+    set_time();
+    let (after, _, again) = run(&config, Fake::default());
+    assert_eq!(again, 1, "the other bytes are not seen");
+    assert_ne!(before.fingerprint(), after.fingerprint());
+}

@@ -216,15 +216,16 @@ fn the_pictures_of_a_folder_are_not_all_made_together() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("pictures");
     std::fs::create_dir(&pictures).unwrap();
-    for number in 0..5 {
+    for number in 0..17 {
         draw(&pictures.join(format!("{number}.png")), 32, 32, number);
     }
-    for (model, batches) in [(MODEL.to_string(), 5), (model(MAKES), 2)] {
-        let output = folder.path().join(batches.to_string());
+    for (name, model) in [("flux", MODEL.to_string()), ("sd", model(MAKES))] {
+        let output = folder.path().join(name);
         let start = ["generate", "--model", &model, "--prompt", "p", "--steps", "1", "--strength", "1"];
         let files = ["--image", pictures.to_str().unwrap(), "--output", output.to_str().unwrap()];
         let (out, said) = succeeds(&[&start[..], &files].concat());
-        assert_eq!((out.lines().count(), said.matches("denoising: 1/1").count()), (5, batches), "{said}");
+        assert_eq!(out.lines().count(), 17);
+        assert!((2..=17).contains(&said.matches("denoising: 1/1").count()), "{said}");
     }
 }
 

@@ -2,8 +2,14 @@
 
 mod support;
 
-use burn::tensor::Tensor;
-use kiln::schedulers::{FlowMatchEuler, flow_match};
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use kiln::{
+    schedulers::{FlowMatchEuler, Scheduler, flow_match},
+    weights::TensorFile,
+};
+use serde_json::{Value, json};
 use support::{Golden, goldens};
 
 fn check_list(golden: &Golden, name: &str, values: &[f32]) {
@@ -93,5 +99,77 @@ fn image_to_image_starts_where_diffusers_does() {
         let all = scheduler.inference_sigmas(number("num_inference_steps") as usize, tokens);
         check_levels(&golden, "pipe.img2img", &all[all.len() - 1 - begin..]);
         assert_eq!(sigmas, all[all.len() - sigmas.len()..]);
+    }
+}
+
+/// What `tests/parity/flow_match.py` wrote: every setting of the class, one by one and together.
+#[test]
+fn every_setting_of_flow_matching_gives_the_levels_and_steps_of_diffusers() {
+    let file =
+        TensorFile::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/flow_match.safetensors")).unwrap();
+    let floats = |name: &str| -> Vec<f32> { file.read_f32(name).unwrap().into_vec().unwrap() };
+    let rows = |name: &str| {
+        let stack = Tensor::<5>::from_data(file.read_f32(name).unwrap(), &Device::flex());
+        (0..stack.dims()[0]).map(|i| stack.clone().narrow(0, i, 1).squeeze_dim::<4>(0)).collect::<Vec<_>>()
+    };
+    let (noise, outputs) = (rows("noise"), rows("model_output"));
+    let cases: Vec<Value> = serde_json::from_str(&file.metadata()["cases"]).unwrap();
+    assert!(cases.len() >= 30);
+    for (i, case) in cases.iter().enumerate() {
+        let count = |key: &str| case[key].as_u64().unwrap() as usize;
+        let (steps, tokens) = (count("steps"), count("image_tokens"));
+        let mut settings = case.as_object().unwrap().clone();
+        settings.retain(|key, _| !["steps", "image_tokens"].contains(&key.as_str()));
+        let scheduler = opened(&Value::Object(settings)).unwrap();
+        let sigmas = scheduler.inference_sigmas(steps, tokens);
+        let expected = floats(&format!("{i}.sigmas"));
+        assert_eq!(sigmas.len(), expected.len(), "{case}");
+        for (got, want) in sigmas.iter().zip(&expected) {
+            assert!((got - want).abs() <= 2e-6, "{case}: {sigmas:?} is not {expected:?}");
+        }
+        let mut run = scheduler.run(steps, tokens, 1.0).unwrap();
+        let mut fresh = noise.iter().cloned();
+        let mut latents = Tensor::<4>::from_data(file.read_f32("start").unwrap(), &Device::flex());
+        let samples = rows(&format!("{i}.prev_sample"));
+        for (index, (output, want)) in outputs.iter().zip(&samples).enumerate() {
+            latents = run.step(output.clone(), index, latents, &mut || fresh.next().expect("recorded noise"));
+            let difference = (latents.clone() - want.clone()).abs().max().into_scalar::<f32>();
+            assert!(difference <= 2e-5, "{case}, step {index}: {difference}");
+        }
+    }
+}
+
+/// `scheduler_config.json` with these settings.
+fn opened(settings: &Value) -> kiln::error::Result<FlowMatchEuler> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("scheduler_config.json"), settings.to_string()).unwrap();
+    FlowMatchEuler::open(folder.path())
+}
+
+#[test]
+fn what_flow_matching_cannot_do_is_refused_by_name() {
+    for (key, value, named) in [
+        ("_class_name", json!("FlowMatchHeunDiscreteScheduler"), "FlowMatchHeunDiscreteScheduler"),
+        ("_class_name", json!("EulerDiscreteScheduler"), "FlowMatchEulerDiscreteScheduler"),
+        ("invert_sigmas", json!(true), "not supported"),
+        ("time_shift_type", json!("cosine"), "linear"),
+        ("shift_terminal", json!(1.0), "below 1"),
+        ("shift", json!(0.0), "above 0"),
+        ("num_train_timesteps", json!(4294967295u32), "100000"),
+        ("max_image_seq_len", json!(256), "base_image_seq_len"),
+        ("use_karras_sigmas", json!("yes"), "boolean"),
+    ] {
+        let mut settings = json!({"_class_name": "FlowMatchEulerDiscreteScheduler"});
+        settings[key] = value;
+        let error = opened(&settings).unwrap_err().to_string();
+        assert!(error.contains("scheduler_config.json") && error.contains(named), "{key}: {error}");
+    }
+    let two = opened(&json!({"use_karras_sigmas": true, "use_beta_sigmas": true})).unwrap_err().to_string();
+    assert!(two.contains("only one of"), "{two}");
+    assert!(opened(&json!({"shift_terminal": null, "use_dynamic_shifting": null})).is_ok(), "null is not set");
+    let stretched = opened(&json!({"shift_terminal": 0.1})).unwrap();
+    assert!(stretched.run(1, 256, 1.0).unwrap_err().to_string().contains("shift_terminal"));
+    for steps in [0, 4_294_967_295] {
+        assert!(stretched.run(steps, 256, 1.0).unwrap_err().to_string().starts_with("`steps`"));
     }
 }

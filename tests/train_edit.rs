@@ -100,7 +100,7 @@ static WHOLE: LazyLock<PathBuf> = LazyLock::new(|| train(&config("whole", &EVERY
 fn the_held_out_loss_falls_and_a_run_folder_holds_everything() {
     let more = ["training.max_steps=40", "checkpoint.every=40", "validation.edits=3", "validation.every=20"];
     let run = train(&config("falls", &more), None).unwrap();
-    let expected = ["config.toml", "metrics.jsonl", "model", "samples", "step-000040", "tensorboard"];
+    let expected = ["config.toml", "metrics.jsonl", "model", "samples", "started.json", "step-000040", "tensorboard"];
     assert_eq!(names(&run), expected.map(String::from).into());
     let expected = ["ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"];
     assert_eq!(names(&run.join("step-000040")), expected.map(String::from).into());

@@ -54,8 +54,16 @@ fn names(folder: &Path) -> BTreeSet<String> {
 #[test]
 fn a_run_folder_holds_everything_and_the_held_out_loss_falls() {
     let run = &*RUN;
-    let expected =
-        ["config.toml", "metrics.jsonl", "samples", "step-000020", "step-000030", "tensorboard", "whole.safetensors"];
+    let expected = [
+        "config.toml",
+        "metrics.jsonl",
+        "samples",
+        "started.json",
+        "step-000020",
+        "step-000030",
+        "tensorboard",
+        "whole.safetensors",
+    ];
     assert_eq!(names(run), expected.map(String::from).into());
     for checkpoint in ["step-000020", "step-000030"] {
         let expected = ["adapter.safetensors", "optimizer.safetensors", "state.json"];

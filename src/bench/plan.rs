@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::{Case, Kind, Model, Operation, Trained, machine, shape};
 use crate::{
     error::{Error, Result},
+    pipelines::LARGEST_SIDE,
     training::Dtype,
 };
 use burn::tensor::Device;
@@ -76,8 +77,17 @@ impl Options {
         if let Some(size) = self.sizes.iter().find(|&&size| size == 0 || !size.is_multiple_of(64)) {
             return Err(Error::setting("--size", format!("{size} is not a multiple of 64 pixels")));
         }
-        if [&self.batches[..], &self.layers, &[self.repeats, self.rank]].concat().contains(&0) {
-            return Err(Error::setting("bench", "--batch, --layers, --rank and --repeats must be at least 1"));
+        let (repeats, rank) = ([self.repeats], [self.rank]);
+        for (option, numbers, most) in [
+            ("--size", &self.sizes[..], LARGEST_SIDE),
+            ("--batch", &self.batches, 1024),
+            ("--layers", &self.layers, 1000),
+            ("--rank", &rank, 3072),
+            ("--repeats", &repeats, 10_000),
+        ] {
+            if let Some(number) = numbers.iter().find(|number| !(1..=most).contains(*number)) {
+                return Err(Error::setting(option, format!("must be at least 1 and at most {most}, not {number}")));
+            }
         }
         match self.layers[..] {
             [] => Ok(None),

@@ -18,13 +18,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The pictures; large ones are made smaller, and the results as large as they were
-    #[arg(value_name = "DIR")]
+    #[arg(value_name = "DIR", value_parser = super::path())]
     folder: PathBuf,
     /// Only the picture of this name
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
     /// Lists to draw from (TOML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     config: Option<PathBuf>,
     /// A model in the layout of diffusers; may be repeated: then one is drawn
     #[arg(long, value_name = "DIR")]
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
     /// Folder for the results, which have the names of their pictures, and for `report.json`
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
 }
 

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long)]
     small: bool,
     /// A folder with a FLUX transformer for the case `load`, instead of one with a few blocks that is written for it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::path())]
     weights: Option<PathBuf>,
     /// Measured runs after the first
     #[arg(long, default_value_t = 5, value_name = "N")]
@@ -47,10 +47,10 @@ pub struct Args {
     #[arg(long, value_name = "COMMAND")]
     peer: Option<String>,
     /// Writes the results as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     json: Option<PathBuf>,
     /// Writes the results as Markdown
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     output: Option<PathBuf>,
 }
 

@@ -19,16 +19,16 @@ pub struct Args {
     #[command(flatten)]
     setup: Setup,
     /// A picture, or a folder of them; a large one is made smaller, and the result as large as it was
-    #[arg(long, value_name = "FILE|DIR", required_unless_present = "latents_in")]
+    #[arg(long, value_name = "FILE|DIR", required_unless_present = "latents_in", value_parser = super::path())]
     image: Option<PathBuf>,
     /// Latents of pictures instead, as `--latents` writes them
-    #[arg(long, value_name = "FILE", conflicts_with = "image")]
+    #[arg(long, value_name = "FILE", conflicts_with = "image", value_parser = super::path())]
     latents_in: Option<PathBuf>,
     /// What to do with them; each picture is edited by every instruction
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     instruction: Vec<String>,
     /// Instructions that are tokenized already: safetensors with `clip` [B, 77]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     prompt_ids: Option<PathBuf>,
     /// Start noise; equal seeds give equal pictures
     #[arg(long, default_value_t = 0)]
@@ -40,13 +40,13 @@ pub struct Args {
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
     /// Start noise from a file: safetensors with `noise` [B, C, h, w]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     noise: Option<PathBuf>,
     /// Writes the final latents here and decodes no pictures
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     latents: Option<PathBuf>,
     /// Folder for the results, which have the names of their pictures
-    #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents")]
+    #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
 }
 

@@ -19,10 +19,10 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run folder (its last checkpoint), or one of its checkpoints `step-NNNNNN`
-    #[arg(value_name = "RUN|CHECKPOINT")]
+    #[arg(value_name = "RUN|CHECKPOINT", value_parser = super::path())]
     path: PathBuf,
     /// The file to write (.safetensors) or, of a full run, the folder
-    #[arg(long, value_name = "FILE|DIR")]
+    #[arg(long, value_name = "FILE|DIR", value_parser = super::path())]
     output: PathBuf,
     /// Whose names the tensors of a LoRA get [default: diffusers]
     #[arg(long, value_enum)]

@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Vec<String>,
     /// Prompts that are tokenized already: safetensors with `clip` [B, 77] and, for FLUX.1, `t5` [B, L]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     prompt_ids: Option<PathBuf>,
     /// Width in pixels, a multiple of 16 (FLUX.1) or 8 [default: what the model was made for]
     #[arg(long)]
@@ -31,16 +31,16 @@ pub struct Args {
     #[arg(long)]
     height: Option<usize>,
     /// A picture to start from, or a folder of them; a large one is made smaller, and the result as large as it was
-    #[arg(long, value_name = "FILE|DIR", group = "picture", conflicts_with_all = ["width", "height"])]
+    #[arg(long, value_name = "FILE|DIR", group = "picture", conflicts_with_all = ["width", "height"], value_parser = super::path())]
     image: Option<PathBuf>,
     /// Latents to start from, as `--latents` writes them (those of FLUX.1 need --width and --height)
-    #[arg(long, value_name = "FILE", group = "picture")]
+    #[arg(long, value_name = "FILE", group = "picture", value_parser = super::path())]
     latents_in: Option<PathBuf>,
     /// How much to change it: above 0, and 1 leaves hardly anything
     #[arg(long, default_value_t = 0.8, requires = "picture")]
     strength: f64,
     /// Where to change it: a picture of the same size, white where something new is to be
-    #[arg(long, value_name = "FILE", requires = "picture")]
+    #[arg(long, value_name = "FILE", requires = "picture", value_parser = super::path())]
     mask: Option<PathBuf>,
     /// Start noise; equal seeds give equal pictures
     #[arg(long, default_value_t = 0)]
@@ -48,17 +48,17 @@ pub struct Args {
     /// Pictures a prompt
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Pictures made together, of one size [default: all; with --image 4, or 1 with FLUX.1]
+    /// Pictures made together, of one size [default: as many as are sure to fit into memory]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Start noise from a file: safetensors with `noise` [B, C, h, w]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     noise: Option<PathBuf>,
     /// Writes the final latents here and decodes no pictures
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::path())]
     latents: Option<PathBuf>,
     /// Folder for the pictures
-    #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents")]
+    #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
 }
 

@@ -11,7 +11,7 @@ use crate::lora;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A .safetensors file
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_parser = super::path())]
     file: PathBuf,
 }
 

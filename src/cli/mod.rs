@@ -18,11 +18,15 @@ use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    builder::{PathBufValueParser, TypedValueParser},
+};
 
 use crate::{
     cuda::Paths,
     error::Error,
+    paths,
     training::{TrainConfig, is_gone},
 };
 pub use device::DeviceChoice;
@@ -56,7 +60,7 @@ struct Global {
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
     /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
-    #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General")]
+    #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General", value_parser = path())]
     cache: Option<PathBuf>,
     /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN) or, with the same
     /// bits in every run, `deterministic-attention`, or nothing [default: products,attention]
@@ -126,7 +130,7 @@ pub fn run(cli: Cli) -> Result<()> {
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
     /// Configuration of the run (TOML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     config: PathBuf,
     /// Replaces one value of the configuration, such as `lora.rank=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -137,6 +141,11 @@ impl ConfigArgs {
     fn load(&self) -> Result<TrainConfig> {
         TrainConfig::load(&self.config, &self.set).context("the configuration cannot be used")
     }
+}
+
+/// A path as a person means it: see [`paths::meant`].
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| paths::meant(&path))
 }
 
 /// Writes a result to standard output. A reader that has seen enough (`kiln … | head`), or a terminal that is gone, is no error.

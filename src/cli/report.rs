@@ -7,6 +7,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use super::Cli;
 use crate::{
     error::Error,
+    panics::is_guarded,
     training::{LogWriter, STOPPED, has_colours, print_error},
 };
 
@@ -73,6 +74,9 @@ const RENDERER: &str = "train-renderer";
 /// Makes a panic, which is always a mistake of ours, one clear message. The exit code is then 101.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        if is_guarded() {
+            return; // of a library, on a broken file: it becomes an error
+        }
         let place = panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
         let message = panic.payload_as_str().unwrap_or("no message");
         if std::thread::current().name() == Some(RENDERER) {

@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long, value_name = "WORD")]
     only: Option<String>,
     /// The tiny models and what diffusers computed with them, from kiln's source
-    #[arg(long, value_name = "FOLDER", default_value = "tests/fixtures")]
+    #[arg(long, value_name = "FOLDER", default_value = "tests/fixtures", value_parser = super::path())]
     goldens: PathBuf,
     /// Print one JSON object instead of a table
     #[arg(long)]

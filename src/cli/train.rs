@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Goes on from a run folder (its last checkpoint) or from one of its checkpoints
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::path())]
     resume: Option<PathBuf>,
     /// How progress is shown [default: bar on a terminal, else plain]
     #[arg(long, value_enum)]

@@ -14,10 +14,10 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run folder, or one of its checkpoints `step-NNNNNN`
-    #[arg(value_name = "RUN|CHECKPOINT")]
+    #[arg(value_name = "RUN|CHECKPOINT", value_parser = super::path())]
     path: PathBuf,
     /// Of an editing model: measures edits of the newest checkpoint by the CLIP model in this folder, at rising image guidance
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::path())]
     clip: Option<PathBuf>,
     /// Prints JSON instead of a table
     #[arg(long)]

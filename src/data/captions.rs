@@ -1,35 +1,68 @@
 //! Pictures and their captions, as a data folder holds them.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::{
-    manifest::{FileKind, Manifest, Row, files_below, kind_of, relative},
-    metadata::{Record, records},
+    Cell, Place,
+    listing::{Listing, repeats},
+    manifest::{FileKind, Manifest, Row, clean, kind_of, named},
+    metadata::{Record, is_metadata, records},
+    table::{Table, tables},
 };
 use crate::error::Result;
 
+/// The columns of metadata and Parquet files; of several, the first counts.
+const CAPTION: &[&str] = &["text", "caption"];
+const PICTURE: &[&str] = &["image", "picture", "img"];
+
 impl Manifest {
-    /// Reads `metadata.jsonl` or `metadata.csv` if the folder has one, else lists its pictures and their `.txt` files; then
-    /// puts `trigger` before the captions without it.
+    /// Reads the pictures below a `metadata.jsonl` or `metadata.csv` as that says, and the others with their `.txt` files; in a
+    /// folder without pictures, Parquet files. Then puts `trigger` before the captions without it.
     ///
     /// # Errors
-    /// The folder, or its metadata file, cannot be read.
-    pub(super) fn read_captions(&mut self, folder: &Path, trigger: &str) -> Result<()> {
-        match records(folder)? {
-            Some(records) => {
-                let mut seen = BTreeSet::new();
-                for record in records {
-                    let row = record.and_then(|record| captioned(folder, &record, &mut seen));
-                    self.add(row);
-                }
-            }
-            None => self.list_captioned(folder)?,
+    /// The folder, or a metadata file, cannot be read.
+    pub(super) fn read_captions(&mut self, listing: &Listing, folder: &Path, trigger: &str) -> Result<()> {
+        let governed = self.read_metadata(listing, folder)?;
+        self.list_captioned(listing, folder, &governed);
+        let tables = tables(folder)?;
+        if self.rows.is_empty() && self.problems.is_empty() {
+            tables.read.iter().for_each(|file| self.read_captioned_table(folder, file));
+            self.leave_out(".parquet files of other splits than train", &tables.others);
+        } else {
+            self.leave_out(".parquet files beside images", &[tables.read, tables.others].concat());
         }
         if self.rows.is_empty() && self.problems.is_empty() {
-            self.problems.push("there are no pictures (.jpg, .jpeg, .png, .webp) in the folder".into());
+            let problem =
+                "there are no pictures (.jpg, .jpeg, .png, .webp) in the folder, nor .parquet files with rows";
+            self.problems.push(problem.into());
         }
         self.apply_trigger(trigger);
         Ok(())
+    }
+
+    /// Reads all metadata files; returns the folders whose pictures they speak for, each empty or ending in `/`.
+    fn read_metadata(&mut self, listing: &Listing, folder: &Path) -> Result<BTreeSet<String>> {
+        let governed = listing.files.iter().filter(|file| is_metadata(file));
+        let governed: BTreeSet<String> = governed.map(|file| parent(file).to_string()).collect();
+        let mut listed = BTreeMap::new();
+        for below in &governed {
+            let Some(records) = records(folder, below)? else { continue };
+            self.unused.extend(records.unread(&[&["file_name"], CAPTION]));
+            for record in records.rows {
+                let row = record.and_then(|record| captioned(listing, below, &record, &mut listed));
+                self.add(row);
+            }
+        }
+        let pictures =
+            || listing.files.iter().filter(|file| kind_of(file) != FileKind::Other && speaks_for(&governed, file));
+        let picture = |file: &&String| kind_of(file) != FileKind::Table && !listed.contains_key(*file);
+        self.leave_out("images that no metadata file lists", &pictures().filter(picture).collect::<Vec<_>>());
+        let texts = pictures().filter_map(|file| listing.find(&text_of(file))).collect::<Vec<_>>();
+        self.leave_out(".txt files of images that a metadata file speaks for", &texts);
+        Ok(governed)
     }
 
     fn apply_trigger(&mut self, trigger: &str) {
@@ -45,49 +78,99 @@ impl Manifest {
         }
     }
 
-    /// Pictures with `.txt` files of the same name.
-    fn list_captioned(&mut self, folder: &Path) -> Result<()> {
-        for file in files_below(folder)? {
-            match kind_of(&file) {
+    /// Pictures with `.txt` files of the same name, where no metadata file speaks for them.
+    fn list_captioned(&mut self, listing: &Listing, folder: &Path, governed: &BTreeSet<String>) {
+        let mut texts: BTreeSet<&String> = BTreeSet::new();
+        let mut used = BTreeSet::new();
+        for file in listing.files.iter().filter(|file| !speaks_for(governed, file)) {
+            match kind_of(file) {
                 FileKind::OtherPicture => {
-                    self.problem(&file, "is not JPEG, PNG or WebP: convert it or move it out of the folder");
+                    self.problem(file, "is not JPEG, PNG or WebP: convert it or move it out of the folder");
                 }
                 FileKind::Picture => {
-                    let text = Path::new(&file).with_extension("txt");
-                    match std::fs::read_to_string(folder.join(&text)) {
-                        Ok(caption) => self.rows.push(Row::new(file.into(), None, &caption)),
-                        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                            self.problem(&file, format!("there is no caption file {}", text.display()));
+                    let Some(text) = listing.find(&text_of(file)) else {
+                        self.problem(file, format!("there is no caption file {}", text_of(file)));
+                        continue;
+                    };
+                    match (std::fs::read_to_string(folder.join(&text)), repeats(file)) {
+                        (Ok(caption), Ok(repeats)) => {
+                            self.rows.push(Row { repeats, ..Row::new(file.clone().into(), None, &caption) });
                         }
-                        Err(e) => self.problem(text.display(), e),
+                        (Err(e), _) => self.problem(&text, e),
+                        (_, Err(problem)) => self.problem(file, problem),
                     }
+                    used.insert(text);
                 }
+                FileKind::Other if file.ends_with(".txt") => _ = texts.insert(file),
                 FileKind::Table | FileKind::Other => {}
             }
         }
-        Ok(())
+        texts.retain(|text| !used.contains(*text));
+        if !used.is_empty() {
+            self.leave_out(".txt files without an image of that name", &texts.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// The rows of a Parquet file: a column of pictures, which are structs with `bytes`, and one of captions.
+    fn read_captioned_table(&mut self, folder: &Path, file: &str) {
+        let rows = || {
+            let table = Table::open(&folder.join(file))?;
+            let missing = |what: &str, names: &[&str]| format!("has no column of {what} ({})", names.join(", "));
+            let picture =
+                table.first(PICTURE, ".bytes").ok_or_else(|| missing("pictures with their bytes", PICTURE))?;
+            let caption = table.first(CAPTION, "").ok_or_else(|| missing("captions", CAPTION))?;
+            let captions = table.texts(&caption)?;
+            let place = |row| Place { file: file.into(), cell: Some(Cell { row, column: picture.clone() }) };
+            let rows = captions.iter().enumerate().map(|(row, caption)| Row::new(place(row), None, caption));
+            Ok::<_, String>((rows.collect::<Vec<_>>(), table.unread(file, &[&picture, &caption])))
+        };
+        match rows() {
+            Ok((rows, unread)) => {
+                self.rows.extend(rows);
+                self.unused.extend(unread);
+            }
+            Err(problem) => self.problem(file, problem),
+        }
     }
 }
 
-/// The row of a record of a metadata file.
-fn captioned(folder: &Path, record: &Record, seen: &mut BTreeSet<String>) -> std::result::Result<Row, String> {
+/// The folder of a file: empty, or ending in `/`.
+fn parent(file: &str) -> &str {
+    file.rfind('/').map_or("", |end| &file[..=end])
+}
+
+/// Whether a metadata file stands in the folder of `file`, or in one above it.
+fn speaks_for(governed: &BTreeSet<String>, file: &str) -> bool {
+    let ends = file.char_indices().filter(|(_, letter)| *letter == '/').map(|(end, _)| end + 1);
+    std::iter::once(0).chain(ends).any(|end| governed.contains(&file[..end]))
+}
+
+/// The name of the caption file of a picture.
+fn text_of(file: &str) -> String {
+    Path::new(file).with_extension("txt").to_string_lossy().into_owned()
+}
+
+/// The row of a record of the metadata file in `below`.
+fn captioned(
+    listing: &Listing,
+    below: &str,
+    record: &Record,
+    listed: &mut BTreeMap<String, String>,
+) -> std::result::Result<Row, String> {
     let place = &record.place;
-    let name = record.column(&["file_name"]).map(str::trim).filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| format!("{place}: has no `file_name`"))?;
-    let file = relative(name).ok_or_else(|| format!("{place}: `{name}` must be a path inside the folder"))?;
-    let problem = |problem: &str| Err(format!("{place}, {file}: {problem}"));
-    if !seen.insert(file.clone()) {
-        return problem("is listed twice");
+    let name = record.text(&["file_name"]).map_err(|e| format!("{place}: {e}"))?.map(str::trim);
+    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| format!("{place}: has no `file_name`"))?;
+    if kind_of(name) != FileKind::Picture {
+        return Err(format!("{place}, {name}: is not a JPEG, PNG or WebP file (by its extension)"));
     }
-    if kind_of(&file) != FileKind::Picture {
-        return problem("is not a JPEG, PNG or WebP file (by its extension)");
+    let file = named(listing, below, name).map_err(|problem| format!("{place}, {name}: {problem}"))?;
+    let problem = |problem: String| format!("{place}, {file}: {problem}");
+    if let Some(first) = listed.insert(file.clone(), place.clone()) {
+        return Err(problem(format!("is listed twice (also {first})")));
     }
-    if !folder.join(&file).is_file() {
-        return problem("there is no such picture");
-    }
-    match record.column(&["text", "caption"]) {
-        Some(caption) => Ok(Row::new(file.into(), None, caption)),
-        None => problem("has no caption (column `text` or `caption`)"),
+    match record.text(CAPTION).map_err(problem)? {
+        Some(caption) => Ok(Row::new(file.clone().into(), None, &clean(caption))),
+        None => Err(problem("has no caption (column `text` or `caption`)".into())),
     }
 }
 
@@ -214,7 +297,7 @@ mod tests {
             "line 4: has no `file_name`",
             "line 5, b.gif: is not a JPEG",
             "line 6, c.png: there is no such picture",
-            "line 7: `../d.png` must be",
+            "line 7, ../d.png: `../d.png` must be",
             "line 8, e.png: has no caption",
         ];
         assert_eq!(manifest.problems.len(), expected.len(), "{:#?}", manifest.problems);

@@ -34,9 +34,11 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder of pictures (JPEG, PNG, WebP; sub-folders too). Captions are `.txt` files of the same name beside them, or
-    /// the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name` column. Edits: see above.
-    /// Required.
+    /// The folder of images (JPEG, PNG, WebP; sub-folders too, but for those of runs of kiln). Captions are `.txt` files of the
+    /// same name beside them, or the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name`
+    /// column, which speaks for all images in its folder and below. Without images: Parquet files with a column `image` (or
+    /// `picture`, `img`) and one of captions. A folder called as kohya's scripts want it, such as `10_dog`, counts as often as
+    /// it says. What is in the folder and not used is said. Edits: see above. Required.
     pub path: PathBuf,
     /// Pictures are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
     /// grows with the area); keep it near the size that images will be generated at. InstructPix2Pix was trained at 256.
@@ -83,8 +85,11 @@ pub struct DataConfig {
     pub max_aspect: f64,
 }
 
+/// The most pictures in one forward pass.
+const MOST_AT_ONCE: usize = 4096;
+
 /// More than any use of it: a guard against a slip of the hand.
-const MOST_REPEATS: usize = 10_000;
+pub(super) const MOST_REPEATS: usize = 10_000;
 
 /// The most samples in one epoch, repeats counted: its order is made in memory, at 12 bytes each.
 const LONGEST_EPOCH: usize = 100_000_000;
@@ -166,7 +171,11 @@ impl DataConfig {
                 (self.bucket_step..=8192).contains(&self.resolution),
                 format!("is {}: use {} to 8192 pixels, such as 512 or 1024", self.resolution, self.bucket_step),
             ),
-            ("batch_size", self.batch_size > 0, "is 0: use at least 1".into()),
+            (
+                "batch_size",
+                (1..=MOST_AT_ONCE).contains(&self.batch_size),
+                format!("is {}: use 1 to {MOST_AT_ONCE}", self.batch_size),
+            ),
             (
                 "repeats",
                 (1..=MOST_REPEATS).contains(&self.repeats),

@@ -73,8 +73,16 @@ pub struct Picture {
     pub bucket: Bucket,
     /// The keys of its latents: as it is and, if `data.flip` is on, mirrored.
     pub latents: Vec<String>,
-    /// Length and time of the file when it was inspected; while they stay, it is not read again.
+    /// Length and time of the file when it was inspected; while they and `changed` stay, it is not read again.
     pub(super) stamp: Stamp,
+    /// When the system last changed anything about the file, in nanoseconds since 1970: unlike the time in `stamp`, no program
+    /// can set it. 0 where the system does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) changed: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// The length of a file and its time of change in nanoseconds since 1970.
@@ -92,12 +100,23 @@ pub struct Sample {
     pub caption: String,
     /// The key of the caption's embeddings.
     pub prompt: String,
+    /// How often it counts in an epoch, before `data.repeats`: more than once only in a folder that says so in its name.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub repeats: usize,
     /// What the original shows, where the data says it. Only measured with, never trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_caption: Option<String>,
     /// What the edited picture shows, where the data says it. Only measured with, never trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edited_caption: Option<String>,
+}
+
+fn once() -> usize {
+    1
+}
+
+fn is_once(repeats: &usize) -> bool {
+    *repeats == 1
 }
 
 impl Sample {
@@ -165,7 +184,8 @@ impl LatentDataset {
     pub fn fingerprint(&self) -> String {
         let part = |sample: &Sample| {
             let from = sample.original.as_ref().map(|o| format!("{} to ", o.latents.join(" "))).unwrap_or_default();
-            format!("{from}{} {}", sample.picture.latents.join(" "), sample.prompt)
+            let repeats = if sample.repeats == 1 { String::new() } else { format!(" {} times", sample.repeats) };
+            format!("{from}{} {}{repeats}", sample.picture.latents.join(" "), sample.prompt)
         };
         let mut parts: Vec<_> = self.samples.iter().map(part).collect();
         parts.sort_unstable();
@@ -205,7 +225,9 @@ impl LatentDataset {
     /// The order of training for `seed`.
     pub fn plan(&self, seed: Seed) -> Plan {
         let train = self.split(seed).train.into_iter();
-        Plan::new(&self.config, self.kind, seed, train.map(|i| (i, self.samples[i].picture.bucket)).collect())
+        let train =
+            train.flat_map(|i| std::iter::repeat_n((i, self.samples[i].picture.bucket), self.samples[i].repeats));
+        Plan::new(&self.config, self.kind, seed, train.collect())
     }
 
     /// The held-out samples as batches of one size each, always the same ones, none mirrored.
@@ -314,9 +336,10 @@ mod tests {
         let sample = |i: usize| {
             let (file, hash) = (format!("{i:04}.png"), key(&[&i.to_string()]));
             let (place, latents) = (Place::from(file), vec![hash.clone()]);
-            let picture = Picture { place, latents, hash, size: (64, 64), bucket, stamp: (0, 0) };
+            let picture = Picture { place, latents, hash, size: (64, 64), bucket, stamp: (0, 0), changed: 0 };
             let (caption, prompt) = (format!("picture {i}"), key(&["p", &i.to_string()]));
-            Sample { picture, original: None, caption, prompt, original_caption: None, edited_caption: None }
+            let (original_caption, edited_caption) = (None, None);
+            Sample { picture, original: None, caption, prompt, repeats: 1, original_caption, edited_caption }
         };
         LatentDataset {
             kind: DatasetKind::Captions,
@@ -370,6 +393,21 @@ mod tests {
         assert_eq!(sizes(1, 0.5), (1, 0));
         assert_eq!(sizes(9, 0.0), (9, 0));
         assert_eq!(dataset([3, 3, 3], 0.5).split(Seed(1)).held_out, [] as [usize; 0], "copies stay together");
+    }
+
+    #[test]
+    fn a_sample_that_counts_often_is_seen_often_and_held_out_once() {
+        let mut dataset = dataset(0..40, 0.5);
+        let plain = dataset.fingerprint();
+        dataset.samples.iter_mut().filter(|sample| sample.picture.hash < key(&["20"])).for_each(|s| s.repeats = 3);
+        assert_ne!(dataset.fingerprint(), plain);
+        let mut seen = BTreeMap::new();
+        let plan = dataset.plan(Seed(1));
+        plan.epoch(0).into_iter().flatten().for_each(|index| *seen.entry(index.sample).or_insert(0) += 1);
+        assert!(seen.iter().all(|(&i, &count)| count == dataset.samples[i].repeats), "{seen:?}");
+        assert!(seen.values().any(|&count| count == 3) && seen.values().any(|&count| count == 1));
+        let held_out: Vec<_> = dataset.held_out(Seed(1)).concat();
+        assert_eq!(held_out.len(), dataset.split(Seed(1)).held_out.len());
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::{
 
 use super::{
     Cell, Place,
-    manifest::{FileKind, Manifest, Row, clean, files_below, kind_of, relative},
+    listing::Listing,
+    manifest::{FileKind, Manifest, Row, clean, kind_of, named},
     metadata::{Record, records},
-    table::Table,
+    table::{Table, tables},
 };
-use crate::error::{Error, Result};
+use crate::{error::Result, paths::composed};
 
 // The columns of metadata and Parquet files; of several, the first counts. Besides our own names these are those of
 // diffusers' train_instruct_pix2pix.py and of the public sets of edits.
@@ -30,28 +31,40 @@ impl Manifest {
     ///
     /// # Errors
     /// The folder, or its metadata file, cannot be read.
-    pub(super) fn read_edits(&mut self, folder: &Path) -> Result<()> {
+    pub(super) fn read_edits(&mut self, listing: &Listing, folder: &Path) -> Result<()> {
         let pairs = ["original", "edited"].map(|name| folder.join(name).is_dir());
         let tables = tables(folder)?;
-        match records(folder)? {
+        match records(folder, "")? {
             Some(records) => {
                 let mut seen = BTreeSet::new();
-                for record in records {
+                let names = [ORIGINAL, EDITED].map(with_file_names);
+                let [original, edited] =
+                    names.each_ref().map(|names| names.iter().map(String::as_str).collect::<Vec<_>>());
+                let read = [&original[..], &edited, INSTRUCTION, ORIGINAL_CAPTION, EDITED_CAPTION];
+                self.unused.extend(records.unread(&read));
+                for record in records.rows {
                     match record {
-                        Ok(record) => self.add_edit(folder, &record, &mut seen),
+                        Ok(record) => self.add_edit(listing, &record, &mut seen),
                         Err(problem) => self.problems.push(problem),
                     }
                 }
+                self.leave_out(".parquet files beside metadata", &[&tables.read[..], &tables.others].concat());
             }
-            None if pairs != [false; 2] && !tables.is_empty() => {
-                self.problem(&tables[0], "there are folders of pictures too: keep one of them");
+            None if pairs != [false; 2] && !tables.read.is_empty() => {
+                self.problem(&tables.read[0], "there are folders of pictures too: keep one of them");
             }
-            None if pairs == [true; 2] => self.pair(folder)?,
+            None if pairs == [true; 2] => self.pair(listing, folder),
             None if pairs != [false; 2] => {
                 let (there, missing) = if pairs[0] { ("original", "edited") } else { ("edited", "original") };
                 self.problem(format!("{there}/"), format!("there is no folder {missing}/ beside it"));
             }
-            None => tables.iter().for_each(|file| self.read_table(folder, file)),
+            None => {
+                tables.read.iter().for_each(|file| self.read_table(folder, file));
+                self.leave_out(".parquet files of other splits than train", &tables.others);
+            }
+        }
+        if self.problems.is_empty() {
+            self.count_unlisted(listing);
         }
         if self.rows.is_empty() && self.problems.is_empty() {
             self.problems.push(
@@ -63,28 +76,40 @@ impl Manifest {
         Ok(())
     }
 
+    /// Says how many pictures of the folder are in no edit.
+    fn count_unlisted(&mut self, listing: &Listing) {
+        let rows = self.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
+        let used: BTreeSet<&str> = rows.map(|place| place.file.as_str()).collect();
+        let is_picture = |file: &&String| [FileKind::Picture, FileKind::OtherPicture].contains(&kind_of(file));
+        let unlisted = listing.files.iter().filter(|file| is_picture(file) && !used.contains(file.as_str()));
+        let unlisted: Vec<String> = unlisted.cloned().collect();
+        self.leave_out("images that are in no edit", &unlisted);
+    }
+
     /// The edit of a row of a metadata file.
-    fn add_edit(&mut self, folder: &Path, record: &Record, seen: &mut BTreeSet<[String; 3]>) {
+    fn add_edit(&mut self, listing: &Listing, record: &Record, seen: &mut BTreeSet<[String; 3]>) {
         let found = [("original", ORIGINAL), ("edited", EDITED)].map(|(what, names)| {
-            picture(folder, record, names).map_err(|problem| format!("{}, {what} picture: {problem}", record.place))
+            picture(listing, record, names).map_err(|problem| format!("{}, {what} picture: {problem}", record.place))
         });
         let problems: Vec<String> = found.iter().filter_map(|found| found.clone().err()).collect();
         let [Ok(original), Ok(edited)] = found else { return self.problems.extend(problems) };
         let place = format!("{}, {edited}", record.place);
-        let Some(instruction) = record.column(INSTRUCTION).map(clean) else {
-            return self.problem(place, format!("has no instruction ({})", columns(INSTRUCTION)));
+        let instruction = match record.text(INSTRUCTION) {
+            Ok(Some(instruction)) => clean(instruction),
+            Ok(None) => return self.problem(place, format!("has no instruction ({})", columns(INSTRUCTION))),
+            Err(problem) => return self.problem(place, problem),
         };
         if !seen.insert([original.clone(), edited.clone(), instruction.clone()]) {
             return self.problem(place, "is listed twice with the same original and instruction");
         }
-        let caption = |names| record.column(names).map(clean).filter(|caption| !caption.is_empty());
+        let caption = |names| Ok::<_, String>(record.text(names)?.map(clean).filter(|caption| !caption.is_empty()));
+        let (original_caption, edited_caption) = match (caption(ORIGINAL_CAPTION), caption(EDITED_CAPTION)) {
+            (Ok(original), Ok(edited)) => (original, edited),
+            (Err(problem), _) | (_, Err(problem)) => return self.problem(place, problem),
+        };
         self.add_instructed(
             place,
-            Row {
-                original_caption: caption(ORIGINAL_CAPTION),
-                edited_caption: caption(EDITED_CAPTION),
-                ..Row::new(edited.into(), Some(original.into()), &instruction)
-            },
+            Row { original_caption, edited_caption, ..Row::new(edited.into(), Some(original.into()), &instruction) },
         );
     }
 
@@ -97,8 +122,8 @@ impl Manifest {
 
     /// Pictures of the same name, but for the extension, in the folders `original` and `edited`, and the `.txt` file of that
     /// name in `edited`, `original` or `instruction`.
-    fn pair(&mut self, folder: &Path) -> Result<()> {
-        let [originals, edits] = [self.pictures(folder, "original")?, self.pictures(folder, "edited")?];
+    fn pair(&mut self, listing: &Listing, folder: &Path) {
+        let [originals, edits] = ["original", "edited"].map(|below| self.pictures(listing, below));
         for (name, original) in &originals {
             if !edits.contains_key(name) {
                 self.problem(original, format!("there is no picture edited/{name} of any extension"));
@@ -111,7 +136,7 @@ impl Manifest {
             };
             let mut texts =
                 ["edited", "original", "instruction"].map(|place| format!("{place}/{name}.txt")).into_iter();
-            let Some(text) = texts.find(|text| folder.join(text).is_file()) else {
+            let Some(text) = texts.find_map(|text| listing.find(&text)) else {
                 self.problem(
                     edited,
                     format!("there is no instruction edited/{name}.txt (nor in original/, instruction/)"),
@@ -125,17 +150,18 @@ impl Manifest {
                 Err(e) => self.problem(text, e),
             }
         }
-        Ok(())
     }
 
-    /// The pictures in a sub-folder, by their names in it without extension.
-    fn pictures(&mut self, folder: &Path, below: &str) -> Result<BTreeMap<String, String>> {
+    /// The pictures in a sub-folder, by their names in it without extension, in composed form.
+    fn pictures(&mut self, listing: &Listing, below: &str) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
-        for name in files_below(&folder.join(below))? {
-            let file = format!("{below}/{name}");
-            match kind_of(&name) {
+        for (file, name) in
+            listing.files.iter().filter_map(|file| Some((file, file.strip_prefix(below)?.strip_prefix('/')?)))
+        {
+            let file = file.clone();
+            match kind_of(name) {
                 FileKind::Picture => {
-                    let stem = Path::new(&name).with_extension("").to_string_lossy().replace('\\', "/");
+                    let stem = composed(&Path::new(name).with_extension("").to_string_lossy());
                     if let Some(other) = found.insert(stem, file.clone()) {
                         self.problem(file, format!("has the same name as {other}: which of them is meant?"));
                     }
@@ -146,13 +172,14 @@ impl Manifest {
                 FileKind::Table | FileKind::Other => {}
             }
         }
-        Ok(found)
+        found
     }
 
     /// The rows of a Parquet file.
     fn read_table(&mut self, folder: &Path, file: &str) {
         match rows(folder, file) {
-            Ok(rows) => {
+            Ok((rows, unread)) => {
+                self.unused.extend(unread);
                 for (number, row) in rows.into_iter().enumerate() {
                     self.add_instructed(format!("{file} row {number}"), row);
                 }
@@ -162,44 +189,17 @@ impl Manifest {
     }
 }
 
-/// The Parquet files of `folder` and of its folder `data`, where Hugging Face keeps them: those of the split `train` if there
-/// are any, else all.
-fn tables(folder: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for below in ["", "data/"] {
-        let folder = folder.join(below);
-        if !folder.is_dir() {
-            continue;
-        }
-        for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
-            let name = entry.map_err(|e| Error::io(&folder, e))?.file_name().to_string_lossy().into_owned();
-            if kind_of(&name) == FileKind::Table && !name.starts_with('.') {
-                found.push(format!("{below}{name}"));
-            }
-        }
-    }
-    let of_train = |file: &String| file.trim_start_matches("data/").starts_with("train");
-    if found.iter().any(of_train) {
-        found.retain(of_train);
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
 /// The rows of a Parquet file. A column of pictures is of structs with `bytes`, as Hugging Face writes them.
-fn rows(folder: &Path, file: &str) -> std::result::Result<Vec<Row>, String> {
+fn rows(folder: &Path, file: &str) -> std::result::Result<(Vec<Row>, Option<String>), String> {
     let table = Table::open(&folder.join(file))?;
-    let first = |names: &[&str], field: &str| names.iter().map(|name| format!("{name}{field}")).find(|n| table.has(n));
+    let first = |names: &[&str], field: &str| table.first(names, field);
     let picture = |what: &str, names: &[&str]| {
         first(names, ".bytes").ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
     };
     let (original, edited) = (picture("original", ORIGINAL)?, picture("edited", EDITED)?);
     let instruction =
         first(INSTRUCTION, "").ok_or_else(|| format!("has no instructions ({})", columns(INSTRUCTION)))?;
-    let texts = |column: &str| -> std::result::Result<Vec<String>, String> {
-        let cells = table.read(column, 0..table.rows())?.into_iter();
-        Ok(cells.map(|cell| clean(&String::from_utf8_lossy(cell.as_ref().map_or(&[], |cell| cell.data())))).collect())
-    };
+    let texts = |column: &str| Ok::<_, String>(table.texts(column)?.iter().map(|text| clean(text)).collect::<Vec<_>>());
     let instructions = texts(&instruction)?;
     let captions = |names| match first(names, "") {
         Some(column) => texts(&column),
@@ -208,31 +208,34 @@ fn rows(folder: &Path, file: &str) -> std::result::Result<Vec<Row>, String> {
     let (before, after) = (captions(ORIGINAL_CAPTION)?, captions(EDITED_CAPTION)?);
     let texts = instructions.into_iter().zip(before.into_iter().zip(after));
     let cell = |column: &str, row| Place { file: file.into(), cell: Some(Cell { row, column: column.into() }) };
-    Ok(texts
+    let captions = [ORIGINAL_CAPTION, EDITED_CAPTION].map(|names| first(names, "").unwrap_or_default());
+    let read = [&original, &edited, &instruction, &captions[0], &captions[1]].map(String::as_str);
+    let rows = texts
         .enumerate()
         .map(|(number, (instruction, (before, after)))| Row {
             original_caption: Some(before).filter(|caption| !caption.is_empty()),
             edited_caption: Some(after).filter(|caption| !caption.is_empty()),
             ..Row::new(cell(&edited, number), Some(cell(&original, number)), &instruction)
         })
-        .collect())
+        .collect();
+    Ok((rows, table.unread(file, &read)))
 }
 
-/// The picture that a row of a metadata file names in the first of the columns `names`, or in one of these with `_file_name`
-/// appended, as Hugging Face's folders of pictures have it.
-fn picture(folder: &Path, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
-    let files = names.iter().map(|name| format!("{name}_file_name")).collect::<Vec<_>>();
-    let files: Vec<&str> = names.iter().copied().chain(files.iter().map(String::as_str)).collect();
-    let name = record.column(&files).map(str::trim).filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| format!("is not given ({})", columns(names)))?;
-    let file = relative(name).ok_or_else(|| format!("`{name}` must be a path inside the folder"))?;
-    if kind_of(&file) != FileKind::Picture {
-        return Err(format!("{file} is not a JPEG, PNG or WebP file (by its extension)"));
+/// The columns `names`, and these with `_file_name` appended, as Hugging Face's folders of pictures have it.
+fn with_file_names(names: &[&str]) -> Vec<String> {
+    let files = names.iter().map(|name| format!("{name}_file_name"));
+    names.iter().map(|name| name.to_string()).chain(files).collect()
+}
+
+/// The picture that a row of a metadata file names in the first of the columns [`with_file_names`].
+fn picture(listing: &Listing, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
+    let columns_of = with_file_names(names);
+    let name = record.text(&columns_of.iter().map(String::as_str).collect::<Vec<_>>())?.map(str::trim);
+    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| format!("is not given ({})", columns(names)))?;
+    if kind_of(name) != FileKind::Picture {
+        return Err(format!("{name} is not a JPEG, PNG or WebP file (by its extension)"));
     }
-    if !folder.join(&file).is_file() {
-        return Err(format!("there is no such picture as {file}"));
-    }
-    Ok(file)
+    named(listing, "", name)
 }
 
 /// The names of columns, for people.

@@ -6,7 +6,10 @@ use burn::tensor::TensorData;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops, metadata::Orientation};
 
 use super::Bucket;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    panics::guarded,
+};
 
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
@@ -81,7 +84,12 @@ pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
             _ => (height, width), // a quarter turn
         })
     };
-    size().map_err(|e: image::ImageError| Error::file(path, format!("cannot be decoded ({e})")))
+    let read = guarded(|| size().map_err(|e: image::ImageError| e.to_string())).unwrap_or_else(Err);
+    let (width, height) = read.map_err(|e| Error::file(path, format!("cannot be decoded ({e})")))?;
+    if u64::from(width) * u64::from(height) * 3 > MOST_DECODED {
+        return Err(Error::file(path, format!("cannot be decoded ({width} × {height} pixels are beyond the limit)")));
+    }
+    Ok((width, height))
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -106,7 +114,8 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
         image.apply_orientation(orientation);
         Ok(image)
     };
-    let image = image().map_err(|e: image::ImageError| format!("cannot be decoded ({e})"))?;
+    let image = guarded(|| image().map_err(|e: image::ImageError| e.to_string())).unwrap_or_else(Err);
+    let image = image.map_err(|e| format!("cannot be decoded ({})", e.lines().next().unwrap_or_default()))?;
     if !image.color().has_alpha() {
         return Ok(image.into_rgb8());
     }

@@ -1,12 +1,15 @@
 //! Which pictures there are, and what their captions or instructions say.
 
-use std::{
-    collections::BTreeSet,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path};
 
-use super::{DataConfig, DatasetKind, Place};
-use crate::error::{Error, Result};
+use super::{
+    DataConfig, DatasetKind, Place,
+    listing::{Listing, repeats_of},
+};
+use crate::{
+    error::{Error, Result},
+    notice::some_of,
+};
 
 /// The extensions of pictures that can be read.
 const READABLE: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -27,12 +30,14 @@ pub struct Row {
     pub original_caption: Option<String>,
     /// What the edited picture shows, where it is said.
     pub edited_caption: Option<String>,
+    /// How often the picture counts in an epoch.
+    pub repeats: usize,
 }
 
 impl Row {
     /// A row that does not say what its pictures show.
     pub fn new(picture: Place, original: Option<Place>, caption: &str) -> Self {
-        Self { picture, original, caption: clean(caption), original_caption: None, edited_caption: None }
+        Self { picture, original, caption: clean(caption), original_caption: None, edited_caption: None, repeats: 1 }
     }
 }
 
@@ -43,6 +48,8 @@ pub struct Manifest {
     pub rows: Vec<Row>,
     /// One line for each problem.
     pub problems: Vec<String>,
+    /// What is in the folder and not used, one line for each kind, with the count.
+    pub unused: Vec<String>,
 }
 
 impl Manifest {
@@ -59,16 +66,35 @@ impl Manifest {
         }
         let mut manifest = Self::default();
         let trigger = config.trigger.trim();
+        let listing = Listing::of(folder)?;
+        for name in listing.nameless.iter().filter(|name| kind_of(name) != FileKind::Other) {
+            manifest.problem(name, "its name is not UTF-8: rename it");
+        }
+        manifest.leave_out("folders of runs of kiln", &listing.runs);
+        if let Some(count) = folder.file_name().and_then(|name| name.to_str()).and_then(repeats_of) {
+            let said = format!("the {count} in the folder's own name (`data.repeats` says how often images count)");
+            manifest.unused.push(said);
+        }
         match kind {
-            DatasetKind::Captions => manifest.read_captions(folder, trigger)?,
-            DatasetKind::Edits if trigger.is_empty() => manifest.read_edits(folder)?,
+            DatasetKind::Captions => manifest.read_captions(&listing, folder, trigger)?,
+            DatasetKind::Edits if trigger.is_empty() => manifest.read_edits(&listing, folder)?,
             DatasetKind::Edits => {
                 return Err(Error::setting("data.trigger", "is for captions: instructions are trained on as they are")
                     .hint("remove `trigger` from `[data]`"));
             }
         }
         manifest.rows.sort_unstable();
+        if !manifest.unused.is_empty() {
+            tracing::warn!("{}: not used: {}", folder.display(), manifest.unused.join("; "));
+        }
         Ok(manifest)
+    }
+
+    /// Notes that files, or folders, of the kind `what` are not used.
+    pub(super) fn leave_out(&mut self, what: &str, names: &[impl AsRef<str>]) {
+        if !names.is_empty() {
+            self.unused.push(format!("{what}: {} ({})", names.len(), some_of(names)));
+        }
     }
 
     /// Notes a problem of the thing at `place`.
@@ -114,10 +140,11 @@ pub fn clean(caption: &str) -> String {
     caption.trim_start_matches('\u{feff}').trim().into()
 }
 
-/// `name` with `/` and without `.`, if it stays inside the folder.
+/// `name` with `/` and without `.`, if it stays inside the folder. On Windows `\` is the same; elsewhere a name with `\` may
+/// have been written there, or be just that.
 pub fn relative(name: &str) -> Option<String> {
     let mut parts = Vec::new();
-    for part in Path::new(&name.replace('\\', "/")).components() {
+    for part in Path::new(name).components() {
         match part {
             Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
             Component::CurDir => {}
@@ -127,31 +154,20 @@ pub fn relative(name: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// All files in `folder` and its sub-folders except hidden ones, relative to it. Each folder is entered once, however many
-/// links lead to it.
-pub fn files_below(folder: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    let mut entered = BTreeSet::new();
-    // The nearest first, in the order of names, so that of several ways to a folder the same one is always taken.
-    let mut open = BTreeSet::from([(0, PathBuf::new())]);
-    while let Some((depth, below)) = open.pop_first() {
-        let here = folder.join(&below);
-        if !entered.insert(here.canonicalize().map_err(|e| Error::io(&here, e))?) {
-            continue;
-        }
-        for entry in std::fs::read_dir(&here).map_err(|e| Error::io(&here, e))? {
-            let name = entry.map_err(|e| Error::io(&here, e))?.file_name();
-            let name = below.join(&name);
-            if name.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-                continue;
-            }
-            if folder.join(&name).is_dir() {
-                open.insert((depth + 1, name));
-            } else {
-                found.push(name.to_string_lossy().replace('\\', "/"));
-            }
-        }
+/// The file that a metadata file in the sub-folder `below` (empty, or ending in `/`) calls `name`.
+///
+/// # Errors
+/// One clause about the name: it leads out of the folder, or there is no such file.
+pub fn named(listing: &Listing, below: &str, name: &str) -> std::result::Result<String, String> {
+    let spelled = [name.to_string(), name.replace('\\', "/")];
+    let outside = || format!("`{name}` must be a path inside the folder");
+    let inside: Vec<String> =
+        spelled.iter().filter_map(|name| relative(name)).map(|name| format!("{below}{name}")).collect();
+    if inside.len() < spelled.len() {
+        return Err(outside());
     }
-    found.sort_unstable();
-    Ok(found)
+    inside
+        .iter()
+        .find_map(|name| listing.find(name))
+        .ok_or_else(|| format!("there is no such picture as {}", inside[1]))
 }

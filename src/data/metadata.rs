@@ -1,70 +1,125 @@
 //! The rows of `metadata.jsonl` and `metadata.csv`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    notice::some_of,
+};
 
-/// One row: its columns of text.
+/// One row.
 #[derive(Debug)]
 pub struct Record {
     /// The file and the line.
     pub place: String,
-    columns: BTreeMap<String, String>,
+    columns: BTreeMap<String, Value>,
 }
 
 impl Record {
-    /// The text of the first of the columns `names` that the row has.
-    pub fn column(&self, names: &[&str]) -> Option<&str> {
-        names.iter().find_map(|&name| self.columns.get(name)).map(String::as_str)
+    /// The text of the first of the columns `names` that the row has; nothing, as in JSON `null`, counts as no column.
+    ///
+    /// # Errors
+    /// One clause: it holds something else than text.
+    pub fn text(&self, names: &[&str]) -> std::result::Result<Option<&str>, String> {
+        let found =
+            names.iter().find_map(|name| self.columns.get_key_value(*name).filter(|(_, value)| !value.is_null()));
+        match found {
+            None => Ok(None),
+            Some((_, Value::String(text))) => Ok(Some(text)),
+            Some((name, value)) => {
+                let kind = match value {
+                    Value::Array(_) => "a list",
+                    Value::Object(_) => "an object",
+                    _ => "no text",
+                };
+                Err(format!("`{name}` is {kind}: write text in quotes"))
+            }
+        }
     }
 }
 
-/// The rows of the metadata file of `folder`, or what is wrong with each, in the order of the file; `None` if it has no such
-/// file.
-///
-/// # Errors
-/// The file cannot be read or is not CSV, or there are two.
-pub fn records(folder: &Path) -> Result<Option<Vec<std::result::Result<Record, String>>>> {
-    let (jsonl, csv) = (folder.join("metadata.jsonl"), folder.join("metadata.csv"));
-    Ok(match (jsonl.is_file(), csv.is_file()) {
-        (true, true) => Some(vec![Err("metadata.csv: there is a metadata.jsonl too: keep one of them".into())]),
-        (true, false) => Some(jsonl_records(&jsonl)?),
-        (false, true) => Some(csv_records(&csv)?),
-        (false, false) => None,
-    })
+/// The rows of one metadata file, or what is wrong with each, in the order of the file.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Its name, below the data folder.
+    file: String,
+    /// One for each row.
+    pub rows: Vec<std::result::Result<Record, String>>,
 }
 
-fn jsonl_records(path: &Path) -> Result<Vec<std::result::Result<Record, String>>> {
+impl Records {
+    /// A clause about the columns that are not among those `read`, if there are any. Of each list the first that a row has counts.
+    pub fn unread(&self, read: &[&[&str]]) -> Option<String> {
+        let mut unread = BTreeSet::new();
+        for record in self.rows.iter().flatten() {
+            let has = |name: &&str| record.columns.get(*name).is_some_and(|value| !value.is_null());
+            let used: Vec<&str> = read.iter().filter_map(|names| names.iter().copied().find(has)).collect();
+            let filled = record.columns.iter().filter(|(_, value)| !value.is_null());
+            unread.extend(filled.map(|(name, _)| name.as_str()).filter(|name| !used.contains(name)));
+        }
+        let names: Vec<&str> = unread.into_iter().collect();
+        (!names.is_empty()).then(|| format!("columns of {}: {} ({})", self.file, names.len(), some_of(&names)))
+    }
+}
+
+/// Whether a file is one of metadata, by its name.
+pub fn is_metadata(file: &str) -> bool {
+    ["metadata.jsonl", "metadata.csv"].contains(&file.rsplit('/').next().unwrap_or(file))
+}
+
+/// The rows of the metadata file in the sub-folder `below` (empty, or ending in `/`) of `folder`; `None` if it has no such file.
+///
+/// # Errors
+/// The file cannot be read or is not CSV.
+pub fn records(folder: &Path, below: &str) -> Result<Option<Records>> {
+    let [jsonl, csv] = ["metadata.jsonl", "metadata.csv"].map(|name| format!("{below}{name}"));
+    let rows = match (folder.join(&jsonl).is_file(), folder.join(&csv).is_file()) {
+        (true, true) => vec![Err(format!("{csv}: there is a metadata.jsonl too: keep one of them"))],
+        (true, false) => jsonl_records(&folder.join(&jsonl), &jsonl)?,
+        (false, true) => csv_records(&folder.join(&csv), &csv)?,
+        (false, false) => return Ok(None),
+    };
+    Ok(Some(Records { file: if folder.join(&jsonl).is_file() { jsonl } else { csv }, rows }))
+}
+
+fn jsonl_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let record = |(number, line): (usize, &str)| {
-        let place = format!("metadata.jsonl line {number}");
-        let values: BTreeMap<String, Value> = serde_json::from_str(line.trim_start_matches('\u{feff}'))
+        let place = format!("{name} line {number}");
+        let columns = serde_json::from_str(line.trim_start_matches('\u{feff}'))
             .map_err(|e| format!("{place}: is not JSON ({e})"))?;
-        let texts = values.into_iter().filter_map(|(name, value)| match value {
-            Value::String(text) => Some((name, text)),
-            _ => None,
-        });
-        Ok(Record { place, columns: texts.collect() })
+        Ok(Record { place, columns })
     };
     Ok(lines.map(record).collect())
 }
 
-fn csv_records(path: &Path) -> Result<Vec<std::result::Result<Record, String>>> {
+fn csv_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let not_csv = |e: csv::Error| Error::file(path, e.to_string());
     let mut reader =
         csv::ReaderBuilder::new().flexible(true).from_reader(text.trim_start_matches('\u{feff}').as_bytes());
     let header = reader.headers().map_err(not_csv)?.clone();
+    let header: Vec<String> = header.iter().map(|name| name.trim().to_string()).collect();
+    if let Some(twice) = header.iter().enumerate().find(|(i, name)| header[..*i].contains(name)) {
+        return Err(Error::file(path, format!("two columns are called `{}`: which of them is meant?", twice.1)));
+    }
     let record = |record: std::result::Result<csv::StringRecord, csv::Error>| {
         let record = record.map_err(not_csv)?;
-        let place = format!("metadata.csv line {}", record.position().map_or(0, |p| p.line()));
-        // Backwards, so that the first of two columns of one name counts.
-        let cells: Vec<_> = header.iter().zip(&record).collect();
-        let columns = cells.into_iter().rev().map(|(name, text)| (name.trim().to_string(), text.to_string()));
-        Ok(Ok(Record { place, columns: columns.collect() }))
+        let place = format!("{name} line {}", record.position().map_or(0, |p| p.line()));
+        if record.len() > header.len() {
+            let (fields, headings) = (record.len(), header.len());
+            return Ok(Err(format!(
+                "{place}: has {fields} fields under {headings} headings: put a text with a comma in double quotes"
+            )));
+        }
+        let cells = header.iter().cloned().zip(record.iter().map(Value::from));
+        Ok(Ok(Record { place, columns: cells.collect() }))
     };
     reader.records().map(record).collect()
 }

@@ -10,7 +10,7 @@ use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bucket, DataConfig, DatasetKind, LatentDataset, Picture, Place, Sample,
+    Bucket, DataConfig, DatasetKind, Encoders, LatentDataset, Phase, Picture, Place, Progress, Sample,
     buckets::Buckets,
     cache::{Cache, Kind, key},
     dataset::Stamp,
@@ -22,80 +22,9 @@ use super::{
 use crate::{
     disk::replace,
     error::{Error, Result},
-    models::{text::PromptEmbeds, vae::Moments},
-    stop,
-    tokenizer::PromptIds,
+    paths, stop,
     weights::read_json,
 };
-
-/// What turns text and pixels into what is cached. An implementation loads a model when it is first asked to encode, so
-/// that nothing is loaded for a complete cache.
-///
-/// One prompt and one picture at a time: an entry then does not depend on what happened to be encoded with it, and memory
-/// is that of one picture.
-pub trait Encoders {
-    /// Identifies the VAE and how it is used; see [`fingerprint`](super::fingerprint).
-    ///
-    /// # Errors
-    /// Its files cannot be read.
-    fn vae_fingerprint(&self) -> Result<String>;
-    /// Identifies the tokenizers, the text encoders, and the lengths that prompts are padded or cut to.
-    ///
-    /// # Errors
-    /// Their files cannot be read.
-    fn text_fingerprint(&self) -> Result<String>;
-    /// The ids of a prompt.
-    ///
-    /// # Errors
-    /// The tokenizers cannot be loaded or used.
-    fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
-    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`. They are kept in the element type they
-    /// come in, which the fingerprint must tell.
-    ///
-    /// # Errors
-    /// The text encoders cannot be loaded or used.
-    fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds>;
-    /// The moments of one picture, from f32 pixels `[1, 3, H, W]` in [-1, 1].
-    ///
-    /// # Errors
-    /// The VAE cannot be loaded or used.
-    fn encode_image(&mut self, pixels: TensorData) -> Result<Moments>;
-    /// Drops whatever is loaded. Called between the prompts and the pictures and after both.
-    fn release(&mut self);
-}
-
-/// A part of the preparation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Pictures are read and checked.
-    Check,
-    /// Prompts are encoded.
-    Prompts,
-    /// Pictures are encoded.
-    Pictures,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Check => "checking pictures",
-            Self::Prompts => "encoding prompts",
-            Self::Pictures => "encoding pictures",
-        })
-    }
-}
-
-/// How far a phase is. Each phase starts with `done` 0 and, unless it fails, ends with `done` = `total`; a phase without work
-/// is not reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// The phase.
-    pub phase: Phase,
-    /// Pictures or prompts finished.
-    pub done: usize,
-    /// Pictures or prompts in all.
-    pub total: usize,
-}
 
 /// Checks every picture and caption (of edits, instruction), encodes what the cache does not hold yet, and opens the result. `prompts` are further
 /// texts to encode, such as those of the validation. If everything is there, no model is loaded.
@@ -116,6 +45,11 @@ pub fn prepare(
     Cache::new(config.cache_folder()).sweep();
     let survey = Survey::of(config, kind, prompts, &vae, &text, progress)?;
     survey.log();
+    survey.say_shortened(prompts, &*encoders)?;
+    if !survey.is_complete() {
+        paths::check_folder(survey.dataset.cache.folder())
+            .map_err(|e| e.hint("set `data.cache` to a folder that can be written to"))?;
+    }
     // What is there was just checked: an interruption from here on does not make the next start read it all again.
     survey.record();
     let encoded = survey.encode_prompts(encoders, progress);
@@ -162,7 +96,7 @@ impl Survey {
     ) -> Result<Self> {
         config.validate()?;
         let manifest = Manifest::read(config, kind)?;
-        config.check_epoch(manifest.rows.len())?;
+        config.check_epoch(manifest.rows.iter().map(|row| row.repeats).fold(0, usize::saturating_add))?;
         let cache = Cache::new(config.cache_folder());
         let (known, trusted) = recall(&cache, &config.path);
         let pictures = check(config, vae, &manifest, &known, progress)?;
@@ -173,6 +107,7 @@ impl Survey {
             original: row.original.map(|place| pictures[&place].clone()),
             prompt: dataset.prompt_key(&row.caption),
             caption: row.caption,
+            repeats: row.repeats,
             original_caption: row.original_caption,
             edited_caption: row.edited_caption,
         });
@@ -227,7 +162,35 @@ impl Survey {
         let sizes: Vec<_> = buckets.iter().map(|(bucket, count)| format!("{count} of {bucket}")).collect();
         let (prompts, pictures) = (self.prompts.len(), self.pictures.len());
         tracing::info!("{} samples: {}", samples.len(), sizes.join(", "));
+        let mut repeated: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+        for Sample { picture, repeats, .. } in samples.iter().filter(|sample| sample.repeats != 1) {
+            let folder = picture.place.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+            *repeated.entry((folder, *repeats)).or_default() += 1;
+        }
+        if !repeated.is_empty() {
+            let plural = |count: usize| if count == 1 { "image" } else { "images" };
+            let folder = |((folder, repeats), count): (&(&str, usize), &usize)| {
+                format!("{folder} ({count} {}, {repeats} times each)", plural(*count))
+            };
+            let folders: Vec<_> = repeated.iter().map(folder).collect();
+            tracing::info!("folders that say how often their images count: {}", folders.join(", "));
+        }
         tracing::info!("{} lacks {pictures} pictures and {prompts} prompts", cache.folder().display());
+    }
+
+    /// Says how many captions, or instructions, and how many of the further `prompts` are longer than what the text encoders read.
+    fn say_shortened(&self, prompts: &[String], encoders: &dyn Encoders) -> Result<()> {
+        let LatentDataset { samples, kind, .. } = &self.dataset;
+        let captions: BTreeSet<&str> = samples.iter().map(|sample| sample.caption.as_str()).collect();
+        let prompts: BTreeSet<&str> = prompts.iter().map(String::as_str).collect();
+        let own = match kind {
+            DatasetKind::Captions => "different captions",
+            DatasetKind::Edits => "different instructions",
+        };
+        for (what, texts) in [(own, captions), ("prompts of the validation", prompts)] {
+            encoders.shortened(&texts.iter().copied().collect::<Vec<_>>())?.say(what, texts.len());
+        }
+        Ok(())
     }
 
     fn encode_prompts(&self, encoders: &mut dyn Encoders, progress: &dyn Fn(Progress)) -> Result<()> {
@@ -326,9 +289,11 @@ fn check(
 ) -> Result<HashMap<Place, Picture>> {
     let (buckets, source) = (Buckets::new(config), Source::new(&config.path));
     let look = |place: &&Place| -> std::result::Result<Picture, String> {
-        let stamp = stamp(&source.path(place)).map_err(|e| e.to_string())?;
+        let (stamp, changed) = stamp(&source.path(place)).map_err(|e| e.to_string())?;
         let (hash, size) = match known.get(*place) {
-            Some(picture) if picture.stamp == stamp => (picture.hash.clone(), picture.size),
+            Some(picture) if (picture.stamp, picture.changed) == (stamp, changed) => {
+                (picture.hash.clone(), picture.size)
+            }
             _ => inspect(&source.read(place)?).map(|Inspected { hash, width, height }| (hash, (width, height)))?,
         };
         let bucket = buckets.choose(size.0, size.1).ok_or_else(|| {
@@ -339,7 +304,7 @@ fn check(
         let dtype = format!("{:?}", config.cache_dtype);
         let latents =
             variants.iter().map(|flip| key(&["latents", &hash, &bucket.to_string(), flip, TRANSFORM, vae, &dtype]));
-        Ok(Picture { place: (*place).clone(), latents: latents.collect(), hash, size, bucket, stamp })
+        Ok(Picture { place: (*place).clone(), latents: latents.collect(), hash, size, bucket, stamp, changed })
     };
     let places = manifest.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
     let places: Vec<&Place> = places.collect::<BTreeSet<_>>().into_iter().collect();
@@ -385,13 +350,21 @@ fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime)
     let trusted = written.and_then(|time| time.checked_sub(Duration::from_secs(2))).unwrap_or(SystemTime::UNIX_EPOCH);
     let samples = index.filter(|index| index.folder == folder).map(|index| index.samples).unwrap_or_default();
     let pictures = samples.into_iter().flat_map(|sample| std::iter::once(sample.picture).chain(sample.original));
-    let known = pictures.filter(|picture| picture.stamp.1 <= nanoseconds(trusted));
+    let known = pictures.filter(|picture| picture.stamp.1.max(picture.changed) <= nanoseconds(trusted));
     (known.map(|picture| (picture.place.clone(), picture)).collect(), trusted)
 }
 
-fn stamp(path: &Path) -> std::io::Result<Stamp> {
+/// The stamp of a file, and the time of its last change of any kind (see [`Picture::changed`]).
+fn stamp(path: &Path) -> std::io::Result<(Stamp, u64)> {
     let metadata = std::fs::metadata(path)?;
-    Ok((metadata.len(), nanoseconds(metadata.modified()?)))
+    #[cfg(unix)]
+    let changed = {
+        use std::os::unix::fs::MetadataExt;
+        (metadata.ctime().max(0) as u64).saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec() as u64)
+    };
+    #[cfg(not(unix))]
+    let changed = 0;
+    Ok(((metadata.len(), nanoseconds(metadata.modified()?)), changed))
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {

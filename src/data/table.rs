@@ -13,6 +13,42 @@ use parquet::{
     },
 };
 
+use super::manifest::{FileKind, kind_of};
+use crate::{error::Error, notice::some_of, panics::guarded};
+
+/// The Parquet files of a folder.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Those of the split `train` if there are any, else all.
+    pub read: Vec<String>,
+    /// The others.
+    pub others: Vec<String>,
+}
+
+/// The Parquet files of `folder` and of its folder `data`, where Hugging Face keeps them.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn tables(folder: &Path) -> crate::error::Result<Tables> {
+    let mut found = Vec::new();
+    for below in ["", "data/"] {
+        let folder = folder.join(below);
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
+            let name = entry.map_err(|e| Error::io(&folder, e))?.file_name().to_string_lossy().into_owned();
+            if kind_of(&name) == FileKind::Table && !name.starts_with('.') {
+                found.push(format!("{below}{name}"));
+            }
+        }
+    }
+    found.sort_unstable();
+    let of_train = |file: &String| file.trim_start_matches("data/").starts_with("train");
+    let (train, others): (Vec<_>, Vec<_>) = found.into_iter().partition(of_train);
+    Ok(if train.is_empty() { Tables { read: others, others: train } } else { Tables { read: train, others } })
+}
+
 /// An open Parquet file. Only its footer is in memory; reading moves its one file handle, so it is not shared by threads.
 pub struct Table {
     file: SerializedFileReader<File>,
@@ -26,7 +62,8 @@ impl Table {
     pub fn open(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
         let length = file.metadata().map_err(|e| e.to_string())?.len();
-        let file = SerializedFileReader::new(file).map_err(|e| format!("is not a Parquet file ({e})"))?;
+        let file = guarded(|| SerializedFileReader::new(file).map_err(|e| e.to_string()));
+        let file = file.unwrap_or_else(Err).map_err(|e| format!("is not a Parquet file ({e})"))?;
         if !file.metadata().row_groups().iter().all(|group| lies_within(group, length)) {
             return Err("is damaged: its footer names places outside the file".into());
         }
@@ -43,6 +80,31 @@ impl Table {
         self.position(name).is_some()
     }
 
+    /// A clause about the columns that are not among those `read` (a field counts for its column), if there are any.
+    pub fn unread(&self, file: &str, read: &[&str]) -> Option<String> {
+        let used: Vec<&str> = read.iter().map(|name| name.split('.').next().unwrap_or(name)).collect();
+        let columns = self.file.metadata().file_metadata().schema().get_fields();
+        let names: Vec<&str> = columns.iter().map(|column| column.name()).filter(|name| !used.contains(name)).collect();
+        (!names.is_empty()).then(|| format!("columns of {file}: {} ({})", names.len(), some_of(&names)))
+    }
+
+    /// The first of the columns `names`, or of their `field` (such as `.bytes`), that there is.
+    pub fn first(&self, names: &[&str], field: &str) -> Option<String> {
+        names.iter().map(|name| format!("{name}{field}")).find(|name| self.has(name))
+    }
+
+    /// All cells of a column as texts; empty ones are empty texts.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn texts(&self, column: &str) -> Result<Vec<String>, String> {
+        let cells = self.read(column, 0..self.rows())?.into_iter();
+        let text = |cell: Option<ByteArray>| cell.as_ref().map_or(&[][..], |cell| cell.data()).to_vec();
+        let text =
+            |(row, cell)| String::from_utf8(text(cell)).map_err(|_| format!("row {row} of `{column}` is not UTF-8"));
+        cells.enumerate().map(text).collect()
+    }
+
     fn position(&self, name: &str) -> Option<usize> {
         let columns = self.file.metadata().file_metadata().schema_descr().columns();
         columns.iter().position(|column| {
@@ -55,6 +117,10 @@ impl Table {
     /// # Errors
     /// There is no such column, or one line that says why it cannot be read.
     pub fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<Option<ByteArray>>, String> {
+        guarded(|| self.read_cells(name, rows)).unwrap_or_else(|problem| Err(format!("cannot be read ({problem})")))
+    }
+
+    fn read_cells(&self, name: &str, rows: Range<usize>) -> Result<Vec<Option<ByteArray>>, String> {
         let position = self.position(name).ok_or_else(|| format!("has no column `{name}`"))?;
         let mut cells = Vec::new();
         let mut first = 0;

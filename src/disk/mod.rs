@@ -24,7 +24,12 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     // With the process's number: two that fill one cache may write the same entry at the same time.
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let partial = path.with_extension(format!("{}-{number}.{PARTIAL}", std::process::id()));
+    let mut partial = path.with_extension(format!("{}-{number}.{PARTIAL}", std::process::id()));
+    if partial.file_name().is_some_and(|name| name.len() > 255) {
+        // Longer than a name may be, though the file's own is not: by its hash instead.
+        let hash = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
+        partial = path.with_file_name(format!("{}.{}-{number}.{PARTIAL}", &hash[..32], std::process::id()));
+    }
     let io = |e| Error::io(path, e);
     let claim = File::create(&partial).map_err(|e| Error::file(path, format!("cannot be written ({e})")))?;
     // The lock says that the writer is alive. On a file system without locks nothing is ever swept.

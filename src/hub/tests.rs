@@ -78,6 +78,13 @@ fn the_environment_says_where_and_whether_to_look() {
     let cache = |variables: &[_], home| source(variables, home).unwrap().cache.path().clone();
     assert_eq!(cache(&[("HF_HOME", "/models")], None), Path::new("/models/hub"));
     assert_eq!(cache(&[("HF_HOME", "")], Some("/home/me")), Path::new("/home/me/.cache/huggingface/hub"));
+    let all = [("HF_HUB_CACHE", "/a"), ("HUGGINGFACE_HUB_CACHE", "/b"), ("HF_HOME", "/c"), ("XDG_CACHE_HOME", "/d")];
+    let found: Vec<_> = (0..=4).map(|skip| cache(&all[skip..], Some("/home/me"))).collect();
+    let expected = ["/a", "/b", "/c/hub", "/d/huggingface/hub", "/home/me/.cache/huggingface/hub"];
+    assert_eq!(found, expected.map(PathBuf::from));
+    assert_eq!(cache(&[("HF_HOME", "~/hf")], Some("/home/me")), Path::new("/home/me/hf/hub"));
+    let scratch = [("HF_HUB_CACHE", "$SCRATCH/${USER}_hub/$NONE"), ("SCRATCH", "/scratch"), ("USER", "me")];
+    assert_eq!(cache(&scratch, None), Path::new("/scratch/me_hub/$NONE"));
     for home in [None, Some("")] {
         let error = source(&[], home).err().expect("no home").to_string();
         assert!(error.contains("hint: set HF_HOME"), "{error}");
@@ -85,6 +92,32 @@ fn the_environment_says_where_and_whether_to_look() {
     let online = |value| source(&[("HF_HUB_OFFLINE", value)], Some("/home/me")).unwrap().online;
     assert!(["1", "on", "YES", "True"].into_iter().all(|value| !online(value)));
     assert!(["", "0", "off", "no", "false"].into_iter().all(online));
+    let online = |variables: &[_]| source(variables, Some("/home/me")).unwrap().online;
+    assert!(!online(&[("TRANSFORMERS_OFFLINE", "1")]));
+    assert!(online(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]), "the hub's own variable decides");
+    let endpoint = source(&[("HF_ENDPOINT", "https://mirror.example/")], Some("/home/me")).unwrap().endpoint;
+    assert_eq!(endpoint.as_deref(), Some("https://mirror.example"));
+}
+
+#[test]
+fn the_token_is_that_of_the_environment_or_of_a_login() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().to_str().unwrap().to_string();
+    let token = |variables: &[(&str, &str)]| {
+        let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+        let own = |name: &str| (name == "HF_HOME").then(|| folder.clone());
+        Source::new(|name: &str| variable(name).or_else(|| own(name)), None).unwrap().token
+    };
+    assert_eq!(token(&[]), None);
+    fs::write(home.path().join("token"), "hf_stored\n").unwrap();
+    assert_eq!(token(&[]).as_deref(), Some("hf_stored"));
+    // Wherever the cache is: a login stores it beside the default one.
+    assert_eq!(token(&[("HF_HUB_CACHE", "/elsewhere")]).as_deref(), Some("hf_stored"));
+    assert_eq!(token(&[("HF_TOKEN", " hf_given\n")]).as_deref(), Some("hf_given"));
+    assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old")]).as_deref(), Some("hf_old"));
+    assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
+    fs::write(home.path().join("other"), "hf_other").unwrap();
+    assert_eq!(token(&[("HF_TOKEN_PATH", home.path().join("other").to_str().unwrap())]).as_deref(), Some("hf_other"));
 }
 
 #[test]
@@ -98,7 +131,7 @@ fn a_whole_cached_model_needs_no_network() {
 fn a_missing_model_is_one_error_with_repository_cache_and_next_move() {
     let cache = tempfile::tempdir().unwrap();
     let error = source(cache.path()).resolve("org/name").unwrap_err().to_string();
-    for part in ["`org/name`", cache.path().to_str().unwrap(), "huggingface-cli download org/name", "HF_TOKEN"] {
+    for part in ["`org/name`", cache.path().to_str().unwrap(), "hf download org/name", "HF_TOKEN"] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }

@@ -341,6 +341,20 @@ impl Settings {
 
     fn of(path: &Path, whole: &Value, component: &str) -> Result<Self> {
         let get = |key: &str| &whole[format!("{component}{key}")];
+        // What another rule of scaling, or another kind of adapter, would hang on is not taken for something else.
+        let unusable = |key: &str, wanted: &str| Error::file(path, format!("`{key}` is {}, not {wanted}", get(key)));
+        for (key, fits, wanted) in [
+            ("peft_type", matches!(get("peft_type"), Value::Null) || get("peft_type") == "LORA", "\"LORA\""),
+            ("use_dora", matches!(get("use_dora"), Value::Null | Value::Bool(false)), "false: DoRA is not supported"),
+            ("lora_bias", matches!(get("lora_bias"), Value::Null | Value::Bool(false)), "false"),
+            ("lora_alpha", get("lora_alpha").is_null() || get("lora_alpha").is_number(), "a number"),
+            ("use_rslora", get("use_rslora").is_null() || get("use_rslora").is_boolean(), "true or false"),
+            ("alpha_pattern", get("alpha_pattern").is_null() || get("alpha_pattern").is_object(), "an object"),
+        ] {
+            if !fits {
+                return Err(unusable(key, wanted).hint("export the adapter again with alpha = rank"));
+            }
+        }
         let mut patterns = Vec::new();
         for (pattern, alpha) in get("alpha_pattern").as_object().into_iter().flatten() {
             let name = pattern.replace("\\.", ".");

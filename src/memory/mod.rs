@@ -35,6 +35,21 @@ pub fn usage(device: &Device) -> Usage {
     Usage { resident: status("VmRSS:"), peak: peak::of_process() }
 }
 
+/// The memory that a computation on `device` could still take, in bytes: of the host, what the system can give without swapping,
+/// and of a container no more than its limit leaves. `None` for a GPU, and where the system does not say (only Linux does).
+pub fn available(device: &Device) -> Option<u64> {
+    if *device != Device::flex() {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let host = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
+    let number =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
+    let left = number("memory.max").zip(number("memory.current")).map(|(most, now)| most.saturating_sub(now));
+    Some(left.map_or(host, |left| left.min(host)))
+}
+
 /// A line of what the system says about this process, such as "VmRSS:     123456 kB", in bytes; 0 where it does not.
 fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

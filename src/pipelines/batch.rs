@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Setup,
     batch_report::{BatchReport, Done},
+    generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
     plan::Plan,
     request::check_strength,
@@ -21,6 +22,7 @@ use crate::{
     data, disk,
     error::{Error, Result},
     memory::{self, Stage},
+    paths,
     rng::Seed,
 };
 
@@ -111,9 +113,11 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
 /// What is to be done with each picture whose head can be read.
 fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
     let Choices { models, prompts, strengths } = &request.choices;
-    if request.batch_size == 0 {
-        return Err(Error::setting("--batch-size", "must be at least 1"));
+    if !(1..=MOST_AT_ONCE).contains(&request.batch_size) {
+        let problem = format!("must be at least 1 and at most {MOST_AT_ONCE}, not {}", request.batch_size);
+        return Err(Error::setting("--batch-size", problem));
     }
+    paths::check_folder(&request.output).map_err(|e| e.hint("choose another --output"))?;
     for (option, list) in [("model", models), ("prompt", prompts)] {
         if list.is_empty() {
             return Err(Error::setting(format!("--{option}"), "is not given")
@@ -123,7 +127,7 @@ fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> 
     strengths.iter().try_for_each(|strength| check_strength(*strength))?;
     let paths = match &request.image {
         None => picture::files(&request.folder)?,
-        Some(name) => vec![request.folder.join(name)],
+        Some(name) => vec![paths::meant_by("--image", &request.folder.join(name))?],
     };
     let mut outputs = paths.iter().map(|path| request.output_of(path)).chain([request.report()]);
     if let Some(path) = outputs.find(|path| path.exists()) {
@@ -221,7 +225,7 @@ fn with_model(
 impl BatchRequest {
     /// Where the result for a picture goes.
     fn output_of(&self, path: &Path) -> PathBuf {
-        self.output.join(name(path))
+        self.output.join(path.file_name().unwrap_or_default())
     }
 
     /// Where the report goes.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::ModelKind;
+use super::{ModelKind, parts};
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
@@ -15,7 +15,7 @@ use crate::{
         text::{PromptEmbeds, TextEncoders},
         vae::{AutoencoderKl, Moments},
     },
-    tokenizer::{PromptIds, Tokenizers},
+    tokenizer::{PromptIds, Shortened, Tokenizers},
     weights::read_json,
 };
 
@@ -43,7 +43,7 @@ fn t5_tokens(model: &Path) -> Result<usize> {
     struct TokenizerConfig {
         model_max_length: Option<f64>, // "no limit" is written as 1e30
     }
-    let config: FluxConfig = read_json(model.join("transformer/config.json"))?;
+    let config = FluxConfig::open(model.join("transformer"))?;
     let tokenizer: TokenizerConfig = read_json(model.join("tokenizer_2/tokenizer_config.json"))?;
     let trained = T5_TOKENS[usize::from(!config.guidance_embeds)];
     Ok(tokenizer.model_max_length.map_or(trained, |own| trained.min(own as usize)))
@@ -57,6 +57,7 @@ impl ModelEncoders {
     /// A part of the model folder is missing or broken.
     pub fn open(model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         let t5_tokens = t5_tokens(model)?;
+        parts::check(model, ModelKind::of(model)?)?;
         Ok(Self {
             tokenizers: Tokenizers::open(model, t5_tokens)?,
             t5_tokens,
@@ -80,12 +81,16 @@ impl ModelEncoders {
         Ok(self.text.as_ref().expect("just loaded"))
     }
 
-    /// The embeddings of many prompts as one batch.
+    /// The embeddings of at least one prompt, one row each. They are encoded one after the other, as for training: a row does
+    /// not depend on the others, and memory is that of one.
     ///
     /// # Errors
     /// The text encoders cannot be loaded.
     pub fn encode_prompts(&mut self, ids: &[PromptIds]) -> Result<PromptEmbeds> {
-        Ok(self.text()?.encode(ids))
+        let text = self.text()?;
+        let (prompt, pooled) =
+            ids.iter().map(|ids| text.encode(std::slice::from_ref(ids))).map(|e| (e.prompt, e.pooled)).unzip();
+        Ok(PromptEmbeds { prompt: Tensor::cat(prompt, 0), pooled: Tensor::cat(pooled, 0) })
     }
 }
 
@@ -101,6 +106,10 @@ impl Encoders for ModelEncoders {
 
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds> {
         self.tokenizers.tokenize(prompt)
+    }
+
+    fn shortened(&self, prompts: &[&str]) -> Result<Shortened> {
+        self.tokenizers.shortened(prompts.iter().copied())
     }
 
     fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds> {

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    ModelKind, Setup, input,
+    LARGEST_SIDE, Setup, input,
     picture::{self, PictureFile, Size},
     plan::Plan,
     studio::{Batch, Prompts, Studio},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     data, disk,
     error::{Error, Result},
+    paths,
 };
 
 /// What `kiln generate` and `kiln edit` are asked for.
@@ -48,7 +49,7 @@ pub struct GenerateRequest {
     pub seed: u64,
     /// Pictures for each prompt and picture.
     pub count: usize,
-    /// Pictures made together, of one size. If not given: all; of picture files 4, or 1 with FLUX.1.
+    /// Pictures made together, of one size. If not given: as many as are sure to fit into memory.
     pub batch_size: Option<usize>,
     /// Start noise from a file: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
@@ -65,11 +66,7 @@ pub struct GenerateRequest {
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
 /// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
-    for (option, number) in [("--count", request.count), ("--batch-size", request.batch_size.unwrap_or(1))] {
-        if number == 0 {
-            return Err(Error::setting(option, "must be at least 1"));
-        }
-    }
+    request.check()?;
     let prompts = match &request.pre_tokenized_ids {
         Some(path) => Prompts::Ids(path),
         None => Prompts::Texts(&request.prompts),
@@ -83,10 +80,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     if let Some(mask) = &request.mask {
         pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
     }
-    let parent = request.output.parent().filter(|parent| request.return_latents && !parent.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-        return Err(Error::file(parent, "no such folder for the latents"));
-    }
+    request.total(pictures.len().max(1), request.prompts.len().max(1))?;
     let plan = Plan::new(&request.model, &request.setup, Some(request.edit))?;
     let option = if request.edit { "--instruction" } else { "--prompt" };
     plan.check(option, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
@@ -95,12 +89,6 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     }
     let studio = Studio::open(&plan, &prompts, device)?;
     let groups = Group::all(request, &studio, &pictures)?;
-    let default_size = match (pictures.is_empty(), plan.kind) {
-        (true, _) => usize::MAX,
-        (false, ModelKind::Flux) => 1,
-        (false, ModelKind::StableDiffusion | ModelKind::InstructPix2Pix) => 4,
-    };
-    let batch_size = request.batch_size.unwrap_or(default_size);
     if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
         let option = if request.return_latents { "--latents" } else { "--noise" };
         return Err(Error::setting(option, format!("the pictures have {} sizes to work at", groups.len()))
@@ -108,6 +96,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     }
     let (mut latents, mut files) = (Vec::new(), Vec::new());
     for group in &groups {
+        let batch_size = request.batch_size.unwrap_or_else(|| studio.pictures_that_fit(group.size));
         for batch in group.batches(request, &studio, batch_size)? {
             let made = group.prepare(&batch, request, &studio).and_then(|batch| studio.make(&batch, &mut || ()));
             let made = made.map_err(|error| stopped(error, &files))?;
@@ -139,6 +128,50 @@ fn stopped(error: Error, files: &[PathBuf]) -> Error {
             Error::Stopped { what, done: files.into() }
         }
         error => error,
+    }
+}
+
+/// The most pictures that one command makes.
+const MOST_PICTURES: usize = 100_000;
+
+/// The most pictures that are made together.
+pub(super) const MOST_AT_ONCE: usize = 1024;
+
+impl GenerateRequest {
+    /// What can be said before a file is opened.
+    ///
+    /// # Errors
+    /// A number is out of its range, or the output cannot be written.
+    fn check(&self) -> Result<()> {
+        let (batch_size, sides) = (self.batch_size.unwrap_or(1), [self.width.unwrap_or(1), self.height.unwrap_or(1)]);
+        // The model tells which sides above zero it can make.
+        for (option, number, least, most) in [
+            ("--count", self.count, 1, MOST_PICTURES),
+            ("--batch-size", batch_size, 1, MOST_AT_ONCE),
+            ("--width", sides[0], 0, LARGEST_SIDE),
+            ("--height", sides[1], 0, LARGEST_SIDE),
+        ] {
+            if !(least..=most).contains(&number) {
+                return Err(Error::setting(option, format!("must be at least 1 and at most {most}, not {number}")));
+            }
+        }
+        match self.return_latents {
+            true => paths::check_file(&self.output),
+            false => paths::check_folder(&self.output).map_err(|e| e.hint("choose another --output")),
+        }
+    }
+
+    /// How many pictures are made from so many to start from (noise counts as one) and so many prompts.
+    ///
+    /// # Errors
+    /// There are too many.
+    fn total(&self, pictures: usize, prompts: usize) -> Result<usize> {
+        let total = pictures.checked_mul(prompts).and_then(|rows| rows.checked_mul(self.count));
+        total.filter(|&total| total <= MOST_PICTURES).ok_or_else(|| {
+            let problem =
+                format!("is {} for {prompts} prompts and {pictures} pictures, more than {MOST_PICTURES}", self.count);
+            Error::setting("--count", problem).hint("use several commands")
+        })
     }
 }
 
@@ -230,7 +263,7 @@ impl Group {
             seed: request.seed.wrapping_add((number % request.count) as u64),
             number,
         };
-        let rows: Vec<Row> = (0..pictures * prompts * request.count).map(row).collect();
+        let rows: Vec<Row> = (0..request.total(pictures, prompts)?).map(row).collect();
         if let (Some(path), Some(noise)) = (&request.noise, &self.noise) {
             let expected = [rows.len(), noise.dims()[1], self.size.1, self.size.0];
             if noise.dims() != expected {

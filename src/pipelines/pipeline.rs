@@ -9,7 +9,7 @@ use super::request::{Condition, Request};
 use crate::{
     data,
     error::{Error, Result},
-    memory::Stage,
+    memory::{self, Stage},
     models::{
         draw_noise,
         vae::{AutoencoderKl, Moments},
@@ -23,6 +23,15 @@ use crate::{
 /// What is wrong with a result that is not finite, and what may be the cause.
 pub(super) const NOT_FINITE: &str = "would hold numbers that are not finite";
 pub(super) const WHY_NOT_FINITE: &str = "a LoRA at too large a strength, or one from a run that diverged, does this";
+
+/// The longest side of a picture that is made, in pixels. Memory grows with the area, and in attention with its square.
+pub const LARGEST_SIDE: usize = 8192;
+
+/// The most pictures that are made together where nobody says. More make nothing faster.
+const MOST_BY_ITSELF: u64 = 16;
+
+/// A picture that takes less than this, in bytes, may come with others on a device whose memory is not known.
+const SMALL: u64 = 1 << 30;
 
 /// What is known after a call of the network.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +60,23 @@ pub trait Pipeline {
 
     /// The side of a square as large as the pictures that the model was made for, in pixels.
     fn resolution(&self) -> usize;
+
+    /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights: latents of this
+    /// size, and so many tokens of text. Measured; see the implementations.
+    fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize) -> u64;
+
+    /// How many pictures of a size in latent pixels are made together where nobody says, if each has so many `rows`: those that
+    /// take at most half of the memory that is available, in powers of two, at least one. Where that is not known, as on a GPU,
+    /// four if a row is small, else one.
+    fn pictures_that_fit(&self, (width, height): (usize, usize), text_tokens: usize, rows: usize) -> usize {
+        let bytes = self.bytes_of_row(width, height, text_tokens).max(1) * rows as u64;
+        let fitting = match memory::available(self.device()) {
+            Some(available) => available / 2 / bytes,
+            None if bytes < SMALL => 4,
+            None => 1,
+        };
+        1 << fitting.clamp(1, MOST_BY_ITSELF).ilog2()
+    }
 
     /// Whether the network reads a picture to edit beside the latents.
     fn edits(&self) -> bool {
@@ -138,6 +164,12 @@ pub trait Pipeline {
     fn check_size(&self, width: usize, height: usize) -> Result<()> {
         let step = self.size_step();
         for (field, side) in [("width", width), ("height", height)] {
+            if side > LARGEST_SIDE {
+                return Err(Error::setting(
+                    field,
+                    format!("{side} is more than the {LARGEST_SIDE} pixels of the largest side"),
+                ));
+            }
             if side == 0 || side % step != 0 {
                 let near = ((side as f64 / step as f64).round() as usize).max(1) * step;
                 return Err(

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     hub,
     models::unet::UNetConfig,
-    schedulers::SchedulerConfig,
+    schedulers::{FlowMatchEuler, SchedulerConfig},
 };
 
 /// A model that suits what is asked of it, as far as its configuration tells.
@@ -31,11 +31,16 @@ impl Plan {
         let kind = ModelKind::of(&folder)?;
         let edits = check_purpose(&folder, kind, edits)?;
         setup.check(kind, edits)?;
-        let open = || SchedulerConfig::open(folder.join("scheduler"));
-        let scheduler = (kind != ModelKind::Flux).then(open).transpose()?.map(|config| match setup.scheduler {
-            Some(name) => config.with_name(name),
-            None => config,
-        });
+        let scheduler = match kind {
+            ModelKind::Flux => {
+                FlowMatchEuler::open(folder.join("scheduler"))?.check_steps(setup.steps(kind))?;
+                None
+            }
+            ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
+                let config = SchedulerConfig::open(folder.join("scheduler"))?;
+                Some(setup.scheduler.map_or(config.clone(), |name| config.with_name(name)))
+            }
+        };
         Ok(Self { folder, kind, setup: setup.clone(), edits, scheduler })
     }
 

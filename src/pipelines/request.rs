@@ -1,5 +1,7 @@
 //! What a pipeline is asked to make.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
@@ -77,6 +79,36 @@ impl Request {
             original: None,
             start: None,
             adapters: Vec::new(),
+        }
+    }
+
+    /// Some of the rows, as a request of their own.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let (all, numbers) = (self.seeds.len(), rows.clone().collect::<Vec<_>>());
+        let part = |tensor: &Tensor<4>| match tensor.dims()[0] == all {
+            true => tensor.clone().narrow(0, rows.start, rows.len()),
+            false => tensor.clone(), // one for all
+        };
+        let text = |embeds: &PromptEmbeds| match embeds.prompt.dims()[0] == all {
+            true => pick(embeds, &numbers),
+            false => embeds.clone(),
+        };
+        Self {
+            text: text(&self.text),
+            noise: part(&self.noise),
+            seeds: self.seeds[rows.clone()].to_vec(),
+            negative: self.negative.as_ref().map(|(embeds, scale)| (text(embeds), *scale)),
+            original: self.original.as_ref().map(|(latents, scale)| (part(latents), *scale)),
+            adapters: match self.adapters.len() == all {
+                true => self.adapters[rows.clone()].to_vec(),
+                false => self.adapters.clone(), // one for all, or none
+            },
+            start: self.start.as_ref().map(|start| Start {
+                latents: part(&start.latents),
+                mask: start.mask.as_ref().map(part),
+                ..*start
+            }),
+            ..*self
         }
     }
 

@@ -1,11 +1,12 @@
 //! How pictures are made, whatever they show.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::ModelKind;
 use crate::{
     error::{Error, Result},
-    schedulers::SchedulerName,
+    paths,
+    schedulers::{SchedulerName, flow_match::MOST_STEPS},
 };
 
 /// What is not given takes the value that suits the kind of model.
@@ -45,8 +46,8 @@ impl Setup {
     /// # Errors
     /// The first that does not.
     pub(super) fn check(&self, kind: ModelKind, edits: bool) -> Result<()> {
-        if self.steps == Some(0) {
-            return Err(Error::setting("--steps", "must be at least 1"));
+        if let Some(steps) = self.steps.filter(|steps| !(1..=MOST_STEPS).contains(steps)) {
+            return Err(Error::setting("--steps", format!("must be at least 1 and at most {MOST_STEPS}, not {steps}")));
         }
         for (option, number) in [
             ("--guidance", self.guidance),
@@ -96,8 +97,9 @@ impl Setup {
 }
 
 /// `FILE@SCALE` or `FILE`. What follows the last `@` is a scale only if it is a number.
-fn lora(text: &str) -> std::result::Result<(PathBuf, f64), std::convert::Infallible> {
+fn lora(text: &str) -> std::result::Result<(PathBuf, f64), String> {
     let scale = |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite());
-    let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file.into(), scale(end)?)));
-    Ok(scaled.unwrap_or_else(|| (text.into(), 1.0)))
+    let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file, scale(end)?)));
+    let (file, scale) = scaled.unwrap_or((text, 1.0));
+    Ok((paths::meant(Path::new(file))?, scale))
 }

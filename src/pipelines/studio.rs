@@ -1,7 +1,7 @@
 //! A model that is ready to work: loaded in stages, each of which gives back what it took.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -83,6 +83,11 @@ impl Studio {
             let negative =
                 setup.negative(kind).map(|(prompt, scale)| Ok::<_, Error>((encoders.tokenize(prompt)?, scale)));
             let negative = negative.transpose()?;
+            if let Prompts::Texts(texts) = prompts {
+                let all = texts.iter().map(String::as_str).chain(setup.negative(kind).map(|(prompt, _)| prompt));
+                let all: BTreeSet<&str> = all.collect();
+                encoders.shortened(&all.iter().copied().collect::<Vec<_>>())?.say("prompts", all.len());
+            }
             let ids = match prompts {
                 Prompts::Texts(texts) => texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<_>>()?,
                 Prompts::Ids(path) => input::ids(path, encoders.text()?, negative.as_ref().map(|(ids, _)| ids))?,
@@ -127,6 +132,14 @@ impl Studio {
     /// How many prompts there are.
     pub fn prompts(&self) -> usize {
         self.text.prompt.dims()[0]
+    }
+
+    /// How many pictures of a size in latent pixels are made together where nobody says.
+    pub fn pictures_that_fit(&self, size: (usize, usize)) -> usize {
+        // With guidance each picture has a row with the prompt and one without, and an edit one without its original.
+        let guided = usize::from(self.negative.is_some());
+        let rows = 1 + guided + guided * usize::from(self.pipeline.edits());
+        self.pipeline.pictures_that_fit(size, self.text.prompt.dims()[1], rows)
     }
 
     /// Raw latents of pictures of one size: the most likely ones.

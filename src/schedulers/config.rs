@@ -9,7 +9,10 @@ use super::{
     NoiseSchedule, PredictionType, Scheduler, ddim::Ddim, ddpm::Ddpm, dpm_solver::DpmSolver, euler::Euler,
     euler_ancestral::EulerAncestral, noise_schedule::BetaSchedule, pndm::Pndm, spacing::TimestepSpacing,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    notice::{some_of, warn_once},
+};
 
 /// The samplers of Stable Diffusion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -56,7 +59,34 @@ impl SchedulerConfig {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let file = folder.as_ref().join("scheduler_config.json");
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-        Self::parse(file, &text)
+        let config = Self::parse(file, &text)?;
+        config.say_unused();
+        Ok(config)
+    }
+
+    /// Says once which settings are those of other classes only: as in diffusers, they change nothing.
+    fn say_unused(&self) {
+        let sigmas = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"];
+        let solver = ["use_lu_lambdas", "use_flow_sigmas", "thresholding", "use_dynamic_shifting"];
+        let flow = ["shift_terminal", "stochastic_sampling", "invert_sigmas"];
+        let own: &[&str] = match self.name {
+            None => return, // nothing is sampled as the file says
+            Some(SchedulerName::Ddpm | SchedulerName::Ddim) => &["thresholding"],
+            Some(SchedulerName::Pndm | SchedulerName::EulerAncestral) => &[],
+            Some(SchedulerName::Euler) => &sigmas,
+            Some(SchedulerName::DpmSolver | SchedulerName::DpmSolverKarras) => &[sigmas.as_slice(), &solver].concat(),
+        };
+        let is_on = |key: &str| self.settings.get(key).is_some_and(|value| *value != Value::Bool(false) && *value != 0);
+        let unused = sigmas.iter().chain(&solver).chain(&flow).copied().filter(|key| !own.contains(key) && is_on(key));
+        let unused: Vec<&str> = unused.collect();
+        if !unused.is_empty() {
+            let class = self.settings.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+            let (count, names) = (unused.len(), some_of(&unused));
+            warn_once(format!(
+                "{}: settings that a {class} does not have and that change nothing, as in diffusers: {count} ({names})",
+                self.file.display()
+            ));
+        }
     }
 
     /// Reads the `text` of such a `file`.

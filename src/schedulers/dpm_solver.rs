@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::{
     Level, PredictionType, Scheduler, SchedulerConfig, SchedulerName,
-    sigmas::{FinalSigma, SigmaTable, karras, to_f32},
+    curve::karras,
+    sigmas::{FinalSigma, SigmaTable, to_f32},
     spacing::TimestepSpacing,
 };
 use crate::error::Result;
@@ -36,6 +37,7 @@ impl DpmSolver {
             ("use_beta_sigmas", &no),
             ("use_lu_lambdas", &no),
             ("use_flow_sigmas", &no),
+            ("use_dynamic_shifting", &no),
             ("lambda_min_clipped", &[]),
             ("sigma_min", &[]),
             ("sigma_max", &[]),

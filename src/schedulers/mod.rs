@@ -3,6 +3,7 @@
 //! FLUX.1 has [`flow_match`]. Stable Diffusion has a [`NoiseSchedule`] to train with and any [`Scheduler`] to sample with; both
 //! come from one [`SchedulerConfig`].
 
+mod curve;
 pub mod flow_match;
 mod level;
 mod noise_schedule;

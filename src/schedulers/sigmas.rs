@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, spacing::TimestepSpacing};
+use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, curve::karras, spacing::TimestepSpacing};
 use crate::error::Result;
 
 /// Where a run ends.
@@ -53,13 +53,6 @@ impl SigmaTable {
     pub(super) fn last(&self, kind: FinalSigma) -> f64 {
         if kind == FinalSigma::Zero { 0.0 } else { self.ends().0 }
     }
-}
-
-/// `steps` levels from `most` to `least`, even in their seventh root: equation 5 of Karras et al. 2022.
-pub(super) fn karras(least: f64, most: f64, steps: usize) -> Vec<f64> {
-    let (low, high) = (least.powf(1.0 / 7.0), most.powf(1.0 / 7.0));
-    let share = |i| if i == 0 { 0.0 } else { i as f64 / (steps - 1) as f64 };
-    (0..steps).map(|i| (high + share(i) * (low - high)).powi(7)).collect()
 }
 
 /// Rounds to f32, which diffusers keeps its tables in.

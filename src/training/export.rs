@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint, edit::EditTask, task::Task};
+use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint, edit::EditTask, started, task::Task};
 use crate::{
     disk::{remove_folder, sweep},
     error::{Error, Result},
     hub,
     lora::{self, Lora},
+    paths,
     weights::{TensorFile, Values, export_folder},
 };
 
@@ -38,6 +39,10 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
     let checkpoint = checkpoints.pop().expect("at least one was found");
     checkpoint.verify_trained(!options.raw)?;
     let (state, file) = (checkpoint.state()?, checkpoint.trained(!options.raw)?);
+    match state.mode {
+        Mode::Lora => paths::check_file(output)?,
+        Mode::Full => paths::check_folder(output)?,
+    }
     let report = match state.mode {
         Mode::Lora => {
             if options.model.is_some() {
@@ -52,7 +57,7 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
                 let problem = "is for adapters, and this run trained the whole model";
                 return Err(Error::setting("--format", problem).hint("leave it out: the model is written as a folder"));
             }
-            let config = TrainConfig::load(run.join(CONFIG), &[])?;
+            let config = started::from_its_start(&run, &TrainConfig::load(run.join(CONFIG), &[])?);
             let base = hub::resolve(options.model.unwrap_or(&config.model.path))?;
             state.origin.check_model(&base, EditTask::PARTS)?;
             export_folder(base, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()

@@ -78,7 +78,7 @@ impl Task for FluxTask {
         &self.validation.sigmas
     }
 
-    /// The configured prompts and seeds, made in one batch: a row for each prompt, and for each seed the picture without the
+    /// The configured prompts and seeds: a row for each prompt, and for each seed the picture without the
     /// adapter beside the one with it. An adapter that is not trained yet changes nothing, so nothing is made twice.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(job) = &self.job else { return Ok(None) };
@@ -98,7 +98,7 @@ impl Task for FluxTask {
     }
 }
 
-/// All prompts and seeds as one batch, seeds running fastest.
+/// All prompts and seeds as one request, seeds running fastest.
 fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeline) -> Result<Option<Request>> {
     if config.prompts.is_empty() {
         return Ok(None);
@@ -111,7 +111,15 @@ fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeli
     Ok(Some(Request { guidance: config.guidance, ..Request::new(text, noise, seeds, config.steps) }))
 }
 
+/// As many at a time as are sure to fit into memory.
 fn pictures(pipeline: &FluxPipeline, job: &Request, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
     let job = Request { adapters: adapters.to_vec(), ..job.clone() };
-    pipeline.decode(pipeline.generate(&job, &mut |_| ())?)
+    let ([all, _, height, width], [_, tokens, _]) = (job.noise.dims(), job.text.prompt.dims());
+    let together = pipeline.pictures_that_fit((width, height), tokens, 1);
+    let mut pictures = Vec::with_capacity(all);
+    for first in (0..all).step_by(together) {
+        let some = job.rows(first..(first + together).min(all));
+        pictures.extend(pipeline.decode(pipeline.generate(&some, &mut |_| ())?)?);
+    }
+    Ok(pictures)
 }

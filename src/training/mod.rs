@@ -26,6 +26,7 @@ mod run;
 mod run_folder;
 mod schedule;
 mod signals;
+mod started;
 mod state_file;
 mod task;
 mod tensorboard;

@@ -14,6 +14,7 @@ use super::{
     grid::save_grid,
     prepare::{Prepared, prepare_dataset},
     resume::Origin,
+    started,
     task::{Job, Task, with_task},
     trained::Trained,
     validation::Validator,
@@ -110,7 +111,7 @@ impl fmt::Display for ValidationReport {
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
 pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::hold(path)?;
-    let config = TrainConfig::load(run.join(CONFIG), &[])?;
+    let config = started::from_its_start(&run, &TrainConfig::load(run.join(CONFIG), &[])?);
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
     if !held_out && config.validation.prompts.is_empty() {

@@ -22,6 +22,7 @@ use super::{
     prepare::{Prepared, prepare_dataset},
     resume::{Origin, Resumed, resumable},
     run_folder::{self, RunFolder, drop_grids},
+    started,
     task::{Job, Noised, Task, with_task},
     trained::{Both, Trained, assign, subject},
     validation::Validator,
@@ -33,6 +34,7 @@ use crate::{
     lora::Lora,
     memory::Stage,
     models::Network,
+    paths,
     rng::Seed,
     stop,
 };
@@ -52,7 +54,10 @@ pub fn train(
     display: &mut dyn Display,
 ) -> Result<PathBuf> {
     let resumed = resume.map(|path| resumable(config, path)).transpose()?;
-    let prepared = prepare_dataset(config, device, display)?;
+    let output = resumed.as_ref().map_or(config.run.output.as_path(), |resumed| resumed.folder.path());
+    paths::check_folder(output).map_err(|e| e.hint("set `run.output` to a folder that can be written to"))?;
+    let found = resumed.as_ref().map(|resumed| started::from_its_start(resumed.folder.path(), config));
+    let prepared = prepare_dataset(found.as_ref().unwrap_or(config), device, display)?;
     stop::check()?;
     with_task(config, &prepared, device, Training { config, prepared: &prepared, resumed, display })
 }
@@ -144,6 +149,7 @@ impl<'a, T: Task> Run<'a, T> {
         };
         trained.check(model)?;
         let resolved = config.to_toml()?;
+        started::note(folder.path(), config)?;
         replace(&folder.path().join(CONFIG), |partial| {
             fs::write(partial, &resolved).map_err(|e| Error::io(partial, e))
         })?;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CONFIG, TrainConfig, checkpoint::Checkpoint};
+use super::{CONFIG, TrainConfig, checkpoint::Checkpoint, started};
 use crate::{
     disk::{FolderLock, sweep, sweep_folders},
     error::{Error, Result},
@@ -93,9 +93,10 @@ fn has_nothing_to_lose(path: &Path) -> bool {
     let known = |entry: std::io::Result<fs::DirEntry>| {
         let Ok(entry) = entry else { return false };
         let name = entry.file_name().to_string_lossy().into_owned();
-        let own = [CONFIG, METRICS, TENSORBOARD, SAMPLES, FolderLock::FILE].contains(&name.as_str());
+        let own = [CONFIG, METRICS, TENSORBOARD, SAMPLES, started::FILE, FolderLock::FILE].contains(&name.as_str());
         own || name.ends_with(".partial")
-            && (name.starts_with("step-") || name.starts_with("config.") || name.starts_with("metrics."))
+            && (name.starts_with("step-")
+                || ["config.", "metrics.", "started."].iter().any(|start| name.starts_with(start)))
     };
     entries.into_iter().all(known)
 }

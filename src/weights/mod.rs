@@ -5,10 +5,12 @@
 //! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
 
 mod file;
+mod part_config;
+mod shards;
 mod folder;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -25,6 +27,9 @@ use crate::{
 };
 pub use file::{Stored, TensorFile, Values, write_tensors};
 pub use folder::{FolderReport, export_folder};
+pub use part_config::read_config;
+use shards::Sources;
+pub(crate) use shards::shards;
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
 /// of these is there.
@@ -70,7 +75,9 @@ impl Weights {
     /// The folder holds no safetensors files, or one of them is missing or broken.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let folder = folder.as_ref();
-        let files: Vec<_> = shards(folder)?.iter().map(TensorFile::open).collect::<Result<_>>()?;
+        let sources = Sources::of(folder)?;
+        sources.say_unread();
+        let files: Vec<_> = sources.files.iter().map(TensorFile::open).collect::<Result<_>>()?;
         let (mut home, mut twice) = (BTreeMap::new(), Vec::new());
         for (i, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -304,31 +311,6 @@ fn random_on<const D: usize>(device: &Device, seed: Seed, name: &str, shape: [us
     let distribution = Distribution::Normal(f64::from(offset), f64::from(gain));
     device.seed(seed.derive(name).0);
     keep(device, (), |()| Tensor::random(shape, distribution, (device, dtype)))
-}
-
-/// The weight files of a component folder: those that [`Weights::open`] reads.
-pub(crate) fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let mut names: Vec<String> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort_unstable();
-    let index = names.iter().find(|n| n.ends_with(".safetensors.index.json") && !n.contains(".fp16."));
-    let single = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
-    if let Some(single) = single.iter().find(|single| names.iter().any(|name| name == **single)) {
-        return Ok(vec![folder.join(single)]);
-    }
-    if let Some(index) = index {
-        let index: Index = read_json(folder.join(index))?;
-        let shards: BTreeSet<_> = index.weight_map.into_values().collect();
-        return Ok(shards.into_iter().map(|shard| folder.join(shard)).collect());
-    }
-    let problem = "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
-    Err(Error::file(folder, problem)
-        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors"))
 }
 
 /// Reads a JSON file, such as a component's `config.json`.

@@ -40,7 +40,7 @@ impl LayerShape {
     /// # Errors
     /// The heads do not divide the width.
     pub fn check(&self) -> Result<(), &'static str> {
-        match self.heads > 0 && self.width.is_multiple_of(self.heads) {
+        match self.heads > 0 && self.width > 0 && self.width.is_multiple_of(self.heads) {
             true => Ok(()),
             false => Err("`num_attention_heads` does not divide `hidden_size`"),
         }

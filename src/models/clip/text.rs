@@ -9,7 +9,7 @@ use super::layer::{ClipActivation, Layer, LayerShape};
 use crate::{
     error::{Error, Result},
     nn::{Embedding, LayerNorm},
-    weights::{Weights, read_json},
+    weights::{Weights, read_config},
 };
 
 /// `text_encoder/config.json`, or `text_config` of a whole CLIP model; what is missing takes transformers' values. Classes and
@@ -64,7 +64,46 @@ impl Default for ClipTextConfig {
     }
 }
 
+/// The fields of [`ClipTextConfig`], and what does not change what the model computes: training, and dtypes. The projection is
+/// of a class of its own.
+const SETTINGS: [&str; 23] = [
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "eos_token_id",
+    "attention_dropout",
+    "bos_token_id",
+    "dropout",
+    "dtype",
+    "gradient_checkpointing",
+    "initializer_factor",
+    "initializer_range",
+    "model_type",
+    "pad_token_id",
+    "projection_dim",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
 impl ClipTextConfig {
+    /// Reads `config.json` of a `text_encoder/` folder.
+    ///
+    /// # Errors
+    /// The file is missing, or describes another model, or sizes that cannot be.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
+        let config: Self = read_config(&path, &SETTINGS)?;
+        config.layer().check().map_err(|problem| Error::file(path, problem))?;
+        Ok(config)
+    }
+
     /// Of every block.
     pub(super) fn layer(&self) -> LayerShape {
         LayerShape {
@@ -105,9 +144,7 @@ impl ClipTextModel {
     /// # Errors
     /// Files are missing, the config describes another model, or config and weights do not fit.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
-        let path = folder.as_ref().join("config.json");
-        let config: ClipTextConfig = read_json(&path)?;
-        config.layer().check().map_err(|problem| Error::file(path, problem))?;
+        let config = ClipTextConfig::open(&folder)?;
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config);
         weights.finish()?;

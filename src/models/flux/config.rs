@@ -1,9 +1,15 @@
 //! What `transformer/config.json` says.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 use serde::Deserialize;
 
 use super::rope::Rope;
+use crate::{
+    error::{Error, Result},
+    weights::{read_config, read_json},
+};
 
 /// `transformer/config.json`. What is missing there takes the values of FLUX.1-dev.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -51,7 +57,43 @@ impl Default for FluxConfig {
     }
 }
 
+/// The fields of [`FluxConfig`].
+const SETTINGS: [&str; 11] = [
+    "in_channels",
+    "out_channels",
+    "patch_size",
+    "num_layers",
+    "num_single_layers",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "guidance_embeds",
+    "axes_dims_rope",
+];
+
 impl FluxConfig {
+    /// Reads `config.json` of a `transformer/` folder.
+    ///
+    /// # Errors
+    /// The file is missing, or describes a model that kiln does not know.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Class {
+            #[serde(rename = "_class_name")]
+            name: Option<String>,
+        }
+        let path = folder.as_ref().join("config.json");
+        let Class { name } = read_json(&path)?;
+        if let Some(name) = name.filter(|name| name != "FluxTransformer2DModel") {
+            let problem = format!("`_class_name` is {name}, which is not supported, only FluxTransformer2DModel");
+            return Err(Error::file(path, problem).hint("kiln knows the transformers of FLUX.1-dev and FLUX.1-schnell"));
+        }
+        let config: Self = read_config(&path, &SETTINGS)?;
+        config.check().map_err(|problem| Error::file(path, problem))?;
+        Ok(config)
+    }
+
     /// `D`.
     pub fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
@@ -63,7 +105,7 @@ impl FluxConfig {
         Rope::new(&ids, &self.axes_dims_rope, 10_000.0, device)
     }
 
-    pub(super) fn check(&self) -> std::result::Result<(), String> {
+    fn check(&self) -> std::result::Result<(), String> {
         let rotated: usize = self.axes_dims_rope.iter().sum();
         if self.axes_dims_rope.len() != 3
             || rotated != self.attention_head_dim
@@ -73,6 +115,20 @@ impl FluxConfig {
                 "`axes_dims_rope` {:?} must be three even numbers that add up to `attention_head_dim` {}",
                 self.axes_dims_rope, self.attention_head_dim
             ));
+        }
+        for (field, value) in [
+            ("attention_head_dim", self.attention_head_dim),
+            ("num_attention_heads", self.num_attention_heads),
+            ("joint_attention_dim", self.joint_attention_dim),
+            ("pooled_projection_dim", self.pooled_projection_dim),
+            ("in_channels", self.in_channels),
+        ] {
+            if value == 0 {
+                return Err(format!("`{field}` must not be zero"));
+            }
+        }
+        if let Some(outputs) = self.out_channels.filter(|&outputs| outputs != self.in_channels) {
+            return Err(format!("`out_channels` {outputs} is not as many as `in_channels` {}", self.in_channels));
         }
         if self.patch_size != 1 || !self.in_channels.is_multiple_of(4) {
             return Err(format!(

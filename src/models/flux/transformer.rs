@@ -6,10 +6,10 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{FluxConfig, FluxSegment, FluxState, rope::Rope};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     lending::{Lender, Residence},
     models::{Inputs, Network, every},
-    weights::{Weights, read_json},
+    weights::Weights,
 };
 
 /// What one call of the transformer takes.
@@ -87,9 +87,7 @@ impl FluxTransformer {
         device: &Device,
         dtype: Option<FloatDType>,
     ) -> Result<Self> {
-        let path = folder.as_ref().join("config.json");
-        let config: FluxConfig = read_json(&path)?;
-        config.check().map_err(|problem| Error::file(path, problem))?;
+        let config = FluxConfig::open(&folder)?;
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config, residence);
         weights.finish().map(|()| model)

@@ -6,11 +6,11 @@ use burn::tensor::{Device, FloatDType, Tensor, activation};
 use serde::Deserialize;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     kernels,
     models::heads,
     nn::{Embedding, Linear, RmsNorm},
-    weights::{Weights, read_json},
+    weights::{Weights, read_config},
 };
 
 /// `text_encoder_2/config.json`. Other models and unknown feed-forward parts are refused while reading.
@@ -84,13 +84,71 @@ pub struct T5Encoder {
     final_norm: RmsNorm,
 }
 
+/// The fields of [`T5Config`], and what does not change what the encoder computes: the decoder, training, and dtypes.
+const SETTINGS: [&str; 34] = [
+    "model_type",
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+    "feed_forward_proj",
+    "architectures",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dense_act_fn",
+    "dropout_rate",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "initializer_factor",
+    "is_decoder",
+    "is_encoder_decoder",
+    "is_gated_act",
+    "n_positions",
+    "num_decoder_layers",
+    "output_past",
+    "pad_token_id",
+    "scale_decoder_outputs",
+    "task_specific_params",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+impl T5Config {
+    /// Reads `config.json` of a `text_encoder_2/` folder.
+    ///
+    /// # Errors
+    /// The file is missing, or describes a model that kiln does not know, or sizes that cannot be.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
+        let config: Self = read_config(&path, &SETTINGS)?;
+        let Self { relative_attention_num_buckets: buckets, relative_attention_max_distance: distance, .. } = config;
+        let problem = if [config.vocab_size, config.d_model, config.d_kv, config.d_ff, config.num_heads].contains(&0) {
+            "`vocab_size`, `d_model`, `d_kv`, `d_ff` and `num_heads` must not be zero"
+        } else if buckets < 4 || distance <= buckets / 4 {
+            "`relative_attention_num_buckets` must be at least 4, and `relative_attention_max_distance` above a quarter of it"
+        } else {
+            return Ok(config);
+        };
+        Err(Error::file(path, problem))
+    }
+}
+
 impl T5Encoder {
     /// Opens a `text_encoder_2/` folder. With `dtype`, the weights are converted to it.
     ///
     /// # Errors
     /// Files are missing, the config describes another model, or config and weights do not fit.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
-        let config = read_json(folder.as_ref().join("config.json"))?;
+        let config = T5Config::open(&folder)?;
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config);
         weights.finish()?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::{Error, Result},
-    weights::read_json,
+    weights::{read_config, read_json},
 };
 
 /// `unet/config.json`. What is missing there takes the defaults of diffusers; what kiln does not know is refused.
@@ -186,6 +186,37 @@ fn fixed() -> [(&'static str, Value); 25] {
     ]
 }
 
+/// More levels than any U-Net has: each halves the sides.
+const MOST_LEVELS: usize = 8;
+
+/// The fields of [`UNetConfig`], and what belongs to settings that must be off, or shows in the shapes of the weights.
+const SETTINGS: [&str; 24] = [
+    "in_channels",
+    "out_channels",
+    "sample_size",
+    "center_input_sample",
+    "block_out_channels",
+    "down_block_types",
+    "mid_block_type",
+    "up_block_types",
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "upcast_attention",
+    "norm_num_groups",
+    "norm_eps",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "time_embedding_dim",
+    "conv_in_kernel",
+    "conv_out_kernel",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "use_linear_projection",
+];
+
 impl UNetConfig {
     /// Reads `config.json` of a `unet/` folder.
     ///
@@ -204,13 +235,20 @@ impl UNetConfig {
                 return Err(Error::file(path, format!("`{field}` is {found}, which is not supported, only {known}")));
             }
         }
-        let config: Self = read_json(path)?;
+        let fixed = fixed().map(|(field, _)| field);
+        let config: Self = read_config(path, &[&fixed[..], &SETTINGS].concat())?;
         config.problem().map_or(Ok(config), |problem| Err(Error::file(path, problem)))
     }
 
     fn problem(&self) -> Option<String> {
         let (channels, groups) = (&self.block_out_channels, self.norm_num_groups);
         let levels = channels.len();
+        if levels > MOST_LEVELS {
+            return Some(format!("`block_out_channels` has {levels} levels, more than {MOST_LEVELS}"));
+        }
+        if self.in_channels == 0 || self.out_channels == 0 || self.cross_attention_dim == 0 {
+            return Some("`in_channels`, `out_channels` and `cross_attention_dim` must not be zero".into());
+        }
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Some("`block_out_channels`, `down_block_types` and `up_block_types` must be of one length".into());
         }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     error::{Error, Result},
-    weights::read_json,
+    weights::read_config,
 };
 
 /// `vae/config.json`. Classes and options that kiln does not know are refused while reading.
@@ -110,6 +110,31 @@ fn yes() -> bool {
     true
 }
 
+/// The fields of [`VaeConfig`], and what does not change what the model computes here: it always runs in f32, at any size.
+const SETTINGS: [&str; 18] = [
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "norm_num_groups",
+    "act_fn",
+    "scaling_factor",
+    "shift_factor",
+    "use_quant_conv",
+    "use_post_quant_conv",
+    "mid_block_add_attention",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+    "sample_size",
+];
+
+/// More levels than any autoencoder has: each halves the sides.
+const MOST_LEVELS: usize = 8;
+
 impl VaeConfig {
     /// Reads `config.json` of a `vae/` folder.
     ///
@@ -117,7 +142,7 @@ impl VaeConfig {
     /// The file is missing, or describes a model that kiln does not know.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        let config: Self = read_json(&path)?;
+        let config: Self = read_config(&path, &SETTINGS)?;
         match config.problem() {
             Some(problem) => Err(Error::file(path, problem)),
             None => Ok(config),
@@ -132,6 +157,12 @@ impl VaeConfig {
         }
         if let Some(odd) = channels.iter().find(|&&c| c == 0 || groups == 0 || c % groups != 0) {
             return Some(format!("`norm_num_groups` {groups} does not divide the {odd} of `block_out_channels`"));
+        }
+        if levels > MOST_LEVELS {
+            return Some(format!("`block_out_channels` has {levels} levels, more than {MOST_LEVELS}"));
+        }
+        if (self.in_channels, self.out_channels) != (3, 3) || self.latent_channels == 0 {
+            return Some("`in_channels` and `out_channels` must be 3, and `latent_channels` not zero".into());
         }
         if self.latents_mean.is_some() || self.latents_std.is_some() {
             return Some("`latents_mean` and `latents_std` are not supported".into());

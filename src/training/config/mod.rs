@@ -22,6 +22,7 @@ use crate::{
     data::DataConfig,
     error::{Error, Result},
     lora::LoraConfig,
+    paths,
 };
 
 /// Whether something that must hold does, the key it is about, and the rule.
@@ -179,6 +180,15 @@ pub struct CheckpointConfig {
     pub keep_last: usize,
 }
 
+/// The longest name of a run, in bytes: files that are called after it have endings of their own.
+const LONGEST_NAME: usize = 200;
+
+/// The most optimizer steps of a run: a step a millisecond for twelve days.
+const MOST_STEPS: u64 = 1_000_000_000;
+
+/// The most batches of a step.
+const MOST_BATCHES: u64 = 1_000_000;
+
 impl Default for LoopConfig {
     fn default() -> Self {
         Self {
@@ -208,7 +218,13 @@ impl TrainConfig {
     /// # Errors
     /// What [`config::load`] refuses; values that are impossible by themselves or beside others, all in one error.
     pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
-        let config: Self = config::load(&path, overrides)?;
+        let mut config: Self = config::load(&path, overrides)?;
+        for (key, path) in [("run.output", &mut config.run.output), ("data.path", &mut config.data.path)] {
+            *path = paths::meant_by(key, path)?;
+        }
+        if let Some(cache) = &mut config.data.cache {
+            *cache = paths::meant_by("data.cache", cache)?;
+        }
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(Error::Many { path: path.as_ref().into(), problems });
@@ -234,11 +250,17 @@ impl TrainConfig {
     fn problems(&self) -> Vec<String> {
         let training = &self.training;
         let name_is_one_word = !self.run.name.contains(['/', '\\']) && !matches!(self.run.name.trim(), "" | "." | "..");
+        let name_fits = self.run.name.len() <= LONGEST_NAME && !self.run.name.chars().any(char::is_control);
         let rules = [
             (name_is_one_word, "run.name", "must be the name of a folder, without `/`"),
+            (name_fits, "run.name", "must be of at most 200 bytes, none of them a control character"),
             (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub"),
-            (training.max_steps > 0, "training.max_steps", "must be at least 1"),
-            (training.gradient_accumulation > 0, "training.gradient_accumulation", "must be at least 1"),
+            ((1..=MOST_STEPS).contains(&training.max_steps), "training.max_steps", "must be from 1 to 1000000000"),
+            (
+                (1..=MOST_BATCHES).contains(&training.gradient_accumulation),
+                "training.gradient_accumulation",
+                "must be from 1 to 1000000",
+            ),
             ((0.0..1.0).contains(&training.ema_decay), "training.ema_decay", "must be at least 0 and below 1"),
             (training.log_every > 0, "training.log_every", "must be at least 1"),
             (

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     models::unet::UNetConfig,
     pipelines::ModelKind,
-    schedulers::SchedulerConfig,
+    schedulers::{FlowMatchEuler, SchedulerConfig},
 };
 
 impl TrainConfig {
@@ -18,12 +18,12 @@ impl TrainConfig {
     /// A setting means nothing to this kind of model, or asks for what it cannot do; or the model's files are broken.
     pub(in crate::training) fn suits(&self, kind: ModelKind, model: &Path) -> Result<()> {
         match kind {
-            ModelKind::Flux => self.suits_flux(),
+            ModelKind::Flux => self.suits_flux(model),
             ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => self.suits_editing(model),
         }
     }
 
-    fn suits_flux(&self) -> Result<()> {
+    fn suits_flux(&self, model: &Path) -> Result<()> {
         let usual = DataConfig::default();
         if self.training.mode == Mode::Full {
             return Err(Error::setting("training.mode", "`full` is not for FLUX.1").hint("use `lora`"));
@@ -36,7 +36,9 @@ impl TrainConfig {
                 "set `data.caption_dropout`",
             ),
         ];
-        refuse(&meaningless, "is for Stable Diffusion, but the model is FLUX.1")
+        refuse(&meaningless, "is for Stable Diffusion, but the model is FLUX.1")?;
+        let scheduler = FlowMatchEuler::open(model.join("scheduler"))?;
+        if self.validation.prompts.is_empty() { Ok(()) } else { scheduler.check_steps(self.validation.steps) }
     }
 
     fn suits_editing(&self, model: &Path) -> Result<()> {

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
-use crate::schedulers::SchedulerName;
+use crate::{
+    pipelines::LARGEST_SIDE,
+    schedulers::{SchedulerName, flow_match::MOST_STEPS},
+};
 
 /// `[validation]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +46,9 @@ pub struct ValidationConfig {
     pub timesteps: Vec<u32>,
 }
 
+/// The most pictures of one validation.
+const MOST_PICTURES: usize = 1000;
+
 impl Default for ValidationConfig {
     fn default() -> Self {
         Self {
@@ -66,15 +72,21 @@ impl Default for ValidationConfig {
 impl ValidationConfig {
     /// What must hold.
     pub(super) fn rules(&self) -> Vec<Rule> {
-        let size_holds = |pixels: usize| pixels > 0 && pixels.is_multiple_of(16);
+        let size_holds = |pixels: usize| (16..=LARGEST_SIDE).contains(&pixels) && pixels.is_multiple_of(16);
+        let pictures = self.prompts.len().max(1).saturating_mul(self.seeds.len());
         let seeds_hold = self.prompts.is_empty() || !self.seeds.is_empty();
         let guidance_holds = |guidance: f64| guidance.is_finite() && guidance >= 0.0;
         let sigmas_hold = !self.sigmas.is_empty() && self.sigmas.iter().all(|&sigma| sigma > 0.0 && sigma <= 1.0);
         vec![
             (seeds_hold, "validation.seeds", "must hold at least one seed for the pictures"),
-            (self.steps > 0, "validation.steps", "must be at least 1"),
-            (size_holds(self.width), "validation.width", "must be a multiple of 16 pixels"),
-            (size_holds(self.height), "validation.height", "must be a multiple of 16 pixels"),
+            (
+                pictures <= MOST_PICTURES,
+                "validation.seeds",
+                "must not make more than 1000 pictures with all the prompts",
+            ),
+            ((1..=MOST_STEPS).contains(&self.steps), "validation.steps", "must be from 1 to 10000"),
+            (size_holds(self.width), "validation.width", "must be a multiple of 16 pixels, at most 8192"),
+            (size_holds(self.height), "validation.height", "must be a multiple of 16 pixels, at most 8192"),
             (guidance_holds(self.guidance), "validation.guidance", "must be at least 0"),
             (guidance_holds(self.text_guidance), "validation.text_guidance", "must be at least 0"),
             (guidance_holds(self.image_guidance), "validation.image_guidance", "must be at least 0"),

@@ -1,0 +1,42 @@
+//! What is not used is said: once a process, however often it is come across.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
+static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Warns with `text`, unless the same was said before: a part of a model is read more than once, and its files stay as they are.
+pub fn warn_once(text: String) {
+    let new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
+    if new {
+        tracing::warn!("{text}");
+    }
+}
+
+/// `a`, `a and b`, `a, b, c and 4 more`: as many of `names` as a line holds, with how many are left.
+pub fn some_of(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 3;
+    let quoted = |name: &dyn AsRef<str>| format!("`{}`", name.as_ref());
+    let mut shown: Vec<String> = names.iter().take(SHOWN).map(|name| quoted(name)).collect();
+    let last = match names.len() {
+        0..=SHOWN => shown.pop().unwrap_or_default(),
+        all => format!("{} more", all - SHOWN),
+    };
+    if shown.is_empty() { last } else { format!("{} and {last}", shown.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_three_and_counts_the_rest() {
+        let said: Vec<String> = (0..6).map(|count| some_of(&["a", "b", "c", "d", "e"][..count.min(5)])).collect();
+        assert_eq!(
+            said,
+            ["", "`a`", "`a` and `b`", "`a`, `b` and `c`", "`a`, `b`, `c` and 1 more", "`a`, `b`, `c` and 2 more"]
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! `config.json` of a part of a model: what it says is used, refused, or said to be neither.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::read_json;
+use crate::{
+    error::{Error, Result},
+    notice::{some_of, warn_once},
+};
+
+/// More blocks than any model has. Loading asks for every tensor of each.
+const MOST_LAYERS: u64 = 1000;
+
+/// More than any other number in a configuration: a size of this many would be no model, but a slip or damage.
+const LARGEST: f64 = 1e8;
+
+/// Reads the `config.json` at `path`. Settings that are not among `known` (those of `T`, and those that nothing here depends on)
+/// are said once, with their count; `null`s and what begins with `_` are no settings.
+///
+/// # Errors
+/// The file is missing, no JSON, or lacks a field; it describes quantized weights; or a number in it is out of all bounds.
+pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) -> Result<T> {
+    let path = path.as_ref();
+    let fields: Map<String, Value> = read_json(path)?;
+    if fields.get("quantization_config").is_some_and(|value| !value.is_null()) {
+        let problem = "`quantization_config` says that the weights are quantized, which is not supported";
+        return Err(Error::file(path, problem).hint("use the model in float32, bfloat16 or float16"));
+    }
+    for (field, value) in &fields {
+        let layers = field.starts_with("num_") && field.ends_with("layers") || field.ends_with("layers_per_block");
+        let most = if layers { MOST_LAYERS as f64 } else { LARGEST };
+        if let Some(number) = numbers(value).into_iter().find(|number| number.abs() > most) {
+            return Err(Error::file(path, format!("`{field}` is {number}, which is more than any model has")));
+        }
+    }
+    let is_unknown = |(name, value): &(&String, &Value)| {
+        !value.is_null() && !name.starts_with('_') && !known.contains(&name.as_str())
+    };
+    let unknown: Vec<&String> = fields.iter().filter(is_unknown).map(|(name, _)| name).collect();
+    if !unknown.is_empty() {
+        let (count, names) = (unknown.len(), some_of(&unknown));
+        warn_once(format!("{}: settings that kiln does not know and does not use: {count} ({names})", path.display()));
+    }
+    serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// All numbers of a value, those of lists too.
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Number(number) => number.as_f64().into_iter().collect(),
+        Value::Array(values) => values.iter().flat_map(numbers).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Part {
+        width: usize,
+    }
+
+    fn read(text: &str) -> std::result::Result<usize, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        read_config::<Part>(path, &["width"]).map(|part| part.width).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn numbers_beyond_all_bounds_and_quantized_weights_are_refused() {
+        assert_eq!(read(r#"{"width": 3, "stranger": true, "_class_name": "A", "nothing": null}"#), Ok(3));
+        for (text, named) in [
+            (r#"{"width": 3, "num_hidden_layers": 1001}"#, "`num_hidden_layers` is 1001"),
+            (r#"{"width": 3, "layers_per_block": [2, 4294967295]}"#, "`layers_per_block` is 4294967295"),
+            (r#"{"width": 4294967296}"#, "`width` is 4294967296"),
+            (r#"{"width": 3, "quantization_config": {"bits": 4}}"#, "`quantization_config`"),
+            (r#"{"width": "3"}"#, "invalid type"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(named) && error.contains("config.json"), "{text}: {error}");
+        }
+    }
+}
