@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Bucket, DataConfig, Dropped, HostBatch, Plan, SampleIndex,
+    Batch, Bucket, DataConfig, Dropped, HostBatch, Place, Plan, SampleIndex,
     cache::{Cache, Kind, key},
     prepare::Survey,
 };
@@ -23,40 +23,6 @@ pub enum DatasetKind {
     Captions,
     /// Pairs of pictures, and the instructions that turn the first into the second.
     Edits,
-}
-
-/// Where a picture is: a file, or a cell of a table of pictures.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Place {
-    /// The file, relative to the data folder, with `/` on every system.
-    pub file: String,
-    /// Of a Parquet file, the cell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cell: Option<Cell>,
-}
-
-/// A cell of a Parquet file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Cell {
-    /// The row, counted from 0 over the whole file.
-    pub row: usize,
-    /// The column.
-    pub column: String,
-}
-
-impl From<String> for Place {
-    fn from(file: String) -> Self {
-        Self { file, cell: None }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.cell {
-            None => f.write_str(&self.file),
-            Some(Cell { row, column }) => write!(f, "{} row {row} `{column}`", self.file),
-        }
-    }
 }
 
 /// A picture of the data folder.
