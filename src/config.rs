@@ -3,10 +3,13 @@
 //! Unknown keys, wrong types and impossible options are refused, whether they stand in the file or in a `--set`
 //! override: both become one document, in which every value still knows where it came from.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
-use toml::de::{DeTable, DeValue, Deserializer};
+use serde::{Deserialize, de::DeserializeOwned};
+use toml::{
+    Spanned,
+    de::{DeString, DeTable, DeValue, Deserializer, ValueDeserializer},
+};
 
 use crate::error::{Error, Result};
 
@@ -17,40 +20,129 @@ use crate::error::{Error, Result};
 /// The file cannot be read, is no TOML, or has an unknown key or a value that does not fit; the message names the line
 /// (or the override), the key and what would fit.
 pub fn load<T: DeserializeOwned>(path: impl AsRef<Path>, overrides: &[String]) -> Result<T> {
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    parse(path.as_ref(), &text, overrides)
+    Sources::read(path, overrides)?.document()?.into()
 }
 
-/// As [`load`], for a text that was already read; `path` is what errors call it.
-///
-/// # Errors
-/// As [`load`].
-pub fn parse<T: DeserializeOwned>(path: &Path, text: &str, overrides: &[String]) -> Result<T> {
-    // An override is TOML itself (a dotted key). Blanks before it move its spans behind those of everything before, so
-    // that a position tells the source.
-    let mut sources = vec![text.to_string()];
-    for setting in overrides {
-        let start = sources.last().map_or(0, String::len) + 1;
-        sources.push(" ".repeat(start) + &as_toml(setting)?);
+/// A configuration file and its overrides, as text.
+pub struct Sources {
+    path: PathBuf,
+    /// The file, then each override as a line of TOML.
+    texts: Vec<String>,
+    overrides: Vec<String>,
+}
+
+impl Sources {
+    /// Reads the file `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or an override has no `=`.
+    pub fn read(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        Self::new(path.as_ref(), text, overrides)
     }
-    let place = Place { path, sources: &sources, overrides };
-    let mut document = DeTable::parse(&sources[0]).map_err(|e| place.explain(None, &e, 0))?;
-    for (i, source) in sources.iter().enumerate().skip(1) {
-        let setting = DeTable::parse(source).map_err(|e| place.explain(None, &e, i))?;
-        merge(document.get_mut(), setting.into_inner());
+
+    fn new(path: &Path, text: String, overrides: &[String]) -> Result<Self> {
+        // An override is TOML itself (a dotted key). Blanks before it move its spans behind those of everything before, so
+        // that a position tells the source.
+        let mut texts = vec![text];
+        for setting in overrides {
+            let start = texts.last().map_or(0, String::len) + 1;
+            texts.push(" ".repeat(start) + &as_toml(setting)?);
+        }
+        Ok(Self { path: path.into(), texts, overrides: overrides.to_vec() })
     }
-    let known = document.clone();
-    T::deserialize(Deserializer::from(document)).map_err(|e| {
-        let start = e.span().map_or(0, |span| span.start);
-        let source = sources.iter().position(|source| start <= source.len()).unwrap_or(0);
-        place.explain(Some(known.get_ref()), &e, source)
-    })
+
+    /// All of it as one document.
+    ///
+    /// # Errors
+    /// The file or an override is no TOML.
+    pub fn document(&self) -> Result<Document<'_>> {
+        let mut table = DeTable::parse(&self.texts[0]).map_err(|e| self.explain(None, &e, 0))?;
+        for (number, text) in self.texts.iter().enumerate().skip(1) {
+            let setting = DeTable::parse(text).map_err(|e| self.explain(None, &e, number))?;
+            merge(table.get_mut(), setting.into_inner());
+        }
+        Ok(Document { sources: self, table })
+    }
+}
+
+/// A configuration in which every value knows where it came from.
+pub struct Document<'a> {
+    sources: &'a Sources,
+    table: Spanned<DeTable<'a>>,
+}
+
+impl<'a> Document<'a> {
+    /// As a `T`.
+    ///
+    /// # Errors
+    /// There is an unknown key, or a value that does not fit.
+    pub fn into<T: DeserializeOwned>(self) -> Result<T> {
+        let known = self.table.clone();
+        T::deserialize(Deserializer::from(self.table)).map_err(|e| self.sources.locate(known.get_ref(), &e))
+    }
+
+    /// Takes the value `key` out of a table, as a `T`; `None` if it is not there.
+    ///
+    /// # Errors
+    /// The value does not fit.
+    pub fn take<T: DeserializeOwned>(&mut self, table: &str, key: &str) -> Result<Option<T>> {
+        let known = self.table.clone();
+        let Some(DeValue::Table(inner)) = self.table.get_mut().get_mut(table).map(Spanned::get_mut) else {
+            return Ok(None);
+        };
+        let value = inner.remove(key).map(|value| T::deserialize(ValueDeserializer::from(value)));
+        value.transpose().map_err(|e| self.sources.locate(known.get_ref(), &e))
+    }
+
+    /// Takes a whole table out; `None` if there is none.
+    pub fn take_table(&mut self, name: &str) -> Option<Table<'a>> {
+        match self.table.get_mut().remove_entry(name) {
+            Some((key, value)) if matches!(value.get_ref(), DeValue::Table(_)) => Some(Table { key, value }),
+            Some((key, value)) => {
+                self.table.get_mut().insert(key, value);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// Puts a table that was taken out in the place of the one called `name`.
+    pub fn put_table(&mut self, name: &'a str, table: Table<'a>) {
+        self.table.get_mut().remove(name); // with its position: an insertion would keep the old key
+        self.table.get_mut().insert(Spanned::new(table.key.span(), name.into()), table.value);
+    }
+
+    /// An error about a table that was taken out: it names the line, or the override.
+    pub fn error(&self, table: &Table<'_>, problem: &str) -> Error {
+        self.sources.error(table.key.span().start, &format!("`{}`: {problem}", table.key.get_ref()))
+    }
+}
+
+/// A table of a [`Document`].
+pub struct Table<'a> {
+    key: Spanned<DeString<'a>>,
+    value: Spanned<DeValue<'a>>,
+}
+
+impl Table<'_> {
+    /// Its keys with their values, as TOML, in the order of their names.
+    pub fn entries(&self) -> Vec<(String, String)> {
+        let DeValue::Table(table) = self.value.get_ref() else { return Vec::new() };
+        let text = |value: &Spanned<DeValue<'_>>| {
+            let value = toml::Value::deserialize(ValueDeserializer::from(value.clone()));
+            value.map_or_else(|_| "…".into(), |value| value.to_string())
+        };
+        let mut entries: Vec<_> = table.iter().map(|(key, value)| (key.get_ref().to_string(), text(value))).collect();
+        entries.sort();
+        entries
+    }
 }
 
 /// `key=value` as a line of TOML: a value that is no TOML is a bare word, and becomes a string.
 fn as_toml(setting: &str) -> Result<String> {
     let Some((key, value)) = setting.split_once('=') else {
-        return Err(Error::setting(format!("--set {setting}"), "no `=` in it").hint("write it as `--set lora.rank=8`"));
+        return Err(Error::setting(format!("set {setting}"), "no `=` in it").hint("write it as `set lora.rank=8`"));
     };
     let (key, value) = (key.trim(), value.trim());
     if DeValue::parse(value).is_ok() || value.starts_with(['"', '\'', '[', '{']) {
@@ -67,37 +159,49 @@ fn merge<'a>(into: &mut DeTable<'a>, from: DeTable<'a>) {
             (Some(DeValue::Table(old)), DeValue::Table(new)) => merge(old, new),
             (_, value) => {
                 into.remove(&key); // with its position: an insertion would keep the old key
-                into.insert(key, toml::Spanned::new(span, value));
+                into.insert(key, Spanned::new(span, value));
             }
         }
     }
 }
 
-/// What is needed to say where an error is.
-struct Place<'a> {
-    path: &'a Path,
-    sources: &'a [String],
-    overrides: &'a [String],
-}
+impl Sources {
+    /// `e`, which knows its position, about a document with these values.
+    fn locate(&self, known: &DeTable<'_>, e: &toml::de::Error) -> Error {
+        let start = e.span().map_or(0, |span| span.start);
+        self.explain(Some(known), e, self.source_at(start))
+    }
 
-impl Place<'_> {
+    /// The number of the text in which a position lies.
+    fn source_at(&self, start: usize) -> usize {
+        self.texts.iter().position(|text| start <= text.len()).unwrap_or(0)
+    }
+
+    /// A problem at a position: with its line in the file, or with the override.
+    fn error(&self, start: usize, problem: &str) -> Error {
+        self.error_in(self.source_at(start), start, problem)
+    }
+
+    fn error_in(&self, source: usize, start: usize, problem: &str) -> Error {
+        match source {
+            0 => {
+                let line = 1 + self.texts[0].bytes().take(start).filter(|&b| b == b'\n').count();
+                Error::file(&self.path, format!("line {line}: {problem}"))
+            }
+            i => Error::setting(format!("set {}", self.overrides[i - 1]), problem),
+        }
+    }
+
     /// `e` in the words of a person who writes configurations. `source` is 0 for the file, else the override.
     fn explain(&self, document: Option<&DeTable<'_>>, e: &toml::de::Error, source: usize) -> Error {
         let start = e.span().map_or(0, |span| span.start);
         let key = document.and_then(|table| key_at(table, start)).map_or(String::new(), |key| format!("`{key}`: "));
-        let problem = format!("{key}{}", plain(e.message()));
-        let error = match source {
-            0 => {
-                let line = 1 + self.sources[0].bytes().take(start).filter(|&b| b == b'\n').count();
-                Error::file(self.path, format!("line {line}: {problem}"))
-            }
-            i => Error::setting(format!("--set {}", self.overrides[i - 1]), problem),
-        };
+        let error = self.error_in(source, start, &format!("{key}{}", plain(e.message())));
         let wants_text = e.message().ends_with("expected a string");
         match (nearest(e.message()), source) {
             (Some(name), _) => error.hint(format!("did you mean `{name}`?")),
             (None, 1..) if wants_text => {
-                error.hint("text that looks like a number or a truth value needs quotes: --set 'key=\"2024\"'")
+                error.hint("text that looks like a number or a truth value needs quotes: `set 'key=\"2024\"'`")
             }
             (None, 0) if wants_text => error.hint("put the value in quotes"),
             (None, _) => error,
@@ -194,7 +298,8 @@ mod tests {
 
     fn parse_with(text: &str, overrides: &[&str]) -> std::result::Result<Oven, String> {
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
-        parse(Path::new("oven.toml"), text, &overrides).map_err(|e| e.to_string())
+        let sources = Sources::new(Path::new("oven.toml"), text.to_string(), &overrides).map_err(|e| e.to_string())?;
+        sources.document().and_then(Document::into).map_err(|e| e.to_string())
     }
 
     const GOOD: &str = "steps = 3\n[lora]\nrank = 4\n";
@@ -234,12 +339,12 @@ mod tests {
     #[test]
     fn an_error_in_an_override_names_the_override() {
         for (setting, said) in [
-            ("lora.rnak=8", "`--set lora.rnak=8`: `lora.rnak`: unknown key `rnak`"),
-            ("lora.rank=many", "`--set lora.rank=many`: `lora.rank`: invalid type: string \"many\""),
-            ("lora.targets=[1]", "`--set lora.targets=[1]`: `lora.targets`: invalid type: integer `1`"),
-            ("lora=3", "`--set lora=3`: `lora`: invalid type: integer `3`"),
-            ("steps=[1", "`--set steps=[1`: "),
-            ("steps", "`--set steps`: no `=` in it"),
+            ("lora.rnak=8", "`set lora.rnak=8`: `lora.rnak`: unknown key `rnak`"),
+            ("lora.rank=many", "`set lora.rank=many`: `lora.rank`: invalid type: string \"many\""),
+            ("lora.targets=[1]", "`set lora.targets=[1]`: `lora.targets`: invalid type: integer `1`"),
+            ("lora=3", "`set lora=3`: `lora`: invalid type: integer `3`"),
+            ("steps=[1", "`set steps=[1`: "),
+            ("steps", "`set steps`: no `=` in it"),
         ] {
             let error = parse_with(GOOD, &["lora.rank=2", setting]).unwrap_err();
             assert!(error.starts_with(said), "{setting}: {error}");

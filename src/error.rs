@@ -1,128 +1,242 @@
-//! What can go wrong, said once: each error names the file, tensor or setting it is about and, where there is one, the
-//! next move.
+//! What can go wrong, said once: each error has the subject it is about (a file, a tensor in it, a setting), the problem,
+//! and where there is one the next move, as fields of their own. [`cli`](crate::cli) prints them; a server sends them as JSON.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
 
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error a person can act on. The text of every variant starts with what it is about.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The operating system refused: missing file, no permission, full disk.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// What was opened, read or written.
+/// An error a person can act on.
+///
+/// Its text is `SUBJECT: PROBLEM`, with the next move as a last line `hint: …`. Settings are called by the names of their
+/// fields (`lora.rank`, `width`), in backticks in a hint; how a person typed them is for the command line to know.
+#[derive(Debug, Serialize)]
+pub struct Error {
+    /// The thing that is wrong.
+    pub subject: Subject,
+    /// The problem with it.
+    pub problem: Problem,
+    /// The next move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(skip)]
+    source: Option<io::Error>,
+}
+
+/// The thing that an error is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// A file or folder.
+    Path(PathBuf),
+    /// A tensor of a file.
+    Tensor {
+        /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// Its name there.
+        name: String,
     },
-    /// A file was read, but its content is not what it should be.
-    #[error("{}: {problem}", path.display())]
-    File {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A setting of a configuration file or of the command line has an impossible value.
-    #[error("`{field}`: {problem}")]
-    Setting {
-        /// The key or option.
-        field: String,
-        /// What is wrong with its value.
-        problem: String,
-    },
-    /// Several things of one kind are wrong with one source: all of them, so that one run finds them all.
-    #[error("{}: {} problem{}\n  {}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, listed(problems))]
-    Many {
-        /// The source.
-        path: PathBuf,
-        /// One line each.
-        problems: Vec<String>,
-    },
-    /// A number that must be finite was not, so the run stopped before it could be saved.
-    #[error("step {step}: not finite: {what}")]
-    NotFinite {
-        /// The optimizer step.
-        step: u64,
-        /// The number, and where it came from.
-        what: String,
-    },
-    /// Somebody asked to stop: nothing went wrong, and what was done so far is kept.
-    #[error("stopped on request{what}")]
+    /// A key of a configuration (`lora.rank`) or a field of a request (`width`); after a blank, the value it was given.
+    Setting(String),
+    /// An optimizer step.
+    Step(u64),
+    /// Work that was stopped on request: nothing went wrong, and what was done so far is kept.
     Stopped {
-        /// What became of the work, such as `: 3 images were written`; empty if there is nothing to say.
-        what: String,
         /// What is there nevertheless: the run folder, or the files written.
         done: Vec<PathBuf>,
     },
 }
 
-/// The most problems that are listed one by one.
+/// The most problems that are listed one by one in a text.
 const LISTED: usize = 20;
 
-/// The problems in lines of their own, the first of them if there are many, and the hint that the last may end with.
-fn listed(problems: &[String]) -> String {
-    let Some(left) = problems.len().checked_sub(LISTED + 1) else { return problems.join("\n  ") };
-    let hint = problems.last().and_then(|last| last.split_once("\nhint: ")).map(|(_, hint)| format!("\nhint: {hint}"));
-    format!("{}\n  and {} more{}", problems[..LISTED].join("\n  "), left + 1, hint.unwrap_or_default())
+/// One problem, or all that one subject has, so that one run finds them all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Problem {
+    /// A sentence that goes on from the subject.
+    One(String),
+    /// Problems of parts of the subject, a line each.
+    Many(Vec<String>),
 }
 
 impl Error {
-    /// An operating-system error about `path`.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().into(), source }
+    fn new(subject: Subject, problem: Problem) -> Self {
+        Self { subject, problem, hint: None, source: None }
     }
 
-    /// `path` holds something else than expected.
+    /// The operating system refused `path`: missing file, no permission, full disk.
+    pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
+        let error = Self::file(path, source.to_string());
+        Self { source: Some(source), ..error }
+    }
+
+    /// `path` was read, but its content is not what it should be.
     pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().into(), problem: problem.into() }
+        Self::new(Subject::Path(path.as_ref().into()), Problem::One(problem.into()))
     }
 
-    /// The setting `field` (a configuration key such as `lora.rank`, or an option such as `--device`) cannot be used.
+    /// The tensor `name` of the file `path` is not what it should be.
+    pub fn tensor(path: impl AsRef<Path>, name: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::new(Subject::Tensor { path: path.as_ref().into(), name: name.into() }, Problem::One(problem.into()))
+    }
+
+    /// Several things are wrong with `path`: a line each.
+    pub fn many(path: impl AsRef<Path>, problems: Vec<String>) -> Self {
+        Self::new(Subject::Path(path.as_ref().into()), Problem::Many(problems))
+    }
+
+    /// The setting `field` (a configuration key such as `lora.rank`, or a field of a request such as `width`) cannot be used.
     pub fn setting(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Setting { field: field.into(), problem: problem.into() }
+        Self::new(Subject::Setting(field.into()), Problem::One(problem.into()))
     }
 
-    /// The same, about `path`: for what only a caller knows the file of.
-    pub fn at(mut self, file: impl AsRef<Path>) -> Self {
-        if let Self::Io { path, .. } | Self::File { path, .. } | Self::Many { path, .. } = &mut self {
-            *path = file.as_ref().into();
+    /// A value that must be finite was not at optimizer step `step`, so the run stopped before it could be saved.
+    pub fn not_finite(step: u64, what: impl fmt::Display) -> Self {
+        Self::new(Subject::Step(step), Problem::One(format!("not finite: {what}")))
+    }
+
+    /// Somebody asked to stop. `what` became of the work, such as `: 3 images were written`, is empty if there is nothing to say;
+    /// `done` is the run folder, or the files that are there.
+    pub fn stopped(what: impl Into<String>, done: Vec<PathBuf>) -> Self {
+        Self::new(Subject::Stopped { done }, Problem::One(what.into()))
+    }
+
+    /// The same error about the file `path`, where only a caller knows which file it is. A setting stays one.
+    pub fn at(mut self, path: impl AsRef<Path>) -> Self {
+        if let Subject::Path(own) | Subject::Tensor { path: own, .. } = &mut self.subject {
+            *own = path.as_ref().into();
         }
         self
     }
 
-    /// Appends the next move, on a line of its own. Errors of the operating system stay as they are.
+    /// The same error with a next move, after the one it may have. Errors of the operating system stay as they are.
     pub fn hint(mut self, next_move: impl AsRef<str>) -> Self {
-        let line = format!("\nhint: {}", next_move.as_ref());
-        match &mut self {
-            Self::File { problem, .. } | Self::Setting { problem, .. } => problem.push_str(&line),
-            Self::Many { problems, .. } => {
-                if let Some(last) = problems.last_mut() {
-                    last.push_str(&line);
+        if self.source.is_none() {
+            self.hint = Some(match self.hint {
+                Some(before) => format!("{before}; {}", next_move.as_ref()),
+                None => next_move.as_ref().into(),
+            });
+        }
+        self
+    }
+
+    /// Whether the operating system refused, so that the content of the file is not known.
+    pub fn is_io(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Whether somebody asked to stop.
+    pub fn is_stop(&self) -> bool {
+        matches!(self.subject, Subject::Stopped { .. })
+    }
+
+    /// The problems, one or many.
+    pub fn problems(&self) -> &[String] {
+        match &self.problem {
+            Problem::One(problem) => std::slice::from_ref(problem),
+            Problem::Many(problems) => problems,
+        }
+    }
+
+    /// Subject and problem, without the hint.
+    pub fn message(&self) -> String {
+        match self.subject {
+            Subject::Tensor { .. } => format!("{} {}", self.subject, self.problem),
+            Subject::Stopped { .. } => format!("{}{}", self.subject, self.problem),
+            _ => format!("{}: {}", self.subject, self.problem),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())?;
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Tensor { path, name } => write!(f, "{}: tensor `{name}`", path.display()),
+            Self::Setting(field) => write!(f, "`{field}`"),
+            Self::Step(step) => write!(f, "step {step}"),
+            Self::Stopped { .. } => f.write_str("stopped on request"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(problem) => f.write_str(problem),
+            Self::Many(problems) => {
+                let plural = if problems.len() == 1 { "" } else { "s" };
+                let shown = &problems[..problems.len().min(LISTED)];
+                write!(f, "{} problem{plural}\n  {}", problems.len(), shown.join("\n  "))?;
+                match problems.len() - shown.len() {
+                    0 => Ok(()),
+                    more => write!(f, "\n  and {more} more"),
                 }
             }
-            Self::NotFinite { what, .. } | Self::Stopped { what, .. } => what.push_str(&line),
-            Self::Io { .. } => {}
         }
-        self
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_hint_is_a_field_and_the_last_line_of_the_text() {
+        let error = Error::setting("lora.rank", "is 0").hint("use 16").hint("or leave it out");
+        assert_eq!(error.message(), "`lora.rank`: is 0");
+        assert_eq!(error.to_string(), "`lora.rank`: is 0\nhint: use 16; or leave it out");
+        assert!(Error::io("a", io::Error::other("gone")).hint("look").hint.is_none());
+    }
+
+    #[test]
+    fn a_path_that_only_the_caller_knows_is_put_in_its_place() {
+        assert_eq!(Error::file("LoRA", "is empty").at("a.safetensors").message(), "a.safetensors: is empty");
+        assert_eq!(Error::tensor("LoRA", "w", "is missing").at("a").message(), "a: tensor `w` is missing");
+        assert_eq!(Error::setting("width", "is 0").at("a").message(), "`width`: is 0");
+    }
 
     #[test]
     fn a_long_list_is_cut_and_keeps_its_hint() {
         let many = |count: usize| {
             let problems = (0..count).map(|i| format!("problem {i}")).collect();
-            Error::Many { path: "a".into(), problems }.hint("do this").to_string()
+            Error::many("a", problems).hint("do this").to_string()
         };
         assert!(many(20).contains("\n  problem 19\nhint: do this"));
         let said = many(1_000_000);
         assert!(said.starts_with("a: 1000000 problems\n  problem 0\n"), "{said}");
         assert!(said.ends_with("\n  problem 19\n  and 999980 more\nhint: do this"), "{said}");
+    }
+
+    #[test]
+    fn as_json_an_error_keeps_its_parts_apart() {
+        let json = |error: Error| serde_json::to_value(error).unwrap();
+        let expected = json!({"subject": {"setting": "width"}, "problem": "is 0", "hint": "use 512"});
+        assert_eq!(json(Error::setting("width", "is 0").hint("use 512")), expected);
+        let expected = json!({"subject": {"path": "folder"}, "problem": ["a: is empty", "b: is empty"]});
+        assert_eq!(json(Error::many("folder", vec!["a: is empty".into(), "b: is empty".into()])), expected);
+        let expected = json!({"subject": {"tensor": {"path": "m", "name": "w"}}, "problem": "is missing"});
+        assert_eq!(json(Error::tensor("m", "w", "is missing")), expected);
     }
 }

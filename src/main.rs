@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use kiln::{
     cli::{Cli, report_error, report_panics, run, start_logging},
     memory,
@@ -10,11 +9,11 @@ use kiln::{
 
 fn main() -> ExitCode {
     memory::keep_freed();
-    let cli = Cli::parse();
+    let (cli, flags) = Cli::read();
     report_panics();
     start_logging(&cli);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(report_error(&error)),
+        Err(error) => ExitCode::from(report_error(&error, &flags)),
     }
 }

@@ -28,9 +28,9 @@ pub fn requested() -> bool {
 /// To be called between two items of long work.
 ///
 /// # Errors
-/// [`Error::Stopped`] if the process was asked to stop.
+/// [`Error::stopped`] if the process was asked to stop.
 pub fn check() -> Result<()> {
-    if requested() { Err(Error::Stopped { what: String::new(), done: Vec::new() }) } else { Ok(()) }
+    if requested() { Err(Error::stopped("", Vec::new())) } else { Ok(()) }
 }
 
 /// Does work that cannot stop half-way and is not worth waiting for, such as a download: a request to stop meanwhile ends the

@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 
 use burn::tensor::{DType, Device, TensorData};
-use kiln::training::{self, Silent, TrainConfig};
+use kiln::training::{self, Silent};
 use support::program::{copy, tensors, workshop};
 
 /// Whether this machine has the vector instructions of the one that wrote the fixtures: sums depend on their width.
@@ -32,7 +32,7 @@ fn goes_on(name: &str) {
     copy(fixtures.join(name), &run);
     let here =
         [format!("run.output='{}'", workshop.display()), format!("data.cache='{}'", workshop.join("cache").display())];
-    let config = TrainConfig::load(run.join("config.toml"), &here).unwrap();
+    let config = training::run_config(&run, &here).unwrap();
     assert_eq!(config.training.max_steps, 6);
     training::train(&config, Some(&run), &Device::flex(), &mut Silent).unwrap();
     for file in ["adapter", "ema", "optimizer"] {

@@ -141,6 +141,13 @@ fn an_error_in_an_override_names_the_override() {
 }
 
 #[test]
+fn the_old_name_of_the_kernel_cache_is_refused_with_the_new_one() {
+    let (_folder, file) = config("");
+    let said = fails(2, &["prepare", "--config", &file, "--cache", "kernels"]);
+    assert!(said.contains("`--kernel-cache kernels`") && said.contains("`data.cache`"), "{said}");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_an_error() {
     let (_folder, file) = config("");
     let said = fails(1, &["train", "--config", &file, "--device", "cuda:99"]);

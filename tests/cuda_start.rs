@@ -300,6 +300,6 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
         machine.write("file", "");
         let folder = machine.at("file/folder");
         let said = machine.start("cuda", &[("KILN_CACHE", folder.to_str().unwrap())]);
-        says(&said, &["error: `--cache`: ", "file/folder cannot be made: ", "hint: name a folder"]);
+        says(&said, &["error: `--kernel-cache`: ", "file/folder cannot be made: ", "hint: name a folder"]);
     }
 }

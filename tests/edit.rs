@@ -200,7 +200,7 @@ fn wrong_models_files_and_numbers_are_named() {
         (&edits, &["--latents-in", &latents], "expected [pictures, 4, height, width]"),
         (&edits, &["--image", &picture, "--noise", &noise], "expected [1, 4, 6, 8]"),
         (&edits, &["--image", &picture, "--steps", "0"], "`--steps`: must be at least 1"),
-        (&cut, &["--image", &picture, "--steps", "2000"], "`steps`: 2000 steps"),
+        (&cut, &["--image", &picture, "--steps", "2000"], "`--steps`: 2000 steps"),
         (&edits, &["--image", &picture, "--batch-size", "0"], "`--batch-size`: must be at least 1"),
         (&edits, &["--image", &picture, "--count", "0"], "`--count`: must be at least 1"),
         (&edits, &["--image", &picture, "--prompt-ids", &ids], "`clip` has 78 ids"),

@@ -19,7 +19,7 @@ use kiln::{
         Cell, DataConfig, DatasetKind, Dropped, LatentDataset, Place, Plan, Prefetch, SampleIndex, joint_dropout,
         prepare,
     },
-    error::{Error, Result},
+    error::{Error, Problem, Result},
     rng::Seed,
 };
 use parquet::{
@@ -183,7 +183,7 @@ fn run(config: &DataConfig) -> (LatentDataset, usize, usize) {
 
 fn problems(folder: &TempDir) -> Vec<String> {
     match prepare(&config(folder), DatasetKind::Edits, &[], &mut Fake::default(), &silent).unwrap_err() {
-        Error::Many { problems, .. } => problems,
+        Error { problem: Problem::Many(problems), .. } => problems,
         error => panic!("{error}"),
     }
 }

@@ -343,28 +343,28 @@ fn options_that_mean_nothing_to_a_model_are_named() {
     let latents = write(&folder.path().join("latents"), vec![("latents", numbers())]);
     let broken = format!("{}@1e38", *LORA);
     for (model, more, wanted) in [
-        (&flux, &["--scheduler", "ddim"][..], "`--scheduler`: means nothing"),
+        (&flux, &["--scheduler", "ddim"][..], "`--scheduler`: is not supported by FLUX.1"),
         (&makes, &["--negative-prompt", "x", "--true-guidance", "2"], "hint: use `--guidance`"),
-        (&makes, &["--image-guidance", "2"], "`--image-guidance`: means nothing"),
-        (&makes, &["--scaled-condition"], "`--scaled-condition`: means nothing"),
+        (&makes, &["--image-guidance", "2"], "`--image-guidance`: is not supported by Stable Diffusion"),
+        (&makes, &["--scaled-condition"], "`--scaled-condition`: is not supported by Stable Diffusion"),
         (&cut, &[], "text_encoder"),
         (&cut, &["--steps", "0"], "`--steps`: must be at least 1"),
-        (&cut, &["--steps", "2000"], "`steps`: 2000 steps"),
+        (&cut, &["--steps", "2000"], "`--steps`: 2000 steps"),
         (&cut, &["--guidance=-1"], "`--guidance`: -1 is not"),
         (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
-        (&makes, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
-        (&makes, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
+        (&cut, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
+        (&cut, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
         (
             &flux,
             &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"],
             "`picture 1 of 1`: would hold",
         ),
-        (&makes, &["--width", "50"], "50 is not a multiple of 8"),
-        (&cut, &["--image", &picture, "--strength", "0"], "`strength`: 0 is not above 0"),
+        (&cut, &["--width", "50"], "50 is not a multiple of 8"),
+        (&cut, &["--image", &picture, "--strength", "0"], "`--strength`: 0 is not above 0"),
         (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
         (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
-        (&makes, &["--lora", &LORA], "the model has no such linear layer"),
+        (&cut, &["--lora", &LORA], "the model has no such linear layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),
     ] {
         let start = ["generate", "--model", model, "--prompt", "p", "--output", output.to_str().unwrap()];

@@ -3,6 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::CommandFactory;
+use kiln::cli::Cli;
+
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
@@ -84,6 +87,31 @@ fn a_module_imports_only_from_modules_above_it() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn only_the_command_line_spells_its_flags() {
+    let program = Cli::command();
+    let arguments = program.get_subcommands().chain([&program]).flat_map(|command| command.get_arguments());
+    let flags: Vec<_> = arguments.filter_map(|argument| argument.get_long()).collect();
+    assert!(flags.len() > 30 && flags.contains(&"width"), "{flags:?}");
+    let mut spelled = vec![];
+    for file in files(&source()).into_iter().filter(|file| !file.starts_with(source().join("cli"))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for flag in line
+                .split("--")
+                .skip(1)
+                .filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '-').next())
+            {
+                if flags.contains(&flag) {
+                    spelled.push(format!("{}:{}: --{flag}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(spelled.is_empty(), "libraries say the field, in backticks in a hint:\n{}", spelled.join("\n"));
 }
 
 #[test]

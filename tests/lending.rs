@@ -111,7 +111,7 @@ fn text(rows: usize, tokens: usize, width: usize, pooled: usize) -> PromptEmbeds
 
 /// Four pictures, 40 × 56, each of its own prompt and noise.
 fn request(pipeline: &dyn Pipeline, text: PromptEmbeds) -> Request {
-    let step = pipeline.size_step();
+    let step = pipeline.sizes().step;
     let noise = (0..4).map(|seed| pipeline.start_noise(seed, 5 * step, 7 * step));
     Request::new(text, Tensor::cat(noise.collect(), 0), vec![0, 1, 2, 3], 2)
 }

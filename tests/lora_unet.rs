@@ -209,7 +209,7 @@ fn what_cannot_be_applied_or_written_is_refused_with_the_reason() {
     let golden = goldens(PIPELINES[0]).remove(0);
     let lora = Lora::read(diffusers_file(&golden.folder.join(CASES[1]))).unwrap();
     let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32).unwrap_err().to_string();
-    assert!(text.contains("--format kohya") && !path.exists(), "{text}");
+    assert!(text.contains("`format kohya`") && !path.exists(), "{text}");
     let mut unknown = lora.clone();
     unknown.layers[0].name = "down_blocks.0.attentions.0.norm".into();
     let text = export(&unknown, &path, Format::Kohya, FloatDType::F32).unwrap_err().to_string();
@@ -266,8 +266,12 @@ fn an_adapter_for_another_model_names_every_layer_that_does_not_fit() {
     let unet = Lora::read(diffusers_file(&golden.folder.join(CASES[0]))).unwrap();
     let transformer = Lora::read(diffusers_file(&flux.folder.join(CASES[0]))).unwrap();
     let refuse = |lora: &Lora, model: &mut lora::Layers| {
-        let text = lora.adapters_for(&model.shapes(), &Device::flex(), 1.0).unwrap_err().to_string();
-        assert!(text.contains("kiln inspect") && lora.layers.iter().all(|layer| text.contains(&layer.name)), "{text}");
+        let error = lora.adapters_for(&model.shapes(), &Device::flex(), 1.0).unwrap_err();
+        let text = error.problems().join("\n");
+        assert!(
+            error.hint.unwrap().contains("kiln inspect") && lora.layers.iter().all(|layer| text.contains(&layer.name)),
+            "{text}"
+        );
     };
     refuse(&transformer, &mut layers(&golden.model.join("unet")));
     refuse(&unet, &mut lora::transformer(flux));

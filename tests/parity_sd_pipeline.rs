@@ -5,8 +5,9 @@ mod support;
 use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
     data::Encoders,
+    families::ModelEncoders,
     models::text::PromptEmbeds,
-    pipelines::{ModelEncoders, Pipeline, Request, StableDiffusionPipeline, Start},
+    pipelines::{Pipeline, Request, StableDiffusionPipeline, Start},
     schedulers::SchedulerName,
 };
 use support::{

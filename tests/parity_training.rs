@@ -8,7 +8,7 @@ use kiln::{
     schedulers::FlowMatchEuler,
     selftest::{flux, lora_steps},
     training::{
-        ObjectiveConfig,
+        FlowMatchingConfig,
         backward::{self, Subject, backward},
         objective::FlowMatching,
     },
@@ -41,7 +41,7 @@ fn blockwise_and_full_gradients_are_the_same_bits() {
         let section = "train_lora_all";
         let model = flux::open(&golden, FloatDType::F32).unwrap();
         let adapters = lora_steps::adapter(&golden, section).unwrap().adapters(1.0);
-        let objective = FlowMatching { config: ObjectiveConfig::default(), scheduler: FlowMatchEuler::default() };
+        let objective = FlowMatching { config: FlowMatchingConfig::default(), scheduler: FlowMatchEuler::default() };
         let of = |part: &str| format!("{section}.step1.{part}");
         let text = PromptEmbeds {
             prompt: golden.tensor(&format!("{section}.prompt_embeds")),

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
+    families::{Family, STABLE_DIFFUSION},
     lora::{Format, Lora, LoraConfig, Targets, export},
     models::{
         Network,
@@ -13,7 +14,7 @@ use kiln::{
     },
     nn::Parameters,
     rng::Seed,
-    weights::{Values, export_folder},
+    weights::{TrainedPart, Values, export_folder},
 };
 use support::{Golden, goldens};
 
@@ -40,6 +41,11 @@ fn open(model: &Path) -> UNet {
 fn with(model: &UNet, lora: &Lora, strength: f64, inputs: &UNetInputs) -> Tensor<4> {
     let adapters = lora.adapters_for(&model.layers(), &Device::flex(), strength).unwrap();
     model.predict(inputs, &[adapters])
+}
+
+/// What training a UNet replaces.
+fn part() -> TrainedPart {
+    STABLE_DIFFUSION.trained_part().unwrap()
 }
 
 /// All tensors of a model.
@@ -88,7 +94,7 @@ fn an_exported_model_computes_what_the_trained_one_did() {
     let temporary = tempfile::tempdir().unwrap();
     for (i, (golden, model, inputs)) in every().enumerate() {
         let folder = temporary.path().join(i.to_string());
-        export_folder(&golden.model, &values(&model), &folder, FloatDType::F32).unwrap();
+        export_folder(&golden.model, &part(), &values(&model), &folder, FloatDType::F32).unwrap();
         open(&folder).forward(&inputs).into_data().assert_eq(&model.forward(&inputs).into_data(), true);
         if model.config.in_channels != 4 {
             continue;
@@ -96,7 +102,7 @@ fn an_exported_model_computes_what_the_trained_one_did() {
         let mut wide = model.clone();
         wide.widen(8);
         let folder = temporary.path().join(format!("wide-{i}"));
-        let report = export_folder(&golden.model, &values(&wide), &folder, FloatDType::F32).unwrap();
+        let report = export_folder(&golden.model, &part(), &values(&wide), &folder, FloatDType::F32).unwrap();
         assert_eq!(report.class, "StableDiffusionInstructPix2PixPipeline");
         let wide = open(&folder);
         assert_eq!(wide.config.in_channels, 8);

@@ -15,7 +15,9 @@ use kiln::{
     weights::write_tensors,
 };
 use support::{
-    program::{MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop},
+    program::{
+        EDITING, MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop,
+    },
     run::{check_curves, leftovers, names, numbers, state},
 };
 
@@ -82,6 +84,60 @@ fn a_run_continued_from_an_older_checkpoint_takes_the_same_steps_again() {
         assert_eq!(state(&run, step), state(&WHOLE, step));
     }
     assert_eq!(numbers(&run), numbers(&WHOLE));
+}
+
+/// `tests/fixtures/old_runs` holds what kiln 0.1.0 (`bf5538c`) wrote as `config.toml` of its quickstarts with the settings below,
+/// of which `[objective]` and `[edit]` were two tables then.
+#[test]
+fn a_run_of_an_older_kiln_is_migrated_as_it_is_read() {
+    let both = [
+        "training.gradient_accumulation=2",
+        "data.flip=true",
+        "lora.rank=1",
+        "lora.dropout=0.2",
+        "training.max_steps=6",
+        "checkpoint.every=3",
+        "checkpoint.keep_last=0",
+        "validation.every=0",
+        "training.ema_decay=0.9",
+        "data.batch_size=2",
+    ];
+    let flux = ["data.caption_dropout=0.3", "validation.prompts=[]", "objective.guidance=2.5"];
+    let edit = [
+        "model.path=tests/fixtures/ip2p",
+        "training.mode=lora",
+        "data.conditioning_dropout=0.2",
+        "objective.snr_gamma=5",
+        "objective.noise_offset=0.05",
+        "validation.edits=0",
+    ];
+    for (name, file, more) in [("flux", QUICKSTART, &flux[..]), ("edit", EDITING, &edit[..])] {
+        let places = ["runs", "cache-old"].map(|place| WORKSHOP.join(format!("{place}-{name}")));
+        let [output, cache] = ["run.output", "data.cache"].map(String::from);
+        let places =
+            [(output, &places[0]), (cache, &places[1])].map(|(key, path)| format!("{key}='{}'", path.display()));
+        let settings = both.iter().chain(more).map(|setting| setting.to_string()).chain(places);
+        let settings: Vec<_> = settings.collect();
+        let load = |more: &[&str]| {
+            let more = more.iter().map(|setting| setting.to_string());
+            TrainConfig::load(file, &settings.iter().cloned().chain(more).collect::<Vec<_>>()).unwrap()
+        };
+        let whole = train(&load(&["run.name=whole"]), None).unwrap();
+        let run = train(&load(&["run.name=old", "training.max_steps=3"]), None).unwrap();
+        let old = Path::new("tests/fixtures/old_runs").join(name).with_extension("toml");
+        std::fs::copy(&old, run.join("config.toml")).unwrap();
+        let refused = TrainConfig::load(&old, &[]).unwrap_err().to_string();
+        assert!(refused.contains("`edit`: is now `[objective]`"), "{refused}");
+        training::validate(&run, None, &Device::flex()).unwrap();
+
+        let config = load(&["run.name=old"]);
+        train(&config, Some(&run)).unwrap();
+        assert_eq!(state(&run, 6), state(&whole, 6));
+        assert_eq!(TrainConfig::load(run.join("config.toml"), &[]).unwrap(), config);
+        std::fs::copy(&old, run.join("config.toml")).unwrap();
+        let other = train(&load(&["run.name=old", "lora.rank=2"]), Some(&run)).unwrap_err().to_string();
+        assert!(other.contains("`lora.rank` was 1 and is now 2") && !other.contains("objective"), "{other}");
+    }
 }
 
 #[test]
@@ -259,7 +315,7 @@ fn a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_is_offered() 
             std::fs::write(last.join(&file), damaged).unwrap();
             let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
             assert!(error.contains(&format!("step-000006/{file}: ")), "byte {place}: {error}");
-            let offer = format!("--resume {}", run.canonicalize().unwrap().join("step-000004").display());
+            let offer = format!("`resume {}`", run.canonicalize().unwrap().join("step-000004").display());
             assert!(error.contains("hint: ") && error.contains(&offer), "byte {place}: {error}");
         }
         if file == "adapter.safetensors" {

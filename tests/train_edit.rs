@@ -88,8 +88,8 @@ const EVERYTHING: [&str; 7] = [
     "data.batch_size=2",
     "data.flip=true",
     "data.conditioning_dropout=0.2",
-    "edit.snr_gamma=5",
-    "edit.noise_offset=0.1",
+    "objective.snr_gamma=5",
+    "objective.noise_offset=0.1",
     "training.ema_decay=0.9",
 ];
 
@@ -265,12 +265,17 @@ fn settings_that_do_not_suit_the_model_are_one_clear_error() {
     };
     says(&["training.mode=lora"], "point `model.path` at an editing model");
     says(&["model.dtype=bf16"], "`model.dtype`");
-    says(&["objective.guidance=2.0"], "`objective`");
+    says(&["objective.guidance=2.0"], "`objective.guidance`: unknown key `guidance`");
+    says(&["objective.kind=flow_matching"], "hint: write `kind = \"instruct_pix2pix\"` in `[objective]`");
     says(&["data.caption_dropout=0.3"], "`data.caption_dropout`");
     says(&["validation.steps=1000"], "`validation.steps`");
     says(&["validation.prompts=['a cat']"], "`validation.prompts`");
     says(&["validation.timesteps=[1000]"], "`validation.timesteps`");
-    says(&["edit.snr_gamma=-1"], "`edit.snr_gamma`");
+    says(&["objective.snr_gamma=-1"], "`objective.snr_gamma`");
+    says(
+        &["edit.snr_gamma=5"],
+        "hint: write `--set objective.kind=\"instruct_pix2pix\"` `--set objective.snr_gamma=5`",
+    );
     let flux = ["train", "--config", "configs/quickstart.toml", "--set", "training.mode=full"];
     let output = format!("run.output='{}'", WORKSHOP.join("runs").display());
     let said = fails(&[&flux[..], &["--set", &output]].concat());

@@ -20,8 +20,8 @@ use burn::tensor::{Device, Tensor};
 use clap::{Parser, ValueEnum};
 use kiln::{
     bench::{self, Activation, Denoiser, Kind, Trained, Training},
+    device::Dtype,
     memory,
-    training::Dtype,
 };
 use serde::{Deserialize, Serialize};
 

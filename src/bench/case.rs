@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CLIP_TOKENS, Operation, SMALL_TEXT_TOKENS, TEXT_TOKENS};
-use crate::training::Dtype;
+use crate::device::Dtype;
 
 /// What kind of thing it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 use super::SEED;
 use crate::{
+    device,
     models::{Network, draw_noise},
     rng::Purpose,
     training::objective::Example,
@@ -35,7 +36,7 @@ pub trait Denoiser: 'static {
 
 /// Standard normal numbers that hang on `name`, drawn as [`Weights::random`](crate::weights::Weights::random) does.
 pub(super) fn normal<const D: usize>(name: &str, shape: [usize; D], device: &Device, dtype: FloatDType) -> Tensor<D> {
-    if super::machine::name(device) != "cpu" {
+    if !device::is_cpu(device) {
         device.seed(SEED.derive(name).0);
         return Tensor::random(shape, Distribution::Normal(0.0, 1.0), (device, DType::from(dtype)));
     }

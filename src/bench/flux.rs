@@ -16,7 +16,7 @@ use crate::{
     rng::Purpose,
     schedulers::{FlowMatchEuler, flow_match},
     training::{
-        ObjectiveConfig,
+        FlowMatchingConfig,
         objective::{Example, FlowMatching},
     },
     weights::Weights,
@@ -52,7 +52,7 @@ impl FluxBench {
             rope: config.rope(case.text_tokens, latent, latent, device),
         };
         let objective = FlowMatching {
-            config: ObjectiveConfig { guidance: GUIDANCE, ..Default::default() },
+            config: FlowMatchingConfig { guidance: GUIDANCE, ..Default::default() },
             scheduler: FlowMatchEuler::default(),
         };
         let model = FluxTransformer::load(&Weights::random(SEED, device, Some(dtype)), config, Residence::Resident);

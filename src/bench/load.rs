@@ -21,7 +21,7 @@ use crate::{
 /// # Errors
 /// The case names no folder. What is wrong with the folder is an error of the first run.
 pub fn prepare(case: &Case, device: &Device) -> Result<Run> {
-    let folder = case.path.clone().ok_or_else(|| Error::setting("--weights", "names no folder"))?;
+    let folder = case.path.clone().ok_or_else(|| Error::setting("weights", "names no folder"))?;
     let (device, dtype) = (device.clone(), case.float());
     Ok(Box::new(move || {
         FluxTransformer::open(&folder, &device, Some(dtype)).map(drop)?;

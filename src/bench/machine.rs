@@ -5,7 +5,7 @@ use std::{process::Command, time::SystemTime};
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::cuda;
+use crate::device::Hardware;
 
 /// What a table of results says first.
 #[derive(Clone, Debug, Serialize)]
@@ -26,13 +26,7 @@ pub struct Machine {
 impl Machine {
     /// This machine, now.
     pub fn here(device: &Device) -> Self {
-        let number = cuda::number(device);
-        let driver = cuda::driver().ok().filter(|_| number.is_some());
-        let gpu = number.and_then(|number| driver.as_ref()?.gpus.get(number));
-        let device = gpu.map_or_else(processor, cuda::Gpu::to_string);
-        let driver = driver.map(|driver| {
-            format!("{} for CUDA {}", driver.release.as_deref().unwrap_or("of unknown number"), driver.cuda)
-        });
+        let Hardware { name, driver } = Hardware::of(device);
         let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
         let version = env!("CARGO_PKG_VERSION");
         let features = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
@@ -44,17 +38,12 @@ impl Machine {
         command[0] = "kiln".into();
         Self {
             date: date(),
-            device,
+            device: name,
             driver,
             kiln: format!("{version}{}{features}", commit.map_or(String::new(), |commit| format!(" at {commit}"))),
             command: command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
         }
     }
-}
-
-/// A device as `--device` spells it.
-pub(super) fn name(device: &Device) -> String {
-    cuda::number(device).map_or("cpu".into(), |number| format!("cuda:{number}"))
 }
 
 /// As a shell needs it.
@@ -70,14 +59,6 @@ fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().next().map(|line| line.trim().to_string()).filter(|line| !line.is_empty())
-}
-
-/// The processor and how many of its threads this program may use.
-fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{}, {threads} threads", line.map_or("a CPU", |(_, name)| name.trim()))
 }
 
 /// Today, UTC.

@@ -102,8 +102,8 @@ fn operation_cells(row: &Row, variant: &Variant, [arithmetic, memory]: [Option<f
 
 fn name_of(case: &Case) -> &'static str {
     match case.dtype {
-        crate::training::Dtype::F32 => "f32",
-        crate::training::Dtype::Bf16 => "bf16",
+        crate::device::Dtype::F32 => "f32",
+        crate::device::Dtype::Bf16 => "bf16",
     }
 }
 
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::{
         bench::{Machine, Operation, Work, peer::Answer},
-        training::Dtype,
+        device::Dtype,
     };
 
     fn variant(name: &str, seconds: f64, mib: u64) -> Variant {

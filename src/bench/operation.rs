@@ -11,7 +11,10 @@ use super::{
     denoiser::normal,
     measure::{guarded, timed},
 };
-use crate::{kernels, memory, training::Dtype};
+use crate::{
+    device::{self, Dtype},
+    kernels, memory,
+};
 
 /// What is done, and on which shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,9 +188,9 @@ impl Operation {
         // All sets together have at least four times the second-level cache of an H200 (60 MB). What an operation moves is at
         // most four times its inputs.
         let bytes = self.work(&shape, case.dtype.size()).bytes as usize / 4;
-        let sets = match super::machine::name(device).as_str() {
-            "cpu" => 2,
-            _ => 240_000_000usize.div_ceil(bytes.max(1)).clamp(1, 63) + 1,
+        let sets = match device::is_cpu(device) {
+            true => 2,
+            false => 240_000_000usize.div_ceil(bytes.max(1)).clamp(1, 63) + 1,
         };
         let dtype = if self.function == Function::Adamw { FloatDType::F32 } else { case.float() };
         let numbers = |name: &str, count| normal::<1>(name, [count], device, dtype);

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Case, Kind, Model, Operation, Trained, machine, shape};
+use super::{Case, Kind, Model, Operation, Trained, shape};
 use crate::{
+    device,
     error::{Error, Result},
     pipelines::LARGEST_SIDE,
-    training::Dtype,
 };
 use burn::tensor::Device;
 use clap::ValueEnum;
@@ -50,11 +50,11 @@ impl Options {
         match cases.iter().find(|case| case.device == "cpu" && !case.small && !fits(case)) {
             Some(case) => {
                 let problem = format!("`{case}` at full size is too large for a CPU");
-                let next = "give --small for models of the same layout that fit, --layers 1,1 for a few of FLUX's real \
-                            blocks, or --device cuda";
-                Err(Error::setting("--device cpu", problem).hint(next))
+                let next = "give `small` for models of the same layout that fit, `layers 1,1` for a few of FLUX's real \
+                            blocks, or `device cuda`";
+                Err(Error::setting("device cpu", problem).hint(next))
             }
-            None if cases.is_empty() => Err(Error::setting("--only", "no case is left of what was asked for")),
+            None if cases.is_empty() => Err(Error::setting("only", "no case is left of what was asked for")),
             None => Ok(cases),
         }
     }
@@ -68,33 +68,32 @@ impl Options {
             let kinds = Kind::value_variants().iter().map(super::case::name).filter(|kind| kind != "operation");
             let kinds: Vec<_> = kinds.chain(["operations".into()]).collect();
             let operations: Vec<_> = Operation::all().iter().map(ToString::to_string).collect();
-            return Err(Error::setting("--only", format!("`{word}` is no case")).hint(format!(
+            return Err(Error::setting("only", format!("`{word}` is no case")).hint(format!(
                 "the cases are {}; single operations {}",
                 kinds.join(", "),
                 operations.join(", ")
             )));
         }
         if let Some(size) = self.sizes.iter().find(|&&size| size == 0 || !size.is_multiple_of(64)) {
-            return Err(Error::setting("--size", format!("{size} is not a multiple of 64 pixels")));
+            return Err(Error::setting("size", format!("{size} is not a multiple of 64 pixels")));
         }
         let (repeats, rank) = ([self.repeats], [self.rank]);
-        for (option, numbers, most) in [
-            ("--size", &self.sizes[..], LARGEST_SIDE),
-            ("--batch", &self.batches, 1024),
-            ("--layers", &self.layers, 1000),
-            ("--rank", &rank, 3072),
-            ("--repeats", &repeats, 10_000),
+        for (field, numbers, most) in [
+            ("size", &self.sizes[..], LARGEST_SIDE),
+            ("batch", &self.batches, 1024),
+            ("layers", &self.layers, 1000),
+            ("rank", &rank, 3072),
+            ("repeats", &repeats, 10_000),
         ] {
             if let Some(number) = numbers.iter().find(|number| !(1..=most).contains(*number)) {
-                return Err(Error::setting(option, format!("must be at least 1 and at most {most}, not {number}")));
+                return Err(Error::setting(field, format!("must be at least 1 and at most {most}, not {number}")));
             }
         }
         match self.layers[..] {
             [] => Ok(None),
             [double, single] => Ok(Some([double, single])),
             _ => {
-                Err(Error::setting("--layers", "needs two numbers, of double and of single blocks")
-                    .hint("such as 19,38"))
+                Err(Error::setting("layers", "needs two numbers, of double and of single blocks").hint("such as 19,38"))
             }
         }
     }
@@ -112,8 +111,7 @@ impl Options {
     }
 
     fn all(&self, device: &Device, layers: Option<[usize; 2]>) -> Vec<Case> {
-        let name = machine::name(device);
-        let dtype = if name == "cpu" { Dtype::F32 } else { Dtype::Bf16 };
+        let (name, dtype) = (device::name(device), device::dtype(device));
         let new = |kind| Case::new(kind, self.small, dtype, self.repeats, name.clone());
         let mut cases = Vec::new();
         for &model in &self.models {
@@ -208,7 +206,7 @@ mod tests {
     #[test]
     fn a_cpu_is_not_asked_for_twelve_billion_numbers() {
         let refused = |change: fn(&mut Options)| options(change).unwrap_err().to_string();
-        assert!(refused(|_| ()).contains("--small"));
+        assert!(refused(|_| ()).contains("`small`"));
         assert!(refused(|o| o.only = vec!["t5".into()]).contains("too large for a CPU"));
         let few = options(|o| (o.layers, o.sizes) = (vec![1, 1], vec![256])).unwrap();
         assert!(few.iter().all(|case| case.model == Some(Model::Flux) && case.layers == Some([1, 1])), "{few:?}");

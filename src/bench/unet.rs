@@ -13,7 +13,7 @@ use crate::{
     rng::Purpose,
     schedulers::{SchedulerConfig, SchedulerName},
     training::{
-        EditConfig,
+        InstructPix2PixConfig,
         objective::{Denoising, Example},
     },
     weights::Weights,
@@ -41,7 +41,7 @@ impl UNetBench {
         let shape = [case.batch, 4, latent, latent];
         let scheduler = shape::noise_schedule();
         let objective = Denoising {
-            config: EditConfig::default(),
+            config: InstructPix2PixConfig::default(),
             schedule: scheduler.noise_schedule(),
             prediction: scheduler.prediction_type,
         };

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{Global, print};
+use super::{Global, print, sampling::SamplingArgs};
 use crate::{
     config,
-    pipelines::{self, BatchRequest, Choices, Setup},
+    generation::{self, BatchRequest, Choices},
     training::stop_on_signals,
 };
 
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     strength: Vec<f64>,
     #[command(flatten)]
-    setup: Setup,
+    sampling: SamplingArgs,
     /// Of the noise and the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -59,8 +59,8 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     if !args.strength.is_empty() {
         choices.strengths = args.strength;
     }
-    let Args { folder, image, setup, seed, batch_size, output, .. } = args;
-    let request = BatchRequest { folder, image, choices, setup, seed, batch_size, output };
+    let Args { folder, image, sampling, seed, batch_size, output, .. } = args;
+    let request = BatchRequest { folder, image, choices, sampling: sampling.into(), seed, batch_size, output };
     stop_on_signals()?;
-    print(pipelines::batch(&request, &global.open()?).context("the folder was not finished")?)
+    print(generation::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

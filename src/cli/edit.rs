@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, print};
+use super::{Global, print, sampling::SamplingArgs};
 use crate::{
-    pipelines::{self, GenerateRequest, Setup},
+    generation::{self, GenerateRequest},
     training::stop_on_signals,
 };
 
@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     model: String,
     #[command(flatten)]
-    setup: Setup,
+    sampling: SamplingArgs,
     /// A picture, or a folder of them; a large one is made smaller, and the result as large as it was
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "latents_in", value_parser = super::path())]
     image: Option<PathBuf>,
@@ -25,8 +25,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "image", value_parser = super::path())]
     latents_in: Option<PathBuf>,
     /// What to do with them; each picture is edited by every instruction
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
-    instruction: Vec<String>,
+    #[arg(
+        long = "instruction",
+        value_name = "TEXT",
+        required_unless_present = "prompt_ids",
+        conflicts_with = "prompt_ids"
+    )]
+    prompt: Vec<String>,
     /// Instructions that are tokenized already: safetensors with `clip` [B, 77]
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     prompt_ids: Option<PathBuf>,
@@ -53,9 +58,9 @@ pub struct Args {
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let request = GenerateRequest {
         model: args.model,
-        setup: args.setup,
+        sampling: args.sampling.into(),
         edit: true,
-        prompts: args.instruction,
+        prompts: args.prompt,
         pre_tokenized_ids: args.prompt_ids,
         input_is_latents: args.latents_in.is_some(),
         image: args.image.or(args.latents_in),
@@ -68,5 +73,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         ..GenerateRequest::default()
     };
     stop_on_signals()?;
-    pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
+    generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

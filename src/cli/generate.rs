@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, print};
+use super::{Global, print, sampling::SamplingArgs};
 use crate::{
-    pipelines::{self, GenerateRequest, Setup},
+    generation::{self, GenerateRequest},
     training::stop_on_signals,
 };
 
@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     model: String,
     #[command(flatten)]
-    setup: Setup,
+    sampling: SamplingArgs,
     /// What to show; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Vec<String>,
@@ -63,15 +63,15 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { model, setup, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
+    let Args { model, sampling, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
     let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, .. } = args;
     let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
     let (image, output) = (image.or(latents_in), output.or(latents).unwrap_or_default());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
-        model, setup, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
+        model, sampling: sampling.into(), edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
         count, batch_size, noise, return_latents, output,
     };
     stop_on_signals()?;
-    pipelines::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
+    generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

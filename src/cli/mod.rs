@@ -3,13 +3,14 @@
 
 mod batch;
 mod bench;
-mod device;
 mod edit;
 mod export;
+mod flags;
 mod generate;
 mod inspect;
 mod prepare;
 mod report;
+mod sampling;
 mod selftest;
 mod train;
 mod validate;
@@ -19,17 +20,18 @@ use std::{io::Write, path::PathBuf};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{
-    Parser, Subcommand,
+    CommandFactory, FromArgMatches, Parser, Subcommand,
     builder::{PathBufValueParser, TypedValueParser},
 };
 
 use crate::{
     cuda::Paths,
-    error::Error,
+    device::DeviceChoice,
+    error::{Error, Subject},
     paths,
     training::{TrainConfig, is_gone},
 };
-pub use device::DeviceChoice;
+pub use flags::Flags;
 pub use report::{report_error, report_panics, start_logging};
 
 /// The version and what this build can compute on: `kiln --version`.
@@ -59,8 +61,11 @@ struct Global {
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
-    /// Folder that keeps what is compiled and measured for a GPU, so that the next start is fast [default: ~/.cache/kiln]
+    /// Folder that keeps the kernels compiled and tuned for a GPU, so that the next start is fast [default: ~/.cache/kiln]
     #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General", value_parser = path())]
+    kernel_cache: Option<PathBuf>,
+    /// Refused: the old name of `--kernel-cache`
+    #[arg(long, global = true, hide = true, value_parser = renamed)]
     cache: Option<PathBuf>,
     /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN) or, with the same
     /// bits in every run, `deterministic-attention`, or nothing [default: products,attention]
@@ -81,11 +86,29 @@ struct Global {
     quiet: bool,
 }
 
+impl Cli {
+    /// Reads the command line, and says how its command spells its fields. Ends the program if it cannot be read, or asks for
+    /// help only.
+    pub fn read() -> (Self, Flags) {
+        let matches = Self::command().get_matches();
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+        (cli, matches.subcommand_name().map(Flags::of).unwrap_or_default())
+    }
+}
+
 impl Global {
     fn open(&self) -> crate::error::Result<Device> {
-        let cache = self.cache.clone().filter(|folder| !folder.as_os_str().is_empty());
-        self.device.open(cache, self.cuda_paths.unwrap_or_default())
+        let kernel_cache = self.kernel_cache.clone().filter(|folder| !folder.as_os_str().is_empty());
+        self.device.open(kernel_cache, self.cuda_paths.unwrap_or_default())
     }
+}
+
+/// Refuses `--cache`, and says what to write.
+fn renamed(folder: &str) -> std::result::Result<PathBuf, String> {
+    Err(format!(
+        "compiled kernels are kept with `--kernel-cache {folder}` now; encoded images are kept in `data.cache` of the \
+         configuration"
+    ))
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +143,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(args, global),
         Command::Selftest(args) => selftest::run(args, global),
     };
-    if let Some(Error::Stopped { done, .. }) = done.as_ref().err().and_then(|error| error.downcast_ref()) {
+    let error = done.as_ref().err().and_then(|error| error.downcast_ref::<Error>());
+    if let Some(Subject::Stopped { done }) = error.map(|error| &error.subject) {
         done.iter().try_for_each(|path| print(path.display()))?;
     }
     done

@@ -4,9 +4,9 @@ use std::backtrace::Backtrace;
 
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::Cli;
+use super::{Cli, Flags};
 use crate::{
-    error::Error,
+    error::{Error, Subject},
     panics::is_guarded,
     training::{LogWriter, STOPPED, has_colours, print_error},
 };
@@ -31,41 +31,42 @@ pub fn start_logging(cli: &Cli) {
         .init();
 }
 
-/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines; a stop on request as what it is.
-/// Returns the exit code.
-pub fn report_error(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref() {
-        Some(stopped @ Error::Stopped { .. }) => {
-            print_error(stopped);
+/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines, with fields spelled as the `flags` of
+/// the command; a stop on request as what it is. Returns the exit code.
+pub fn report_error(error: &anyhow::Error, flags: &Flags) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(stopped) if stopped.is_stop() => {
+            print_error(flags.spell_all(&stopped.to_string()));
             STOPPED
         }
         _ => {
-            print_error(describe(error));
+            print_error(describe(error, flags));
             1
         }
     }
 }
 
-fn describe(error: &anyhow::Error) -> String {
-    let (mut said, mut hints) = (String::new(), vec![]);
+fn describe(error: &anyhow::Error, flags: &Flags) -> String {
+    let (mut said, mut hints) = (String::new(), String::new());
     for cause in error.chain() {
-        let text = cause.to_string();
+        let text = match cause.downcast_ref::<Error>() {
+            Some(error) => {
+                hints.extend(error.hint.iter().map(|hint| format!("\nhint: {}", flags.spell_all(hint))));
+                match &error.subject {
+                    Subject::Setting(field) => format!("`{}`: {}", flags.spell(field), error.problem),
+                    _ => error.message(),
+                }
+            }
+            None => cause.to_string(),
+        };
         // An error may repeat its cause in its own words; once is enough.
         if said.contains(&text) {
             continue;
         }
-        let start = if said.is_empty() { "error: " } else { "\n  because: " };
-        let mut lines = vec![];
-        for line in text.lines() {
-            match line.trim_start().strip_prefix("hint: ") {
-                Some(hint) => hints.push(format!("\nhint: {hint}")),
-                None => lines.push(line),
-            }
-        }
-        said += start;
-        said += &lines.join("\n");
+        said += if said.is_empty() { "error: " } else { "\n  because: " };
+        said += &text;
     }
-    said + &hints.concat()
+    said + &hints
 }
 
 /// The thread that draws the dashboard. It panics when its terminal is gone, which is no mistake, and the work goes on.
@@ -104,10 +105,14 @@ mod tests {
     fn causes_follow_hints_come_last_and_nothing_is_said_twice() {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         let error = Err::<(), _>(Error::io("a.toml", missing)).context("the configuration cannot be used").unwrap_err();
-        let told = describe(&error);
+        let told = describe(&error, &Flags::default());
         assert_eq!(told, "error: the configuration cannot be used\n  because: a.toml: entity not found");
 
         let error = Error::setting("lora.rank", "is 0").hint("use 16");
-        assert_eq!(describe(&error.into()), "error: `lora.rank`: is 0\nhint: use 16");
+        assert_eq!(describe(&error.into(), &Flags::default()), "error: `lora.rank`: is 0\nhint: use 16");
+
+        let error = Error::setting("scheduler", "is not supported by FLUX.1").hint("use `guidance`, not `lora.rank`");
+        let told = "error: `--scheduler`: is not supported by FLUX.1\nhint: use `--guidance`, not `lora.rank`";
+        assert_eq!(describe(&error.into(), &Flags::of("generate")), told);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::{Global, print, print_live};
-use crate::{bench::Machine, selftest};
+use crate::{device::Hardware, selftest};
 
 /// Says whether this machine computes what diffusers computes
 ///
@@ -27,7 +27,7 @@ pub struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let device = global.open()?;
-    let name = Machine::here(&device).device;
+    let name = Hardware::of(&device).name;
     let options = selftest::Options { goldens: args.goldens, only: args.only };
     let (mut header, mut printed) = (Some(selftest::Report::new(name.as_str())), Ok(()));
     let mut on_row = |row: &selftest::Row| {

@@ -21,11 +21,11 @@ pub(super) fn keep(wanted: Option<PathBuf>, gpu: &Gpu) -> Result<String> {
         match std::fs::create_dir_all(&folder) {
             Err(e) if named => {
                 let problem = format!("{} cannot be made: {e}", folder.display());
-                return Err(Error::setting("--cache", problem).hint("name a folder that can be written to"));
+                return Err(Error::setting("kernel_cache", problem).hint("name a folder that can be written to"));
             }
             Err(e) => {
                 let folder = folder.display();
-                tracing::warn!("{folder}: {e}; kernels are compiled again at every start (see `--cache`)");
+                tracing::warn!("{folder}: {e}; kernels are compiled again at every start (see `kernel_cache`)");
             }
             Ok(()) => {}
         }

@@ -13,7 +13,7 @@ pub(super) fn find() -> Result<Driver> {
     // SAFETY: the driver library has no start-up code that asks anything of us.
     if !unsafe { sys::is_culib_present() } {
         return Err(failed("there is no NVIDIA driver (the library libcuda.so.1 cannot be loaded)").hint(
-            "install the driver, so that `nvidia-smi` works (in a container: start it with `--gpus all`), or use `--device cpu`",
+            "install the driver, so that `nvidia-smi` works (in a container: start it with `--gpus all`), or use `device cpu`",
         ));
     }
     let cuda = cuda_version();
@@ -57,7 +57,7 @@ fn release() -> Option<String> {
 }
 
 fn failed(problem: impl Into<String>) -> Error {
-    Error::setting("--device cuda", problem)
+    Error::setting("device cuda", problem)
 }
 
 /// What an error code of `cuInit` and of the questions after it means to a person. The codes are those of `cuda.h`.
@@ -65,7 +65,7 @@ fn refused(code: u32, cuda: Version) -> Error {
     let (problem, next_move) = match code {
         100 => (
             "finds no GPU",
-            "`nvidia-smi -L` lists what it can see; CUDA_VISIBLE_DEVICES may hide GPUs; or use `--device cpu`",
+            "`nvidia-smi -L` lists what it can see; CUDA_VISIBLE_DEVICES may hide GPUs; or use `device cpu`",
         ),
         34 => (
             "is only the toolkit's stand-in for linking",

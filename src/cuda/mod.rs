@@ -83,8 +83,8 @@ pub fn driver() -> Result<Driver> {
     #[cfg(feature = "cuda")]
     return driver::find();
     #[cfg(not(feature = "cuda"))]
-    Err(Error::setting("--device cuda", "this build of kiln has no CUDA in it")
-        .hint("build it with `cargo build --release --features cuda`, or use `--device cpu`"))
+    Err(Error::setting("device cuda", "this build of kiln has no CUDA in it")
+        .hint("build it with `cargo build --release --features cuda`, or use `device cpu`"))
 }
 
 /// The GPU `number`, counted from 0, with its compiled kernels and measurements kept in the folder `cache`, and NVIDIA's
@@ -100,7 +100,7 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
     let Some(gpu) = driver.gpus.get(number) else {
         let gpus = driver.gpus.iter().enumerate().map(|(number, gpu)| format!("\n  cuda:{number}: {gpu}"));
         let problem = format!("there is no such GPU, only{}", gpus.collect::<String>());
-        return Err(Error::setting(format!("--device cuda:{number}"), problem));
+        return Err(Error::setting(format!("device cuda:{number}"), problem));
     };
     #[cfg(feature = "cuda")]
     {

@@ -36,7 +36,7 @@ pub(super) fn find(roots: &[PathBuf], driver: Version, gpu: &Gpu) -> Result<Tool
 }
 
 fn failed(problem: String) -> Error {
-    Error::setting("--device cuda", problem)
+    Error::setting("device cuda", problem)
 }
 
 /// Loads NVRTC where the backend will look for it.

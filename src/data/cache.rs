@@ -78,7 +78,7 @@ impl Cache {
         match (modified > trusted).then(|| TensorFile::open(&path)) {
             None | Some(Ok(_)) => true,
             Some(Err(error)) => {
-                if let Error::File { .. } = error {
+                if !error.is_io() {
                     let _ = std::fs::remove_file(&path); // else its age would vouch for it at the next start
                 }
                 false
@@ -95,8 +95,8 @@ impl Cache {
         let damage = match verified(&path) {
             Ok(Some(tensors)) => return Ok(tensors),
             Ok(None) => "its checksum is another".into(),
-            Err(Error::File { problem, .. }) => problem.lines().next().unwrap_or_default().to_string(),
-            Err(error) => return Err(error),
+            Err(error) if error.is_io() => return Err(error),
+            Err(error) => error.problem.to_string(),
         };
         // Gone from here, it is missing to the next preparation, which makes it again.
         let (fate, first) = match std::fs::remove_file(&path) {

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    device::Dtype,
+    error::{Error, Result},
+};
 
 /// Which pictures and captions, or edits, are trained on, and how they become batches.
 ///
@@ -72,7 +74,7 @@ pub struct DataConfig {
     pub cache: Option<PathBuf>,
     /// How cached latents are stored. `bf16` halves their disk space, at the cost of rounding them. Embeddings are kept
     /// as exactly as the text encoders give them, in `model.dtype`.
-    pub cache_dtype: CacheDtype,
+    pub cache_dtype: Dtype,
     /// The most that a picture is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
     /// about 1.5 a model learns the blur of enlarging.
     pub max_upscale: f64,
@@ -107,30 +109,11 @@ impl Default for DataConfig {
             trigger: String::new(),
             validation_split: 0.1,
             cache: None,
-            cache_dtype: CacheDtype::F32,
+            cache_dtype: Dtype::F32,
             max_upscale: 1.0,
             bucket_step: 16,
             min_aspect: 0.5,
             max_aspect: 2.0,
-        }
-    }
-}
-
-/// The element type of cached moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CacheDtype {
-    /// 32-bit floats: what the encoders computed.
-    F32,
-    /// bfloat16: half the size.
-    Bf16,
-}
-
-impl From<CacheDtype> for DType {
-    fn from(dtype: CacheDtype) -> Self {
-        match dtype {
-            CacheDtype::F32 => DType::F32,
-            CacheDtype::Bf16 => DType::BF16,
         }
     }
 }
@@ -265,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_configuration_reads_back_the_same_and_unknown_keys_are_errors() {
-        let config = DataConfig { path: "pictures".into(), cache_dtype: CacheDtype::Bf16, ..Default::default() };
+        let config = DataConfig { path: "pictures".into(), cache_dtype: Dtype::Bf16, ..Default::default() };
         let text = toml::to_string(&config).unwrap();
         assert_eq!(toml::from_str::<DataConfig>(&text).unwrap(), config);
         assert!(toml::from_str::<DataConfig>("path = 'pictures'\nresolutoin = 512").is_err());

@@ -49,7 +49,7 @@ pub fn pixels(
     flips: &[bool],
 ) -> std::result::Result<Vec<TensorData>, String> {
     if hash(bytes) != expected_hash {
-        return Err("was changed while it was being prepared\nhint: run the command again".into());
+        return Err("was changed while it was being prepared: run the command again".into());
     }
     let image = fit(&decode(bytes)?, bucket);
     Ok(flips

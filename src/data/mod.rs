@@ -31,7 +31,7 @@ mod table;
 
 pub use batch::{Batch, HostBatch, Prefetch};
 pub use buckets::Bucket;
-pub use config::{CacheDtype, DataConfig};
+pub use config::DataConfig;
 pub use dataset::{DatasetKind, LatentDataset, Picture, Sample, Split};
 pub use encoders::Encoders;
 pub use fingerprint::fingerprint;

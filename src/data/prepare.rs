@@ -336,7 +336,7 @@ fn check(
     bad.sort_unstable();
     let problems: Vec<String> = manifest.problems.iter().cloned().chain(bad).collect();
     if !problems.is_empty() {
-        return Err(Error::Many { path: config.path.clone(), problems });
+        return Err(Error::many(&config.path, problems));
     }
     Ok(pictures)
 }

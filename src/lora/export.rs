@@ -60,9 +60,8 @@ pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatD
     replace(path, |partial| {
         lora.write(partial, format, dtype).map_err(|e| e.at(path))?;
         let compared = compare(lora, &Lora::read(partial).map_err(|e| e.at(path))?, dtype);
-        difference = compared.map_err(|problems| {
-            Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` loses the least")
-        })?;
+        difference = compared
+            .map_err(|problems| Error::many(path, problems).hint("nothing was written; `dtype f32` loses the least"))?;
         Ok(())
     })?;
     let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();

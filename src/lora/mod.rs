@@ -15,7 +15,7 @@ mod targets;
 mod unet;
 mod write;
 
-use std::{cmp::Ordering, collections::BTreeMap, path::Path};
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -190,7 +190,7 @@ impl Lora {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(Error::Many { path: Path::new("LoRA").into(), problems }
+        Err(Error::many("LoRA", problems)
             .hint("this adapter was made for another model; `kiln inspect` shows for which"))
     }
 

@@ -235,7 +235,7 @@ impl Lora {
             }
         }
         if !problems.is_empty() {
-            return Err(Error::Many { path: file.path().into(), problems }
+            return Err(Error::many(file.path(), problems)
                 .hint("kiln applies all of an adapter or nothing; use a version of it without these parts"));
         }
         let mut layers: Vec<_> = layers.into_values().collect();

@@ -56,7 +56,7 @@ impl Lora {
     pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<()> {
         let path = path.as_ref();
         if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
-            return Err(Error::setting("--dtype", format!("adapter files hold f32, bf16 or f16, not {dtype:?}")));
+            return Err(Error::setting("dtype", format!("adapter files hold f32, bf16 or f16, not {dtype:?}")));
         }
         if self.layers.is_empty() {
             return Err(Error::file(path, "the adapter has no layers: there is nothing to write"));
@@ -65,11 +65,8 @@ impl Lora {
             Format::Diffusers => (self.diffusers(dtype), self.diffusers_metadata()),
             Format::Kohya if self.is_unet() => (self.flattened(path, dtype)?, self.kohya_metadata()),
             Format::ComfyUi if self.is_unet() => {
-                return Err(Error::setting(
-                    "--format",
-                    "`comfyui` is a layout for FLUX, and this adapter is for a UNet",
-                )
-                .hint("`--format kohya` is what ComfyUI reads for Stable Diffusion"));
+                return Err(Error::setting("format", "`comfyui` is a layout for FLUX, and this adapter is for a UNet")
+                    .hint("`format kohya` is what ComfyUI reads for Stable Diffusion"));
             }
             Format::Kohya => {
                 (self.original(path, dtype, |name| format!("lora_unet_{}", keys::flat(name)))?, self.kohya_metadata())
@@ -210,7 +207,7 @@ fn nameless<'a>(path: &Path, layers: impl Iterator<Item = &'a str>) -> Result<()
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::Many { path: path.into(), problems }.hint("export with `--format diffusers`"))
+    Err(Error::many(path, problems).hint("export with `format diffusers`"))
 }
 
 /// An alpha equal to the rank, in f32 whatever the matrices are: a rank above 256 may not exist in bf16.

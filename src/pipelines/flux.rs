@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
+    ImageSizes,
     pipeline::Pipeline,
     request::{Condition, Request},
 };
@@ -14,7 +15,7 @@ use crate::{
     models::{
         Network,
         flux::{FluxInputs, FluxTransformer, pack, unpack},
-        vae::AutoencoderKl,
+        vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
     schedulers::{FlowMatchEuler, Scheduler},
@@ -65,6 +66,11 @@ impl FluxPipeline {
         Ok(Self { transformer, vae, scheduler, device: device.clone(), dtype })
     }
 
+    /// The sizes of images with this VAE: a token is 2 × 2 latent pixels.
+    pub fn image_sizes(vae: &VaeConfig) -> ImageSizes {
+        ImageSizes::new(vae, 2, LATENT_SIDE)
+    }
+
     /// The element type of the transformer.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
@@ -84,13 +90,8 @@ impl Pipeline for FluxPipeline {
         self.transformer.layers()
     }
 
-    /// A latent pixel's side, twice.
-    fn size_step(&self) -> usize {
-        2 * self.vae.downsampling()
-    }
-
-    fn resolution(&self) -> usize {
-        LATENT_SIDE * self.vae.downsampling()
+    fn sizes(&self) -> ImageSizes {
+        Self::image_sizes(&self.vae.config)
     }
 
     /// 20 numbers for each token and each of its features: 18 were measured, of images and text together.

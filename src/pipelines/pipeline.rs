@@ -5,7 +5,10 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::request::{Condition, Request};
+use super::{
+    ImageSizes,
+    request::{Condition, Request},
+};
 use crate::{
     data,
     error::{Error, Result},
@@ -21,11 +24,8 @@ use crate::{
 };
 
 /// What is wrong with a result that is not finite, and what may be the cause.
-pub(super) const NOT_FINITE: &str = "would hold numbers that are not finite";
-pub(super) const WHY_NOT_FINITE: &str = "a LoRA at too large a strength, or one from a run that diverged, does this";
-
-/// The longest side of a picture that is made, in pixels. Memory grows with the area, and in attention with its square.
-pub const LARGEST_SIDE: usize = 8192;
+pub(crate) const NOT_FINITE: &str = "would hold numbers that are not finite";
+pub(crate) const WHY_NOT_FINITE: &str = "a LoRA at too large a strength, or one from a run that diverged, does this";
 
 /// The most pictures that are made together where nobody says. More make nothing faster.
 const MOST_BY_ITSELF: u64 = 16;
@@ -55,11 +55,8 @@ pub trait Pipeline {
     /// The linear layers of the network, which can wear adapters.
     fn layers(&self) -> Vec<LayerShape>;
 
-    /// Pixels on a side that sizes must be a multiple of.
-    fn size_step(&self) -> usize;
-
-    /// The side of a square as large as the pictures that the model was made for, in pixels.
-    fn resolution(&self) -> usize;
+    /// The sizes of images that it works at.
+    fn sizes(&self) -> ImageSizes;
 
     /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights: latents of this
     /// size, and so many tokens of text. Measured; see the implementations.
@@ -160,24 +157,9 @@ pub trait Pipeline {
     }
 
     /// # Errors
-    /// A side is zero or no multiple of [`size_step`](Self::size_step).
+    /// As [`ImageSizes::check`].
     fn check_size(&self, width: usize, height: usize) -> Result<()> {
-        let step = self.size_step();
-        for (field, side) in [("width", width), ("height", height)] {
-            if side > LARGEST_SIDE {
-                return Err(Error::setting(
-                    field,
-                    format!("{side} is more than the {LARGEST_SIDE} pixels of the largest side"),
-                ));
-            }
-            if side == 0 || side % step != 0 {
-                let near = ((side as f64 / step as f64).round() as usize).max(1) * step;
-                return Err(
-                    Error::setting(field, format!("{side} is not a multiple of {step}")).hint(format!("use {near}"))
-                );
-            }
-        }
-        Ok(())
+        self.sizes().check(width, height)
     }
 
     /// What a picture of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
@@ -208,7 +190,7 @@ pub trait Pipeline {
 
 /// # Errors
 /// The `first` call of a sampler for so many steps comes after its last.
-pub(super) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
+pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
     match first < timesteps.len() {
         true => Ok(()),
         false => Err(Error::setting("strength", format!("leaves none of {steps} steps to do"))

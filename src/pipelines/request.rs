@@ -193,7 +193,7 @@ impl Request {
 
 /// # Errors
 /// This is no share of the steps to run.
-pub(super) fn check_strength(strength: f64) -> Result<()> {
+pub(crate) fn check_strength(strength: f64) -> Result<()> {
     match strength > 0.0 && strength <= 1.0 {
         true => Ok(()),
         false => Err(Error::setting("strength", format!("{strength} is not above 0 and at most 1"))),
@@ -201,7 +201,7 @@ pub(super) fn check_strength(strength: f64) -> Result<()> {
 }
 
 /// The rows with these numbers, in this order; a number may be there more than once.
-pub(super) fn pick(embeds: &PromptEmbeds, rows: &[usize]) -> PromptEmbeds {
+pub(crate) fn pick(embeds: &PromptEmbeds, rows: &[usize]) -> PromptEmbeds {
     let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let indices = Tensor::from_data(TensorData::new(indices, [rows.len()]), &embeds.prompt.device());
     PromptEmbeds {

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
+    ImageSizes,
     pipeline::Pipeline,
     request::{Condition, Request},
 };
@@ -73,6 +74,12 @@ impl StableDiffusionPipeline {
         Ok(Self { unet, vae, scheduler, scaled_condition: false, device: device.clone(), dtype })
     }
 
+    /// The sizes of images with this UNet and VAE.
+    pub fn image_sizes(unet: &UNetConfig, vae: &VaeConfig) -> ImageSizes {
+        let [height, width] = unet.sample_size;
+        ImageSizes::new(vae, 1, (height * width).isqrt())
+    }
+
     /// The element type of the UNet.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
@@ -92,14 +99,8 @@ impl Pipeline for StableDiffusionPipeline {
         self.unet.layers()
     }
 
-    /// A latent pixel's side.
-    fn size_step(&self) -> usize {
-        self.vae.downsampling()
-    }
-
-    fn resolution(&self) -> usize {
-        let [height, width] = self.unet.config.sample_size;
-        (height * width).isqrt() * self.vae.downsampling()
+    fn sizes(&self) -> ImageSizes {
+        Self::image_sizes(&self.unet.config, &self.vae.config)
     }
 
     /// 20 numbers for each latent pixel and channel of the first level: 16 were measured.
@@ -139,7 +140,7 @@ impl Pipeline for StableDiffusionPipeline {
 ///
 /// # Errors
 /// The schedule cannot be used with that many steps.
-pub(super) fn sampler(scheduler: &SchedulerConfig, steps: usize, strength: f64) -> Result<(Box<dyn Scheduler>, usize)> {
+pub(crate) fn sampler(scheduler: &SchedulerConfig, steps: usize, strength: f64) -> Result<(Box<dyn Scheduler>, usize)> {
     let sampler = scheduler.scheduler(steps)?;
     let run = (steps as f64 * strength) as usize;
     let first = match run.min(steps) {

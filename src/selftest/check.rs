@@ -19,7 +19,10 @@ use super::{
     Golden,
     golden::{relative, share},
 };
-use crate::error::{Error, Result};
+use crate::{
+    device,
+    error::{Error, Result},
+};
 
 /// What rounding to bf16 changes at most, relatively: 8 bits, to the nearest.
 const BF16_ROUNDING: f64 = 1.0 / 256.0;
@@ -66,7 +69,7 @@ impl Check {
             let exact = Self { precision: Precision::F32, error: difference.largest, bound: difference.allowed };
             // Where it was not measured there is no such bound.
             let tf32 = golden.precision(name).ok().map(|(_, tf32)| lower(Precision::Tf32, tf32, TF32_ROUNDING));
-            return Ok(exact.or(has_tensor_cores(&golden.device), tf32));
+            return Ok(exact.or(!device::is_cpu(&golden.device), tf32));
         }
         let bf16 = golden.precision(name)?.0.ok_or_else(|| {
             let problem = format!("`{name}` of {} was not measured in bf16", golden.name());
@@ -85,7 +88,7 @@ impl Check {
         match dtype {
             FloatDType::F32 => {
                 let tf32 = (products > 0).then(|| check(Precision::Tf32, TF32_ROUNDING * factors.sqrt()));
-                check(Precision::F32, F32_KERNEL).or(has_tensor_cores(device), tf32)
+                check(Precision::F32, F32_KERNEL).or(!device::is_cpu(device), tf32)
             }
             _ => check(Precision::Bf16, BF16_ROUNDING * (2.0 + factors).sqrt()),
         }
@@ -105,11 +108,6 @@ impl Check {
     pub fn share(&self) -> f64 {
         share((self.error, self.bound))
     }
-}
-
-/// Whether products in f32 may be made with less: anywhere but on the CPU.
-fn has_tensor_cores(device: &Device) -> bool {
-    *device != Device::flex()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     schedulers::SchedulerConfig,
     tokenizer::PromptIds,
     training::{
-        EditConfig, Ema, OptimizerConfig,
+        Ema, InstructPix2PixConfig, OptimizerConfig,
         backward::{Subject, backward},
         objective::Denoising,
         optimizer::{AdamW, clip},
@@ -62,7 +62,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
     let text = TextEncoders::open(&golden.model, &golden.device, f32)?;
     let scheduler = SchedulerConfig::open(golden.model.join("scheduler"))?;
     let objective = Denoising {
-        config: EditConfig::default(),
+        config: InstructPix2PixConfig::default(),
         schedule: scheduler.noise_schedule(),
         prediction: scheduler.prediction_type,
     };

@@ -50,7 +50,8 @@ impl Golden {
     /// # Errors
     /// There is none, or one has a missing or broken file.
     pub fn all(root: &Path, class: &str, device: &Device) -> Result<Vec<Self>> {
-        let hint = "the goldens lie in `tests/fixtures` of kiln's source: run kiln there, or give that folder with `--goldens`";
+        let hint =
+            "the goldens lie in `tests/fixtures` of kiln's source: run kiln there, or give that folder with `goldens`";
         let entries = std::fs::read_dir(root).map_err(|e| Error::file(root, e.to_string()).hint(hint))?;
         let path = root.join("precision.json");
         // Only lower precisions than f32 need it.

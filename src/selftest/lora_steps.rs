@@ -11,7 +11,7 @@ use crate::{
     models::{Network, flux::unpack, text::PromptEmbeds},
     schedulers::FlowMatchEuler,
     training::{
-        ObjectiveConfig, OptimizerConfig, Weighting,
+        FlowMatchingConfig, OptimizerConfig, Weighting,
         backward::{Subject, backward},
         objective::FlowMatching,
         optimizer::{AdamW, clip},
@@ -53,7 +53,7 @@ pub fn replay(
     let weighting =
         if golden.section(section)["weighting_scheme"] == "cosmap" { Weighting::Cosmap } else { Weighting::None };
     let objective = FlowMatching {
-        config: ObjectiveConfig { weighting, guidance: number("guidance_scale")?, ..Default::default() },
+        config: FlowMatchingConfig { weighting, guidance: number("guidance_scale")?, ..Default::default() },
         scheduler: FlowMatchEuler::default(),
     };
     let mut optimizer = AdamW::new(OptimizerConfig {

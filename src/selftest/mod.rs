@@ -53,7 +53,7 @@ pub fn run(options: &Options, device: &Device, name: &str, on_row: &mut dyn FnMu
         if cases.is_empty() {
             names.dedup_by_key(|name| name.split(' ').next().map(str::to_string));
             let kinds: Vec<_> = names.iter().filter_map(|name| name.split(' ').next()).collect();
-            return Err(Error::setting("--only", format!("no check has `{word}` in its name"))
+            return Err(Error::setting("only", format!("no check has `{word}` in its name"))
                 .hint(format!("words that occur are {}, f32 and bf16", kinds.join(", "))));
         }
     }

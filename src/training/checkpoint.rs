@@ -100,7 +100,7 @@ impl Checkpoint {
             false => Ok((path, found)),
             true if run_folder::is_without_checkpoint(&path) => {
                 Err(Error::file(path, "this run has no checkpoint yet")
-                    .hint("`kiln train --resume` with this folder starts it again from the first step"))
+                    .hint("`kiln train` with this folder as `resume` starts it again from the first step"))
             }
             true => Err(Error::file(path, "neither a run folder with checkpoints nor a checkpoint")
                 .hint("give `checkpoints/NAME` or `checkpoints/NAME/step-NNNNNN`")),

@@ -57,15 +57,15 @@ pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>
         Ui::Plain => Box::new(Plain::new(interrupter)),
         Ui::Bar => Box::new(Bars::new(interrupter)),
         Ui::Tui if std::env::var_os("TERM").is_some_and(|name| name == "dumb") => {
-            return Err(Error::setting("--ui tui", "this terminal cannot move its cursor (TERM is `dumb`)")
-                .hint("use `--ui plain` here"));
+            return Err(Error::setting("ui tui", "this terminal cannot move its cursor (TERM is `dumb`)")
+                .hint("use `ui plain` here"));
         }
         Ui::Tui if std::io::stdout().is_terminal() && std::io::stdin().is_terminal() => {
             Box::new(Dashboard::new(interrupter))
         }
         Ui::Tui => {
-            return Err(Error::setting("--ui tui", "the dashboard needs a terminal on standard input and output")
-                .hint("use `--ui plain` here, and look at `metrics.jsonl` or `tensorboard/` in the run folder"));
+            return Err(Error::setting("ui tui", "the dashboard needs a terminal on standard input and output")
+                .hint("use `ui plain` here, and look at `metrics.jsonl` or `tensorboard/` in the run folder"));
         }
     })
 }

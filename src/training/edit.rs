@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    TrainConfig, ValidationConfig,
+    InstructPix2PixConfig, TrainConfig, ValidationConfig,
     curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
     grid::arrange,
     objective::{Denoising, Example},
@@ -36,7 +36,12 @@ pub(super) struct EditTask<'a> {
 
 impl<'a> EditTask<'a> {
     /// A UNet that does not read a picture yet is widened.
-    pub fn new(config: &TrainConfig, dataset: &'a LatentDataset, mut pipeline: InstructPix2PixPipeline) -> Self {
+    pub fn new(
+        config: &TrainConfig,
+        objective: &InstructPix2PixConfig,
+        dataset: &'a LatentDataset,
+        mut pipeline: InstructPix2PixPipeline,
+    ) -> Self {
         if !pipeline.edits() {
             let channels = 2 * pipeline.unet.config.in_channels;
             tracing::info!("the UNet now reads {channels} channels: the new ones have no effect yet");
@@ -44,14 +49,14 @@ impl<'a> EditTask<'a> {
         }
         let validation = config.validation.clone();
         let objective = Denoising {
-            config: config.edit.clone(),
+            config: objective.clone(),
             schedule: pipeline.scheduler.noise_schedule(),
             prediction: pipeline.scheduler.prediction_type,
         };
         if let Some(name) = validation.scheduler {
             pipeline.scheduler = pipeline.scheduler.with_name(name);
         }
-        pipeline.scaled_condition = config.edit.scaled_condition;
+        pipeline.scaled_condition = objective.config.scaled_condition;
         let mut left = validation.edits;
         let mut shown = dataset.held_out(Seed(config.run.seed));
         for batch in &mut shown {
@@ -112,8 +117,6 @@ struct Pairs {
 
 impl Task for EditTask<'_> {
     type Model = UNet;
-
-    const PARTS: [&'static str; 2] = ["unet", "scheduler"];
 
     const LEVEL: &'static str = "timestep";
 

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::{CONFIG, Mode, TrainConfig, checkpoint::Checkpoint, edit::EditTask, started, task::Task};
+use super::{Mode, TrainConfig, checkpoint::Checkpoint, config::only_adapters, run_config::run_config, started};
 use crate::{
     disk::{remove_folder, sweep},
     error::{Error, Result},
-    hub,
+    families, hub,
     lora::{self, Lora},
     paths,
     weights::{TensorFile, Values, export_folder},
@@ -47,7 +47,7 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
         Mode::Lora => {
             if options.model.is_some() {
                 let problem = "is for fully trained models, and this run trained an adapter";
-                return Err(Error::setting("--model", problem).hint("leave it out: an adapter is a file by itself"));
+                return Err(Error::setting("model", problem).hint("leave it out: an adapter is a file by itself"));
             }
             let format = options.format.unwrap_or(lora::Format::Diffusers);
             lora::export(&Lora::read(file)?, output, format, options.dtype)?.to_string()
@@ -55,12 +55,14 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
         Mode::Full => {
             if options.format.is_some() {
                 let problem = "is for adapters, and this run trained the whole model";
-                return Err(Error::setting("--format", problem).hint("leave it out: the model is written as a folder"));
+                return Err(Error::setting("format", problem).hint("leave it out: the model is written as a folder"));
             }
-            let config = started::from_its_start(&run, &TrainConfig::load(run.join(CONFIG), &[])?);
+            let config = started::from_its_start(&run, &run_config(&run, &[])?);
             let base = hub::resolve(options.model.unwrap_or(&config.model.path))?;
-            state.origin.check_model(&base, EditTask::PARTS)?;
-            export_folder(base, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()
+            let family = families::of(&base)?;
+            state.origin.check_model(&base, family)?;
+            let part = family.trained_part().ok_or_else(|| only_adapters(family))?;
+            export_folder(base, &part, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()
         }
     };
     tracing::info!("{report}"); // not inside: what a quiet log does not show is not evaluated

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    EditCurve, TrainConfig, ValidationConfig,
+    EditCurve, FlowMatchingConfig, TrainConfig, ValidationConfig,
     grid::arrange,
     objective::{Example, FlowMatching},
     task::{Noised, Task},
@@ -34,8 +34,13 @@ pub(super) struct FluxTask {
 impl FluxTask {
     /// # Errors
     /// The pictures' size does not suit the model, or a prompt was not prepared.
-    pub fn new(config: &TrainConfig, dataset: &LatentDataset, pipeline: FluxPipeline) -> Result<Self> {
-        let objective = FlowMatching { config: config.objective.clone(), scheduler: pipeline.scheduler.clone() };
+    pub fn new(
+        config: &TrainConfig,
+        objective: &FlowMatchingConfig,
+        dataset: &LatentDataset,
+        pipeline: FluxPipeline,
+    ) -> Result<Self> {
+        let objective = FlowMatching { config: objective.clone(), scheduler: pipeline.scheduler.clone() };
         let validation = config.validation.clone();
         let job = job(&validation, dataset, &pipeline)?;
         Ok(Self { pipeline, objective, validation, job, without_adapter: Vec::new() })
@@ -44,8 +49,6 @@ impl FluxTask {
 
 impl Task for FluxTask {
     type Model = FluxTransformer;
-
-    const PARTS: [&'static str; 2] = ["transformer", "scheduler"];
 
     const LEVEL: &'static str = "sigma";
 
@@ -94,7 +97,7 @@ impl Task for FluxTask {
     }
 
     fn curve(&self, _: &[Adapters], _: &Similarity) -> Result<EditCurve> {
-        Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"))
+        Err(Error::setting("clip", "is for models that edit pictures").hint("leave it out"))
     }
 }
 

@@ -59,7 +59,7 @@ impl Interval {
         for (step, (loss, norm)) in (first..).zip(losses.iter().zip(&norms)) {
             for (what, value) in [("the loss", loss), ("the norm of the gradients", norm)] {
                 if !value.is_finite() {
-                    return Err(Error::NotFinite { step, what: what.into() }.hint(
+                    return Err(Error::not_finite(step, what).hint(
                         "lower `optimizer.learning_rate` or lengthen `schedule.warmup_steps`; checkpoints are from before this",
                     ));
                 }

@@ -23,6 +23,7 @@ mod prepare;
 mod report;
 mod resume;
 mod run;
+mod run_config;
 mod run_folder;
 mod schedule;
 mod signals;
@@ -36,8 +37,9 @@ mod validation;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, Dtype, EditConfig, LoopConfig, Mode, ModelConfig, ObjectiveConfig, OptimizerConfig,
-    OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift, TrainConfig, ValidationConfig, Weighting,
+    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, Mode, ModelConfig,
+    ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift,
+    TrainConfig, ValidationConfig, Weighting,
 };
 pub use curve::{CurvePoint, EditCurve};
 pub use display::{Display, Silent, Ui, open_display};
@@ -48,6 +50,7 @@ pub use prepare::prepare;
 pub use report::{CheckpointScore, ValidationReport, validate};
 pub use resume::Origin;
 pub use run::train;
+pub use run_config::run_config;
 pub use signals::{STOPPED, stop_on_signals};
 pub use terminal::{LogWriter, has_colours, is_gone, print_error};
 

@@ -6,19 +6,19 @@ use burn::tensor::Device;
 
 use super::{Display, TrainConfig};
 use crate::{
-    data::{self, DatasetKind, Encoders, LatentDataset},
+    data::{self, Encoders, LatentDataset},
     error::{Error, Result},
+    families::{self, Family, ModelEncoders},
     hub,
     memory::Stage,
-    pipelines::{ModelEncoders, ModelKind},
 };
 
 /// What a run needs before its model is loaded.
 pub(super) struct Prepared {
     /// The model's folder.
     pub model: PathBuf,
-    /// What it holds.
-    pub kind: ModelKind,
+    /// The kind of model in it.
+    pub family: &'static dyn Family,
     /// All samples, encoded.
     pub dataset: LatentDataset,
 }
@@ -26,28 +26,24 @@ pub(super) struct Prepared {
 /// Checks and encodes what the cache lacks.
 pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
     let model = hub::resolve(&config.model.path)?;
-    let kind = ModelKind::of(&model)?;
-    config.suits(kind, &model)?;
+    let family = families::of(&model)?;
+    config.check_against_model(family, &model)?;
     let _stage = Stage::enter("prepare", device);
     let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
-    let of = match kind {
-        ModelKind::Flux => DatasetKind::Captions,
-        ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => DatasetKind::Edits,
-    };
-    let dataset =
-        data::prepare(&config.data, of, &config.validation.prompts, &mut encoders as &mut dyn Encoders, &progress);
-    let dataset = dataset.map_err(|error| match error {
-        Error::Stopped { .. } => {
+    let (kind, prompts) = (config.objective.kind().data(), &config.validation.prompts);
+    let dataset = data::prepare(&config.data, kind, prompts, &mut encoders as &mut dyn Encoders, &progress);
+    let dataset = dataset.map_err(|error| match error.is_stop() {
+        true => {
             let cache = config.data.cache_folder();
             let what =
                 format!("; what was prepared is in {}, and the same command continues from there", cache.display());
-            Error::Stopped { what, done: Vec::new() }
+            Error::stopped(what, Vec::new())
         }
-        error => error,
+        false => error,
     })?;
-    Ok(Prepared { model, kind, dataset })
+    Ok(Prepared { model, family, dataset })
 }
 
 /// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.

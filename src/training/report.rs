@@ -9,11 +9,12 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::{
-    CONFIG, EditCurve, Silent, TrainConfig,
+    EditCurve, Silent, TrainConfig,
     checkpoint::{Checkpoint, Held},
     grid::save_grid,
     prepare::{Prepared, prepare_dataset},
     resume::Origin,
+    run_config::run_config,
     started,
     task::{Job, Task, with_task},
     trained::Trained,
@@ -21,8 +22,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    families::ObjectiveKind,
     memory,
-    pipelines::{ModelKind, Similarity},
+    pipelines::Similarity,
     rng::Seed,
     stop,
 };
@@ -111,7 +113,7 @@ impl fmt::Display for ValidationReport {
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
 pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::hold(path)?;
-    let config = started::from_its_start(&run, &TrainConfig::load(run.join(CONFIG), &[])?);
+    let config = started::from_its_start(&run, &run_config(&run, &[])?);
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
     if !held_out && config.validation.prompts.is_empty() {
@@ -121,12 +123,12 @@ pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<Val
         ));
     }
     let similarity = match clip {
-        Some(_) if prepared.kind == ModelKind::Flux => {
-            return Err(Error::setting("--clip", "is for models that edit pictures").hint("leave it out"));
+        Some(_) if config.objective.kind() == ObjectiveKind::FlowMatching => {
+            return Err(Error::setting("clip", "is for models that edit pictures").hint("leave it out"));
         }
         Some(_) if !held_out || config.validation.edits == 0 || config.validation.seeds.is_empty() => {
             let problem = "the run's config.toml asks for no edits of held-out pairs";
-            return Err(Error::setting("--clip", problem).hint("set `validation.edits` and `validation.seeds` there"));
+            return Err(Error::setting("clip", problem).hint("set `validation.edits` and `validation.seeds` there"));
         }
         Some(folder) => Some(Similarity::open(folder, device)?),
         None => None,
@@ -154,7 +156,7 @@ impl Job for Scoring<'_> {
     fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
         let Self { config, prepared, run, checkpoints, similarity } = self;
         let device = task.device().clone();
-        let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
+        let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
         checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, config))?;
         let validator = Validator::new(Seed(config.run.seed), &prepared.dataset);
         let before = memory::usage(&device).resident_mib();
@@ -183,7 +185,7 @@ impl Job for Scoring<'_> {
             .and_then(|()| similarity.map(|similarity| task.curve(adapters.as_slice(), &similarity)).transpose());
         let (curve, unmeasured) = match curve {
             // What is measured is not thrown away.
-            Err(Error::Stopped { .. }) => (None, total + 1 - scores.len()),
+            Err(error) if error.is_stop() => (None, total + 1 - scores.len()),
             curve => (curve?, 0),
         };
         memory::release(&device);

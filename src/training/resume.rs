@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     CONFIG, ScheduleName, TrainConfig,
     checkpoint::Checkpoint,
+    run_config::run_config,
     run_folder::{RunFolder, intact_before, is_without_checkpoint},
 };
 use crate::{
     data::{self, LatentDataset},
-    error::{Error, Result},
+    error::{Error, Result, Subject},
+    families::Family,
 };
 
 /// What a run was made from, by content.
@@ -24,16 +26,16 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of these `parts` of a model folder and a dataset.
+    /// That of a run on the model of this family in the folder `model`, and a dataset.
     ///
     /// # Errors
     /// The model cannot be read.
-    pub fn of(model: &Path, parts: [&str; 2], dataset: &LatentDataset) -> Result<Self> {
-        Ok(Self { dataset: dataset.fingerprint(), base_model: Self::base_model(model, parts)? })
+    pub fn of(model: &Path, family: &dyn Family, dataset: &LatentDataset) -> Result<Self> {
+        Ok(Self { dataset: dataset.fingerprint(), base_model: Self::base_model(model, family)? })
     }
 
-    fn base_model(model: &Path, parts: [&str; 2]) -> Result<String> {
-        data::fingerprint(&parts.map(|part| model.join(part)), "")
+    fn base_model(model: &Path, family: &dyn Family) -> Result<String> {
+        data::fingerprint(&family.parts().map(|part| model.join(part)), "")
     }
 
     /// # Errors
@@ -42,17 +44,17 @@ impl Origin {
         if self.dataset != now.dataset {
             let problem = "the pictures or captions are not those that the run was started with";
             return Err(Error::file(&config.data.path, problem)
-                .hint("bring the data back, or start a new run without `--resume`"));
+                .hint("bring the data back, or start a new run without `resume`"));
         }
-        let next_move = "bring that model back, or start a new run without `--resume`";
+        let next_move = "bring that model back, or start a new run without `resume`";
         self.same_model(&now.base_model, Path::new(&config.model.path)).map_err(|e| e.hint(next_move))
     }
 
     /// # Errors
-    /// These `parts` of the folder `model` are not those of the base model that the run was started with.
-    pub fn check_model(&self, model: &Path, parts: [&str; 2]) -> Result<()> {
-        let next_move = "say with `--model` where that model is now";
-        self.same_model(&Self::base_model(model, parts)?, model).map_err(|e| e.hint(next_move))
+    /// The model of this family in the folder `model` is not the base model that the run was started with.
+    pub fn check_model(&self, model: &Path, family: &dyn Family) -> Result<()> {
+        let next_move = "say with `model` where that model is now";
+        self.same_model(&Self::base_model(model, family)?, model).map_err(|e| e.hint(next_move))
     }
 
     fn same_model(&self, now: &str, model: &Path) -> Result<()> {
@@ -90,7 +92,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
     let (_, mut checkpoints) = Checkpoint::resolve(path)?;
     let checkpoint = checkpoints.pop().expect("at least one was found");
     checkpoint.verify().map_err(|error| damaged(error, &run, &checkpoint))?;
-    let before = TrainConfig::load(run.join(CONFIG), &[])?;
+    let before = run_config(&run, &[])?;
     let mut problems = Vec::new();
     compare("", &table(&before)?, &table(config)?, &mut problems);
     let (length, now) = (before.training.max_steps, config.training.max_steps);
@@ -98,25 +100,25 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
         problems.push(format!("`training.max_steps` was {length} and is now {now}, which changes the learning rates"));
     }
     if !problems.is_empty() {
-        return Err(Error::Many { path: run.join(CONFIG), problems }
-            .hint("go on with the settings the run was started with, or start a new run without `--resume`"));
+        return Err(Error::many(run.join(CONFIG), problems)
+            .hint("go on with the settings the run was started with, or start a new run without `resume`"));
     }
     Ok(Resumed { folder, checkpoint: Some(checkpoint) })
 }
 
 /// What to say about a checkpoint that cannot be resumed from, with the next best one.
 fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
-    let error = match error {
-        Error::Io { path, source } => Error::file(path, source.to_string()), // so that it takes the hint
-        error => error,
+    let error = match &error.subject {
+        Subject::Path(path) if error.is_io() => Error::file(path, error.problem.to_string()), // so that it takes the hint
+        _ => error,
     };
     error.hint(match intact_before(run, checkpoint.step) {
         Some(before) => format!(
-            "the checkpoint before it is intact: `kiln train --config FILE --resume {}` repeats {} steps",
+            "the checkpoint before it is intact: `resume {}` repeats {} steps",
             before.folder.display(),
             checkpoint.step - before.step
         ),
-        None => "there is no intact checkpoint before it: start a new run without `--resume`".into(),
+        None => "there is no intact checkpoint before it: start a new run without `resume`".into(),
     })
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     data::{Batch, Prefetch},
     disk::replace,
-    error::{Error, Result},
+    error::{Error, Result, Subject},
     lora::Lora,
     memory::Stage,
     models::Network,
@@ -46,7 +46,7 @@ const READ_AHEAD: usize = 4;
 ///
 /// # Errors
 /// Something cannot be read or written, settings do not fit together, or a number is not finite any more. Or the process, or the
-/// person before the display, asked to stop: [`Error::Stopped`], with a checkpoint of the last step.
+/// person before the display, asked to stop: [`Error::stopped`], with a checkpoint of the last step.
 pub fn train(
     config: &TrainConfig,
     resume: Option<&Path>,
@@ -119,7 +119,7 @@ impl<'a, T: Task> Run<'a, T> {
         validator: &Validator,
     ) -> Result<Self> {
         let device = task.device().clone();
-        let origin = Origin::of(&prepared.model, T::PARTS, &prepared.dataset)?;
+        let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
         let decay = config.training.ema_decay;
         let model = task.model_mut();
         let (folder, checkpoint) = match resumed {
@@ -189,7 +189,7 @@ impl<'a, T: Task> Run<'a, T> {
             self.interval.add(outcome);
             display.progress(self.step, max_steps);
             if display.stop_requested() && self.step < max_steps {
-                return Err(Error::Stopped { what: String::new(), done: Vec::new() });
+                return Err(Error::stopped("", Vec::new()));
             }
             let save = self.step == max_steps || self.due(config.checkpoint.every);
             let check = validation_due(config, self.step);
@@ -231,19 +231,19 @@ impl<'a, T: Task> Run<'a, T> {
     /// What to say of a run that ends early with this error, after saving what can be saved.
     fn ended_early(&mut self, error: Error, display: &mut dyn Display) -> Error {
         let folder = self.folder.path().to_path_buf();
-        match error {
-            Error::NotFinite { .. } => error, // nobody wants to resume from there
-            Error::Stopped { .. } => match self.save_rest(display) {
+        match &error.subject {
+            Subject::Step(_) => error, // not finite: nobody wants to resume from there
+            Subject::Stopped { .. } => match self.save_rest(display) {
                 Err(error) => error,
                 Ok(()) => {
                     let what = match self.step {
-                        0 => format!(" before the first step; `--resume {}` starts over", folder.display()),
-                        step => format!(" after step {step}; `--resume {}` continues from there", folder.display()),
+                        0 => format!(" before the first step; `resume {}` starts over", folder.display()),
+                        step => format!(" after step {step}; `resume {}` continues from there", folder.display()),
                     };
-                    Error::Stopped { what, done: vec![folder] }
+                    Error::stopped(what, vec![folder])
                 }
             },
-            error => {
+            _ => {
                 let unsaved = self.step > self.saved;
                 match self.save_rest(display) {
                     Ok(()) if unsaved => tracing::warn!("an error ends the run; step {} is saved", self.step),
@@ -317,7 +317,7 @@ impl<'a, T: Task> Run<'a, T> {
         let losses = validator.losses(&self.task, adapters.as_slice())?;
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
             let what = format!("the held-out loss at {} {level}", T::LEVEL);
-            return Err(Error::NotFinite { step: self.step, what }
+            return Err(Error::not_finite(self.step, what)
                 .hint("lower `optimizer.learning_rate`, and go on from a checkpoint before this step"));
         }
         let stage = Stage::enter("validation pictures", self.task.device());

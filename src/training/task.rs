@@ -3,14 +3,16 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{EditCurve, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared};
+use super::{
+    EditCurve, ObjectiveConfig, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared,
+};
 use crate::{
     data::Batch,
     error::Result,
     memory::Stage,
     models::{Network, draw_noise, vae::Moments},
     nn::Adapters,
-    pipelines::{FluxPipeline, InstructPix2PixPipeline, ModelKind, Similarity},
+    pipelines::{FluxPipeline, InstructPix2PixPipeline, Similarity},
     rng::{Purpose, Seed},
 };
 
@@ -21,9 +23,6 @@ pub(super) type Inputs<T> = <<T as Task>::Model as Network>::Inputs;
 pub(super) trait Task: Sized {
     /// The denoiser that is trained.
     type Model: Network;
-
-    /// The folders of the model that make the denoiser what it is.
-    const PARTS: [&'static str; 2];
 
     /// What a noise level is called: `sigma` or `timestep`.
     const LEVEL: &'static str;
@@ -89,16 +88,16 @@ pub(super) fn with_task<J: Job>(
 ) -> Result<J::Output> {
     let loading = Stage::enter("load", device);
     let (model, dtype) = (&prepared.model, config.model.dtype.into());
-    match prepared.kind {
-        ModelKind::Flux => {
+    match &config.objective {
+        ObjectiveConfig::FlowMatching(objective) => {
             let pipeline = FluxPipeline::open(model, device, dtype)?;
             drop(loading);
-            job.run(FluxTask::new(config, &prepared.dataset, pipeline)?)
+            job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
         }
-        ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
+        ObjectiveConfig::InstructPix2Pix(objective) => {
             let pipeline = InstructPix2PixPipeline::open(model, device, dtype)?;
             drop(loading);
-            job.run(EditTask::new(config, &prepared.dataset, pipeline))
+            job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
         }
     }
 }

@@ -86,8 +86,7 @@ impl TensorFile {
     /// # Errors
     /// The tensor is missing or of a type that kiln does not compute with.
     pub fn read(&self, name: &str) -> Result<TensorData> {
-        let info =
-            self.header.info(name).ok_or_else(|| Error::file(&self.path, format!("tensor `{name}` is missing")))?;
+        let info = self.header.info(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
         self.decode(name, info)
     }
 
@@ -106,8 +105,8 @@ impl TensorFile {
     pub fn row(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor<1>> {
         let mut data = self.read_f32(name)?;
         if data.shape.as_slice() != shape {
-            let problem = format!("tensor `{name}` has shape {:?}, expected {shape:?}", data.shape.as_slice());
-            return Err(Error::file(&self.path, problem));
+            let problem = format!("has shape {:?}, expected {shape:?}", data.shape.as_slice());
+            return Err(Error::tensor(&self.path, name, problem));
         }
         data.shape = [data.num_elements()].into();
         Ok(Tensor::from_data(data, (device, DType::F32)))
@@ -135,8 +134,10 @@ impl TensorFile {
             Dtype::I32 => elements!(i32),
             Dtype::U8 => elements!(u8),
             other => {
-                let problem = format!("tensor `{name}` is of type {other}, which kiln does not read");
-                return Err(Error::file(&self.path, problem).hint("convert the file to float32, bfloat16 or float16"));
+                let problem = format!("is of type {other}, which kiln does not read");
+                return Err(
+                    Error::tensor(&self.path, name, problem).hint("convert the file to float32, bfloat16 or float16")
+                );
             }
         };
         self.forget(self.data_start + start, end - start);

@@ -1,4 +1,4 @@
-//! A fine-tuned UNet as a model folder that other programs load: the base model's folder with new weights in it.
+//! A fine-tuned model as a model folder that other programs load: the base model's folder with new weights in one part.
 
 use std::{
     borrow::Cow,
@@ -19,12 +19,19 @@ use crate::{
 };
 
 const INDEX: &str = "model_index.json";
-const UNET: &str = "unet";
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
-/// The one layer whose number of inputs may change: it takes more channels in InstructPix2Pix than in its base.
-const WIDENED: &str = "conv_in.weight";
+/// The part of a model folder that was trained: what its family knows about it.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainedPart {
+    /// Its folder.
+    pub folder: &'static str,
+    /// The one weight whose number of inputs may change: the first convolution, where a model learns to read more channels.
+    pub widened: &'static str,
+    /// The pipeline class of a model whose part reads so many channels; `None` is that of the base.
+    pub class: fn(usize) -> Option<&'static str>,
+}
 
 /// Parts that a pipeline can do without, and that kiln does not download.
 const OPTIONAL: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
@@ -36,7 +43,9 @@ pub struct FolderReport {
     pub path: PathBuf,
     /// The class of diffusers that loads it.
     pub class: String,
-    /// How many tensors the UNet has.
+    /// The part that was trained.
+    pub part: &'static str,
+    /// How many tensors it has.
     pub tensors: usize,
     /// How many values these have.
     pub parameters: usize,
@@ -46,23 +55,23 @@ pub struct FolderReport {
 
 impl fmt::Display for FolderReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { path, class, tensors, parameters, bytes } = self;
+        let Self { path, class, part, tensors, parameters, bytes } = self;
         let megabytes = *bytes as f64 / 1e6;
         write!(
             f,
-            "{}: {class}; UNet: {tensors} tensors, {parameters} parameters, {megabytes:.1} MB; ",
+            "{}: {class}; {part}: {tensors} tensors, {parameters} parameters, {megabytes:.1} MB; ",
             path.display()
         )?;
         write!(f, "read back and equal")
     }
 }
 
-/// Writes a model folder in the layout of diffusers to `output`: all of `base`, but with `tensors` (every tensor of the UNet,
-/// by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of the UNet. A tensor may lack axes of length one
-/// that it has in the base's file.
+/// Writes a model folder in the layout of diffusers to `output`: all of `base`, but with `tensors` (every tensor of the trained
+/// `part`, by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of that part. A tensor may lack axes of
+/// length one that it has in the base's file.
 ///
-/// - Each tensor gets the shape it has in the base's file. Only `conv_in.weight` may have another number of inputs, which
-///   `config.json` then says, too; with eight, the pipeline is InstructPix2Pix's.
+/// - Each tensor gets the shape it has in the base's file. Only the widened one may have another number of inputs, which
+///   `config.json` then says, too; the class of the pipeline may change with it.
 /// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
 ///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
 /// - A safety checker that the base's index names but its folder lacks is left out of the index.
@@ -75,6 +84,7 @@ impl fmt::Display for FolderReport {
 /// are not finite in `dtype`; or the disk refuses. Then nothing is left behind.
 pub fn export_folder(
     base: impl AsRef<Path>,
+    part: &TrainedPart,
     tensors: &BTreeMap<String, Values>,
     output: impl AsRef<Path>,
     dtype: FloatDType,
@@ -83,12 +93,12 @@ pub fn export_folder(
     if fs::symlink_metadata(output).is_ok() {
         return Err(Error::file(output, "exists already").hint("give another name, or remove it first"));
     }
-    let stored = stored(&base.join(UNET), tensors, dtype)?;
+    let stored = stored(&base.join(part.folder), part, tensors, dtype)?;
     let mut partial = OsString::from(output);
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     remove_folder(&partial)?; // of an export that was killed
-    let done = fill(base, &partial, stored).and_then(|report| {
+    let done = fill(base, part, &partial, stored).and_then(|report| {
         fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
         Ok(FolderReport { path: output.into(), ..report })
     });
@@ -99,29 +109,29 @@ pub fn export_folder(
 }
 
 /// Everything, into a new folder.
-fn fill(base: &Path, folder: &Path, stored: BTreeMap<String, Converted>) -> Result<FolderReport> {
-    let unet = folder.join(UNET);
-    fs::create_dir_all(&unet).map_err(|e| Error::io(&unet, e))?;
+fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String, Converted>) -> Result<FolderReport> {
+    let own = folder.join(part.folder);
+    fs::create_dir_all(&own).map_err(|e| Error::io(&own, e))?;
     let mut index: Map<String, Value> = read_json(base.join(INDEX))?;
-    take_components(base, folder, &mut index)?;
+    take_components(base, part, folder, &mut index)?;
 
-    let mut config: Map<String, Value> = read_json(base.join(UNET).join(CONFIG))?;
-    if let Some(&[_, channels, ..]) = stored.get(WIDENED).map(|tensor| tensor.shape.as_slice()) {
+    let mut config: Map<String, Value> = read_json(base.join(part.folder).join(CONFIG))?;
+    if let Some(&[_, channels, ..]) = stored.get(part.widened).map(|tensor| tensor.shape.as_slice()) {
         config.insert("in_channels".into(), json!(channels));
-        // What the pipeline of InstructPix2Pix feeds: four channels of noisy latents, four of the original's.
-        if channels == 8 {
-            index.insert("_class_name".into(), json!("StableDiffusionInstructPix2PixPipeline"));
+        if let Some(class) = (part.class)(channels) {
+            index.insert("_class_name".into(), json!(class));
         }
     }
-    write_json(&unet.join(CONFIG), &config)?;
+    write_json(&own.join(CONFIG), &config)?;
     write_json(&folder.join(INDEX), &index)?;
 
-    let weights = unet.join(WEIGHTS);
+    let weights = own.join(WEIGHTS);
     write_tensors(&weights, &stored, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
     compare(&weights, &stored)?;
     Ok(FolderReport {
         path: folder.into(),
         class: index.get("_class_name").and_then(Value::as_str).unwrap_or("unknown").into(),
+        part: part.folder,
         tensors: stored.len(),
         parameters: stored.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
         bytes: fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len(),
@@ -155,16 +165,17 @@ impl Stored for Converted<'_> {
     }
 }
 
-/// The tensors in the shapes that the files in `unet` have.
+/// The tensors in the shapes that the files in the `folder` of the part have.
 fn stored<'a>(
-    unet: &Path,
+    folder: &Path,
+    part: &TrainedPart,
     tensors: &'a BTreeMap<String, Values>,
     dtype: FloatDType,
 ) -> Result<BTreeMap<String, Converted<'a>>> {
     if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
-        return Err(Error::setting("--dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
+        return Err(Error::setting("dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
     }
-    let files = shards(unet)?.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
+    let files = shards(folder)?.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
     let shapes = files.iter().flat_map(|file| {
         file.names().into_iter().filter_map(|name| file.shape(&name).map(<[usize]>::to_vec).map(|shape| (name, shape)))
     });
@@ -177,7 +188,7 @@ fn stored<'a>(
         };
         let long = |shape: &[usize]| shape.iter().copied().filter(|&size| size != 1).collect::<Vec<_>>();
         let fits = long(&base) == long(shape);
-        let widened = name == WIDENED && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
+        let widened = name == part.widened && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
         let count = numbers.dims()[0];
         if !(fits || widened) || shape.iter().product::<usize>() != count {
             problems
@@ -190,14 +201,14 @@ fn stored<'a>(
     if problems.is_empty() {
         return Ok(stored);
     }
-    Err(Error::Many { path: unet.into(), problems }.hint("give the model folder that the training started from"))
+    Err(Error::many(folder, problems).hint("give the model folder that the training started from"))
 }
 
-/// The parts of the pipeline besides the UNet. Those that are not there disappear from `index`.
-fn take_components(base: &Path, folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
+/// The parts of the pipeline besides the trained one. Those that are not there disappear from `index`.
+fn take_components(base: &Path, part: &TrainedPart, folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
     for (name, class) in index.iter_mut() {
         // A part is a pair of library and class; `null`s if there is none.
-        if name == UNET || class.get(0).is_none_or(Value::is_null) {
+        if name == part.folder || class.get(0).is_none_or(Value::is_null) {
             continue;
         }
         match base.join(name) {
@@ -253,5 +264,5 @@ fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::Many { path: path.into(), problems }.hint("nothing was written; `--dtype f32` holds the largest values"))
+    Err(Error::many(path, problems).hint("nothing was written; `dtype f32` holds the largest values"))
 }

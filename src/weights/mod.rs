@@ -26,7 +26,7 @@ use crate::{
     rng::{Purpose, Seed},
 };
 pub use file::{Stored, TensorFile, Values, write_tensors};
-pub use folder::{FolderReport, export_folder};
+pub use folder::{FolderReport, TrainedPart, export_folder};
 pub use part_config::read_config;
 use shards::Sources;
 pub(crate) use shards::shards;
@@ -215,7 +215,7 @@ impl Weights {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(Error::Many { path: self.source.path.clone(), problems }
+        Err(Error::many(&self.source.path, problems)
             .hint("the weights and config.json beside them must be of one model, in the layout of diffusers"))
     }
 
@@ -268,7 +268,7 @@ impl Source {
                     _ => return Ok(random_on(&self.device, *seed, name, shape, dtype.into())),
                 }
             }
-            Content::Files { files, home } => files[home[name]].read(name).map_err(|e| e.to_string())?,
+            Content::Files { files, home } => files[home[name]].read(name).map_err(|e| e.message())?,
         };
         let dtype = data.dtype;
         let device = &self.device;

@@ -14,6 +14,7 @@ use burn::tensor::Device;
 use kiln::{
     config,
     data::{DataConfig, DatasetKind, picture_size, prepare, read_picture},
+    generation::Choices,
     hub,
     lora::{self, Lora},
     models::{
@@ -24,7 +25,6 @@ use kiln::{
         vae::AutoencoderKl,
     },
     panics::is_guarded,
-    pipelines::Choices,
     schedulers::{FlowMatchEuler, SchedulerConfig},
     tokenizer::Tokenizers,
     training::TrainConfig,

@@ -91,7 +91,7 @@ fn other_peoples_homes_and_backslashes_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains("--output") && said(&output).contains(named), "{}", said(&output));
         let refused = fails(&generate(&["--model", path, "--output", "never"]));
-        assert!(refused.contains("`model.path`") && refused.contains(named), "{refused}");
+        assert!(refused.contains("`--model`") && refused.contains(named), "{refused}");
         assert!(!here().join(path).exists());
     }
 }

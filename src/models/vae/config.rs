@@ -149,6 +149,11 @@ impl VaeConfig {
         }
     }
 
+    /// How many pixels, along each side, one latent pixel stands for.
+    pub fn downsampling(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
     fn problem(&self) -> Option<String> {
         let (channels, groups) = (&self.block_out_channels, self.norm_num_groups);
         let levels = channels.len();

@@ -86,7 +86,7 @@ impl AutoencoderKl {
 
     /// How many pixels, along each side, one latent place stands for.
     pub fn downsampling(&self) -> usize {
-        1 << (self.config.block_out_channels.len() - 1)
+        self.config.downsampling()
     }
 
     /// The channels of the latents.

@@ -1,26 +1,31 @@
 //! The configuration of a training run: what a `configs/*.toml` says. One struct a table, one field a key; the defaults
 //! are right for FLUX.1-dev.
 
-mod edit;
+mod flow_matching;
+mod instruct_pix2pix;
+mod model;
 mod objective;
 mod optimizer;
-mod suits;
 mod validation;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::model::only_adapters;
 pub use self::{
-    edit::EditConfig,
-    objective::{ObjectiveConfig, Sampling, Shift, Weighting},
+    flow_matching::{FlowMatchingConfig, Sampling, Shift, Weighting},
+    instruct_pix2pix::InstructPix2PixConfig,
+    objective::ObjectiveConfig,
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
     validation::ValidationConfig,
 };
 use crate::{
-    config,
+    config::{Document, Sources, Table},
     data::DataConfig,
-    error::{Error, Result},
+    device::Dtype,
+    error::{Error, Result, Subject},
+    families::ObjectiveKind,
     lora::LoraConfig,
     paths,
 };
@@ -29,9 +34,12 @@ use crate::{
 type Rule = (bool, &'static str, &'static str);
 
 /// All of a run. `[run]`, `[model]` and `[data]` have keys without a default; every other table may be left out.
+///
+/// Read with `O` as the objective of one kind, so that each of its keys is checked where it stands in the file; then the kind
+/// is part of the value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TrainConfig {
+pub struct TrainConfig<O = ObjectiveConfig> {
     /// Its name, its seed and where it goes.
     pub run: RunConfig,
     /// What is fine-tuned.
@@ -41,12 +49,9 @@ pub struct TrainConfig {
     /// The adapter.
     #[serde(default)]
     pub lora: LoraConfig,
-    /// What FLUX.1 learns from a picture.
-    #[serde(default)]
-    pub objective: ObjectiveConfig,
-    /// What Stable Diffusion learns from a pair of pictures.
-    #[serde(default)]
-    pub edit: EditConfig,
+    /// What the model is trained for.
+    #[serde(default, bound(deserialize = "O: Default + Deserialize<'de>"))]
+    pub objective: O,
     /// How a gradient becomes a step.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -90,36 +95,6 @@ pub struct ModelConfig {
     /// What is trained and the optimizer are f32 always.
     #[serde(default)]
     pub dtype: Dtype,
-}
-
-/// Number format of weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Dtype {
-    /// 32 bits.
-    F32,
-    /// 16 bits with the range of f32.
-    #[default]
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of a number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-impl From<Dtype> for burn::tensor::FloatDType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::BF16,
-        }
-    }
 }
 
 /// `[training]`
@@ -213,23 +188,45 @@ fn checkpoints() -> PathBuf {
 }
 
 impl TrainConfig {
-    /// Reads and checks a configuration file, with overrides as in [`config::load`].
+    /// Reads and checks a configuration file, with overrides as in [`config::load`](crate::config::load).
     ///
     /// # Errors
-    /// What [`config::load`] refuses; values that are impossible by themselves or beside others, all in one error.
+    /// What [`config::load`](crate::config::load) refuses; values that are impossible by themselves or beside others, all in one error.
     pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
-        let mut config: Self = config::load(&path, overrides)?;
+        let sources = Sources::read(&path, overrides)?;
+        let mut document = sources.document()?;
+        match document.take_table("edit") {
+            Some(edit) => Err(edit_is_an_objective(&document, &edit)),
+            None => {
+                let kind = document.take("objective", "kind")?.unwrap_or_default();
+                Self::from_document(document, kind, path.as_ref())
+            }
+        }
+    }
+
+    /// The configuration in a document from the file `path`, whose objective is of this kind, which is not among its keys.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(in crate::training) fn from_document(document: Document<'_>, kind: ObjectiveKind, path: &Path) -> Result<Self> {
+        let mut config = match kind {
+            ObjectiveKind::FlowMatching => {
+                document.into::<TrainConfig<_>>()?.with_objective(ObjectiveConfig::FlowMatching)
+            }
+            ObjectiveKind::InstructPix2Pix => {
+                document.into::<TrainConfig<_>>()?.with_objective(ObjectiveConfig::InstructPix2Pix)
+            }
+        };
         for (key, path) in [("run.output", &mut config.run.output), ("data.path", &mut config.data.path)] {
             *path = paths::meant_by(key, path)?;
         }
         if let Some(cache) = &mut config.data.cache {
             *cache = paths::meant_by("data.cache", cache)?;
         }
-        let problems = config.problems();
-        if !problems.is_empty() {
-            return Err(Error::Many { path: path.as_ref().into(), problems });
+        match config.problems() {
+            problems if problems.is_empty() => Ok(config),
+            problems => Err(Error::many(path, problems)),
         }
-        Ok(config)
     }
 
     /// Every value, defaults included, as TOML that [`load`](Self::load) reads back: the resolved configuration in the
@@ -275,18 +272,46 @@ impl TrainConfig {
             ),
             (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];
-        let parts = [
-            self.objective.rules(),
-            self.edit.rules(),
-            self.optimizer.rules(),
-            self.schedule.rules(),
-            self.validation.rules(),
-        ];
+        let parts = [self.objective.rules(), self.optimizer.rules(), self.schedule.rules(), self.validation.rules()];
         let broken = rules.into_iter().chain(parts.into_iter().flatten()).filter(|(holds, _, _)| !holds);
         let mut problems: Vec<_> = broken.map(|(_, key, rule)| format!("`{key}`: {rule}")).collect();
         let parts = [self.data.validate(), self.lora.validate()];
-        problems.extend(parts.into_iter().filter_map(Result::err).map(|e| e.to_string()));
+        problems.extend(parts.into_iter().filter_map(Result::err).map(|e| match &e.hint {
+            Some(hint) => format!("{} ({hint})", e.message()),
+            None => e.message(),
+        }));
         problems
+    }
+}
+
+impl<O> TrainConfig<O> {
+    /// The same run with its objective as a part of all objectives.
+    #[rustfmt::skip] // one field a line would hide that nothing else happens
+    fn with_objective(self, objective: impl FnOnce(O) -> ObjectiveConfig) -> TrainConfig {
+        let Self {
+            run, model, data, lora, objective: own, optimizer, schedule, training, checkpoint, validation,
+        } = self;
+        let objective = objective(own);
+        TrainConfig {
+            run, model, data, lora, objective, optimizer, schedule, training, checkpoint, validation,
+        }
+    }
+}
+
+/// The error of a configuration from before `[edit]` became an objective: it says what to write.
+fn edit_is_an_objective(document: &Document<'_>, edit: &Table<'_>) -> Error {
+    let kind = ("kind".to_string(), format!("\"{}\"", ObjectiveKind::InstructPix2Pix.word()));
+    let entries = std::iter::once(kind).chain(edit.entries());
+    let error = document.error(edit, "is now `[objective]` of the kind `instruct_pix2pix`");
+    match &error.subject {
+        Subject::Setting(_) => {
+            let settings: Vec<_> = entries.map(|(key, value)| format!("`set objective.{key}={value}`")).collect();
+            error.hint(format!("write {}", settings.join(" ")))
+        }
+        _ => {
+            let lines: String = entries.map(|(key, value)| format!("\n  {key} = {value}")).collect();
+            error.hint(format!("write instead of `[edit]`, and of an `[objective]` beside it:\n  [objective]{lines}"))
+        }
     }
 }
 
@@ -306,8 +331,9 @@ mod tests {
     #[test]
     fn three_keys_are_enough_and_the_rest_is_right_for_flux_dev() {
         let config = load(SMALLEST, &[]).unwrap();
-        assert_eq!(config.objective.guidance, 1.0);
-        assert_eq!((config.objective.sampling, config.objective.shift), (Sampling::LogitNormal, Shift::Resolution));
+        let ObjectiveConfig::FlowMatching(objective) = &config.objective else { panic!("{config:?}") };
+        assert_eq!(objective.guidance, 1.0);
+        assert_eq!((objective.sampling, objective.shift), (Sampling::LogitNormal, Shift::Resolution));
         assert_eq!((config.optimizer.learning_rate, config.optimizer.epsilon), (1e-4, 1e-8));
         assert_eq!(config.training.activations, Activations::Blockwise);
         assert_eq!(config.run_folder(), Path::new("checkpoints/a"));
@@ -315,10 +341,48 @@ mod tests {
 
     #[test]
     fn the_resolved_configuration_reads_back_as_itself() {
-        for overrides in [&[][..], &["objective.shift=3.0", "validation.prompts=['a \"red\" cat']", "run.seed=7"]] {
+        for overrides in [
+            &[][..],
+            &["objective.shift=3.0", "validation.prompts=['a \"red\" cat']", "run.seed=7"],
+            &["objective.kind=instruct_pix2pix", "objective.snr_gamma=5"],
+        ] {
             let config = load(SMALLEST, overrides).unwrap();
             assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn the_kind_of_an_objective_decides_its_keys() {
+        let text = format!("{SMALLEST}[objective]\nkind = 'instruct_pix2pix'\nnoise_offset = 0.05\n");
+        let ObjectiveConfig::InstructPix2Pix(objective) = load(&text, &[]).unwrap().objective else { panic!() };
+        assert_eq!((objective.noise_offset, objective.snr_gamma), (0.05, 0.0));
+        let error = load(&text, &["objective.shift=3.0"]).unwrap_err();
+        assert!(error.starts_with("`set objective.shift=3.0`: `objective.shift`: unknown key `shift`"), "{error}");
+        let error = load(&text.replace("instruct_pix2pix", "instruct_pixpix"), &[]).unwrap_err();
+        assert!(error.contains("line 8: `objective.kind`: unknown value `instruct_pixpix`"), "{error}");
+        assert!(error.ends_with("did you mean `instruct_pix2pix`?"), "{error}");
+    }
+
+    #[test]
+    fn the_old_table_of_edits_is_refused_with_what_to_write() {
+        let text = format!("{SMALLEST}[edit]\nsnr_gamma = 5\nscaled_condition = true\n");
+        let error = load(&text, &[]).unwrap_err();
+        assert!(error.contains("line 7: `edit`: is now `[objective]`"), "{error}");
+        let written = "\n  [objective]\n  kind = \"instruct_pix2pix\"\n  scaled_condition = true\n  snr_gamma = 5";
+        assert!(error.ends_with(written), "{error}");
+        let written = error.split_once("beside it:").unwrap().1;
+        let config = load(&format!("{SMALLEST}{written}"), &[]).unwrap();
+        assert_eq!(
+            config,
+            load(
+                SMALLEST,
+                &["objective.kind=instruct_pix2pix", "objective.snr_gamma=5", "objective.scaled_condition=true"]
+            )
+            .unwrap()
+        );
+        let error = load(SMALLEST, &["edit.snr_gamma=5"]).unwrap_err();
+        assert!(error.starts_with("`set edit.snr_gamma=5`: `edit`: is now"), "{error}");
+        assert!(error.contains("`set objective.kind=\"instruct_pix2pix\"` `set objective.snr_gamma=5`"), "{error}");
     }
 
     #[test]

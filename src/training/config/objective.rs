@@ -1,141 +1,42 @@
-//! `[objective]`: which noise levels are trained, and how much each counts.
+//! `[objective]`: what the model is trained for.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::Serialize;
 
-use super::Rule;
+use super::{FlowMatchingConfig, InstructPix2PixConfig, Rule};
+use crate::families::ObjectiveKind;
 
-/// `[objective]`. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the picture, 1
-/// is noise.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ObjectiveConfig {
-    /// How sigma is drawn. Default `logit_normal`: the middle more often than the ends, as FLUX.1 was trained. Use
-    /// `uniform` to spend more on fine detail and on overall layout; `mode` lies in between.
-    pub sampling: Sampling,
-    /// Mean of the normal number n in sigma = 1 / (1 + e⁻ⁿ). Default 0. Above 0 means more noise (diffusers' scripts
-    /// count the other way round): 0.5 for composition, -0.5 for texture.
-    pub logit_mean: f64,
-    /// Standard deviation of n. Default 1. Smaller keeps closer to the middle.
-    pub logit_std: f64,
-    /// How far `mode` is from uniform. Default 1.29, as in the SD3 paper.
-    pub mode_scale: f64,
-    /// Shift of the drawn sigma to more noise, s·sigma / (1 + (s − 1)·sigma). Default `resolution`: s by the picture's
-    /// size as at inference (1.88 at 512², 3.16 at 1024²). Or s itself (1.0 changes nothing), or `none`.
-    pub shift: Shift,
-    /// How much a sample counts by its sigma. Default `none`, all the same.
-    pub weighting: Weighting,
-    /// Guidance that a distilled model is told while training. Default 1.0: other values train the adapter on what the
-    /// distillation would do to the picture. Pictures are sampled at `validation.guidance`.
-    pub guidance: f64,
+/// `[objective]`. Its `kind` says what the model is trained for, and which other keys there are; the family of the model says
+/// which kind it can be. Default `flow_matching`, for FLUX.1; Stable Diffusion needs `instruct_pix2pix`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ObjectiveConfig {
+    /// To make images from captions.
+    FlowMatching(FlowMatchingConfig),
+    /// To edit images by instruction.
+    #[serde(rename = "instruct_pix2pix")]
+    InstructPix2Pix(InstructPix2PixConfig),
 }
 
-/// How a noise level is drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sampling {
-    /// All levels alike.
-    Uniform,
-    /// The logistic function of a normal number.
-    #[default]
-    #[serde(alias = "logit-normal")]
-    LogitNormal,
-    /// Uniform, pulled to the middle by `mode_scale`.
-    Mode,
-}
+impl ObjectiveConfig {
+    /// Its kind.
+    pub fn kind(&self) -> ObjectiveKind {
+        match self {
+            Self::FlowMatching(_) => ObjectiveKind::FlowMatching,
+            Self::InstructPix2Pix(_) => ObjectiveKind::InstructPix2Pix,
+        }
+    }
 
-/// How much the loss of a sample counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Weighting {
-    /// 1.
-    #[default]
-    None,
-    /// sigma⁻²: nearly clean pictures count most.
-    SigmaSqrt,
-    /// 2 / (π·(1 − 2·sigma + 2·sigma²)): the middle counts most.
-    Cosmap,
-}
-
-/// How the drawn noise levels are moved. In TOML `"none"`, `"resolution"` or a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Shift {
-    /// Not at all.
-    None,
-    /// By the size of the picture.
-    #[default]
-    Resolution,
-    /// By this number, the same for all sizes.
-    Static(f64),
+    /// What must hold.
+    pub(super) fn rules(&self) -> Vec<Rule> {
+        match self {
+            Self::FlowMatching(config) => config.rules(),
+            Self::InstructPix2Pix(config) => config.rules(),
+        }
+    }
 }
 
 impl Default for ObjectiveConfig {
     fn default() -> Self {
-        Self {
-            sampling: Sampling::LogitNormal,
-            logit_mean: 0.0,
-            logit_std: 1.0,
-            mode_scale: 1.29,
-            shift: Shift::Resolution,
-            weighting: Weighting::None,
-            guidance: 1.0,
-        }
-    }
-}
-
-impl ObjectiveConfig {
-    /// What must hold.
-    pub(super) fn rules(&self) -> Vec<Rule> {
-        let shift_is_positive = !matches!(self.shift, Shift::Static(s) if !(s.is_finite() && s > 0.0));
-        vec![
-            (self.logit_mean.is_finite(), "objective.logit_mean", "must be a finite number"),
-            (self.logit_std.is_finite() && self.logit_std > 0.0, "objective.logit_std", "must be above 0"),
-            (
-                (-1.0..=1.75).contains(&self.mode_scale),
-                "objective.mode_scale",
-                "must be from -1 to 1.75, or sigma would leave 0 to 1",
-            ),
-            (shift_is_positive, "objective.shift", "must be above 0 (1.0 changes nothing)"),
-            (self.guidance.is_finite() && self.guidance >= 0.0, "objective.guidance", "must be at least 0"),
-        ]
-    }
-}
-
-impl Serialize for Shift {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::None => serializer.serialize_str("none"),
-            Self::Resolution => serializer.serialize_str("resolution"),
-            Self::Static(shift) => serializer.serialize_f64(*shift),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Shift {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Shift;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a number, \"resolution\" or \"none\"")
-            }
-
-            fn visit_str<E: de::Error>(self, word: &str) -> Result<Shift, E> {
-                match word {
-                    "none" => Ok(Shift::None),
-                    "resolution" => Ok(Shift::Resolution),
-                    _ => Err(E::unknown_variant(word, &["resolution", "none"])),
-                }
-            }
-
-            fn visit_f64<E>(self, shift: f64) -> Result<Shift, E> {
-                Ok(Shift::Static(shift))
-            }
-
-            fn visit_i64<E>(self, shift: i64) -> Result<Shift, E> {
-                Ok(Shift::Static(shift as f64))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+        Self::FlowMatching(FlowMatchingConfig::default())
     }
 }

@@ -8,14 +8,14 @@ use crate::{
     models::unet::UNetInputs,
     rng::{Purpose, Seed},
     schedulers::{NoiseSchedule, PredictionType},
-    training::EditConfig,
+    training::InstructPix2PixConfig,
 };
 
 /// Draws what the loss of a model with a noise schedule needs, and computes it.
 #[derive(Clone, Debug)]
 pub struct Denoising {
     /// Its settings.
-    pub config: EditConfig,
+    pub config: InstructPix2PixConfig,
     /// How noisy each timestep is.
     pub schedule: NoiseSchedule,
     /// What the model predicts.
@@ -80,7 +80,7 @@ mod tests {
 
     fn objective(prediction: PredictionType, snr_gamma: f64) -> Denoising {
         let scheduler = SchedulerConfig::open("checkpoints/tiny-sd/scheduler").unwrap();
-        let config = EditConfig { snr_gamma, ..Default::default() };
+        let config = InstructPix2PixConfig { snr_gamma, ..Default::default() };
         Denoising { config, schedule: scheduler.noise_schedule(), prediction }
     }
 

@@ -15,14 +15,14 @@ use crate::{
         FlowMatchEuler,
         flow_match::{add_noise, shift_sigma, velocity},
     },
-    training::{ObjectiveConfig, Sampling, Shift, Weighting},
+    training::{FlowMatchingConfig, Sampling, Shift, Weighting},
 };
 
 /// Draws what a flow-matching loss needs and computes it.
 #[derive(Clone, Debug)]
 pub struct FlowMatching {
     /// Its settings.
-    pub config: ObjectiveConfig,
+    pub config: FlowMatchingConfig,
     /// For the shift that depends on the resolution.
     pub scheduler: FlowMatchEuler,
 }
@@ -94,7 +94,7 @@ impl FlowMatching {
 mod tests {
     use super::*;
 
-    fn levels(config: ObjectiveConfig) -> Vec<f32> {
+    fn levels(config: FlowMatchingConfig) -> Vec<f32> {
         let objective = FlowMatching { config, scheduler: FlowMatchEuler::default() };
         (0..2000).map(|sample| objective.draw_sigma(Seed(1), 0, sample, 4096)).collect()
     }
@@ -105,19 +105,19 @@ mod tests {
 
     #[test]
     fn drawn_levels_follow_their_distribution() {
-        let unshifted = ObjectiveConfig { shift: Shift::None, ..Default::default() };
+        let unshifted = FlowMatchingConfig { shift: Shift::None, ..Default::default() };
         for sampling in [Sampling::Uniform, Sampling::LogitNormal, Sampling::Mode] {
-            let drawn = levels(ObjectiveConfig { sampling, ..unshifted.clone() });
+            let drawn = levels(FlowMatchingConfig { sampling, ..unshifted.clone() });
             assert!(drawn.iter().all(|s| (0.0..=1.0).contains(s)));
             assert!((mean(&drawn) - 0.5).abs() < 0.02, "{sampling:?}: mean {}", mean(&drawn));
         }
-        let noisier = levels(ObjectiveConfig { logit_mean: 1.0, ..unshifted });
+        let noisier = levels(FlowMatchingConfig { logit_mean: 1.0, ..unshifted });
         assert!(mean(&noisier) > 0.6, "a positive logit mean means more noise");
     }
 
     #[test]
     fn the_resolution_shift_of_a_large_picture_means_more_noise() {
-        let drawn = levels(ObjectiveConfig { sampling: Sampling::Uniform, ..Default::default() });
+        let drawn = levels(FlowMatchingConfig { sampling: Sampling::Uniform, ..Default::default() });
         // E[s·u/(1+(s-1)·u)] for s = e^1.15
         let (shift, scale) = (1.15f64.exp(), 1.15f64.exp() - 1.0);
         let expected = shift / scale - shift * shift.ln() / (scale * scale);

@@ -9,83 +9,94 @@ use super::picture::Size;
 use crate::{
     data,
     error::{Error, Result},
-    models::{flux::unpack, text::TextEncoders},
+    models::{
+        flux::{pack, unpack},
+        text::TextEncoders,
+    },
+    pipelines::ImageSizes,
     tokenizer::PromptIds,
     weights::TensorFile,
 };
 
-/// `clip` `[B, 77]`, and `t5` `[B, L]` where the model has T5, as prompts that the encoders can read. They must be as long as
-/// the `negative` prompt, if there is one: both go through the network together.
-pub(super) fn ids(path: &Path, encoders: &TextEncoders, negative: Option<&PromptIds>) -> Result<Vec<PromptIds>> {
+/// `clip` `[B, 77]` and, if there are to be T5 tokens, `t5` `[B, L]`: at least one prompt.
+pub(super) fn ids(path: &Path, has_t5: bool) -> Result<Vec<PromptIds>> {
     let file = TensorFile::open(path)?;
     let rows = |name: &str| -> Result<Vec<Vec<i64>>> {
         let data = file.read(name)?.convert_dtype(DType::I64);
         let &[count, length] = data.shape.as_slice() else {
-            let problem = format!("tensor `{name}` has shape {:?}, expected two axes", data.shape.as_slice());
-            return Err(Error::file(path, problem));
+            return Err(Error::tensor(path, name, format!("has shape {:?}, expected two axes", data.shape.as_slice())));
         };
         let ids: Vec<i64> = data.into_vec().expect("just converted to i64");
         Ok((0..count).map(|row| ids[row * length..(row + 1) * length].to_vec()).collect())
     };
     let clip = rows("clip")?;
-    let t5 = if encoders.t5.is_some() { rows("t5")? } else { vec![Vec::new(); clip.len()] };
+    let t5 = if has_t5 { rows("t5")? } else { vec![Vec::new(); clip.len()] };
     if clip.len() != t5.len() || clip.is_empty() {
         return Err(Error::file(path, format!("`clip` has {} rows, `t5` has {}", clip.len(), t5.len())));
     }
-    let ids: Vec<_> = clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect();
+    Ok(clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect())
+}
+
+/// Whether the encoders can read the prompts from `path`, which must be as long as the `negative` prompt, if there is one: both
+/// go through the network together.
+pub(super) fn check_ids(
+    path: &Path,
+    ids: &[PromptIds],
+    encoders: &TextEncoders,
+    negative: Option<&PromptIds>,
+) -> Result<()> {
     ids.iter().try_for_each(|ids| encoders.check(ids)).map_err(|problem| Error::file(path, problem))?;
     let pairs = negative.map(|negative| [("clip", &ids[0].clip, &negative.clip), ("t5", &ids[0].t5, &negative.t5)]);
     if let Some((name, own, other)) = pairs.into_iter().flatten().find(|(_, own, other)| own.len() != other.len()) {
         let problem = format!("`{name}` has {} ids for a prompt, the negative prompt {}", own.len(), other.len());
         return Err(Error::file(path, problem).hint("pad the prompts as the tokenizer of the model does"));
     }
-    Ok(ids)
+    Ok(())
 }
 
-/// Start noise `noise` `[B, C, h, w]`, whose sides are multiples of `step`.
-pub(super) fn noise(path: &Path, channels: usize, step: usize, device: &Device) -> Result<Tensor<4>> {
-    pictures(path, "noise", TensorFile::open(path)?.read_f32("noise")?, channels, step, device)
+/// Latents `[B, C, h, w]` as files hold them: packed as tokens `[B, L, 4·C]`, or as they are.
+pub(super) fn latents_data(latents: Tensor<4>, packed: bool) -> TensorData {
+    if packed { pack(latents).into_data() } else { latents.into_data() }
 }
 
-/// Scaled latents `latents` `[B, C, h, w]`, as they are written. FLUX.1's are written as tokens `[B, L, 4·C]`, whose picture
-/// must be told its `size` (width and height in latent pixels).
+/// Start noise `noise` `[B, C, h, w]`, in sizes that the model works at.
+pub(super) fn noise(path: &Path, sizes: &ImageSizes, device: &Device) -> Result<Tensor<4>> {
+    images(path, "noise", TensorFile::open(path)?.read_f32("noise")?, sizes, device)
+}
+
+/// Scaled latents `latents` `[B, C, h, w]`, as they are written. Those that are `packed` as tokens `[B, L, 4·C]` are of images
+/// whose size (width and height in latent pixels) must be given.
 pub(super) fn latents(
     path: &Path,
-    channels: usize,
     size: Option<(usize, usize)>,
-    step: usize,
+    packed: bool,
+    sizes: &ImageSizes,
     device: &Device,
 ) -> Result<Tensor<4>> {
     let data = TensorFile::open(path)?.read_f32("latents")?;
     match (data.shape.as_slice(), size) {
-        (&[b, l, d], Some((w, h))) if step == 2 && d == 4 * channels && b * l > 0 && 4 * l == w * h => {
+        (&[b, l, d], Some((w, h))) if packed && d == 4 * sizes.latent_channels && b * l > 0 && 4 * l == w * h => {
             Ok(unpack(Tensor::from_data(data, device), h, w))
         }
-        (&[_, l, d], _) if step == 2 && d == 4 * channels => {
-            let problem = format!("tensor `latents` holds {l} tokens, which do not tell the size of the picture");
-            Err(Error::file(path, problem).hint("give the size they were made for with --width and --height"))
+        (&[_, l, d], _) if packed && d == 4 * sizes.latent_channels => {
+            let problem = format!("holds {l} tokens, which do not tell the size of the picture");
+            Err(Error::tensor(path, "latents", problem)
+                .hint("give the size they were made for with `width` and `height`"))
         }
-        _ => pictures(path, "latents", data, channels, step, device),
+        _ => images(path, "latents", data, sizes, device),
     }
 }
 
-/// The tensor `name`, `[B, C, h, w]` with sides that are multiples of `step`.
-fn pictures(
-    path: &Path,
-    name: &str,
-    data: TensorData,
-    channels: usize,
-    step: usize,
-    device: &Device,
-) -> Result<Tensor<4>> {
+/// The tensor `name`, `[B, C, h, w]` with sides that the model works at.
+fn images(path: &Path, name: &str, data: TensorData, sizes: &ImageSizes, device: &Device) -> Result<Tensor<4>> {
+    let (channels, step) = (sizes.latent_channels, sizes.step / sizes.latent_pixel);
     match data.shape.as_slice() {
         &[b, c, h, w] if c == channels && b * h * w > 0 && h % step == 0 && w % step == 0 => {
             Ok(Tensor::from_data(data, device))
         }
         shape => {
             let [h, w] = if step == 2 { ["even", "even"] } else { ["height", "width"] };
-            let problem = format!("tensor `{name}` has shape {shape:?}, expected [pictures, {channels}, {h}, {w}]");
-            Err(Error::file(path, problem))
+            Err(Error::tensor(path, name, format!("has shape {shape:?}, expected [pictures, {channels}, {h}, {w}]")))
         }
     }
 }

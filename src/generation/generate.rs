@@ -9,15 +9,16 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    LARGEST_SIDE, Setup, input,
+    SamplingOptions, input,
     picture::{self, PictureFile, Size},
-    plan::Plan,
-    studio::{Batch, Prompts, Studio},
+    preflight::Preflight,
+    session::{Batch, Prompts, Session},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
     paths,
+    pipelines::{ImageSizes, LARGEST_SIDE},
 };
 
 /// What `kiln generate` and `kiln edit` are asked for.
@@ -26,12 +27,12 @@ pub struct GenerateRequest {
     /// A folder, or `org/name`.
     pub model: String,
     /// How pictures are made.
-    pub setup: Setup,
+    pub sampling: SamplingOptions,
     /// Whether the model must be one that edits by instruction; if not, it must be none.
     pub edit: bool,
     /// Texts or instructions.
     pub prompts: Vec<String>,
-    /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for FLUX.1, `t5` `[B, L]`.
+    /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
     pub pre_tokenized_ids: Option<PathBuf>,
     /// A picture, or a folder of pictures, to edit or to start from.
     pub image: Option<PathBuf>,
@@ -53,8 +54,8 @@ pub struct GenerateRequest {
     pub batch_size: Option<usize>,
     /// Start noise from a file: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
-    /// Whether the scaled latents are written instead of pictures: to the file `output`, `[B, C, h, w]`, of FLUX.1 packed
-    /// `[B, L, 4·C]`.
+    /// Whether the scaled latents are written instead of pictures: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` where
+    /// the model's family packs them.
     pub return_latents: bool,
     /// Folder for pictures. None that is there is written over.
     pub output: PathBuf,
@@ -67,10 +68,6 @@ pub struct GenerateRequest {
 /// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
     request.check()?;
-    let prompts = match &request.pre_tokenized_ids {
-        Some(path) => Prompts::Ids(path),
-        None => Prompts::Texts(&request.prompts),
-    };
     let pictures = match &request.image {
         Some(path) if !request.input_is_latents => picture::files(path)?,
         _ => Vec::new(),
@@ -81,36 +78,41 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
     }
     request.total(pictures.len().max(1), request.prompts.len().max(1))?;
-    let plan = Plan::new(&request.model, &request.setup, Some(request.edit))?;
-    let option = if request.edit { "--instruction" } else { "--prompt" };
-    plan.check(option, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    let preflight = Preflight::new(&request.model, &request.sampling, Some(request.edit))?;
+    let Preflight { folder, family, sizes, .. } = &preflight;
+    preflight.check(&request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    let prompts = match &request.pre_tokenized_ids {
+        Some(path) => Prompts::Ids(path, input::ids(path, family.t5_tokens(folder)? > 0)?),
+        None => Prompts::Texts(&request.prompts),
+    };
+    let groups = Group::all(request, sizes, family.packs_latents(), &pictures, device)?;
+    if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
+        let field = if request.return_latents { "latents" } else { "noise" };
+        return Err(Error::setting(field, format!("the pictures have {} sizes to work at", groups.len()))
+            .hint("one file holds numbers of one size: give pictures of one size"));
+    }
+    let rows = groups.iter().map(|group| group.rows(request, prompts.len())).collect::<Result<Vec<_>>>()?;
     if !request.return_latents {
         disk::sweep(&request.output);
     }
-    let studio = Studio::open(&plan, &prompts, device)?;
-    let groups = Group::all(request, &studio, &pictures)?;
-    if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
-        let option = if request.return_latents { "--latents" } else { "--noise" };
-        return Err(Error::setting(option, format!("the pictures have {} sizes to work at", groups.len()))
-            .hint("one file holds numbers of one size: give pictures of one size"));
-    }
+    let session = Session::open(&preflight, &prompts, device)?;
     let (mut latents, mut files) = (Vec::new(), Vec::new());
-    for group in &groups {
-        let batch_size = request.batch_size.unwrap_or_else(|| studio.pictures_that_fit(group.size));
-        for batch in group.batches(request, &studio, batch_size)? {
-            let made = group.prepare(&batch, request, &studio).and_then(|batch| studio.make(&batch, &mut || ()));
+    for (group, rows) in groups.iter().zip(rows) {
+        let batch_size = request.batch_size.unwrap_or_else(|| session.pictures_that_fit(group.size));
+        for batch in rows.chunks(batch_size) {
+            let made = group.prepare(batch, request, &session).and_then(|batch| session.make(&batch, &mut || ()));
             let made = made.map_err(|error| stopped(error, &files))?;
             if request.return_latents {
                 latents.push(made);
                 continue;
             }
-            for (picture, row) in studio.decode(made)?.into_iter().zip(&batch) {
+            for (picture, row) in session.decode(made)?.into_iter().zip(batch) {
                 files.push(group.source.save(picture, row.picture, &request.output)?);
             }
         }
     }
     if request.return_latents {
-        studio.write_latents(Tensor::cat(latents, 0), &request.output)?;
+        session.write_latents(Tensor::cat(latents, 0), &request.output)?;
         files.push(request.output.clone());
     }
     Ok(files)
@@ -118,16 +120,16 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
 
 /// The error; if it is a stop on request, with the `files` that are there.
 fn stopped(error: Error, files: &[PathBuf]) -> Error {
-    match error {
-        Error::Stopped { .. } => {
+    match error.is_stop() {
+        true => {
             let what = match files.len() {
                 0 => "; nothing was written".into(),
                 1 => "; 1 image was written".into(),
                 count => format!("; {count} images were written"),
             };
-            Error::Stopped { what, done: files.into() }
+            Error::stopped(what, files.into())
         }
-        error => error,
+        false => error,
     }
 }
 
@@ -145,19 +147,19 @@ impl GenerateRequest {
     fn check(&self) -> Result<()> {
         let (batch_size, sides) = (self.batch_size.unwrap_or(1), [self.width.unwrap_or(1), self.height.unwrap_or(1)]);
         // The model tells which sides above zero it can make.
-        for (option, number, least, most) in [
-            ("--count", self.count, 1, MOST_PICTURES),
-            ("--batch-size", batch_size, 1, MOST_AT_ONCE),
-            ("--width", sides[0], 0, LARGEST_SIDE),
-            ("--height", sides[1], 0, LARGEST_SIDE),
+        for (field, number, least, most) in [
+            ("count", self.count, 1, MOST_PICTURES),
+            ("batch_size", batch_size, 1, MOST_AT_ONCE),
+            ("width", sides[0], 0, LARGEST_SIDE),
+            ("height", sides[1], 0, LARGEST_SIDE),
         ] {
             if !(least..=most).contains(&number) {
-                return Err(Error::setting(option, format!("must be at least 1 and at most {most}, not {number}")));
+                return Err(Error::setting(field, format!("must be at least 1 and at most {most}, not {number}")));
             }
         }
         match self.return_latents {
             true => paths::check_file(&self.output),
-            false => paths::check_folder(&self.output).map_err(|e| e.hint("choose another --output")),
+            false => paths::check_folder(&self.output).map_err(|e| e.hint("choose another `output`")),
         }
     }
 
@@ -170,7 +172,7 @@ impl GenerateRequest {
         total.filter(|&total| total <= MOST_PICTURES).ok_or_else(|| {
             let problem =
                 format!("is {} for {prompts} prompts and {pictures} pictures, more than {MOST_PICTURES}", self.count);
-            Error::setting("--count", problem).hint("use several commands")
+            Error::setting("count", problem).hint("use several commands")
         })
     }
 }
@@ -204,44 +206,46 @@ struct Row {
 }
 
 impl Group {
-    /// The groups of a request, which must have the size it gives, if it does.
-    fn all(request: &GenerateRequest, studio: &Studio, files: &[(Size, PathBuf)]) -> Result<Vec<Self>> {
-        let pipeline = &studio.pipeline;
-        let (resolution, step, factor) = (pipeline.resolution(), pipeline.size_step(), pipeline.vae().downsampling());
-        let channels = pipeline.vae().latent_channels();
+    /// The groups of a request, which must have the size it gives, if it does. Latents in files may be `packed` as tokens.
+    fn all(
+        request: &GenerateRequest,
+        sizes: &ImageSizes,
+        packed: bool,
+        files: &[(Size, PathBuf)],
+        device: &Device,
+    ) -> Result<Vec<Self>> {
+        let factor = sizes.latent_pixel;
         let given = [request.width, request.height];
-        let noise = |path: &PathBuf| input::noise(path, channels, step / factor, pipeline.device());
-        let noise = request.noise.as_ref().map(noise).transpose()?;
+        let noise = request.noise.as_ref().map(|path| input::noise(path, sizes, device)).transpose()?;
         let latent_size = |width: usize, height: usize| (width / factor, height / factor);
         let groups = match (&request.image, &noise) {
             (Some(path), _) if request.input_is_latents => {
                 let size = given[0].zip(given[1]).map(|(width, height)| latent_size(width, height));
-                let latents = input::latents(path, channels, size, step / factor, pipeline.device())?;
+                let latents = input::latents(path, size, packed, sizes, device)?;
                 let [_, _, height, width] = latents.dims();
                 vec![Self { size: (width, height), source: Source::Latents(latents), noise }]
             }
             (Some(_), _) => {
-                let mut sizes: BTreeMap<_, Vec<PictureFile>> = BTreeMap::new();
+                let mut fitted: BTreeMap<_, Vec<PictureFile>> = BTreeMap::new();
                 for (size, path) in files {
-                    let file = PictureFile::new(path, *size, resolution, step);
-                    sizes.entry(latent_size(file.fitted.0 as usize, file.fitted.1 as usize)).or_default().push(file);
+                    let file = PictureFile::new(path, *size, sizes);
+                    fitted.entry(latent_size(file.fitted.0 as usize, file.fitted.1 as usize)).or_default().push(file);
                 }
                 let group = |(size, files)| Self { size, source: Source::Files(files), noise: noise.clone() };
-                sizes.into_iter().map(group).collect()
+                fitted.into_iter().map(group).collect()
             }
             (None, Some(tensor)) => {
                 let [_, _, height, width] = tensor.dims();
                 vec![Self { size: (width, height), source: Source::None, noise }]
             }
             (None, None) => {
-                let [width, height] = given.map(|side| side.unwrap_or(resolution));
-                pipeline.check_size(width, height)?;
+                let [width, height] = given.map(|side| side.unwrap_or(sizes.native));
+                sizes.check(width, height)?;
                 vec![Self { size: latent_size(width, height), source: Source::None, noise }]
             }
         };
         for Self { size: (width, height), .. } in &groups {
-            for (option, given, own) in [("--width", given[0], width * factor), ("--height", given[1], height * factor)]
-            {
+            for (option, given, own) in [("width", given[0], width * factor), ("height", given[1], height * factor)] {
                 if let Some(given) = given.filter(|given| *given != own) {
                     return Err(Error::setting(
                         option,
@@ -254,9 +258,9 @@ impl Group {
         Ok(groups)
     }
 
-    /// Every picture with every prompt and every seed, in batches.
-    fn batches(&self, request: &GenerateRequest, studio: &Studio, batch_size: usize) -> Result<Vec<Vec<Row>>> {
-        let (pictures, prompts) = (self.source.len(), studio.prompts());
+    /// Every picture with every prompt and every seed.
+    fn rows(&self, request: &GenerateRequest, prompts: usize) -> Result<Vec<Row>> {
+        let pictures = self.source.len();
         let row = |number: usize| Row {
             picture: number / request.count / prompts,
             prompt: number / request.count % prompts,
@@ -267,16 +271,19 @@ impl Group {
         if let (Some(path), Some(noise)) = (&request.noise, &self.noise) {
             let expected = [rows.len(), noise.dims()[1], self.size.1, self.size.0];
             if noise.dims() != expected {
-                let problem = format!("tensor `noise` has shape {:?}, expected {expected:?}", noise.dims());
-                return Err(Error::file(path, problem));
+                return Err(Error::tensor(
+                    path,
+                    "noise",
+                    format!("has shape {:?}, expected {expected:?}", noise.dims()),
+                ));
             }
         }
-        Ok(rows.chunks(batch_size).map(<[Row]>::to_vec).collect())
+        Ok(rows)
     }
 
     /// The numbers to make these pictures from.
-    fn prepare(&self, rows: &[Row], request: &GenerateRequest, studio: &Studio) -> Result<Batch> {
-        let pipeline = &studio.pipeline;
+    fn prepare(&self, rows: &[Row], request: &GenerateRequest, session: &Session) -> Result<Batch> {
+        let pipeline = &session.pipeline;
         let factor = pipeline.vae().downsampling();
         let noise = |row: &Row| match &self.noise {
             Some(noise) => noise.clone().narrow(0, row.number, 1),
@@ -290,7 +297,7 @@ impl Group {
             Source::Latents(latents) => Some(pipeline.vae().latent_scale().denormalize(latents.clone())),
             Source::Files(files) => {
                 let images: Vec<_> = pictures.iter().map(|&i| files[i].read()).collect::<Result<_>>()?;
-                Some(studio.encode(&images))
+                Some(session.encode(&images))
             }
         };
         let place = |row: &Row| match &self.source {

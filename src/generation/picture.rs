@@ -16,6 +16,7 @@ use crate::{
     data,
     disk::replace,
     error::{Error, Result},
+    pipelines::ImageSizes,
 };
 
 /// Width and height.
@@ -38,11 +39,11 @@ pub(super) struct PictureFile {
 }
 
 impl PictureFile {
-    /// The file at `path`, whose head tells this `size`. The model works at its own `resolution` at most: a larger picture is
-    /// made smaller, to about `resolution`² pixels of the same proportions, a smaller one is not made larger; then both sides
-    /// are rounded to multiples of `step`.
-    pub fn new(path: &Path, size: Size, resolution: usize, step: usize) -> Self {
-        Self { path: path.into(), size, fitted: fit(size, resolution, step) }
+    /// The file at `path`, whose header tells this `size`. The model works at its native size at most: a larger image is made
+    /// smaller, to about that many pixels of the same proportions, a smaller one is not made larger; then both sides are rounded
+    /// to the steps of the model's sizes.
+    pub fn new(path: &Path, size: Size, sizes: &ImageSizes) -> Self {
+        Self { path: path.into(), size, fitted: fit(size, sizes.native, sizes.step) }
     }
 
     /// The picture as the model sees it.

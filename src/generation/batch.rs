@@ -10,19 +10,19 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Setup,
+    SamplingOptions,
     batch_report::{BatchReport, Done},
     generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
-    plan::Plan,
-    request::check_strength,
-    studio::{Batch, Prompts, Studio},
+    preflight::Preflight,
+    session::{Batch, Prompts, Session},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
     memory::{self, Stage},
     paths,
+    pipelines::request::check_strength,
     rng::Seed,
 };
 
@@ -39,7 +39,7 @@ pub struct BatchRequest {
     /// What to do with them.
     pub choices: Choices,
     /// How.
-    pub setup: Setup,
+    pub sampling: SamplingOptions,
     /// Of the noise, which is the same for every picture, and of the draws from the choices.
     pub seed: u64,
     /// Pictures made together: of one size, model and strength.
@@ -78,12 +78,12 @@ struct Task {
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(request);
     let mut tasks = tasks(request, &mut report)?;
-    let mut plans = BTreeMap::new();
+    let mut preflights = BTreeMap::new();
     for Task { model, prompt, strength, .. } in &tasks {
-        if !plans.contains_key(model) {
-            plans.insert(model.clone(), Plan::new(model, &request.setup, None)?);
+        if !preflights.contains_key(model) {
+            preflights.insert(model.clone(), Preflight::new(model, &request.sampling, None)?);
         }
-        plans[model].check("--prompt", std::slice::from_ref(prompt), *strength)?;
+        preflights[model].check(std::slice::from_ref(prompt), *strength)?;
     }
     std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
     disk::sweep(&request.output);
@@ -91,21 +91,18 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     while let (Ok(()), Some(model)) = (&outcome, tasks.first().map(|task| task.model.clone())) {
         let (own, others) = tasks.into_iter().partition(|task| task.model == model);
         tasks = others;
-        outcome = with_model(request, &model, &plans[&model], own, &mut report, device);
+        outcome = with_model(request, &model, &preflights[&model], own, &mut report, device);
     }
     report.write(&request.report())?;
-    outcome.map_err(|error| match error {
-        Error::Stopped { .. } => {
+    outcome.map_err(|error| match error.is_stop() {
+        true => {
             let what = format!(" after {} images; {} lists them", report.pictures.len(), request.report().display());
-            Error::Stopped { what, done: Vec::new() }
+            Error::stopped(what, Vec::new())
         }
-        error => error,
+        false => error,
     })?;
     match report.pictures.is_empty() {
-        true => Err(Error::Many {
-            path: request.folder.clone(),
-            problems: report.skipped.iter().map(ToString::to_string).collect(),
-        }),
+        true => Err(Error::many(&request.folder, report.skipped.iter().map(ToString::to_string).collect())),
         false => Ok(report),
     }
 }
@@ -115,23 +112,24 @@ fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> 
     let Choices { models, prompts, strengths } = &request.choices;
     if !(1..=MOST_AT_ONCE).contains(&request.batch_size) {
         let problem = format!("must be at least 1 and at most {MOST_AT_ONCE}, not {}", request.batch_size);
-        return Err(Error::setting("--batch-size", problem));
+        return Err(Error::setting("batch_size", problem));
     }
-    paths::check_folder(&request.output).map_err(|e| e.hint("choose another --output"))?;
-    for (option, list) in [("model", models), ("prompt", prompts)] {
+    paths::check_folder(&request.output).map_err(|e| e.hint("choose another `output`"))?;
+    for (field, list) in [("model", models), ("prompt", prompts)] {
         if list.is_empty() {
-            return Err(Error::setting(format!("--{option}"), "is not given")
-                .hint(format!("give it, or a list `{option}s` in the --config file")));
+            return Err(
+                Error::setting(field, "is not given").hint(format!("give it, or a list `{field}s` in `config`"))
+            );
         }
     }
     strengths.iter().try_for_each(|strength| check_strength(*strength))?;
     let paths = match &request.image {
         None => picture::files(&request.folder)?,
-        Some(name) => vec![paths::meant_by("--image", &request.folder.join(name))?],
+        Some(name) => vec![paths::meant_by("image", &request.folder.join(name))?],
     };
     let mut outputs = paths.iter().map(|path| request.output_of(path)).chain([request.report()]);
     if let Some(path) = outputs.find(|path| path.exists()) {
-        return Err(Error::file(path, "is there already, and nothing is written over").hint("choose another --output"));
+        return Err(Error::file(path, "is there already, and nothing is written over").hint("choose another `output`"));
     }
     let strengths = if strengths.is_empty() { &[STRENGTH][..] } else { strengths };
     let task = |path: PathBuf, size: Size| {
@@ -161,19 +159,19 @@ fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> 
 fn with_model(
     request: &BatchRequest,
     model: &str,
-    plan: &Plan,
+    preflight: &Preflight,
     tasks: Vec<Task>,
     report: &mut BatchReport,
     device: &Device,
 ) -> Result<()> {
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    let studio = Studio::open(plan, &Prompts::Texts(&prompts), device)?;
-    let pipeline = &studio.pipeline;
+    let session = Session::open(preflight, &Prompts::Texts(&prompts), device)?;
+    let pipeline = &session.pipeline;
     // The sizes tell which pictures can be made together; a picture is read when it is its turn.
     let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
     for task in tasks {
-        let file = PictureFile::new(&task.path, task.size, pipeline.resolution(), pipeline.size_step());
+        let file = PictureFile::new(&task.path, task.size, &preflight.sizes);
         groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
     }
     for ((size, strength), group) in groups {
@@ -195,17 +193,17 @@ fn with_model(
             let work = Batch {
                 rows: batch.iter().map(|(task, _)| (number(task), request.seed)).collect(),
                 noise: Tensor::cat(vec![noise; batch.len()], 0),
-                pictures: Some(studio.encode(&pictures)),
+                pictures: Some(session.encode(&pictures)),
                 strength: f64::from_bits(strength),
                 mask: None,
             };
             let mut in_use = Vec::new();
-            let latents = studio.make(&work, &mut || in_use.push(memory::usage(device).resident))?;
-            for (picture, (task, file)) in studio.decode(latents)?.into_iter().zip(&batch) {
+            let latents = session.make(&work, &mut || in_use.push(memory::usage(device).resident))?;
+            for (picture, (task, file)) in session.decode(latents)?.into_iter().zip(&batch) {
                 picture::save(&file.restore(picture), &request.output_of(&task.path))?;
             }
             let measured = stage.measure();
-            let strength = (!pipeline.edits()).then_some(work.strength);
+            let strength = (!preflight.family.edits()).then_some(work.strength);
             let done = batch.iter().map(|(task, file)| Done {
                 name: name(&task.path),
                 model: model.into(),

@@ -1,15 +1,15 @@
-//! `[edit]`: what an InstructPix2Pix model learns from a pair of pictures.
+//! `[objective]` of kind `instruct_pix2pix`: what an editing model learns from a pair of images.
 
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
 
-/// `[edit]`, for Stable Diffusion. The model learns the noise in the edited picture (or its velocity, as the model's scheduler
+/// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited picture (or its velocity, as the model's scheduler
 /// says) from the noisy latents, those of the original beside them, and the instruction. How often the conditions are left out
 /// is `data.conditioning_dropout`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct EditConfig {
+pub struct InstructPix2PixConfig {
     /// Limits how much timesteps with little noise count: at most as much as one with this signal-to-noise ratio (min-SNR).
     /// Default 0: all count the same, as in the paper. 5 is usual, and makes training at low noise less dominant.
     pub snr_gamma: f64,
@@ -21,13 +21,13 @@ pub struct EditConfig {
     pub scaled_condition: bool,
 }
 
-impl EditConfig {
+impl InstructPix2PixConfig {
     /// What must hold.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let not_negative = |x: f64| x.is_finite() && x >= 0.0;
         vec![
-            (not_negative(self.snr_gamma), "edit.snr_gamma", "must be at least 0 (0 turns it off)"),
-            (not_negative(self.noise_offset), "edit.noise_offset", "must be at least 0"),
+            (not_negative(self.snr_gamma), "objective.snr_gamma", "must be at least 0 (0 turns it off)"),
+            (not_negative(self.noise_offset), "objective.noise_offset", "must be at least 0"),
         ]
     }
 }

@@ -3,23 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use serde::Deserialize;
 
-use super::{ModelKind, parts};
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
     memory,
     models::{
-        flux::FluxConfig,
         text::{PromptEmbeds, TextEncoders},
         vae::{AutoencoderKl, Moments},
     },
     tokenizer::{PromptIds, Shortened, Tokenizers},
-    weights::read_json,
 };
 
-/// Tokenizers, text encoders and VAE of a model folder of any kind. Only FLUX.1 has a second tokenizer and text encoder.
+/// Tokenizers, text encoders and VAE of a model folder of any kind. Some families have a second tokenizer and text encoder.
 pub struct ModelEncoders {
     model: PathBuf,
     device: Device,
@@ -30,25 +26,6 @@ pub struct ModelEncoders {
     vae: Option<AutoencoderKl>,
 }
 
-/// T5 tokens of FLUX.1-dev, and of the models without guidance (schnell).
-const T5_TOKENS: [usize; 2] = [512, 256];
-
-/// How many T5 tokens a prompt of this model has: its tokenizer's own limit, up to what it was trained with. None, if the
-/// model is of a kind without T5.
-fn t5_tokens(model: &Path) -> Result<usize> {
-    if ModelKind::of(model)? != ModelKind::Flux {
-        return Ok(0);
-    }
-    #[derive(Deserialize)]
-    struct TokenizerConfig {
-        model_max_length: Option<f64>, // "no limit" is written as 1e30
-    }
-    let config = FluxConfig::open(model.join("transformer"))?;
-    let tokenizer: TokenizerConfig = read_json(model.join("tokenizer_2/tokenizer_config.json"))?;
-    let trained = T5_TOKENS[usize::from(!config.guidance_embeds)];
-    Ok(tokenizer.model_max_length.map_or(trained, |own| trained.min(own as usize)))
-}
-
 impl ModelEncoders {
     /// Reads the tokenizers; nothing else is loaded yet. `dtype` is that of the text encoders;
     /// the VAE is always f32.
@@ -56,8 +33,9 @@ impl ModelEncoders {
     /// # Errors
     /// A part of the model folder is missing or broken.
     pub fn open(model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let t5_tokens = t5_tokens(model)?;
-        parts::check(model, ModelKind::of(model)?)?;
+        let family = super::of(model)?;
+        let t5_tokens = family.t5_tokens(model)?;
+        family.check_parts(model)?;
         Ok(Self {
             tokenizers: Tokenizers::open(model, t5_tokens)?,
             t5_tokens,

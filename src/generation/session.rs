@@ -2,26 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{
-    FluxPipeline, ModelEncoders, ModelKind, Pipeline, Request, StableDiffusionPipeline, Start, input,
-    pipeline::{NOT_FINITE, WHY_NOT_FINITE},
-    plan::Plan,
-    request::pick,
-};
+use super::{input, preflight::Preflight};
 use crate::{
     data::Encoders,
+    device,
     error::{Error, Result},
-    lora::Lora,
+    families::{Family, ModelEncoders},
     memory::Stage,
-    models::{flux::pack, text::PromptEmbeds},
+    models::text::PromptEmbeds,
     nn::Adapters,
+    pipelines::{
+        Pipeline, Request, Start,
+        pipeline::{NOT_FINITE, WHY_NOT_FINITE},
+        request::pick,
+    },
     stop,
+    tokenizer::PromptIds,
     weights::write_tensors,
 };
 
@@ -29,8 +31,18 @@ use crate::{
 pub(super) enum Prompts<'a> {
     /// In words.
     Texts(&'a [String]),
-    /// As tokens, in a file.
-    Ids(&'a Path),
+    /// As tokens that were read from a file.
+    Ids(&'a Path, Vec<PromptIds>),
+}
+
+impl Prompts<'_> {
+    /// How many prompts there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Ids(_, ids) => ids.len(),
+        }
+    }
 }
 
 /// Pictures that are made together.
@@ -48,9 +60,9 @@ pub(super) struct Batch {
 }
 
 /// A pipeline with its adapters, and the embeddings of all prompts of a run.
-pub(super) struct Studio {
+pub(super) struct Session {
     pub pipeline: Box<dyn Pipeline>,
-    kind: ModelKind,
+    family: &'static dyn Family,
     adapters: Adapters,
     /// One row for each prompt.
     text: PromptEmbeds,
@@ -61,84 +73,64 @@ pub(super) struct Studio {
     device: Device,
 }
 
-impl Studio {
+impl Session {
     /// Embeds the prompts, then loads the model and looks whether the adapters fit: two stages.
     ///
     /// # Errors
     /// The model, a prompt or an adapter cannot be used.
-    pub fn open(plan: &Plan, prompts: &Prompts, device: &Device) -> Result<Self> {
-        let Plan { folder, kind, setup, scheduler, .. } = plan;
-        let kind = *kind;
-        let dtype = if *device == Device::flex() { FloatDType::F32 } else { FloatDType::BF16 };
-        let read = |(path, _): &(PathBuf, f64)| {
-            let lora = Lora::read(path)?;
-            lora.check_base(folder).map_err(|e| e.at(path))?;
-            Ok(lora)
-        };
-        let loras: Vec<_> = setup.loras.iter().map(read).collect::<Result<_>>()?;
-
+    pub fn open(preflight: &Preflight, prompts: &Prompts, device: &Device) -> Result<Self> {
+        let Preflight { folder, family, options, loras, .. } = preflight;
+        let (family, dtype) = (*family, device::dtype(device).into());
         let (text, negative) = {
             let _stage = Stage::enter("text", device);
             let mut encoders = ModelEncoders::open(folder, device, dtype)?;
             let negative =
-                setup.negative(kind).map(|(prompt, scale)| Ok::<_, Error>((encoders.tokenize(prompt)?, scale)));
+                options.negative(family).map(|(prompt, scale)| Ok::<_, Error>((encoders.tokenize(prompt)?, scale)));
             let negative = negative.transpose()?;
             if let Prompts::Texts(texts) = prompts {
-                let all = texts.iter().map(String::as_str).chain(setup.negative(kind).map(|(prompt, _)| prompt));
+                let all = texts.iter().map(String::as_str).chain(options.negative(family).map(|(prompt, _)| prompt));
                 let all: BTreeSet<&str> = all.collect();
                 encoders.shortened(&all.iter().copied().collect::<Vec<_>>())?.say("prompts", all.len());
             }
             let ids = match prompts {
                 Prompts::Texts(texts) => texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<_>>()?,
-                Prompts::Ids(path) => input::ids(path, encoders.text()?, negative.as_ref().map(|(ids, _)| ids))?,
+                Prompts::Ids(path, ids) => {
+                    input::check_ids(path, ids, encoders.text()?, negative.as_ref().map(|(ids, _)| ids))?;
+                    ids.clone()
+                }
             };
             let text = encoders.encode_prompts(&ids)?;
             let negative = negative.map(|(ids, scale)| Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale)));
             (text, negative.transpose()?)
         };
         stop::check()?;
-        let pipeline: Box<dyn Pipeline> = {
+        let pipeline = {
             let _stage = Stage::enter("load", device);
-            match kind {
-                ModelKind::Flux => Box::new(FluxPipeline::open(folder, device, dtype)?),
-                ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => {
-                    let mut pipeline = StableDiffusionPipeline::open(folder, device, dtype)?;
-                    pipeline.scaled_condition = setup.scaled_condition;
-                    if let Some(scheduler) = scheduler {
-                        pipeline.scheduler = scheduler.clone();
-                    }
-                    Box::new(pipeline)
-                }
-            }
+            family.open(folder, &preflight.sampling(), device, dtype)?
         };
         let layers = pipeline.layers();
         let mut adapters = Adapters::default();
-        for (lora, (path, strength)) in loras.iter().zip(&setup.loras) {
+        for (lora, (path, strength)) in loras.iter().zip(&options.loras) {
             adapters = adapters.and(&lora.adapters_for(&layers, device, *strength).map_err(|e| e.at(path))?);
         }
         Ok(Self {
             pipeline,
-            kind,
+            family,
             adapters,
             text,
             negative,
-            steps: plan.steps(),
-            guidance: setup.guidance(kind),
-            image_guidance: setup.image_guidance.unwrap_or(1.5),
+            steps: preflight.steps(),
+            guidance: options.guidance(family),
+            image_guidance: options.image_guidance(family),
             device: device.clone(),
         })
-    }
-
-    /// How many prompts there are.
-    pub fn prompts(&self) -> usize {
-        self.text.prompt.dims()[0]
     }
 
     /// How many pictures of a size in latent pixels are made together where nobody says.
     pub fn pictures_that_fit(&self, size: (usize, usize)) -> usize {
         // With guidance each picture has a row with the prompt and one without, and an edit one without its original.
         let guided = usize::from(self.negative.is_some());
-        let rows = 1 + guided + guided * usize::from(self.pipeline.edits());
+        let rows = 1 + guided + guided * usize::from(self.family.edits());
         self.pipeline.pictures_that_fit(size, self.text.prompt.dims()[1], rows)
     }
 
@@ -153,7 +145,7 @@ impl Studio {
         let _stage = Stage::enter("denoise", &self.device);
         let (prompts, seeds): (Vec<_>, Vec<_>) = batch.rows.iter().copied().unzip();
         let text = pick(&self.text, &prompts);
-        let (original, start) = match (&batch.pictures, self.pipeline.edits()) {
+        let (original, start) = match (&batch.pictures, self.family.edits()) {
             (Some(raw), true) => (Some((raw.clone(), self.image_guidance)), None),
             (Some(raw), false) => {
                 let latents = self.pipeline.vae().latent_scale().normalize(raw.clone());
@@ -175,15 +167,12 @@ impl Studio {
         })
     }
 
-    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` as FLUX.1 sees them. All must be finite.
+    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` where the family packs them. All must be finite.
     pub fn write_latents(&self, latents: Tensor<4>, path: &Path) -> Result<()> {
         if !latents.clone().is_finite().all().into_scalar::<bool>() {
             return Err(Error::file(path, NOT_FINITE).hint(WHY_NOT_FINITE));
         }
-        let latents = match self.kind {
-            ModelKind::Flux => pack(latents).into_data(),
-            ModelKind::StableDiffusion | ModelKind::InstructPix2Pix => latents.into_data(),
-        };
+        let latents = input::latents_data(latents, self.family.packs_latents());
         write_tensors(path, &BTreeMap::from([("latents".to_string(), latents)]), &BTreeMap::new())
     }
 

@@ -1,0 +1,80 @@
+//! The options of every command that makes images.
+
+use std::path::{Path, PathBuf};
+
+use crate::{generation::SamplingOptions, paths, schedulers::SchedulerName};
+
+/// As [`SamplingOptions`], whose fields have the same names.
+#[derive(Debug, clap::Args)]
+pub(super) struct SamplingArgs {
+    /// A LoRA file of diffusers, PEFT, kohya or ComfyUI, with a scale (1 if left out); may be repeated
+    #[arg(long = "lora", value_name = "FILE[@SCALE]", value_parser = lora)]
+    loras: Vec<(PathBuf, f64)>,
+    /// The sampler of a Stable Diffusion model [default: the model's default]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<SchedulerName>,
+    /// Denoising steps [default: 28 for FLUX.1, 30 for Stable Diffusion, 20 for InstructPix2Pix]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance scale [default: 3.5 for FLUX.1, whose models without that input ignore it, else 7.5]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// Image guidance scale (InstructPix2Pix) [default: 1.5]
+    #[arg(long)]
+    image_guidance: Option<f64>,
+    /// Negative prompt (FLUX.1: doubles the time per step)
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Guidance scale against the negative prompt (FLUX.1) [default: 4]
+    #[arg(long, requires = "negative_prompt")]
+    true_guidance: Option<f64>,
+    /// For models trained with `objective.scaled_condition`, and CosXL: they read scaled latents of the image, not raw ones
+    #[arg(long)]
+    scaled_condition: bool,
+}
+
+impl From<SamplingArgs> for SamplingOptions {
+    #[rustfmt::skip] // one field a line would hide that nothing happens here
+    fn from(args: SamplingArgs) -> Self {
+        let SamplingArgs {
+            loras, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition,
+        } = args;
+        Self { loras, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition }
+    }
+}
+
+/// `FILE@SCALE` or `FILE`. What follows the last `@` is a scale only if it is a number.
+fn lora(text: &str) -> std::result::Result<(PathBuf, f64), String> {
+    let scale = |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite());
+    let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file, scale(end)?)));
+    let (file, scale) = scaled.unwrap_or((text, 1.0));
+    Ok((paths::meant(Path::new(file))?, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+    use crate::families;
+
+    #[test]
+    fn help_says_the_defaults_of_every_family() {
+        let command = SamplingArgs::augment_args(clap::Command::new("generate"));
+        let help = |id: &str| {
+            let argument = command.get_arguments().find(|argument| argument.get_id() == id).unwrap();
+            argument.get_help().unwrap().to_string()
+        };
+        for family in families::ALL {
+            let defaults = family.defaults();
+            let steps = format!("{} for {}", defaults.steps, family.name());
+            assert!(help("steps").contains(&steps), "{steps}");
+            assert!(help("guidance").contains(&defaults.guidance.to_string()), "{family:?}");
+            for (id, scale) in [("true_guidance", defaults.true_guidance), ("image_guidance", defaults.image_guidance)]
+            {
+                let told = scale.map(|scale| format!("({}) [default: {scale}]", family.name()));
+                assert!(told.is_none_or(|told| help(id).contains(&told)), "{family:?}: {}", help(id));
+            }
+        }
+    }
+}

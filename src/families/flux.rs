@@ -1,0 +1,101 @@
+//! FLUX.1: a transformer, CLIP and T5.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+use serde::Deserialize;
+
+use super::{
+    Defaults, Family, ObjectiveKind, Sampling,
+    parts::{self, Widths},
+};
+use crate::{
+    error::Result,
+    models::{
+        flux::FluxConfig,
+        text::{ClipTextConfig, T5Config},
+        vae::VaeConfig,
+    },
+    pipelines::{FluxPipeline, ImageSizes, Pipeline},
+    schedulers::FlowMatchEuler,
+    weights::read_json,
+};
+
+/// FLUX.1-dev, FLUX.1-schnell, and what is made from them.
+#[derive(Clone, Copy, Debug)]
+pub struct Flux;
+
+/// T5 tokens of FLUX.1-dev, and of the models without guidance (schnell).
+const T5_TOKENS: [usize; 2] = [512, 256];
+
+impl Family for Flux {
+    fn name(&self) -> &'static str {
+        "FLUX.1"
+    }
+
+    fn classes(&self) -> &'static [&'static str] {
+        &["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"]
+    }
+
+    fn denoiser(&self) -> &'static str {
+        "transformer"
+    }
+
+    fn check_parts(&self, model: &Path) -> Result<()> {
+        let flux = FluxConfig::open(model.join("transformer"))?;
+        let (clip, t5) =
+            (ClipTextConfig::open(model.join("text_encoder"))?, T5Config::open(model.join("text_encoder_2"))?);
+        let widths = [
+            Widths {
+                key: "joint_attention_dim",
+                wanted: flux.joint_attention_dim,
+                encoder: "text_encoder_2",
+                given: t5.d_model,
+            },
+            Widths {
+                key: "pooled_projection_dim",
+                wanted: flux.pooled_projection_dim,
+                encoder: "text_encoder",
+                given: clip.hidden_size,
+            },
+        ];
+        parts::check(model, self.denoiser(), &widths)
+    }
+
+    /// Its tokenizer's own limit, up to what it was trained with.
+    fn t5_tokens(&self, model: &Path) -> Result<usize> {
+        #[derive(Deserialize)]
+        struct TokenizerConfig {
+            model_max_length: Option<f64>, // "no limit" is written as 1e30
+        }
+        let config = FluxConfig::open(model.join("transformer"))?;
+        let tokenizer: TokenizerConfig = read_json(model.join("tokenizer_2/tokenizer_config.json"))?;
+        let trained = T5_TOKENS[usize::from(!config.guidance_embeds)];
+        Ok(tokenizer.model_max_length.map_or(trained, |own| trained.min(own as usize)))
+    }
+
+    fn defaults(&self) -> Defaults {
+        Defaults { steps: 28, guidance: 3.5, true_guidance: Some(4.0), image_guidance: None }
+    }
+
+    fn sizes(&self, model: &Path) -> Result<ImageSizes> {
+        Ok(FluxPipeline::image_sizes(&VaeConfig::open(model.join("vae"))?))
+    }
+
+    fn check_schedule(&self, model: &Path, steps: Option<usize>) -> Result<()> {
+        let scheduler = FlowMatchEuler::open(model.join("scheduler"))?;
+        steps.map_or(Ok(()), |steps| scheduler.check_steps(steps))
+    }
+
+    fn packs_latents(&self) -> bool {
+        true
+    }
+
+    fn open(&self, model: &Path, _: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
+        Ok(Box::new(FluxPipeline::open(model, device, dtype)?))
+    }
+
+    fn objective(&self) -> ObjectiveKind {
+        ObjectiveKind::FlowMatching
+    }
+}

@@ -1,0 +1,210 @@
+//! Kinds of base models: what a model folder of each holds, how images are sized and sampled, what can be trained, and how
+//! the pipeline is opened. Nothing else in kiln asks which kind a model is; it asks the [`Family`] for what it needs to know.
+//!
+//! A new base model is a file here, listed in [`ALL`], beside its network in [`models`](crate::models) and, where none of the
+//! [`pipelines`](crate::pipelines) fits, its pipeline.
+
+mod encoders;
+mod flux;
+mod objective;
+mod parts;
+mod stable_diffusion;
+
+use std::{fmt::Debug, path::Path};
+
+use burn::tensor::{Device, FloatDType};
+pub use encoders::ModelEncoders;
+pub use flux::Flux;
+pub use objective::ObjectiveKind;
+use serde::Deserialize;
+pub use stable_diffusion::{INSTRUCT_PIX2PIX, STABLE_DIFFUSION, StableDiffusion};
+
+use crate::{
+    error::{Error, Result},
+    pipelines::{ImageSizes, Pipeline},
+    schedulers::SchedulerConfig,
+    weights::{TrainedPart, read_json},
+};
+
+/// Every family. A model folder belongs to the first that [claims](Family::claims) it.
+pub const ALL: [&dyn Family; 3] = [&Flux, &STABLE_DIFFUSION, &INSTRUCT_PIX2PIX];
+
+/// A kind of base model, in the layout of diffusers.
+pub trait Family: Debug + Sync {
+    /// Its name in messages, such as `FLUX.1`.
+    fn name(&self) -> &'static str;
+
+    /// The pipeline classes of diffusers (`_class_name` in `model_index.json`) that save such a folder, the usual one first.
+    fn classes(&self) -> &'static [&'static str];
+
+    /// Whether a folder that this `class` saved is of this family.
+    ///
+    /// # Errors
+    /// The class alone does not tell, and the configuration that does is missing or broken.
+    fn claims(&self, _model: &Path, class: &str) -> Result<bool> {
+        Ok(self.classes().contains(&class))
+    }
+
+    /// The folder of the denoiser in a model's folder.
+    fn denoiser(&self) -> &'static str;
+
+    /// The folders that decide what a denoiser learns and does: its own and that of its noise schedule.
+    fn parts(&self) -> [&'static str; 2] {
+        [self.denoiser(), "scheduler"]
+    }
+
+    /// Checks that the denoiser reads what the text encoders give.
+    ///
+    /// # Errors
+    /// They are of different widths, or a configuration is missing or broken.
+    fn check_parts(&self, model: &Path) -> Result<()>;
+
+    /// T5 tokens of a prompt; 0 where the family has no T5.
+    ///
+    /// # Errors
+    /// A configuration is missing or broken.
+    fn t5_tokens(&self, _model: &Path) -> Result<usize> {
+        Ok(0)
+    }
+
+    /// Values for what a request for images leaves open.
+    fn defaults(&self) -> Defaults;
+
+    /// The sizes of images that the model in this folder works at.
+    ///
+    /// # Errors
+    /// A configuration is missing or broken.
+    fn sizes(&self, model: &Path) -> Result<ImageSizes>;
+
+    /// The noise schedule of the model in this folder, where the family lets its sampler be chosen.
+    ///
+    /// # Errors
+    /// `scheduler_config.json` is missing or broken.
+    fn scheduler(&self, _model: &Path) -> Result<Option<SchedulerConfig>> {
+        Ok(None)
+    }
+
+    /// Checks the schedule of the model in this folder, and that images can be made in so many `steps` if any are made, as far as
+    /// a [`scheduler`](Self::scheduler) does not tell.
+    ///
+    /// # Errors
+    /// They cannot, or the schedule is missing, broken or of another kind.
+    fn check_schedule(&self, _model: &Path, _steps: Option<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it edits a given image by instruction, instead of making one from a prompt.
+    fn edits(&self) -> bool {
+        false
+    }
+
+    /// The error of a model that edits where one that makes images is wanted, or the other way round.
+    fn other_purpose(&self, _model: &Path) -> Error {
+        Error::setting("model", format!("{} does not edit by instruction", self.name())).hint(TO_EDIT)
+    }
+
+    /// Whether files hold latents packed as tokens `[B, L, 4·C]`, not as `[B, C, h, w]`.
+    fn packs_latents(&self) -> bool {
+        false
+    }
+
+    /// Opens everything but the text encoders; `dtype` is the denoiser's.
+    ///
+    /// # Errors
+    /// A part is missing, broken or does not fit the others.
+    fn open(&self, model: &Path, sampling: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>>;
+
+    /// What such a model is trained for.
+    fn objective(&self) -> ObjectiveKind;
+
+    /// The part of the folder that training all weights replaces; `None` where only adapters are trained.
+    fn trained_part(&self) -> Option<TrainedPart> {
+        None
+    }
+}
+
+/// The next move of a person who wants to edit with a model that does not.
+const TO_EDIT: &str = "use an InstructPix2Pix model, or `kiln generate` with `image` to change a picture";
+
+/// Values for what a request for images leaves open.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// Denoising steps.
+    pub steps: usize,
+    /// The guidance scale: distilled guidance where there is a [`true_guidance`](Self::true_guidance), else that of
+    /// classifier-free guidance.
+    pub guidance: f64,
+    /// The scale of classifier-free guidance with a negative prompt, in a family whose `guidance` is distilled.
+    pub true_guidance: Option<f64>,
+    /// The image guidance scale, in a family that edits.
+    pub image_guidance: Option<f64>,
+}
+
+/// How a pipeline samples, as far as it is chosen when it is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Sampling {
+    /// In place of the model's own; for a family with a [`scheduler`](Family::scheduler).
+    pub scheduler: Option<SchedulerConfig>,
+    /// Whether a model that edits reads scaled latents of the original, not raw ones.
+    pub scaled_condition: bool,
+}
+
+/// The family of a model in the layout of diffusers, by the `_class_name` in its `model_index.json`.
+///
+/// # Errors
+/// There is no such file, no family knows the class, or the model's configuration is broken.
+pub fn of(model: impl AsRef<Path>) -> Result<&'static dyn Family> {
+    #[derive(Deserialize)]
+    struct ModelIndex {
+        #[serde(rename = "_class_name")]
+        class_name: String,
+    }
+    let (model, path) = (model.as_ref(), model.as_ref().join("model_index.json"));
+    let index: ModelIndex = read_json(&path)?;
+    for family in ALL {
+        // diffusers names the class that saved the folder; those for one model differ in what they do, not in what is saved.
+        if family.claims(model, &index.class_name)? {
+            return Ok(family);
+        }
+    }
+    let known: Vec<_> = ALL.iter().map(|family| family.classes()[0]).collect();
+    Err(Error::file(path, format!("`_class_name` is {}, which kiln does not know", index.class_name))
+        .hint(format!("use a model of one of {}", known.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> &'static dyn Family {
+        of(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_model_is_of_the_family_that_its_class_and_its_unet_tell() {
+        assert_eq!(
+            ["flux", "flux_schnell_bf16", "ip2p"].map(|name| fixture(name).name()),
+            ["FLUX.1", "FLUX.1", "InstructPix2Pix"]
+        );
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny-sd");
+        assert_eq!(of(tiny).unwrap().name(), "Stable Diffusion");
+    }
+
+    #[test]
+    fn an_unknown_class_is_refused_with_those_that_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("model_index.json"), r#"{"_class_name": "StableAudioPipeline"}"#).unwrap();
+        let error = of(folder.path()).unwrap_err();
+        assert!(error.message().contains("`_class_name` is StableAudioPipeline"), "{error}");
+        let hint = error.hint.unwrap();
+        assert!(hint.contains("FluxPipeline") && hint.contains("StableDiffusionInstructPix2PixPipeline"), "{hint}");
+    }
+
+    #[test]
+    fn a_familys_answers_agree_with_each_other() {
+        for family in ALL {
+            assert_eq!(family.edits(), family.defaults().image_guidance.is_some(), "{family:?}");
+            assert!(family.parts()[0] == family.denoiser() && family.defaults().steps > 0, "{family:?}");
+        }
+    }
+}

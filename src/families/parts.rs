@@ -1,0 +1,32 @@
+//! Whether the parts of a model folder are of one model, as far as their configurations tell.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// A width of the denoiser, and that of what it reads.
+pub(super) struct Widths {
+    /// The key in the denoiser's configuration.
+    pub key: &'static str,
+    /// Its value.
+    pub wanted: usize,
+    /// The folder of the text encoder.
+    pub encoder: &'static str,
+    /// The width of its embeddings.
+    pub given: usize,
+}
+
+/// Checks that the denoiser in the folder `part` of a `model` reads what the text encoders give.
+///
+/// # Errors
+/// The first pair of other widths.
+pub(super) fn check(model: &Path, part: &str, widths: &[Widths]) -> Result<()> {
+    for Widths { key, wanted, encoder, given } in widths {
+        if wanted != given {
+            let problem = format!("`{key}` is {wanted}, but the embeddings of {encoder} have {given} numbers");
+            return Err(Error::file(model.join(part).join("config.json"), problem)
+                .hint(format!("{part} and {encoder} must be of one model")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix: the same folders and layers, told apart by the channels that the UNet
+//! reads.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+
+use super::{
+    Defaults, Family, ObjectiveKind, Sampling, TO_EDIT,
+    parts::{self, Widths},
+};
+use crate::{
+    error::{Error, Result},
+    models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
+    pipelines::{ImageSizes, Pipeline, StableDiffusionPipeline},
+    schedulers::SchedulerConfig,
+    weights::TrainedPart,
+};
+
+/// A UNet and CLIP. The UNet reads noisy latents; in InstructPix2Pix (Brooks et al. 2023) also those of the image to edit.
+#[derive(Clone, Copy, Debug)]
+pub struct StableDiffusion {
+    edits: bool,
+}
+
+/// Stable Diffusion that makes images from text.
+pub const STABLE_DIFFUSION: StableDiffusion = StableDiffusion { edits: false };
+
+/// Stable Diffusion that edits an image by instruction.
+pub const INSTRUCT_PIX2PIX: StableDiffusion = StableDiffusion { edits: true };
+
+const UNET: &str = "unet";
+
+const EDITING: &str = "StableDiffusionInstructPix2PixPipeline";
+
+fn unet(model: &Path) -> Result<UNetConfig> {
+    UNetConfig::open(model.join(UNET))
+}
+
+impl Family for StableDiffusion {
+    fn name(&self) -> &'static str {
+        if self.edits { "InstructPix2Pix" } else { "Stable Diffusion" }
+    }
+
+    fn classes(&self) -> &'static [&'static str] {
+        match self.edits {
+            true => &[EDITING],
+            false => &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"],
+        }
+    }
+
+    /// Folders of both are saved under the classes of either: the UNet tells.
+    fn claims(&self, model: &Path, class: &str) -> Result<bool> {
+        let classes = [STABLE_DIFFUSION, INSTRUCT_PIX2PIX].map(|family| family.classes()).concat();
+        Ok(classes.contains(&class) && unet(model)?.edits() == self.edits)
+    }
+
+    fn denoiser(&self) -> &'static str {
+        UNET
+    }
+
+    fn check_parts(&self, model: &Path) -> Result<()> {
+        let clip = ClipTextConfig::open(model.join("text_encoder"))?;
+        let (key, wanted) = ("cross_attention_dim", unet(model)?.cross_attention_dim);
+        parts::check(model, UNET, &[Widths { key, wanted, encoder: "text_encoder", given: clip.hidden_size }])
+    }
+
+    fn defaults(&self) -> Defaults {
+        let (steps, image_guidance) = if self.edits { (20, Some(1.5)) } else { (30, None) };
+        Defaults { steps, guidance: 7.5, true_guidance: None, image_guidance }
+    }
+
+    fn sizes(&self, model: &Path) -> Result<ImageSizes> {
+        Ok(StableDiffusionPipeline::image_sizes(&unet(model)?, &VaeConfig::open(model.join("vae"))?))
+    }
+
+    fn scheduler(&self, model: &Path) -> Result<Option<SchedulerConfig>> {
+        SchedulerConfig::open(model.join("scheduler")).map(Some)
+    }
+
+    fn edits(&self) -> bool {
+        self.edits
+    }
+
+    fn other_purpose(&self, model: &Path) -> Error {
+        let UNetConfig { in_channels, out_channels, .. } = match unet(model) {
+            Ok(config) => config,
+            Err(error) => return error,
+        };
+        let (problem, hint) = match self.edits {
+            true => ("this UNet edits pictures by instruction".into(), "use `kiln edit`"),
+            false => (format!("to read a picture to edit it must be {}", 2 * out_channels), TO_EDIT),
+        };
+        Error::file(model.join(UNET).join("config.json"), format!("`in_channels` is {in_channels}: {problem}"))
+            .hint(hint)
+    }
+
+    fn open(&self, model: &Path, sampling: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
+        let mut pipeline = StableDiffusionPipeline::open(model, device, dtype)?;
+        pipeline.scaled_condition = sampling.scaled_condition;
+        if let Some(scheduler) = &sampling.scheduler {
+            pipeline.scheduler = scheduler.clone();
+        }
+        Ok(Box::new(pipeline))
+    }
+
+    /// One that makes images learns to edit: its UNet is widened.
+    fn objective(&self) -> ObjectiveKind {
+        ObjectiveKind::InstructPix2Pix
+    }
+
+    /// With eight channels in (four of noisy latents, four of the original's) a folder is InstructPix2Pix's.
+    fn trained_part(&self) -> Option<TrainedPart> {
+        let class = |channels| (channels == 8).then_some(EDITING);
+        Some(TrainedPart { folder: UNET, widened: "conv_in.weight", class })
+    }
+}

@@ -1,0 +1,93 @@
+//! How images are made, whatever they show.
+
+use std::path::PathBuf;
+
+use crate::{
+    error::{Error, Result},
+    families::Family,
+    schedulers::{SchedulerName, flow_match::MOST_STEPS},
+};
+
+/// How images are made. What is not given takes the value that suits the [`Family`] of the model.
+#[derive(Clone, Debug, Default)]
+pub struct SamplingOptions {
+    /// LoRA files of diffusers, PEFT, kohya or ComfyUI, each with its scale.
+    pub loras: Vec<(PathBuf, f64)>,
+    /// The sampler, in place of the model's own.
+    pub scheduler: Option<SchedulerName>,
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Guidance scale.
+    pub guidance: Option<f64>,
+    /// Image guidance scale of a model that edits.
+    pub image_guidance: Option<f64>,
+    /// Negative prompt.
+    pub negative_prompt: Option<String>,
+    /// Scale of classifier-free guidance with a negative prompt, where `guidance` is distilled.
+    pub true_guidance: Option<f64>,
+    /// Whether a model that edits reads scaled latents of the original, not raw ones.
+    pub scaled_condition: bool,
+}
+
+impl SamplingOptions {
+    /// Whether all options are in their ranges and supported by the family, whose sampler can be chosen if it `has_samplers`.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(super) fn check(&self, family: &dyn Family, has_samplers: bool) -> Result<()> {
+        if let Some(steps) = self.steps.filter(|steps| !(1..=MOST_STEPS).contains(steps)) {
+            return Err(Error::setting("steps", format!("must be at least 1 and at most {MOST_STEPS}, not {steps}")));
+        }
+        for (field, number) in [
+            ("guidance", self.guidance),
+            ("image_guidance", self.image_guidance),
+            ("true_guidance", self.true_guidance),
+        ] {
+            if let Some(number) = number.filter(|number| !(number.is_finite() && *number >= 0.0)) {
+                return Err(Error::setting(field, format!("{number} is not a number from 0 on")));
+            }
+        }
+        let (edits, distilled) = (family.edits(), family.defaults().true_guidance.is_some());
+        for (field, given, supported, hint) in [
+            ("scheduler", self.scheduler.is_some(), has_samplers, "leave it out: there is one sampler only"),
+            ("true_guidance", self.true_guidance.is_some(), distilled, "use `guidance`"),
+            (
+                "image_guidance",
+                self.image_guidance.is_some(),
+                edits,
+                "leave it out: it is for models that edit a picture",
+            ),
+            ("scaled_condition", self.scaled_condition, edits, "leave it out: it is for models that edit a picture"),
+        ] {
+            if given && !supported {
+                return Err(Error::setting(field, format!("is not supported by {}", family.name())).hint(hint));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of denoising steps.
+    pub(super) fn steps(&self, family: &dyn Family) -> usize {
+        self.steps.unwrap_or(family.defaults().steps)
+    }
+
+    /// The guidance scale.
+    pub(super) fn guidance(&self, family: &dyn Family) -> f64 {
+        self.guidance.unwrap_or(family.defaults().guidance)
+    }
+
+    /// The image guidance scale; 1, which is none, where the family has none.
+    pub(super) fn image_guidance(&self, family: &dyn Family) -> f64 {
+        self.image_guidance.or(family.defaults().image_guidance).unwrap_or(1.0)
+    }
+
+    /// The negative prompt and the scale of classifier-free guidance against it. Where `guidance` is distilled there is none
+    /// unless it is asked for; elsewhere `guidance` is that scale, and the negative prompt is empty if not given.
+    pub(super) fn negative(&self, family: &dyn Family) -> Option<(&str, f64)> {
+        let prompt = self.negative_prompt.as_deref();
+        match family.defaults().true_guidance {
+            Some(scale) => prompt.map(|prompt| (prompt, self.true_guidance.unwrap_or(scale))),
+            None => Some((prompt.unwrap_or(""), self.guidance(family))),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Whether a configuration is one for the model that it names: found out before anything is encoded.
+
+use std::path::Path;
+
+use super::{Mode, TrainConfig};
+use crate::{
+    data::DataConfig,
+    error::{Error, Result},
+    families::{Family, ObjectiveKind},
+};
+
+impl TrainConfig {
+    /// Checks the configuration against the model of this family in the folder `model`.
+    ///
+    /// # Errors
+    /// A setting is not supported by the family, or asks for what the model cannot do; or the model's files are broken.
+    pub(in crate::training) fn check_against_model(&self, family: &dyn Family, model: &Path) -> Result<()> {
+        if self.training.mode == Mode::Full && family.trained_part().is_none() {
+            return Err(only_adapters(family));
+        }
+        let (kind, wanted) = (self.objective.kind(), family.objective());
+        if kind != wanted {
+            let problem = format!("`{}` is not supported by {}", kind.word(), family.name());
+            return Err(Error::setting("objective.kind", problem)
+                .hint(format!("write `kind = \"{}\"` in `[objective]`", wanted.word())));
+        }
+        match kind {
+            ObjectiveKind::FlowMatching => self.check_flow_matching(family, model),
+            ObjectiveKind::InstructPix2Pix => self.check_instruct_pix2pix(family, model),
+        }
+    }
+
+    fn check_flow_matching(&self, family: &dyn Family, model: &Path) -> Result<()> {
+        let usual = DataConfig::default();
+        let other = self.data.conditioning_dropout != usual.conditioning_dropout;
+        self.refuse(&[("data.conditioning_dropout", other, "set `data.caption_dropout`")])?;
+        family.check_schedule(model, (!self.validation.prompts.is_empty()).then_some(self.validation.steps))
+    }
+
+    fn check_instruct_pix2pix(&self, family: &dyn Family, model: &Path) -> Result<()> {
+        let usual = DataConfig::default();
+        self.refuse(&[
+            (
+                "validation.prompts",
+                !self.validation.prompts.is_empty(),
+                "an editing model shows held-out pairs: set `validation.edits`",
+            ),
+            (
+                "data.caption_dropout",
+                self.data.caption_dropout != usual.caption_dropout,
+                "set `data.conditioning_dropout`",
+            ),
+        ])?;
+        if self.validation.edits > 0 && self.validation.seeds.is_empty() {
+            return Err(Error::setting("validation.seeds", "must hold at least one seed for the edits"));
+        }
+        if self.training.mode == Mode::Lora && !family.edits() {
+            let problem = "an adapter cannot teach a model to look at a picture that its first layer does not read";
+            return Err(Error::setting("training.mode", problem)
+                .hint("use `full` to make an editing model of this one, or point `model.path` at an editing model"));
+        }
+        let Some(scheduler) = family.scheduler(model)? else { return Ok(()) };
+        let timesteps = scheduler.noise_schedule().alphas_cumprod.len();
+        let below = |key: &str, value: usize| match value < timesteps {
+            true => Ok(()),
+            false => Err(Error::setting(key, format!("{value} is not below the {timesteps} timesteps of the model"))),
+        };
+        self.validation.timesteps.iter().try_for_each(|&t| below("validation.timesteps", t as usize))?;
+        below("validation.steps", self.validation.steps)?;
+        let named = self.validation.scheduler.map_or(scheduler.clone(), |name| scheduler.with_name(name));
+        named.scheduler(self.validation.steps).map(drop)
+    }
+
+    /// The first of `settings` that is set though the objective has no use for it, with what to do about it.
+    fn refuse(&self, settings: &[(&str, bool, &str)]) -> Result<()> {
+        match settings.iter().find(|(_, set, _)| *set) {
+            Some((key, _, hint)) => {
+                Err(Error::setting(*key, format!("is not used by `{}`", self.objective.kind().word())).hint(*hint))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The error of training all weights of a family that is trained with adapters only.
+pub(in crate::training) fn only_adapters(family: &dyn Family) -> Error {
+    Error::setting("training.mode", format!("`full` is not supported by {}", family.name())).hint("use `lora`")
+}
