@@ -15,8 +15,10 @@ thread_local! {
 }
 
 /// The result of `f`, `None` if it panics, and the messages of all panics meanwhile, on any thread, at most three of them.
-/// Nothing is printed.
+/// Nothing is printed. One thread at a time listens, since there is one hook for all: `f` must not call this again.
 pub fn unpanicked<T>(f: impl FnOnce() -> T) -> (Option<T>, Option<String>) {
+    static LISTENS: Mutex<()> = Mutex::new(());
+    let _alone = LISTENS.lock().unwrap_or_else(PoisonError::into_inner);
     let messages = Arc::new(Mutex::new(Vec::new()));
     let sink = messages.clone();
     let before = panic::take_hook();
@@ -57,6 +59,16 @@ pub fn is_guarded() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn panics_of_several_threads_at_once_are_each_heard() {
+        let threads: Vec<_> = (0..8).map(|i| std::thread::spawn(move || unpanicked(|| panic!("number {i}")))).collect();
+        for (i, thread) in threads.into_iter().enumerate() {
+            let (nothing, said) = thread.join().unwrap();
+            let nothing: Option<()> = nothing;
+            assert!(nothing.is_none() && said.unwrap().contains(&format!("number {i}")));
+        }
+    }
 
     #[test]
     fn a_panic_becomes_its_message_and_nothing_stays_guarded() {
