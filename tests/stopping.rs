@@ -350,7 +350,8 @@ fn colours_and_moving_bars_are_only_for_terminals_that_want_them() {
         let arguments =
             with_overrides("train", &overrides(&WORKSHOP, &format!("colours-{i}"), &["training.max_steps=1"]));
         let mut command = command(&arguments);
-        command.env_remove("NO_COLOR").env("TERM", "xterm").env(environment.0, environment.1);
+        // Where tests run by themselves `CI` is set, which changes nothing.
+        command.env_remove("NO_COLOR").env("CI", "true").env("TERM", "xterm").env(environment.0, environment.1);
         let (terminal, mut child) = Pty::start(command);
         assert!(ended(&mut child).success());
         terminal.read_all()

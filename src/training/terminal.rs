@@ -62,12 +62,18 @@ pub fn print_error(line: impl std::fmt::Display) {
 
 /// Whether standard error shows colours: a terminal, and neither `NO_COLOR` nor `TERM=dumb` speaks against it.
 pub fn has_colours() -> bool {
-    anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
+    // anstream takes any terminal of a CI service (`CI` is set) for one with colours.
+    !is_dumb() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
 }
 
 /// Whether standard error can show what moves: a terminal that can put its cursor elsewhere.
 pub(super) fn has_cursor() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
+    io::stderr().is_terminal() && !is_dumb()
+}
+
+/// Whether the terminal says that it knows no control sequences.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|name| name == "dumb")
 }
 
 /// Standard error for log lines, which knows when bars or a dashboard own the terminal. Each write should be whole
