@@ -33,7 +33,7 @@ const CLIP_PIECES: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// One prompt as the text encoders read it: padded and cut to the length of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PromptIds {
     /// For the first text encoder.
     pub clip: Vec<i64>,

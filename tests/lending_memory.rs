@@ -3,10 +3,11 @@
 
 mod support;
 
-use std::{collections::BTreeMap, hash::Hasher, path::Path};
+use std::{collections::BTreeMap, hash::Hasher, ops::ControlFlow, path::Path};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
+    generation::{Images, SamplingOptions, Session},
     lending::Residence::{self, Resident, Streamed},
     lora::{Lora, LoraConfig},
     memory::{self, Stage, mib},
@@ -62,6 +63,46 @@ fn switching_a_thousand_times_leaves_weights_and_memory_as_they_were() {
     assert!(after <= before + SLACK, "{before:.1} MiB, and after a thousand times {after:.1} MiB");
     assert_eq!(hash(&mut model), bits);
     model.forward(&inputs).into_data().assert_eq(&plain, true);
+}
+
+fn a_session_sets_adapters_a_thousand_times_and_its_images_and_memory_stay() {
+    let golden = &goldens("FluxPipeline")[0];
+    let device = Device::flex();
+    let mut session = Session::open(golden.model.to_str().unwrap(), &device).unwrap();
+    let loras = ["lora_r4_a4", "lora_all_r4_a2"].map(|name| {
+        let file = golden.folder.join(name).join("pytorch_lora_weights.safetensors");
+        session.read_adapter(&file).unwrap()
+    });
+    let images = Images {
+        prompts: vec!["a red circle".into()],
+        seeds: vec![0],
+        width: 32,
+        height: 32,
+        strength: 1.0,
+        sampling: SamplingOptions { steps: Some(1), ..SamplingOptions::default() },
+        ..Images::default()
+    };
+    let make = |session: &mut Session, worn: &[(&Lora, f64)]| {
+        session.set_adapters(worn.iter().copied()).unwrap();
+        session.make(&images, &mut |_| ControlFlow::Continue(())).unwrap().finished().unwrap()
+    };
+    let switch = |session: &mut Session, times: usize| {
+        for i in 0..times {
+            let worn = &[(&loras[i % 2], i as f64), (&loras[0], 0.5)][..1 + i % 3 / 2];
+            match i % 20 {
+                0 => _ = make(session, worn),
+                _ => session.set_adapters(worn.iter().copied()).unwrap(),
+            }
+        }
+        memory::release(&device);
+        memory::usage(&device).resident_mib()
+    };
+    let plain = make(&mut session, &[]);
+    let before = switch(&mut session, 100);
+    let after = switch(&mut session, 1000);
+    assert!(after <= before + SLACK, "{before:.1} MiB, and after a thousand sets {after:.1} MiB");
+    assert!(make(&mut session, &[]) == plain);
+    assert!(make(&mut session, &[(&loras[1], 3.0)]) != plain);
 }
 
 /// Eight double blocks of 36 MiB each, and little else.
@@ -162,4 +203,5 @@ fn lending_leaves_memory_as_it_was() {
     memory::keep_freed(); // as the program does
     a_streamed_model_holds_two_blocks_at_most();
     switching_a_thousand_times_leaves_weights_and_memory_as_they_were();
+    a_session_sets_adapters_a_thousand_times_and_its_images_and_memory_stay();
 }

@@ -54,7 +54,7 @@ fn texts_lead_to_the_embeddings() {
         for (text, kind) in [(prompt, ""), ("", "negative_")] {
             let ids = encoders.tokenize(text).unwrap();
             assert!(ids.t5.is_empty());
-            let embeds = encoders.encode_prompts(&[ids]).unwrap();
+            let embeds = encoders.encode_prompt(&ids).unwrap();
             golden.check(&format!("pipe.txt2img.{kind}prompt_embeds"), embeds.prompt);
         }
     }

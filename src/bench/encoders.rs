@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use super::{Case, Kind, Run, SEED, denoiser::normal, shape};
 use crate::{
     error::Result,
+    lending::Residence,
     models::{
         text::{ClipTextModel, T5Encoder},
         vae::AutoencoderKl,
@@ -32,7 +33,7 @@ pub fn prepare(case: &Case, device: &Device) -> Run {
 }
 
 fn vae(case: &Case, device: &Device, weights: &Weights) -> Run {
-    let model = AutoencoderKl::load(weights, shape::vae(case));
+    let model = AutoencoderKl::load(weights, shape::vae(case), Residence::Resident);
     let size = case.size.expect("a case of the VAE has a size");
     let latent = size / model.downsampling();
     if case.case == Kind::VaeEncode {

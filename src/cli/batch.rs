@@ -60,7 +60,8 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         choices.strengths = args.strength;
     }
     let Args { folder, image, sampling, seed, batch_size, output, .. } = args;
-    let request = BatchRequest { folder, image, choices, sampling: sampling.into(), seed, batch_size, output };
+    let (sampling, loras) = sampling.into();
+    let request = BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output };
     stop_on_signals()?;
     print(generation::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

@@ -56,9 +56,11 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
+    let (sampling, loras) = args.sampling.into();
     let request = GenerateRequest {
         model: args.model,
-        sampling: args.sampling.into(),
+        loras,
+        sampling,
         edit: true,
         prompts: args.prompt,
         pre_tokenized_ids: args.prompt_ids,

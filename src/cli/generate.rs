@@ -65,11 +65,12 @@ pub struct Args {
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let Args { model, sampling, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
     let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, .. } = args;
+    let (sampling, loras) = sampling.into();
     let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
     let (image, output) = (image.or(latents_in), output.or(latents).unwrap_or_default());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
-        model, sampling: sampling.into(), edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
+        model, loras, sampling, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
         count, batch_size, noise, return_latents, output,
     };
     stop_on_signals()?;

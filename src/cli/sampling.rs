@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{generation::SamplingOptions, paths, schedulers::SchedulerName};
 
-/// As [`SamplingOptions`], whose fields have the same names.
+/// As [`SamplingOptions`], whose fields have the same names, and adapters.
 #[derive(Debug, clap::Args)]
 pub(super) struct SamplingArgs {
     /// A LoRA file of diffusers, PEFT, kohya or ComfyUI, with a scale (1 if left out); may be repeated
@@ -33,13 +33,14 @@ pub(super) struct SamplingArgs {
     scaled_condition: bool,
 }
 
-impl From<SamplingArgs> for SamplingOptions {
+/// The options, and the LoRA files with their scales.
+impl From<SamplingArgs> for (SamplingOptions, Vec<(PathBuf, f64)>) {
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     fn from(args: SamplingArgs) -> Self {
         let SamplingArgs {
             loras, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition,
         } = args;
-        Self { loras, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition }
+        (SamplingOptions { scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition }, loras)
     }
 }
 

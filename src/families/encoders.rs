@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
+    lending::Residence,
     memory,
     models::{
         text::{PromptEmbeds, TextEncoders},
@@ -59,16 +60,9 @@ impl ModelEncoders {
         Ok(self.text.as_ref().expect("just loaded"))
     }
 
-    /// The embeddings of at least one prompt, one row each. They are encoded one after the other, as for training: a row does
-    /// not depend on the others, and memory is that of one.
-    ///
-    /// # Errors
-    /// The text encoders cannot be loaded.
-    pub fn encode_prompts(&mut self, ids: &[PromptIds]) -> Result<PromptEmbeds> {
-        let text = self.text()?;
-        let (prompt, pooled) =
-            ids.iter().map(|ids| text.encode(std::slice::from_ref(ids))).map(|e| (e.prompt, e.pooled)).unzip();
-        Ok(PromptEmbeds { prompt: Tensor::cat(prompt, 0), pooled: Tensor::cat(pooled, 0) })
+    /// Drops the text encoders, which are loaded again when they are needed.
+    pub fn release_text(&mut self) {
+        self.text = None;
     }
 }
 
@@ -91,13 +85,13 @@ impl Encoders for ModelEncoders {
     }
 
     fn encode_prompt(&mut self, ids: &PromptIds) -> Result<PromptEmbeds> {
-        self.encode_prompts(std::slice::from_ref(ids))
+        Ok(self.text()?.encode(std::slice::from_ref(ids)))
     }
 
     fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
         if self.vae.is_none() {
             tracing::debug!("loading the VAE");
-            self.vae = Some(AutoencoderKl::open(self.model.join("vae"), &self.device, Some(FloatDType::F32))?);
+            self.vae = Some(AutoencoderKl::open_in(&self.model, Residence::Resident, &self.device)?);
         }
         Ok(self.vae.as_ref().expect("just loaded").encode(Tensor::from_data(pixels, &self.device)))
     }

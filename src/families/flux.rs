@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
 
 use super::{
-    Defaults, Family, ObjectiveKind, Sampling,
+    Defaults, Family, ObjectiveKind,
     parts::{self, Widths},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         text::{ClipTextConfig, T5Config},
         vae::VaeConfig,
     },
-    pipelines::{FluxPipeline, ImageSizes, Pipeline},
+    pipelines::{FluxPipeline, ImageSizes, Pipeline, Placement},
     schedulers::FlowMatchEuler,
     weights::read_json,
 };
@@ -91,8 +91,8 @@ impl Family for Flux {
         true
     }
 
-    fn open(&self, model: &Path, _: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
-        Ok(Box::new(FluxPipeline::open(model, device, dtype)?))
+    fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
+        Ok(Box::new(FluxPipeline::open_as(place, model, device, dtype)?))
     }
 
     fn objective(&self) -> ObjectiveKind {

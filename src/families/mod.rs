@@ -21,7 +21,7 @@ pub use stable_diffusion::{INSTRUCT_PIX2PIX, STABLE_DIFFUSION, StableDiffusion};
 
 use crate::{
     error::{Error, Result},
-    pipelines::{ImageSizes, Pipeline},
+    pipelines::{ImageSizes, Pipeline, Placement},
     schedulers::SchedulerConfig,
     weights::{TrainedPart, read_json},
 };
@@ -108,11 +108,11 @@ pub trait Family: Debug + Sync {
         false
     }
 
-    /// Opens everything but the text encoders; `dtype` is the denoiser's.
+    /// Opens everything but the text encoders, with weights that lie where `place` says; `dtype` is the denoiser's.
     ///
     /// # Errors
     /// A part is missing, broken or does not fit the others.
-    fn open(&self, model: &Path, sampling: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>>;
+    fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>>;
 
     /// What such a model is trained for.
     fn objective(&self) -> ObjectiveKind;
@@ -138,15 +138,6 @@ pub struct Defaults {
     pub true_guidance: Option<f64>,
     /// The image guidance scale, in a family that edits.
     pub image_guidance: Option<f64>,
-}
-
-/// How a pipeline samples, as far as it is chosen when it is opened.
-#[derive(Clone, Debug, Default)]
-pub struct Sampling {
-    /// In place of the model's own; for a family with a [`scheduler`](Family::scheduler).
-    pub scheduler: Option<SchedulerConfig>,
-    /// Whether a model that edits reads scaled latents of the original, not raw ones.
-    pub scaled_condition: bool,
 }
 
 /// The family of a model in the layout of diffusers, by the `_class_name` in its `model_index.json`.

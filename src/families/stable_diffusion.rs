@@ -6,13 +6,13 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 
 use super::{
-    Defaults, Family, ObjectiveKind, Sampling, TO_EDIT,
+    Defaults, Family, ObjectiveKind, TO_EDIT,
     parts::{self, Widths},
 };
 use crate::{
     error::{Error, Result},
     models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
-    pipelines::{ImageSizes, Pipeline, StableDiffusionPipeline},
+    pipelines::{ImageSizes, Pipeline, Placement, StableDiffusionPipeline},
     schedulers::SchedulerConfig,
     weights::TrainedPart,
 };
@@ -95,13 +95,8 @@ impl Family for StableDiffusion {
             .hint(hint)
     }
 
-    fn open(&self, model: &Path, sampling: &Sampling, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
-        let mut pipeline = StableDiffusionPipeline::open(model, device, dtype)?;
-        pipeline.scaled_condition = sampling.scaled_condition;
-        if let Some(scheduler) = &sampling.scheduler {
-            pipeline.scheduler = scheduler.clone();
-        }
-        Ok(Box::new(pipeline))
+    fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
+        Ok(Box::new(StableDiffusionPipeline::open_as(place, model, device, dtype)?))
     }
 
     /// One that makes images learns to edit: its UNet is widened.

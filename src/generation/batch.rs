@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -10,19 +11,18 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    SamplingOptions,
+    SamplingOptions, Session,
     batch_report::{BatchReport, Done},
     generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
-    preflight::Preflight,
-    session::{Batch, Prompts, Session},
+    session::{Batch, Prompts},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
     memory::{self, Stage},
     paths,
-    pipelines::request::check_strength,
+    pipelines::{Outcome, request::check_strength},
     rng::Seed,
 };
 
@@ -38,6 +38,8 @@ pub struct BatchRequest {
     pub image: Option<String>,
     /// What to do with them.
     pub choices: Choices,
+    /// LoRA files, each with its scale.
+    pub loras: Vec<(PathBuf, f64)>,
     /// How.
     pub sampling: SamplingOptions,
     /// Of the noise, which is the same for every picture, and of the draws from the choices.
@@ -78,12 +80,14 @@ struct Task {
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(request);
     let mut tasks = tasks(request, &mut report)?;
-    let mut preflights = BTreeMap::new();
+    let mut sessions = BTreeMap::new();
     for Task { model, prompt, strength, .. } in &tasks {
-        if !preflights.contains_key(model) {
-            preflights.insert(model.clone(), Preflight::new(model, &request.sampling, None)?);
+        if !sessions.contains_key(model) {
+            let mut session = Session::open(model, device)?;
+            session.put_on_files(&request.loras)?;
+            sessions.insert(model.clone(), session);
         }
-        preflights[model].check(std::slice::from_ref(prompt), *strength)?;
+        sessions[model].check(&request.sampling, std::slice::from_ref(prompt), *strength)?;
     }
     std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
     disk::sweep(&request.output);
@@ -91,7 +95,8 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     while let (Ok(()), Some(model)) = (&outcome, tasks.first().map(|task| task.model.clone())) {
         let (own, others) = tasks.into_iter().partition(|task| task.model == model);
         tasks = others;
-        outcome = with_model(request, &model, &preflights[&model], own, &mut report, device);
+        let session = sessions.remove(&model).expect("each task has one");
+        outcome = with_model(request, &model, session, own, &mut report);
     }
     report.write(&request.report())?;
     outcome.map_err(|error| match error.is_stop() {
@@ -159,19 +164,19 @@ fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> 
 fn with_model(
     request: &BatchRequest,
     model: &str,
-    preflight: &Preflight,
+    mut session: Session,
     tasks: Vec<Task>,
     report: &mut BatchReport,
-    device: &Device,
 ) -> Result<()> {
+    let (device, edits, sizes) = (session.device.clone(), session.family.edits(), session.sizes());
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    let session = Session::open(preflight, &Prompts::Texts(&prompts), device)?;
-    let pipeline = &session.pipeline;
+    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling)?;
+    session.load()?;
     // The sizes tell which pictures can be made together; a picture is read when it is its turn.
     let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
     for task in tasks {
-        let file = PictureFile::new(&task.path, task.size, &preflight.sizes);
+        let file = PictureFile::new(&task.path, task.size, &sizes);
         groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
     }
     for ((size, strength), group) in groups {
@@ -187,23 +192,27 @@ fn with_model(
             if batch.is_empty() {
                 continue;
             }
-            let stage = Stage::enter("batch", device);
-            let noise = pipeline.start_noise(request.seed, size.0 as usize, size.1 as usize);
+            let stage = Stage::enter("batch", &device);
+            let noise = session.pipeline.start_noise(request.seed, size.0 as usize, size.1 as usize);
             let number = |task: &Task| prompts.binary_search(&task.prompt).expect("every prompt is in the list");
             let work = Batch {
                 rows: batch.iter().map(|(task, _)| (number(task), request.seed)).collect(),
                 noise: Tensor::cat(vec![noise; batch.len()], 0),
-                pictures: Some(session.encode(&pictures)),
+                pictures: Some(session.encode(&pictures)?),
                 strength: f64::from_bits(strength),
                 mask: None,
             };
             let mut in_use = Vec::new();
-            let latents = session.make(&work, &mut || in_use.push(memory::usage(device).resident))?;
+            let made = session.denoise(&work, &shown, &request.sampling, &mut |_| {
+                in_use.push(memory::usage(&device).resident);
+                ControlFlow::Continue(())
+            })?;
+            let Outcome::Finished(latents) = made else { continue };
             for (picture, (task, file)) in session.decode(latents)?.into_iter().zip(&batch) {
                 picture::save(&file.restore(picture), &request.output_of(&task.path))?;
             }
             let measured = stage.measure();
-            let strength = (!preflight.family.edits()).then_some(work.strength);
+            let strength = (!edits).then_some(work.strength);
             let done = batch.iter().map(|(task, file)| Done {
                 name: name(&task.path),
                 model: model.into(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -9,16 +10,15 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    SamplingOptions, input,
+    SamplingOptions, Session, input,
     picture::{self, PictureFile, Size},
-    preflight::Preflight,
-    session::{Batch, Prompts, Session},
+    session::{Batch, Prompts},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
     paths,
-    pipelines::{ImageSizes, LARGEST_SIDE},
+    pipelines::{ImageSizes, LARGEST_SIDE, Outcome},
 };
 
 /// What `kiln generate` and `kiln edit` are asked for.
@@ -26,6 +26,8 @@ use crate::{
 pub struct GenerateRequest {
     /// A folder, or `org/name`.
     pub model: String,
+    /// LoRA files of diffusers, PEFT, kohya or ComfyUI, each with its scale.
+    pub loras: Vec<(PathBuf, f64)>,
     /// How pictures are made.
     pub sampling: SamplingOptions,
     /// Whether the model must be one that edits by instruction; if not, it must be none.
@@ -78,14 +80,16 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
     }
     request.total(pictures.len().max(1), request.prompts.len().max(1))?;
-    let preflight = Preflight::new(&request.model, &request.sampling, Some(request.edit))?;
-    let Preflight { folder, family, sizes, .. } = &preflight;
-    preflight.check(&request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    let (mut session, sampling) = (Session::open(&request.model, device)?, &request.sampling);
+    session.check_purpose(request.edit)?;
+    session.check(sampling, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+    session.put_on_files(&request.loras)?;
+    let packed = session.family.packs_latents();
     let prompts = match &request.pre_tokenized_ids {
-        Some(path) => Prompts::Ids(path, input::ids(path, family.t5_tokens(folder)? > 0)?),
+        Some(path) => Prompts::Ids(path, input::ids(path, session.family.t5_tokens(&session.folder)? > 0)?),
         None => Prompts::Texts(&request.prompts),
     };
-    let groups = Group::all(request, sizes, family.packs_latents(), &pictures, device)?;
+    let groups = Group::all(request, &session.sizes(), packed, &pictures, device)?;
     if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
         let field = if request.return_latents { "latents" } else { "noise" };
         return Err(Error::setting(field, format!("the pictures have {} sizes to work at", groups.len()))
@@ -95,13 +99,18 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     if !request.return_latents {
         disk::sweep(&request.output);
     }
-    let session = Session::open(&preflight, &prompts, device)?;
+    let shown = session.embed(&prompts, sampling)?;
     let (mut latents, mut files) = (Vec::new(), Vec::new());
     for (group, rows) in groups.iter().zip(rows) {
-        let batch_size = request.batch_size.unwrap_or_else(|| session.pictures_that_fit(group.size));
+        let batch_size = match request.batch_size {
+            Some(batch_size) => batch_size,
+            None => session.pictures_that_fit(group.size, &shown)?,
+        };
         for batch in rows.chunks(batch_size) {
-            let made = group.prepare(batch, request, &session).and_then(|batch| session.make(&batch, &mut || ()));
-            let made = made.map_err(|error| stopped(error, &files))?;
+            let made = group
+                .prepare(batch, request, &mut session)
+                .and_then(|batch| session.denoise(&batch, &shown, sampling, &mut |_| ControlFlow::Continue(())));
+            let Outcome::Finished(made) = made.map_err(|error| stopped(error, &files))? else { continue };
             if request.return_latents {
                 latents.push(made);
                 continue;
@@ -112,7 +121,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         }
     }
     if request.return_latents {
-        session.write_latents(Tensor::cat(latents, 0), &request.output)?;
+        input::write_latents(Tensor::cat(latents, 0), packed, &request.output)?;
         files.push(request.output.clone());
     }
     Ok(files)
@@ -282,22 +291,22 @@ impl Group {
     }
 
     /// The numbers to make these pictures from.
-    fn prepare(&self, rows: &[Row], request: &GenerateRequest, session: &Session) -> Result<Batch> {
-        let pipeline = &session.pipeline;
-        let factor = pipeline.vae().downsampling();
+    fn prepare(&self, rows: &[Row], request: &GenerateRequest, session: &mut Session) -> Result<Batch> {
+        let factor = session.sizes().latent_pixel;
         let noise = |row: &Row| match &self.noise {
             Some(noise) => noise.clone().narrow(0, row.number, 1),
-            None => pipeline.start_noise(row.seed, self.size.0 * factor, self.size.1 * factor),
+            None => session.pipeline.start_noise(row.seed, self.size.0 * factor, self.size.1 * factor),
         };
+        let noise = Tensor::cat(rows.iter().map(noise).collect(), 0);
         // Rows of one picture stand together; it is read and encoded once.
         let mut pictures: Vec<usize> = rows.iter().map(|row| row.picture).collect();
         pictures.dedup();
         let latents = match &self.source {
             Source::None => None,
-            Source::Latents(latents) => Some(pipeline.vae().latent_scale().denormalize(latents.clone())),
+            Source::Latents(latents) => Some(session.pipeline.vae().latent_scale().denormalize(latents.clone())),
             Source::Files(files) => {
                 let images: Vec<_> = pictures.iter().map(|&i| files[i].read()).collect::<Result<_>>()?;
-                Some(session.encode(&images))
+                Some(session.encode(&images)?)
             }
         };
         let place = |row: &Row| match &self.source {
@@ -314,12 +323,12 @@ impl Group {
                 Source::Files(files) => pictures.iter().map(|&i| files[i].size).collect(),
                 _ => vec![fitted; self.source.len()],
             };
-            let masks = sizes.into_iter().map(|size| input::mask(path, size, fitted, factor, pipeline.device()));
+            let masks = sizes.into_iter().map(|size| input::mask(path, size, fitted, factor, &session.device));
             Ok(each(Tensor::cat(masks.collect::<Result<_>>()?, 0)))
         };
         Ok(Batch {
             rows: rows.iter().map(|row| (row.prompt, row.seed)).collect(),
-            noise: Tensor::cat(rows.iter().map(noise).collect(), 0),
+            noise,
             pictures: latents.map(each),
             strength: request.strength,
             mask: request.mask.as_ref().map(mask).transpose()?,

@@ -1,9 +1,12 @@
 //! What a request brings along in files: tokens, noise, latents, masks.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use image::imageops::{self, FilterType};
+use image::{
+    GrayImage,
+    imageops::{self, FilterType},
+};
 
 use super::picture::Size;
 use crate::{
@@ -11,11 +14,14 @@ use crate::{
     error::{Error, Result},
     models::{
         flux::{pack, unpack},
-        text::TextEncoders,
+        text::TextLimits,
     },
-    pipelines::ImageSizes,
+    pipelines::{
+        ImageSizes,
+        pipeline::{NOT_FINITE, WHY_NOT_FINITE},
+    },
     tokenizer::PromptIds,
-    weights::TensorFile,
+    weights::{TensorFile, write_tensors},
 };
 
 /// `clip` `[B, 77]` and, if there are to be T5 tokens, `t5` `[B, L]`: at least one prompt.
@@ -37,15 +43,11 @@ pub(super) fn ids(path: &Path, has_t5: bool) -> Result<Vec<PromptIds>> {
     Ok(clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect())
 }
 
-/// Whether the encoders can read the prompts from `path`, which must be as long as the `negative` prompt, if there is one: both
-/// go through the network together.
-pub(super) fn check_ids(
-    path: &Path,
-    ids: &[PromptIds],
-    encoders: &TextEncoders,
-    negative: Option<&PromptIds>,
-) -> Result<()> {
-    ids.iter().try_for_each(|ids| encoders.check(ids)).map_err(|problem| Error::file(path, problem))?;
+/// Whether the text encoders of a `model` can read the prompts from `path`, which must be as long as the `negative` prompt, if
+/// there is one: both go through the network together.
+pub(super) fn check_ids(path: &Path, ids: &[PromptIds], model: &Path, negative: Option<&PromptIds>) -> Result<()> {
+    let limits = TextLimits::open(model)?;
+    ids.iter().try_for_each(|ids| limits.check(ids)).map_err(|problem| Error::file(path, problem))?;
     let pairs = negative.map(|negative| [("clip", &ids[0].clip, &negative.clip), ("t5", &ids[0].t5, &negative.t5)]);
     if let Some((name, own, other)) = pairs.into_iter().flatten().find(|(_, own, other)| own.len() != other.len()) {
         let problem = format!("`{name}` has {} ids for a prompt, the negative prompt {}", own.len(), other.len());
@@ -54,9 +56,16 @@ pub(super) fn check_ids(
     Ok(())
 }
 
-/// Latents `[B, C, h, w]` as files hold them: packed as tokens `[B, L, 4·C]`, or as they are.
-pub(super) fn latents_data(latents: Tensor<4>, packed: bool) -> TensorData {
-    if packed { pack(latents).into_data() } else { latents.into_data() }
+/// Writes scaled latents `[B, C, h, w]` as `latents`: packed as tokens `[B, L, 4·C]`, or as they are.
+///
+/// # Errors
+/// One is not finite, or the disk refuses.
+pub(super) fn write_latents(latents: Tensor<4>, packed: bool, path: &Path) -> Result<()> {
+    if !latents.clone().is_finite().all().into_scalar::<bool>() {
+        return Err(Error::file(path, NOT_FINITE).hint(WHY_NOT_FINITE));
+    }
+    let latents = if packed { pack(latents).into_data() } else { latents.into_data() };
+    write_tensors(path, &BTreeMap::from([("latents".to_string(), latents)]), &BTreeMap::new())
 }
 
 /// Start noise `noise` `[B, C, h, w]`, in sizes that the model works at.
@@ -117,10 +126,14 @@ pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
 pub(super) fn mask(path: &Path, size: Size, fitted: Size, factor: usize, device: &Device) -> Result<Tensor<4>> {
     check_mask(path, size)?;
     let mask = imageops::grayscale(&data::read_picture(path)?);
-    let mask = imageops::resize(&mask, fitted.0, fitted.1, FilterType::Triangle);
-    let (width, height) = (fitted.0 as usize / factor, fitted.1 as usize / factor);
+    Ok(latent_mask(&imageops::resize(&mask, fitted.0, fitted.1, FilterType::Triangle), factor, device))
+}
+
+/// The same of a mask in memory, of the size that is worked at.
+pub(super) fn latent_mask(mask: &GrayImage, factor: usize, device: &Device) -> Tensor<4> {
+    let (width, height) = (mask.width() as usize / factor, mask.height() as usize / factor);
     let at = |row: usize, column: usize| mask.get_pixel((column * factor) as u32, (row * factor) as u32).0[0];
     let places = (0..height).flat_map(|row| (0..width).map(move |column| (row, column)));
     let values: Vec<f32> = places.map(|(row, column)| f32::from(u8::from(at(row, column) >= 128))).collect();
-    Ok(Tensor::from_data(TensorData::new(values, [1, 1, height, width]), device))
+    Tensor::from_data(TensorData::new(values, [1, 1, height, width]), device)
 }

@@ -1,15 +1,17 @@
 //! From prompts and picture files to picture files: what `kiln generate`, `kiln edit` and `kiln batch` do.
 //!
 //! ```text
-//! request ─► Preflight ─► Session ─► Pipeline::generate ─► picture files
+//! request ─► Session: check ─► embed ─► encode ─► denoise ─► decode ─► picture files
 //! ```
 //!
-//! `Preflight` finds what is wrong with a request before anything is loaded;
-//! `Session` loads a model in stages.
+//! A [`Session`] finds what is wrong with a request before anything is loaded, and loads a model in stages. It serves one request
+//! after another: `generate`, `edit` and `batch` are requests in files, [`Images`] are one in memory.
 
 mod batch;
 mod batch_report;
+mod embeddings;
 mod generate;
+mod images;
 mod input;
 mod options;
 mod picture;
@@ -19,4 +21,6 @@ mod session;
 pub use batch::{BatchRequest, Choices, batch};
 pub use batch_report::{BatchReport, Done, Skipped, Work};
 pub use generate::{GenerateRequest, generate};
+pub use images::Images;
 pub use options::SamplingOptions;
+pub use session::Session;

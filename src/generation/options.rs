@@ -1,7 +1,5 @@
 //! How images are made, whatever they show.
 
-use std::path::PathBuf;
-
 use crate::{
     error::{Error, Result},
     families::Family,
@@ -11,8 +9,6 @@ use crate::{
 /// How images are made. What is not given takes the value that suits the [`Family`] of the model.
 #[derive(Clone, Debug, Default)]
 pub struct SamplingOptions {
-    /// LoRA files of diffusers, PEFT, kohya or ComfyUI, each with its scale.
-    pub loras: Vec<(PathBuf, f64)>,
     /// The sampler, in place of the model's own.
     pub scheduler: Option<SchedulerName>,
     /// Denoising steps.
@@ -30,11 +26,11 @@ pub struct SamplingOptions {
 }
 
 impl SamplingOptions {
-    /// Whether all options are in their ranges and supported by the family, whose sampler can be chosen if it `has_samplers`.
+    /// Whether all options are in their ranges and supported by the family; its pipeline tells whether the sampler is.
     ///
     /// # Errors
     /// The first that is not.
-    pub(super) fn check(&self, family: &dyn Family, has_samplers: bool) -> Result<()> {
+    pub(super) fn check(&self, family: &dyn Family) -> Result<()> {
         if let Some(steps) = self.steps.filter(|steps| !(1..=MOST_STEPS).contains(steps)) {
             return Err(Error::setting("steps", format!("must be at least 1 and at most {MOST_STEPS}, not {steps}")));
         }
@@ -49,7 +45,6 @@ impl SamplingOptions {
         }
         let (edits, distilled) = (family.edits(), family.defaults().true_guidance.is_some());
         for (field, given, supported, hint) in [
-            ("scheduler", self.scheduler.is_some(), has_samplers, "leave it out: there is one sampler only"),
             ("true_guidance", self.true_guidance.is_some(), distilled, "use `guidance`"),
             (
                 "image_guidance",

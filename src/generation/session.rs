@@ -1,30 +1,40 @@
-//! A model that is ready to work: loaded in stages, each of which gives back what it took.
+//! A model that is ready to work: request after request, of any prompts, sizes, seeds and adapters.
+//!
+//! A session owns the parts of a model, lends each of them for its stage, and lets go of what is not to stay:
+//!
+//! | stage | text encoders | denoiser | VAE |
+//! |---|---|---|---|
+//! | text | loaded, unless all prompts are known by their content | | |
+//! | encode, denoise, decode | gone, unless they are kept | loaded once | loaded once |
+//!
+//! Opening one reads configurations and headers alone, so what can be said without weights is said before any are loaded.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
+    collections::BTreeSet,
+    path::{Path, PathBuf},
 };
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{input, preflight::Preflight};
+use super::{SamplingOptions, embeddings::Embeddings, input};
 use crate::{
     data::Encoders,
     device,
-    error::{Error, Result},
-    families::{Family, ModelEncoders},
-    memory::Stage,
+    error::Result,
+    families::{self, Family, ModelEncoders},
+    hub,
+    lending::Residence,
+    lora::Lora,
+    memory::{self, Stage},
     models::text::PromptEmbeds,
     nn::Adapters,
     pipelines::{
-        Pipeline, Request, Start,
-        pipeline::{NOT_FINITE, WHY_NOT_FINITE},
-        request::pick,
+        ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
+        request::{join, pick},
     },
     stop,
     tokenizer::PromptIds,
-    weights::write_tensors,
 };
 
 /// What to show.
@@ -45,6 +55,14 @@ impl Prompts<'_> {
     }
 }
 
+/// What to show, as the denoiser reads it.
+pub(super) struct Embedded {
+    /// One row for each prompt.
+    text: PromptEmbeds,
+    /// What to keep away from, in one row, and the scale of that.
+    negative: Option<(PromptEmbeds, f64)>,
+}
+
 /// Pictures that are made together.
 pub(super) struct Batch {
     /// For each picture the number of its prompt and its seed.
@@ -59,125 +77,221 @@ pub(super) struct Batch {
     pub mask: Option<Tensor<4>>,
 }
 
-/// A pipeline with its adapters, and the embeddings of all prompts of a run.
-pub(super) struct Session {
-    pub pipeline: Box<dyn Pipeline>,
-    family: &'static dyn Family,
+/// One model on one device, for any number of requests, one after the other.
+pub struct Session {
+    pub(super) folder: PathBuf,
+    pub(super) family: &'static dyn Family,
+    pub(super) device: Device,
+    dtype: FloatDType,
+    placement: Placement,
+    keeps_text_encoders: bool,
+    encoders: Option<ModelEncoders>,
+    embeddings: Embeddings,
+    /// With weights that stay in their files, until it is [loaded](Self::load).
+    pub(super) pipeline: Box<dyn Pipeline>,
+    is_loaded: bool,
     adapters: Adapters,
-    /// One row for each prompt.
-    text: PromptEmbeds,
-    negative: Option<(PromptEmbeds, f64)>,
-    steps: usize,
-    guidance: f64,
-    image_guidance: f64,
-    device: Device,
 }
 
 impl Session {
-    /// Embeds the prompts, then loads the model and looks whether the adapters fit: two stages.
+    /// Looks at a model, which is a folder or `org/name`, without loading any weights.
     ///
     /// # Errors
-    /// The model, a prompt or an adapter cannot be used.
-    pub fn open(preflight: &Preflight, prompts: &Prompts, device: &Device) -> Result<Self> {
-        let Preflight { folder, family, options, loras, .. } = preflight;
-        let (family, dtype) = (*family, device::dtype(device).into());
-        let (text, negative) = {
-            let _stage = Stage::enter("text", device);
-            let mut encoders = ModelEncoders::open(folder, device, dtype)?;
-            let negative =
-                options.negative(family).map(|(prompt, scale)| Ok::<_, Error>((encoders.tokenize(prompt)?, scale)));
-            let negative = negative.transpose()?;
-            if let Prompts::Texts(texts) = prompts {
-                let all = texts.iter().map(String::as_str).chain(options.negative(family).map(|(prompt, _)| prompt));
-                let all: BTreeSet<&str> = all.collect();
-                encoders.shortened(&all.iter().copied().collect::<Vec<_>>())?.say("prompts", all.len());
-            }
-            let ids = match prompts {
-                Prompts::Texts(texts) => texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<_>>()?,
-                Prompts::Ids(path, ids) => {
-                    input::check_ids(path, ids, encoders.text()?, negative.as_ref().map(|(ids, _)| ids))?;
-                    ids.clone()
-                }
-            };
-            let text = encoders.encode_prompts(&ids)?;
-            let negative = negative.map(|(ids, scale)| Ok::<_, Error>((encoders.encode_prompts(&[ids])?, scale)));
-            (text, negative.transpose()?)
-        };
-        stop::check()?;
-        let pipeline = {
-            let _stage = Stage::enter("load", device);
-            family.open(folder, &preflight.sampling(), device, dtype)?
-        };
-        let layers = pipeline.layers();
-        let mut adapters = Adapters::default();
-        for (lora, (path, strength)) in loras.iter().zip(&options.loras) {
-            adapters = adapters.and(&lora.adapters_for(&layers, device, *strength).map_err(|e| e.at(path))?);
-        }
+    /// The model cannot be used: a file is missing or broken, or parts do not fit each other.
+    pub fn open(model: &str, device: &Device) -> Result<Self> {
+        let folder = hub::resolve(model)?;
+        let (family, dtype) = (families::of(&folder)?, device::dtype(device).into());
         Ok(Self {
-            pipeline,
-            family,
-            adapters,
-            text,
-            negative,
-            steps: preflight.steps(),
-            guidance: options.guidance(family),
-            image_guidance: options.image_guidance(family),
+            pipeline: family.open(Residence::Streamed.into(), &folder, device, dtype)?,
+            is_loaded: false,
+            placement: Placement::default(),
+            keeps_text_encoders: false,
+            encoders: None,
+            embeddings: Embeddings::default(),
+            adapters: Adapters::default(),
             device: device.clone(),
+            folder,
+            family,
+            dtype,
         })
     }
 
+    /// The same with weights of the denoiser and the VAE that lie where `placement` says while they are not used. Without it they
+    /// stay on the device.
+    pub fn placed(self, placement: Placement) -> Self {
+        let is_loaded = placement == Residence::Streamed.into();
+        Self { placement, is_loaded, ..self }
+    }
+
+    /// The same, but text encoders stay loaded once they are, for requests whose prompts differ.
+    pub fn keeping_text_encoders(self) -> Self {
+        Self { keeps_text_encoders: true, ..self }
+    }
+
+    /// The kind of model.
+    pub fn family(&self) -> &'static dyn Family {
+        self.family
+    }
+
+    /// The sizes of images that the model works at.
+    pub fn sizes(&self) -> ImageSizes {
+        self.pipeline.sizes()
+    }
+
+    /// Reads a LoRA file for this model, onto its device: to be given to [`set_adapters`](Self::set_adapters), as often as one
+    /// likes.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is for another model.
+    pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
+        let lora = Lora::read(path)?;
+        let fits = lora.check_base(&self.folder).and_then(|()| lora.check(&self.pipeline.layers()));
+        fits.map_err(|e| e.at(path))?;
+        Ok(lora.to_device(&self.device))
+    }
+
+    /// Puts these adapters on, each with its scale, in place of those before. The weights of the model are not touched.
+    ///
+    /// # Errors
+    /// One does not fit the model: then nothing is changed.
+    pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
+        let layers = self.pipeline.layers();
+        let all = adapters.into_iter().map(|(lora, scale)| lora.adapters_for(&layers, &self.device, scale));
+        self.adapters = all.collect::<Result<Vec<_>>>()?.iter().fold(Adapters::default(), |all, one| all.and(one));
+        Ok(())
+    }
+
+    /// Loads the denoiser and the VAE, if they are not.
+    ///
+    /// # Errors
+    /// They cannot be read any more, or the process is asked to stop.
+    pub fn load(&mut self) -> Result<()> {
+        if !self.is_loaded {
+            stop::check()?;
+            let _stage = Stage::enter("load", &self.device);
+            self.pipeline = self.family.open(self.placement, &self.folder, &self.device, self.dtype)?;
+            self.is_loaded = true;
+        }
+        Ok(())
+    }
+
+    /// Lets go of all weights, until they are needed again. Adapters and embeddings stay.
+    ///
+    /// # Errors
+    /// The model's files are not what they were.
+    pub fn release(&mut self) -> Result<()> {
+        self.pipeline = self.family.open(Residence::Streamed.into(), &self.folder, &self.device, self.dtype)?;
+        self.is_loaded = self.placement == Residence::Streamed.into();
+        if let Some(encoders) = &mut self.encoders {
+            encoders.release();
+        }
+        memory::release(&self.device);
+        Ok(())
+    }
+
+    /// The embeddings of prompts and of what to keep away from. Text encoders are loaded only for those that are not known yet.
+    ///
+    /// # Errors
+    /// A prompt cannot be read, or the text encoders cannot be loaded.
+    pub(super) fn embed(&mut self, prompts: &Prompts, options: &SamplingOptions) -> Result<Embedded> {
+        let encoders = match &mut self.encoders {
+            Some(encoders) => encoders,
+            none => none.insert(ModelEncoders::open(&self.folder, &self.device, self.dtype)?),
+        };
+        let negative = options.negative(self.family);
+        let mut ids = match prompts {
+            Prompts::Texts(texts) => {
+                let all: BTreeSet<_> = texts.iter().map(String::as_str).chain(negative.map(|(text, _)| text)).collect();
+                encoders.shortened(&all.iter().copied().collect::<Vec<_>>())?.say("prompts", all.len());
+                texts.iter().map(|text| encoders.tokenize(text)).collect::<Result<Vec<_>>>()?
+            }
+            Prompts::Ids(_, ids) => ids.clone(),
+        };
+        let count = ids.len();
+        ids.extend(negative.map(|(text, _)| encoders.tokenize(text)).transpose()?);
+        if let Prompts::Ids(path, _) = prompts {
+            input::check_ids(path, &ids[..count], &self.folder, ids.get(count))?;
+        }
+        let stage = (!self.embeddings.has(&ids)).then(|| Stage::enter("text", &self.device));
+        let mut rows = self.embeddings.of(&ids, |ids| encoders.encode_prompt(ids))?;
+        if !self.keeps_text_encoders {
+            encoders.release_text();
+        }
+        drop(stage);
+        let negative = negative.and_then(|(_, scale)| Some((rows.pop()?, scale)));
+        Ok(Embedded { text: join(&rows), negative })
+    }
+
     /// How many pictures of a size in latent pixels are made together where nobody says.
-    pub fn pictures_that_fit(&self, size: (usize, usize)) -> usize {
+    ///
+    /// # Errors
+    /// As [`load`](Self::load): what is free is known only when the model is there.
+    pub(super) fn pictures_that_fit(&mut self, size: (usize, usize), shown: &Embedded) -> Result<usize> {
+        self.load()?;
         // With guidance each picture has a row with the prompt and one without, and an edit one without its original.
-        let guided = usize::from(self.negative.is_some());
+        let guided = usize::from(shown.negative.is_some());
         let rows = 1 + guided + guided * usize::from(self.family.edits());
-        self.pipeline.pictures_that_fit(size, self.text.prompt.dims()[1], rows)
+        Ok(self.pipeline.pictures_that_fit(size, shown.text.prompt.dims()[1], rows))
     }
 
     /// Raw latents of pictures of one size: the most likely ones.
-    pub fn encode(&self, pictures: &[RgbImage]) -> Tensor<4> {
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(super) fn encode(&mut self, pictures: &[RgbImage]) -> Result<Tensor<4>> {
+        self.load()?;
         let _stage = Stage::enter("encode", &self.device);
-        self.pipeline.encode(pictures).mode()
+        Ok(self.pipeline.encode(pictures).mode())
     }
 
-    /// Scaled latents of new pictures. `on_step` is called after every step.
-    pub fn make(&self, batch: &Batch, on_step: &mut dyn FnMut()) -> Result<Tensor<4>> {
+    /// Scaled latents of new pictures. `on_step` is called after every step and may cancel it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) and [`Pipeline::generate`].
+    pub(super) fn denoise(
+        &mut self,
+        batch: &Batch,
+        shown: &Embedded,
+        options: &SamplingOptions,
+        on_step: OnStep,
+    ) -> Result<Outcome<Tensor<4>>> {
+        self.load()?;
         let _stage = Stage::enter("denoise", &self.device);
         let (prompts, seeds): (Vec<_>, Vec<_>) = batch.rows.iter().copied().unzip();
-        let text = pick(&self.text, &prompts);
-        let (original, start) = match (&batch.pictures, self.family.edits()) {
-            (Some(raw), true) => (Some((raw.clone(), self.image_guidance)), None),
+        let text = pick(&shown.text, &prompts);
+        let (family, scaled) = (self.family, |raw| self.pipeline.vae().latent_scale().normalize(raw));
+        let (original, start) = match (batch.pictures.clone(), family.edits()) {
+            (Some(raw), true) => {
+                let latents = if options.scaled_condition { scaled(raw) } else { raw };
+                (Some((latents, options.image_guidance(family))), None)
+            }
             (Some(raw), false) => {
-                let latents = self.pipeline.vae().latent_scale().normalize(raw.clone());
-                (None, Some(Start { latents, strength: batch.strength, mask: batch.mask.clone() }))
+                let (strength, mask) = (batch.strength, batch.mask.clone());
+                (None, Some(Start { latents: scaled(raw), strength, mask }))
             }
             (None, _) => (None, None),
         };
         let request = Request {
-            guidance: self.guidance,
-            negative: self.negative.clone(),
+            scheduler: options.scheduler,
+            guidance: options.guidance(family),
+            negative: shown.negative.clone(),
             original,
             start,
             adapters: vec![self.adapters.clone()],
-            ..Request::new(text, batch.noise.clone(), seeds, self.steps)
+            ..Request::new(text, batch.noise.clone(), seeds, options.steps(family))
         };
-        self.pipeline.generate(&request, &mut |step| {
+        self.pipeline.generate_until(&request, &mut |step| {
             tracing::info!("denoising: {}/{}", step.number, step.of);
-            on_step();
+            on_step(step)
         })
     }
 
-    /// Writes scaled latents to a file: `latents` `[B, C, h, w]`, or `[B, L, 4·C]` where the family packs them. All must be finite.
-    pub fn write_latents(&self, latents: Tensor<4>, path: &Path) -> Result<()> {
-        if !latents.clone().is_finite().all().into_scalar::<bool>() {
-            return Err(Error::file(path, NOT_FINITE).hint(WHY_NOT_FINITE));
-        }
-        let latents = input::latents_data(latents, self.family.packs_latents());
-        write_tensors(path, &BTreeMap::from([("latents".to_string(), latents)]), &BTreeMap::new())
-    }
-
     /// The pictures of scaled latents.
-    pub fn decode(&self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or a picture is not finite.
+    pub(super) fn decode(&mut self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
+        self.load()?;
         let _stage = Stage::enter("decode", &self.device);
         self.pipeline.decode(latents)
     }

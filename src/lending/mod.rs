@@ -9,6 +9,7 @@
 //! at every loan would, and the backward product is spared turning it back.
 
 mod streamed;
+mod whole;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -19,6 +20,7 @@ use crate::{
     weights::Weights,
 };
 use streamed::Streamed;
+pub use whole::Whole;
 
 /// A part of a network that can be lent.
 ///

@@ -145,12 +145,16 @@ impl Lora {
     /// The model has no such layers, or they are of another size: one error that lists all.
     pub fn adapters_for(&self, layers: &[LayerShape], device: &Device, strength: f64) -> Result<Adapters> {
         self.check(layers)?;
-        let mut here = self.clone();
-        for layer in &mut here.layers {
+        Ok(self.clone().to_device(device).adapters(strength))
+    }
+
+    /// The same on another device.
+    pub fn to_device(mut self, device: &Device) -> Self {
+        for layer in &mut self.layers {
             layer.a = layer.a.clone().to_device(device);
             layer.b = layer.b.clone().to_device(device);
         }
-        Ok(here.adapters(strength))
+        self
     }
 
     /// Adds the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.

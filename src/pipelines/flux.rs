@@ -6,19 +6,18 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
     ImageSizes,
-    pipeline::Pipeline,
-    request::{Condition, Request},
+    pipeline::{Pipeline, Placement},
+    request::Condition,
 };
 use crate::{
     error::{Error, Result},
-    lending::Residence,
     models::{
         Network,
         flux::{FluxInputs, FluxTransformer, pack, unpack},
         vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
-    schedulers::{FlowMatchEuler, Scheduler},
+    schedulers::{FlowMatchEuler, Scheduler, SchedulerName},
 };
 
 /// The side of a square picture in latent pixels that FLUX.1 was made for: 1024 pixels. No file of the model says so.
@@ -43,17 +42,22 @@ impl FluxPipeline {
     /// # Errors
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
-        Self::open_as(Residence::Resident, model, device, dtype)
+        Self::open_as(Placement::default(), model, device, dtype)
     }
 
-    /// The same with the weights of the transformer where `residence` says.
+    /// The same with weights that lie where `placement` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_as(residence: Residence, model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let model = model.as_ref();
-        let transformer = FluxTransformer::open_as(residence, model.join("transformer"), device, Some(dtype))?;
-        let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
+    pub fn open_as(
+        placement: impl Into<Placement>,
+        model: impl AsRef<Path>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let (model, placement) = (model.as_ref(), placement.into());
+        let transformer = FluxTransformer::open_as(placement.denoiser, model.join("transformer"), device, Some(dtype))?;
+        let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
         if 4 * vae.latent_channels() != transformer.config.in_channels {
             let problem = format!(
                 "the VAE has {} latent channels, the transformer takes {} features a token",
@@ -100,10 +104,18 @@ impl Pipeline for FluxPipeline {
         (tokens * self.transformer.config.width()) as u64 * 4 * 20
     }
 
-    fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)> {
-        let [_, _, height, width] = request.noise.dims();
-        let run = self.scheduler.run(request.steps, (height / 2) * (width / 2), request.strength())?;
-        Ok((Box::new(run), 0))
+    fn sampler(
+        &self,
+        name: Option<SchedulerName>,
+        steps: usize,
+        strength: f64,
+        (width, height): (usize, usize),
+    ) -> Result<(Box<dyn Scheduler>, usize)> {
+        if name.is_some() {
+            return Err(Error::setting("scheduler", "is not supported by FLUX.1")
+                .hint("leave it out: there is one sampler only"));
+        }
+        Ok((Box::new(self.scheduler.run(steps, (height / 2) * (width / 2), strength)?), 0))
     }
 
     /// The velocity. The timestep of this model is the noise level.

@@ -12,11 +12,11 @@ mod flux;
 pub(crate) mod pipeline;
 pub(crate) mod request;
 mod size;
-pub(crate) mod stable_diffusion;
+mod stable_diffusion;
 mod similarity;
 
 pub use flux::FluxPipeline;
-pub use pipeline::{Pipeline, Step};
+pub use pipeline::{OnStep, Outcome, Pipeline, Placement, Step};
 pub use request::{Condition, Request, Start};
 pub use similarity::{EditScore, Similarity};
 pub use size::{ImageSizes, LARGEST_SIDE};

@@ -2,6 +2,8 @@
 //!
 //! A model brings its network, its sampler and its sizes; the loop is written once.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
@@ -12,6 +14,7 @@ use super::{
 use crate::{
     data,
     error::{Error, Result},
+    lending::Residence,
     memory::{self, Stage},
     models::{
         draw_noise,
@@ -19,7 +22,7 @@ use crate::{
     },
     nn::LayerShape,
     rng::{Purpose, Seed},
-    schedulers::Scheduler,
+    schedulers::{Scheduler, SchedulerName},
     stop,
 };
 
@@ -42,6 +45,54 @@ pub struct Step<'a> {
     pub of: usize,
     /// Scaled latents, `[B, C, h, w]`.
     pub latents: &'a Tensor<4>,
+}
+
+/// What is called after every step of a generation, and says whether it goes on.
+pub type OnStep<'a> = &'a mut dyn FnMut(Step<'_>) -> ControlFlow<()>;
+
+/// How work ended that its caller may cancel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// It was done.
+    Finished(T),
+    /// The caller said to stop after this many steps. Nothing came of it, and nothing is wrong.
+    Cancelled(usize),
+}
+
+impl<T> Outcome<T> {
+    /// What came of it, if it was not cancelled.
+    pub fn finished(self) -> Option<T> {
+        match self {
+            Self::Finished(made) => Some(made),
+            Self::Cancelled(_) => None,
+        }
+    }
+
+    /// The same with what came of it changed.
+    ///
+    /// # Errors
+    /// That of `then`.
+    pub fn and_then<U>(self, then: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
+        Ok(match self {
+            Self::Finished(made) => Outcome::Finished(then(made)?),
+            Self::Cancelled(steps) => Outcome::Cancelled(steps),
+        })
+    }
+}
+
+/// Where the weights of a pipeline's parts lie between two uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Of the denoiser's segments.
+    pub denoiser: Residence,
+    /// Of the two halves of the VAE.
+    pub vae: Residence,
+}
+
+impl From<Residence> for Placement {
+    fn from(everywhere: Residence) -> Self {
+        Self { denoiser: everywhere, vae: everywhere }
+    }
 }
 
 /// A network, a VAE and a schedule. Text encoders are not part of it: prompts are embedded before it is loaded.
@@ -80,16 +131,18 @@ pub trait Pipeline {
         false
     }
 
-    /// What such a network reads, from raw latents of the pictures to edit.
-    fn image_condition(&self, raw: Tensor<4>) -> Tensor<4> {
-        raw
-    }
-
-    /// The sampler for a request, and the number of its first call.
+    /// A sampler for the share `strength` of `steps` steps and latents of this width and height, and the number of its first
+    /// call; the model's own, unless another one is named.
     ///
     /// # Errors
-    /// The schedule cannot be used with that many steps.
-    fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)>;
+    /// The schedule cannot be used with that many steps, or the sampler of this model cannot be chosen.
+    fn sampler(
+        &self,
+        name: Option<SchedulerName>,
+        steps: usize,
+        strength: f64,
+        size: (usize, usize),
+    ) -> Result<(Box<dyn Scheduler>, usize)>;
 
     /// One call of the network, in f32: `latents` `[R, C, h, w]` as the sampler scales them, with one row of `condition` each.
     fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4>;
@@ -100,6 +153,18 @@ pub trait Pipeline {
     /// # Errors
     /// The request does not suit the model, its settings leave nothing to do, or the process is asked to stop.
     fn generate(&self, request: &Request, on_step: &mut dyn FnMut(Step<'_>)) -> Result<Tensor<4>> {
+        let on_step: OnStep = &mut |step| {
+            on_step(step);
+            ControlFlow::Continue(())
+        };
+        Ok(self.generate_until(request, on_step)?.finished().expect("nobody cancelled it"))
+    }
+
+    /// The same for a caller who may cancel it after each step.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    fn generate_until(&self, request: &Request, on_step: OnStep) -> Result<Outcome<Tensor<4>>> {
         let mut calls = 0;
         let mut noise = || {
             calls += 1;
@@ -117,18 +182,19 @@ pub trait Pipeline {
         &self,
         request: &Request,
         noise: &mut dyn FnMut() -> Tensor<4>,
-        on_step: &mut dyn FnMut(Step<'_>),
-    ) -> Result<Tensor<4>> {
+        on_step: OnStep,
+    ) -> Result<Outcome<Tensor<4>>> {
         request.check(self.edits())?;
         let ([_, channels, height, width], own) = (request.noise.dims(), self.vae().latent_channels());
         if channels != own {
             return Err(Error::setting("noise", format!("has {channels} channels, the model's latents have {own}")));
         }
         self.check_size(width * self.vae().downsampling(), height * self.vae().downsampling())?;
-        let (mut sampler, first) = self.sampler(request)?;
+        let (mut sampler, first) =
+            self.sampler(request.scheduler, request.steps, request.strength(), (width, height))?;
         let timesteps = sampler.timesteps().to_vec();
         check_first(first, &timesteps, request.steps)?;
-        let (condition, weights) = request.conditions(|raw| self.image_condition(raw));
+        let (condition, weights) = request.conditions();
         let clean = request.start.as_ref();
         let start = request.noise.clone().cast(FloatDType::F32);
         let mut latents = match clean {
@@ -151,9 +217,12 @@ pub trait Pipeline {
                 };
                 latents = kept * (mask.clone().neg() + 1.0) + latents * mask.clone();
             }
-            on_step(Step { number: index - first + 1, of: timesteps.len() - first, latents: &latents });
+            let (number, of) = (index - first + 1, timesteps.len() - first);
+            if on_step(Step { number, of, latents: &latents }).is_break() {
+                return Ok(Outcome::Cancelled(number));
+            }
         }
-        Ok(latents)
+        Ok(Outcome::Finished(latents))
     }
 
     /// # Errors

@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Result},
     models::text::PromptEmbeds,
     nn::Adapters,
+    schedulers::SchedulerName,
 };
 
 /// What to make. All rows are made together, as one batch.
@@ -21,13 +22,15 @@ pub struct Request {
     pub seeds: Vec<u64>,
     /// Steps of the sampler.
     pub steps: usize,
+    /// The sampler, in place of the model's own.
+    pub scheduler: Option<SchedulerName>,
     /// The distilled guidance that FLUX.1-dev takes as an input (3.5 suits it); other models ignore it.
     pub guidance: f64,
     /// Classifier-free guidance by text: what to keep away from (one row for all, or one each), and how strongly. In force
     /// above 1.
     pub negative: Option<(PromptEmbeds, f64)>,
-    /// The pictures to edit, for a model that reads them: raw latents `[B, C, h, w]`, and the guidance by them, in force from
-    /// 1 on and together with that by text.
+    /// The pictures to edit, for a model that reads them: latents `[B, C, h, w]` as it was trained with, which are raw ones in
+    /// InstructPix2Pix, and the guidance by them, in force from 1 on and together with that by text.
     pub original: Option<(Tensor<4>, f64)>,
     /// Pictures to start from, with the noise on top.
     pub start: Option<Start>,
@@ -74,6 +77,7 @@ impl Request {
             noise,
             seeds,
             steps,
+            scheduler: None,
             guidance: 1.0,
             negative: None,
             original: None,
@@ -164,16 +168,15 @@ impl Request {
     /// With text `t` against `n` at scale `s` (Ho & Salimans 2022): `n + s·(t - n)`.
     /// With a picture too (Brooks et al. 2023, eq. 3), text scale `s`, image scale `i`, and `u` with neither:
     /// `u + s·(ti - ni) + i·(ni - u)`. Here each is written with one weight for each prediction.
-    pub(super) fn conditions(&self, image_condition: impl Fn(Tensor<4>) -> Tensor<4>) -> (Condition, Vec<f64>) {
+    pub(super) fn conditions(&self) -> (Condition, Vec<f64>) {
         let rows = self.noise.dims()[0];
         // One row each.
         let none = |embeds: &PromptEmbeds| match embeds.prompt.dims()[0] {
             1 => pick(embeds, &vec![0; rows]),
             _ => embeds.clone(),
         };
-        let original = self.original.as_ref().map(|(raw, scale)| (image_condition(raw.clone()), *scale));
         let (mut texts, mut originals, mut weights) = (vec![self.text.clone()], Vec::new(), vec![1.0]);
-        match (&self.negative, original) {
+        match (&self.negative, self.original.clone()) {
             (Some((negative, s)), None) if *s > 1.0 => {
                 texts.push(none(negative));
                 weights = vec![*s, 1.0 - s];
@@ -187,7 +190,7 @@ impl Request {
             (_, original) => originals.extend(original.map(|(latents, _)| latents)),
         }
         let original = (!originals.is_empty()).then(|| Tensor::cat(originals, 0));
-        (Condition { text: cat(&texts), original, guidance: self.guidance, adapters: self.adapters.clone() }, weights)
+        (Condition { text: join(&texts), original, guidance: self.guidance, adapters: self.adapters.clone() }, weights)
     }
 }
 
@@ -211,7 +214,7 @@ pub(crate) fn pick(embeds: &PromptEmbeds, rows: &[usize]) -> PromptEmbeds {
 }
 
 /// All rows, one after the other.
-fn cat(parts: &[PromptEmbeds]) -> PromptEmbeds {
+pub(crate) fn join(parts: &[PromptEmbeds]) -> PromptEmbeds {
     PromptEmbeds {
         prompt: Tensor::cat(parts.iter().map(|part| part.prompt.clone()).collect(), 0),
         pooled: Tensor::cat(parts.iter().map(|part| part.pooled.clone()).collect(), 0),

@@ -6,19 +6,18 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
     ImageSizes,
-    pipeline::Pipeline,
-    request::{Condition, Request},
+    pipeline::{Pipeline, Placement},
+    request::Condition,
 };
 use crate::{
     error::{Error, Result},
-    lending::Residence,
     models::{
         Network,
         unet::{UNet, UNetConfig, UNetInputs},
         vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
-    schedulers::{Scheduler, SchedulerConfig},
+    schedulers::{Scheduler, SchedulerConfig, SchedulerName},
 };
 
 /// UNet, VAE and schedule. A UNet of as many input channels as latents have makes pictures from text; one of twice as many
@@ -31,8 +30,6 @@ pub struct StableDiffusionPipeline {
     pub vae: AutoencoderKl,
     /// From `scheduler/`; its name says which sampler.
     pub scheduler: SchedulerConfig,
-    /// Whether the UNet was trained on scaled latents of the originals. InstructPix2Pix was trained on raw ones.
-    pub scaled_condition: bool,
     device: Device,
     dtype: FloatDType,
 }
@@ -46,15 +43,20 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// A component is missing, broken or of another kind.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
-        Self::open_as(Residence::Resident, model, device, dtype)
+        Self::open_as(Placement::default(), model, device, dtype)
     }
 
-    /// The same with the weights of the UNet where `residence` says.
+    /// The same with weights that lie where `placement` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_as(residence: Residence, model: impl AsRef<Path>, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let model = model.as_ref();
+    pub fn open_as(
+        placement: impl Into<Placement>,
+        model: impl AsRef<Path>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let (model, placement) = (model.as_ref(), placement.into());
         let config = UNetConfig::open(model.join("unet"))?;
         let UNetConfig { in_channels, out_channels, .. } = config;
         let channels = VaeConfig::open(model.join("vae"))?.latent_channels;
@@ -68,10 +70,10 @@ impl StableDiffusionPipeline {
                 2 * channels
             )));
         }
-        let unet = UNet::open_as(residence, model.join("unet"), device, Some(dtype))?;
-        let vae = AutoencoderKl::open(model.join("vae"), device, Some(FloatDType::F32))?;
+        let unet = UNet::open_as(placement.denoiser, model.join("unet"), device, Some(dtype))?;
+        let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
         let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
-        Ok(Self { unet, vae, scheduler, scaled_condition: false, device: device.clone(), dtype })
+        Ok(Self { unet, vae, scheduler, device: device.clone(), dtype })
     }
 
     /// The sizes of images with this UNet and VAE.
@@ -112,12 +114,20 @@ impl Pipeline for StableDiffusionPipeline {
         self.unet.config.edits()
     }
 
-    fn image_condition(&self, raw: Tensor<4>) -> Tensor<4> {
-        if self.scaled_condition { self.vae.latent_scale().normalize(raw) } else { raw }
-    }
-
-    fn sampler(&self, request: &Request) -> Result<(Box<dyn Scheduler>, usize)> {
-        sampler(&self.scheduler, request.steps, request.strength())
+    fn sampler(
+        &self,
+        name: Option<SchedulerName>,
+        steps: usize,
+        strength: f64,
+        _: (usize, usize),
+    ) -> Result<(Box<dyn Scheduler>, usize)> {
+        let sampler = name.map_or(self.scheduler.clone(), |name| self.scheduler.with_name(name)).scheduler(steps)?;
+        let run = (steps as f64 * strength) as usize;
+        let first = match run.min(steps) {
+            0 => sampler.timesteps().len(), // PNDM has one call more than steps
+            run => steps - run,
+        };
+        Ok((sampler, first))
     }
 
     /// The noise or the velocity, as the model was trained.
@@ -134,18 +144,4 @@ impl Pipeline for StableDiffusionPipeline {
         };
         self.unet.predict(&inputs, &condition.adapters).cast(FloatDType::F32)
     }
-}
-
-/// The sampler for a run of the share `strength` of `steps` steps, and the number of its first call.
-///
-/// # Errors
-/// The schedule cannot be used with that many steps.
-pub(crate) fn sampler(scheduler: &SchedulerConfig, steps: usize, strength: f64) -> Result<(Box<dyn Scheduler>, usize)> {
-    let sampler = scheduler.scheduler(steps)?;
-    let run = (steps as f64 * strength) as usize;
-    let first = match run.min(steps) {
-        0 => sampler.timesteps().len(), // PNDM has one call more than steps
-        run => steps - run,
-    };
-    Ok((sampler, first))
 }

@@ -7,6 +7,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{Found, Golden, unet};
 use crate::{
     error::Result,
+    lending::Residence,
     models::{
         Network,
         text::TextEncoders,
@@ -58,7 +59,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
     let f32 = Some(FloatDType::F32);
     let mut model = unet::open(golden, dtype)?;
     model.widen(2 * model.config.out_channels);
-    let vae = AutoencoderKl::open(golden.model.join("vae"), &golden.device, f32)?;
+    let vae = AutoencoderKl::open_in(&golden.model, Residence::Resident, &golden.device)?;
     let text = TextEncoders::open(&golden.model, &golden.device, f32)?;
     let scheduler = SchedulerConfig::open(golden.model.join("scheduler"))?;
     let objective = Denoising {

@@ -1,6 +1,6 @@
 //! Whole sampling runs of four steps, from diffusers' start noise to the picture; the denoiser in the type asked for.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::ControlFlow};
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -73,7 +73,11 @@ pub fn edit(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     let mut drawn = drawn.iter().map(|name| golden.tensor::<4>(name)).collect::<Result<VecDeque<_>>>()?;
     let mut noise = || drawn.pop_front().unwrap_or_else(|| request.noise.zeros_like());
     let mut steps = Vec::new();
-    let latents = pipeline.generate_with(&request, &mut noise, &mut |step| steps.push(step.latents.clone()))?;
+    let latents = pipeline.generate_with(&request, &mut noise, &mut |step| {
+        steps.push(step.latents.clone());
+        ControlFlow::Continue(())
+    })?;
+    let latents = latents.finished().expect("nobody cancelled it");
     found(&of("steps"), Tensor::stack::<5>(steps, 0).into_data())?;
     found(&of("output"), latents.clone().into_data())?;
     found(&of("decoded_image"), picture(&pipeline, latents).into_data())

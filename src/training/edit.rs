@@ -56,7 +56,6 @@ impl<'a> EditTask<'a> {
         if let Some(name) = validation.scheduler {
             pipeline.scheduler = pipeline.scheduler.with_name(name);
         }
-        pipeline.scaled_condition = objective.config.scaled_condition;
         let mut left = validation.edits;
         let mut shown = dataset.held_out(Seed(config.run.seed));
         for batch in &mut shown {
@@ -68,9 +67,12 @@ impl<'a> EditTask<'a> {
         Self { pipeline, objective, validation, levels, dataset, shown }
     }
 
-    /// The latents of the originals as the UNet reads them.
-    fn condition(&self, originals: Tensor<4>) -> Tensor<4> {
-        self.pipeline.image_condition(Moments::from_tensor(originals).mode())
+    /// Raw latents of originals, as the UNet reads them.
+    fn condition(&self, raw: Tensor<4>) -> Tensor<4> {
+        match self.objective.config.scaled_condition {
+            true => self.pipeline.vae.latent_scale().normalize(raw),
+            false => raw,
+        }
     }
 
     /// The pairs of a batch.
@@ -95,7 +97,7 @@ impl<'a> EditTask<'a> {
         let noise = self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, rows);
         let request = Request {
             negative: Some((pairs.null.clone(), self.validation.text_guidance)),
-            original: Some((pairs.latents.clone(), image_guidance)),
+            original: Some((self.condition(pairs.latents.clone()), image_guidance)),
             adapters: adapters.to_vec(),
             ..Request::new(pairs.text.clone(), noise, vec![seed; rows], self.validation.steps)
         };
@@ -147,7 +149,7 @@ impl Task for EditTask<'_> {
     }
 
     fn example(&self, batch: Batch, noised: Noised) -> Example<UNetInputs> {
-        let condition = self.condition(originals(&batch));
+        let condition = self.condition(Moments::from_tensor(originals(&batch)).mode());
         let latents = noised.latents(&Moments::from_tensor(batch.moments));
         let latents = self.pipeline.vae.latent_scale().normalize(latents);
         let timesteps: Vec<i64> = noised.levels.iter().map(|&timestep| timestep as i64).collect();

@@ -22,6 +22,44 @@ pub struct PromptEmbeds {
 /// The longest prompt that FLUX.1 was trained with, in tokens of T5, which by itself has no limit.
 const T5_LONGEST: usize = 512;
 
+/// What the text encoders of one model read.
+#[derive(Clone, Debug)]
+pub struct TextLimits {
+    clip: ClipTextConfig,
+    t5: Option<T5Config>,
+}
+
+impl TextLimits {
+    /// Reads the configurations of the text encoders in a model folder.
+    ///
+    /// # Errors
+    /// One is missing, broken or of another model.
+    pub fn open(model: &Path) -> Result<Self> {
+        let second = model.join("text_encoder_2");
+        let t5 = second.is_dir().then(|| T5Config::open(second)).transpose()?;
+        Ok(Self { clip: ClipTextConfig::open(model.join("text_encoder"))?, t5 })
+    }
+
+    /// Whether the encoders can read a prompt that did not come from their tokenizers: at least one id for each, none outside
+    /// the vocabulary, and no more than there are positions.
+    ///
+    /// # Errors
+    /// What they cannot read.
+    pub fn check(&self, prompt: &PromptIds) -> std::result::Result<(), String> {
+        let within = |name: &str, ids: &[i64], vocabulary: usize, longest: usize| {
+            if ids.is_empty() || ids.len() > longest {
+                return Err(format!("`{name}` has {} ids for a prompt, expected 1 to {longest}", ids.len()));
+            }
+            match ids.iter().find(|&&id| id < 0 || id >= vocabulary as i64) {
+                Some(id) => Err(format!("`{name}` holds {id}, but the model's ids go from 0 to {}", vocabulary - 1)),
+                None => Ok(()),
+            }
+        };
+        within("clip", &prompt.clip, self.clip.vocab_size, self.clip.max_position_embeddings)?;
+        self.t5.as_ref().map_or(Ok(()), |t5| within("t5", &prompt.t5, t5.vocab_size, T5_LONGEST))
+    }
+}
+
 /// The text encoders of one model.
 #[derive(Clone, Debug)]
 pub struct TextEncoders {
@@ -43,26 +81,6 @@ impl TextEncoders {
             clip: ClipTextModel::open(model.join("text_encoder"), device, dtype)?,
             t5: second.is_dir().then(|| T5Encoder::open(second, device, dtype)).transpose()?,
         })
-    }
-
-    /// Whether the models can read a prompt that did not come from their tokenizers: at least one id for each, none outside
-    /// the vocabulary, and no more than there are positions.
-    ///
-    /// # Errors
-    /// What they cannot read.
-    pub fn check(&self, prompt: &PromptIds) -> std::result::Result<(), String> {
-        let within = |name: &str, ids: &[i64], vocabulary: usize, longest: usize| {
-            if ids.is_empty() || ids.len() > longest {
-                return Err(format!("`{name}` has {} ids for a prompt, expected 1 to {longest}", ids.len()));
-            }
-            match ids.iter().find(|&&id| id < 0 || id >= vocabulary as i64) {
-                Some(id) => Err(format!("`{name}` holds {id}, but the model's ids go from 0 to {}", vocabulary - 1)),
-                None => Ok(()),
-            }
-        };
-        let clip = &self.clip.config;
-        within("clip", &prompt.clip, clip.vocab_size, clip.max_position_embeddings)?;
-        self.t5.as_ref().map_or(Ok(()), |t5| within("t5", &prompt.t5, t5.config.vocab_size, T5_LONGEST))
     }
 
     /// Encodes a batch of at least one prompt, tokenized with the tokenizers of the same model; the embeddings are in the

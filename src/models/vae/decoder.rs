@@ -14,6 +14,7 @@ use crate::{
 /// Doubles the picture's sides once for each level but the last. Levels run from the lowest resolution up.
 #[derive(Clone, Debug)]
 pub(super) struct Decoder {
+    post_quant_conv: Option<Conv2d>,
     conv_in: Conv2d,
     middle: MidBlock,
     levels: Vec<Level>,
@@ -28,7 +29,9 @@ struct Level {
 }
 
 impl Decoder {
-    pub(super) fn load(weights: &Weights, config: &VaeConfig) -> Self {
+    /// `decoder` of the VAE's tensors, and the convolution before it.
+    pub(super) fn load(vae: &Weights, config: &VaeConfig) -> Self {
+        let (weights, latents) = (&vae.at("decoder"), config.latent_channels);
         let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (groups, last) = (config.norm_num_groups, channels.len() - 1);
         let level = |i: usize| {
@@ -40,8 +43,10 @@ impl Decoder {
                 upsample: (i < last).then(upsample),
             }
         };
+        let pointwise = || Conv2d::load(&vae.at("post_quant_conv"), latents, latents, 1);
         Self {
-            conv_in: Conv2d::load(&weights.at("conv_in"), config.latent_channels, channels[0], 3),
+            post_quant_conv: config.use_post_quant_conv.then(pointwise),
+            conv_in: Conv2d::load(&weights.at("conv_in"), latents, channels[0], 3),
             middle: MidBlock::load(&weights.at("mid_block"), channels[0], groups, config.mid_block_add_attention),
             levels: (0..=last).map(level).collect(),
             norm_out: GroupNorm::load(&weights.at("conv_norm_out"), channels[last], groups, EPSILON),
@@ -49,8 +54,13 @@ impl Decoder {
         }
     }
 
-    /// `[B, C, h, w]` → `[B, 3, H, W]`.
+    /// `[B, C, h, w]` → `[B, 3, H, W]`, in the dtype of the weights.
     pub(super) fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let latents = latents.cast(self.conv_in.dtype());
+        let latents = match &self.post_quant_conv {
+            Some(conv) => conv.forward(latents),
+            None => latents,
+        };
         let mut x = self.middle.forward(self.conv_in.forward(latents));
         for level in &self.levels {
             x = level.resnets.iter().fold(x, |x, block| block.forward(x));

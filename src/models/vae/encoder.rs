@@ -1,6 +1,6 @@
 //! Pixels to moments.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 
 use super::{
     VaeConfig,
@@ -19,6 +19,7 @@ pub(super) struct Encoder {
     middle: MidBlock,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    quant_conv: Option<Conv2d>,
 }
 
 #[derive(Clone, Debug)]
@@ -28,8 +29,11 @@ struct Level {
 }
 
 impl Encoder {
-    pub(super) fn load(weights: &Weights, config: &VaeConfig) -> Self {
+    /// `encoder` of the VAE's tensors, and the convolution after it.
+    pub(super) fn load(vae: &Weights, config: &VaeConfig) -> Self {
+        let weights = &vae.at("encoder");
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let moments = 2 * config.latent_channels;
         let last = channels.len() - 1;
         let level = |i: usize| {
             let weights = weights.at(format!("down_blocks.{i}"));
@@ -45,24 +49,24 @@ impl Encoder {
             levels: (0..=last).map(level).collect(),
             middle: MidBlock::load(&weights.at("mid_block"), channels[last], groups, config.mid_block_add_attention),
             norm_out: GroupNorm::load(&weights.at("conv_norm_out"), channels[last], groups, EPSILON),
-            conv_out: Conv2d::load(&weights.at("conv_out"), channels[last], 2 * config.latent_channels, 3),
+            conv_out: Conv2d::load(&weights.at("conv_out"), channels[last], moments, 3),
+            quant_conv: config.use_quant_conv.then(|| Conv2d::load(&vae.at("quant_conv"), moments, moments, 1)),
         }
     }
 
-    /// Of the weights.
-    pub(super) fn dtype(&self) -> FloatDType {
-        self.conv_in.dtype().into()
-    }
-
-    /// `[B, 3, H, W]` → `[B, 2C, h, w]`.
+    /// `[B, 3, H, W]` → `[B, 2C, h, w]`, in the dtype of the weights.
     pub(super) fn forward(&self, pixels: Tensor<4>) -> Tensor<4> {
-        let mut x = self.conv_in.forward(pixels);
+        let mut x = self.conv_in.forward(pixels.cast(self.conv_in.dtype()));
         for level in &self.levels {
             x = level.resnets.iter().fold(x, |x, block| block.forward(x));
             if let Some(downsample) = &level.downsample {
                 x = downsample.forward(pad_bottom_right(x));
             }
         }
-        self.conv_out.forward(self.norm_out.forward_silu(self.middle.forward(x)))
+        let x = self.conv_out.forward(self.norm_out.forward_silu(self.middle.forward(x)));
+        match &self.quant_conv {
+            Some(conv) => conv.forward(x),
+            None => x,
+        }
     }
 }

@@ -14,21 +14,23 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
-use crate::{error::Result, nn::Conv2d, weights::Weights};
+use crate::{
+    error::Result,
+    lending::{Residence, Whole},
+    weights::Weights,
+};
 pub use config::{DownBlockType, UpBlockType, VaeActivation, VaeClass, VaeConfig};
 use decoder::Decoder;
 use encoder::Encoder;
 pub use scale::LatentScale;
 
-/// The two halves of the autoencoder.
+/// The two halves of the autoencoder, each of which is lent for one use.
 #[derive(Clone, Debug)]
 pub struct AutoencoderKl {
     /// What it was built from.
     pub config: VaeConfig,
-    encoder: Encoder,
-    quant_conv: Option<Conv2d>,
-    post_quant_conv: Option<Conv2d>,
-    decoder: Decoder,
+    encoder: Whole<Encoder>,
+    decoder: Whole<Decoder>,
 }
 
 impl AutoencoderKl {
@@ -37,23 +39,36 @@ impl AutoencoderKl {
     /// # Errors
     /// Files are missing, the config describes another model, or config and weights do not fit.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
-        let config = VaeConfig::open(&folder)?;
-        let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config);
-        weights.finish()?;
-        Ok(model)
+        Self::open_as(Residence::Resident, folder, device, dtype)
     }
 
-    /// Takes the model's tensors.
-    pub fn load(weights: &Weights, config: VaeConfig) -> Self {
-        let latents = config.latent_channels;
-        let pointwise =
-            |name: &str, used: bool, channels| used.then(|| Conv2d::load(&weights.at(name), channels, channels, 1));
+    /// The VAE in the folder of a whole model, as every pipeline uses it: in f32, because the activations of Stable Diffusion's
+    /// outgrow f16, and bf16 would show in the images.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(model: &Path, residence: Residence, device: &Device) -> Result<Self> {
+        Self::open_as(residence, model.join("vae"), device, Some(FloatDType::F32))
+    }
+
+    fn open_as(
+        residence: Residence,
+        folder: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<Self> {
+        let config = VaeConfig::open(&folder)?;
+        let weights = Weights::open(folder, device, dtype)?;
+        let model = Self::load(&weights, config, residence);
+        weights.finish().map(|()| model)
+    }
+
+    /// Takes the model's tensors; the caller ends with [`Weights::finish`].
+    pub fn load(weights: &Weights, config: VaeConfig, residence: Residence) -> Self {
+        let [of_encoder, of_decoder] = [config.clone(), config.clone()];
         Self {
-            encoder: Encoder::load(&weights.at("encoder"), &config),
-            quant_conv: pointwise("quant_conv", config.use_quant_conv, 2 * latents),
-            post_quant_conv: pointwise("post_quant_conv", config.use_post_quant_conv, latents),
-            decoder: Decoder::load(&weights.at("decoder"), &config),
+            encoder: Whole::new(weights, residence, move |weights| Encoder::load(weights, &of_encoder)),
+            decoder: Whole::new(weights, residence, move |weights| Decoder::load(weights, &of_decoder)),
             config,
         }
     }
@@ -63,20 +78,12 @@ impl AutoencoderKl {
     /// `pixels` `[B, 3, H, W]` in [-1, 1], both sides divisible by [`downsampling`](Self::downsampling); the result is in
     /// the dtype of the weights.
     pub fn encode(&self, pixels: Tensor<4>) -> Moments {
-        let x = self.encoder.forward(pixels.cast(self.dtype()));
-        Moments::from_tensor(match &self.quant_conv {
-            Some(conv) => conv.forward(x),
-            None => x,
-        })
+        Moments::from_tensor(self.encoder.lend().forward(pixels))
     }
 
     /// Raw (not scaled) latents `[B, C, h, w]` to pictures `[B, 3, H, W]`, about in [-1, 1], in the dtype of the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        let x = latents.cast(self.dtype());
-        self.decoder.forward(match &self.post_quant_conv {
-            Some(conv) => conv.forward(x),
-            None => x,
-        })
+        self.decoder.lend().forward(latents)
     }
 
     /// What lies between raw latents and those a diffusion model sees.
@@ -92,10 +99,6 @@ impl AutoencoderKl {
     /// The channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.config.latent_channels
-    }
-
-    fn dtype(&self) -> FloatDType {
-        self.encoder.dtype()
     }
 }
 
