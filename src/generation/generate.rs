@@ -80,8 +80,8 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
     }
     request.total(pictures.len().max(1), request.prompts.len().max(1))?;
-    let (mut session, sampling) = (Session::open(&request.model, device)?, &request.sampling);
-    session.check_purpose(request.edit)?;
+    let mut session = Session::open_for(Some(request.edit), &request.model, device)?;
+    let sampling = &request.sampling;
     session.check(sampling, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
     session.put_on_files(&request.loras)?;
     let packed = session.family.packs_latents();

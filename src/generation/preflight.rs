@@ -10,17 +10,6 @@ use crate::{
 };
 
 impl Session {
-    /// Checks that the model edits by instruction, or does not.
-    ///
-    /// # Errors
-    /// It is of the other kind.
-    pub(super) fn check_purpose(&self, edits: bool) -> Result<()> {
-        match edits == self.family.edits() {
-            true => Ok(()),
-            false => Err(self.family.other_purpose(&self.folder)),
-        }
-    }
-
     /// Checks options, prompts, and how much pictures are to change: 1 if there are none.
     ///
     /// # Errors

@@ -99,8 +99,19 @@ impl Session {
     /// # Errors
     /// The model cannot be used: a file is missing or broken, or parts do not fit each other.
     pub fn open(model: &str, device: &Device) -> Result<Self> {
+        Self::open_for(None, model, device)
+    }
+
+    /// The same; `edits` says whether it must be a model that edits by instruction, or must not.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or it is of the other kind.
+    pub(super) fn open_for(edits: Option<bool>, model: &str, device: &Device) -> Result<Self> {
         let folder = hub::resolve(model)?;
         let (family, dtype) = (families::of(&folder)?, device::dtype(device).into());
+        if edits.is_some_and(|edits| edits != family.edits()) {
+            return Err(family.other_purpose(&folder));
+        }
         Ok(Self {
             pipeline: family.open(Residence::Streamed.into(), &folder, device, dtype)?,
             is_loaded: false,
