@@ -9,7 +9,7 @@ response a line; everything else goes to standard error. Weights and inputs are 
 
 The keys of a request, all with defaults: `case`, `model` (flux, unet), `device`, `size` of the picture, `batch`, `repeats`,
 `rank`, `targets` (attention, all; a UNet is trained whole without it), `layers` (FLUX's [double, single] blocks), `small`
-(the shapes of benches/flux.rs and benches/instruct_pix2pix.rs), `text_tokens`, `dtype` (bf16, f32), `variants`, `path`
+(the shapes of src/bench/shape.rs), `text_tokens`, `dtype` (bf16, f32), `variants`, `path`
 (load), and `operation` with `shape`.
 
 What a training step is: draw noise and noise level, forward, loss, backward, clip by the common norm, fused AdamW, zero the

@@ -1,7 +1,7 @@
 //! Linear layers and adapters on the stand-in GPU of `tests/cuda`, with NVIDIA's library of products and without: both are
 //! what the CPU computes, and the library's stand-in says that it was asked.
 
-#![cfg(all(feature = "cuda", not(feature = "fusion"), target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
 use std::{path::Path, process::Command};
 

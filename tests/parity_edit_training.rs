@@ -7,15 +7,15 @@ use kiln::{
     data::joint_dropout,
     models::vae::{AutoencoderKl, Moments},
     selftest::edit_steps::{SECTION, replay},
-    training::backward,
+    training::Activations,
 };
 use support::goldens;
 
 #[test]
 fn five_steps_of_an_editing_model_match() {
     for golden in goldens("StableDiffusionInstructPix2PixPipeline") {
-        for groups in [backward::blockwise, backward::full] {
-            golden.agrees(|golden, dtype, found| replay(golden, dtype, groups, found));
+        for activations in [Activations::Blockwise, Activations::Full] {
+            golden.agrees(|golden, dtype, found| replay(golden, dtype, activations, found));
         }
     }
 }
@@ -23,7 +23,7 @@ fn five_steps_of_an_editing_model_match() {
 #[test]
 fn five_steps_of_a_widened_model_match() {
     for golden in goldens("StableDiffusionPipeline") {
-        golden.agrees(|golden, dtype, found| replay(golden, dtype, backward::blockwise, found));
+        golden.agrees(|golden, dtype, found| replay(golden, dtype, Activations::Blockwise, found));
     }
 }
 

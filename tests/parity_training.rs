@@ -8,7 +8,7 @@ use kiln::{
     schedulers::FlowMatchEuler,
     selftest::{flux, lora_steps},
     training::{
-        FlowMatchingConfig,
+        Activations, FlowMatchingConfig,
         backward::{self, Subject, backward},
         objective::FlowMatching,
     },
@@ -16,8 +16,8 @@ use kiln::{
 use support::{Golden, goldens};
 
 fn replay(golden: &Golden, section: &str) {
-    for groups in [backward::blockwise, backward::full] {
-        golden.agrees(|golden, dtype, found| lora_steps::replay(golden, dtype, section, groups, found));
+    for activations in [Activations::Blockwise, Activations::Full] {
+        golden.agrees(|golden, dtype, found| lora_steps::replay(golden, dtype, section, activations, found));
     }
 }
 

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use super::SEED;
 use crate::{
     device,
+    error::Result,
     models::{Network, draw_noise},
     rng::Purpose,
     training::objective::Example,
@@ -24,14 +25,14 @@ pub trait Denoiser: 'static {
     /// The same, to be changed.
     fn model_mut(&mut self) -> &mut Self::Model;
 
-    /// How many pictures it works on at a time.
-    fn batch(&self) -> usize;
-
     /// A batch at noise and noise levels drawn for `step`.
     fn example(&self, step: u64) -> Example<InputsOf<Self::Model>>;
 
-    /// Denoises random latents in `steps` steps; returns their sum, `[1]`.
-    fn sample(&self, steps: usize) -> Tensor<1>;
+    /// Denoises random latents in `steps` steps, as `kiln generate` does; returns their sum, `[1]`.
+    ///
+    /// # Errors
+    /// The process is asked to stop.
+    fn sample(&self, steps: usize) -> Result<Tensor<1>>;
 }
 
 /// Standard normal numbers that hang on `name`, drawn as [`Weights::random`](crate::weights::Weights::random) does.

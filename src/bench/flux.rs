@@ -8,13 +8,16 @@ use super::{
     shape,
 };
 use crate::{
+    error::Result,
     lending::Residence,
     models::{
         flux::{FluxInputs, FluxTransformer},
         text::PromptEmbeds,
+        vae::AutoencoderKl,
     },
+    pipelines::{FluxPipeline, Pipeline, Request},
     rng::Purpose,
-    schedulers::{FlowMatchEuler, flow_match},
+    schedulers::FlowMatchEuler,
     training::{
         FlowMatchingConfig,
         objective::{Example, FlowMatching},
@@ -25,16 +28,13 @@ use crate::{
 /// Of a usual run.
 const GUIDANCE: f64 = 3.5;
 
-/// A FLUX transformer, latents of one size and prompts.
+/// A FLUX pipeline, noise of one size and prompts.
 pub struct FluxBench {
-    model: FluxTransformer,
+    pipeline: FluxPipeline,
     objective: FlowMatching,
-    /// What sampling starts from.
-    inputs: FluxInputs,
-    /// Height and width of the latents.
-    latent: usize,
-    device: Device,
-    dtype: FloatDType,
+    text: PromptEmbeds,
+    /// What sampling starts from, `[B, C, h, w]`.
+    noise: Tensor<4>,
 }
 
 impl FluxBench {
@@ -42,21 +42,21 @@ impl FluxBench {
     pub fn new(case: &Case, device: &Device) -> Self {
         let (config, dtype, batch) = (shape::flux(case), case.float(), case.batch);
         let latent = case.size.expect("a case of a denoiser has a size") / 8;
-        let normal = |name: &str, tokens, width| normal(name, [batch, tokens, width], device, dtype);
-        let inputs = FluxInputs {
-            img: normal("noise", (latent / 2).pow(2), config.in_channels),
-            txt: normal("prompt", case.text_tokens, config.joint_attention_dim),
-            pooled: normal("pooled", 1, config.pooled_projection_dim).squeeze_dim(1),
-            sigma: Tensor::ones([batch], device),
-            guidance: Tensor::full([batch], GUIDANCE, device),
-            rope: config.rope(case.text_tokens, latent, latent, device),
+        let text = PromptEmbeds {
+            prompt: normal("prompt", [batch, case.text_tokens, config.joint_attention_dim], device, dtype),
+            pooled: normal("pooled", [batch, config.pooled_projection_dim], device, dtype),
         };
+        let noise = normal("noise", [batch, config.in_channels / 4, latent, latent], device, FloatDType::F32);
         let objective = FlowMatching {
             config: FlowMatchingConfig { guidance: GUIDANCE, ..Default::default() },
             scheduler: FlowMatchEuler::default(),
         };
-        let model = FluxTransformer::load(&Weights::random(SEED, device, Some(dtype)), config, Residence::Resident);
-        Self { model, objective, inputs, latent, device: device.clone(), dtype }
+        let weights = Weights::random(SEED, device, Some(dtype));
+        let transformer = FluxTransformer::load(&weights, config, Residence::Resident);
+        // The VAE is not used here, so its weights are never drawn.
+        let vae = AutoencoderKl::load(&weights.at("vae"), shape::vae(case), Residence::Streamed);
+        let pipeline = FluxPipeline::new(transformer, vae, FlowMatchEuler::default(), dtype);
+        Self { pipeline, objective, text, noise }
     }
 }
 
@@ -64,41 +64,28 @@ impl Denoiser for FluxBench {
     type Model = FluxTransformer;
 
     fn model(&self) -> &FluxTransformer {
-        &self.model
+        &self.pipeline.transformer
     }
 
     fn model_mut(&mut self) -> &mut FluxTransformer {
-        &mut self.model
-    }
-
-    fn batch(&self) -> usize {
-        self.inputs.img.dims()[0]
+        &mut self.pipeline.transformer
     }
 
     fn example(&self, step: u64) -> Example<FluxInputs> {
-        let batch = self.batch();
-        let shape = [batch, self.model.config.in_channels / 4, self.latent, self.latent];
-        let tokens = (self.latent / 2).pow(2);
-        let draw = |purpose| draw(purpose, step, shape, &self.device);
-        let sigma = |sample| self.objective.draw_sigma(SEED, step, sample, tokens);
+        let (shape, transformer) = (self.noise.dims(), self.model());
+        let [batch, _, height, width] = shape;
+        let draw = |purpose| draw(purpose, step, shape, self.pipeline.device());
+        let sigma = |sample| self.objective.draw_sigma(SEED, step, sample, height / 2 * (width / 2));
         let sigmas: Vec<f32> = (0..batch as u64).map(sigma).collect();
-        let text = PromptEmbeds { prompt: self.inputs.txt.clone(), pooled: self.inputs.pooled.clone() };
         let (latents, noise) = (draw(Purpose::Posterior), draw(Purpose::Noise));
-        self.objective.example(&self.model.config, latents, text, noise, &sigmas, self.dtype)
+        let (config, dtype) = (&transformer.config, self.pipeline.dtype());
+        self.objective.example(config, latents, self.text.clone(), noise, &sigmas, dtype)
     }
 
-    fn sample(&self, steps: usize) -> Tensor<1> {
-        let batch = self.batch();
-        let sigmas = FlowMatchEuler::default().inference_sigmas(steps, (self.latent / 2).pow(2));
-        let noise = self.inputs.img.clone().cast(FloatDType::F32);
-        let img = sigmas.windows(2).fold(noise, |img, pair| {
-            let velocity = self.model.forward(&FluxInputs {
-                img: img.clone().cast(self.dtype),
-                sigma: Tensor::full([batch], pair[0], &self.device),
-                ..self.inputs.clone()
-            });
-            flow_match::step(img, velocity.cast(FloatDType::F32), pair[0], pair[1])
-        });
-        img.sum()
+    fn sample(&self, steps: usize) -> Result<Tensor<1>> {
+        let seeds = vec![SEED.0; self.noise.dims()[0]];
+        let request =
+            Request { guidance: GUIDANCE, ..Request::new(self.text.clone(), self.noise.clone(), seeds, steps) };
+        Ok(self.pipeline.generate(&request, &mut |_| ())?.sum())
     }
 }

@@ -29,11 +29,7 @@ impl Machine {
         let Hardware { name, driver } = Hardware::of(device);
         let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
         let version = env!("CARGO_PKG_VERSION");
-        let features = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
-            (_, true) => ", cuda with fusion",
-            (true, _) => ", cuda",
-            _ => "",
-        };
+        let features = if cfg!(feature = "cuda") { ", cuda" } else { "" };
         let mut command: Vec<String> = std::env::args().collect();
         command[0] = "kiln".into();
         Self {

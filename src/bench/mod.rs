@@ -33,7 +33,7 @@ pub use measure::{Run, Variant};
 pub use operation::{Operation, Work};
 pub use plan::Options;
 pub use report::{Files, Report, Row, run};
-pub use step::{Activation, Training};
+pub use step::Training;
 pub use unet::UNetBench;
 
 use crate::rng::Seed;

@@ -9,14 +9,15 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::{
-    Activation, Case, Denoiser, FluxBench, Kind, Machine, Model, Operation, Options, Run, Training, UNetBench, Variant,
-    Work, encoders, load, markdown,
+    Case, Denoiser, FluxBench, Kind, Machine, Model, Operation, Options, Run, Training, UNetBench, Variant, Work,
+    encoders, load, markdown,
     measure::measure,
     peer::{Answer, Peer},
 };
 use crate::{
     error::{Error, Result},
     memory,
+    training::Activations,
 };
 
 /// What was measured, as it is written to a file.
@@ -104,10 +105,10 @@ fn variants(case: &Case, device: &Device) -> Vec<Variant> {
 }
 
 fn training<D: Denoiser>(case: &Case, device: &Device, denoiser: fn(&Case, &Device) -> D) -> Vec<Variant> {
-    let ways = [("blockwise", Activation::Blockwise), ("kept", Activation::Kept)];
-    let measured = ways.map(|(name, activation)| {
+    let ways = [("blockwise", Activations::Blockwise), ("kept", Activations::Full)];
+    let measured = ways.map(|(name, activations)| {
         measure(name, device, case.repeats, || {
-            let mut training = Training::new(case, denoiser(case, device), activation)?;
+            let mut training = Training::new(case, denoiser(case, device), activations)?;
             Ok(Box::new(move || Ok(Some(training.step()))))
         })
     });
@@ -115,7 +116,7 @@ fn training<D: Denoiser>(case: &Case, device: &Device, denoiser: fn(&Case, &Devi
 }
 
 fn sampling(denoiser: impl Denoiser) -> Run {
-    Box::new(move || Ok(Some(denoiser.sample(1))))
+    Box::new(move || denoiser.sample(1).map(Some))
 }
 
 fn tell(side: &str, variant: &Variant) {

@@ -57,12 +57,21 @@ pub fn unet(case: &Case) -> UNetConfig {
 /// FLUX.1's autoencoder (84 million numbers), or a narrow one.
 pub fn vae(case: &Case) -> VaeConfig {
     let channels = if case.small { [32, 32, 64, 64] } else { [128, 256, 512, 512] };
+    vae_of(channels, 16)
+}
+
+/// Stable Diffusion's autoencoder.
+pub fn unet_vae() -> VaeConfig {
+    vae_of([128, 256, 512, 512], 4)
+}
+
+fn vae_of(channels: [usize; 4], latent_channels: usize) -> VaeConfig {
     config(json!({
         "_class_name": "AutoencoderKL",
         "block_out_channels": channels,
         "down_block_types": vec!["DownEncoderBlock2D"; 4],
         "up_block_types": vec!["UpDecoderBlock2D"; 4],
-        "latent_channels": 16,
+        "latent_channels": latent_channels,
         "layers_per_block": 2,
         "scaling_factor": 0.3611,
         "shift_factor": 0.1159,

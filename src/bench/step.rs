@@ -1,6 +1,4 @@
-//! One step of training, as `kiln train` does it between reading a batch and the running mean.
-
-use std::ops::Range;
+//! One step of training, as `kiln train` takes it after reading a batch.
 
 use burn::tensor::Tensor;
 
@@ -9,30 +7,14 @@ use crate::{
     error::Result,
     lora::{Lora, LoraConfig, Targets},
     models::Network,
-    training::{
-        OptimizerConfig,
-        backward::{self, Subject, backward},
-        optimizer::{AdamW, clip},
-    },
+    training::{Activations, OptimizerConfig, optimizer::AdamW, step::Learner},
 };
-
-/// What is kept of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// What enters each block; the rest is computed again.
-    Blockwise,
-    /// Everything.
-    Kept,
-}
 
 /// A denoiser that is being trained.
 pub struct Training<D: Denoiser> {
     denoiser: D,
-    groups: Vec<Range<usize>>,
-    /// `None` where the model itself is trained.
-    lora: Option<Lora>,
-    optimizer: AdamW,
-    settings: OptimizerConfig,
+    learner: Learner,
+    learning_rate: f64,
     step: u64,
 }
 
@@ -41,12 +23,7 @@ impl<D: Denoiser> Training<D> {
     ///
     /// # Errors
     /// The model has none of the layers that the adapter is for.
-    pub fn new(case: &Case, denoiser: D, activation: Activation) -> Result<Self> {
-        let count = denoiser.model().len();
-        let groups = match activation {
-            Activation::Blockwise => backward::blockwise(count),
-            Activation::Kept => backward::full(count),
-        };
+    pub fn new(case: &Case, denoiser: D, activations: Activations) -> Result<Self> {
         let targets = match case.targets {
             Some(Trained::Full) => None,
             Some(Trained::All) => Some(Targets::All),
@@ -56,24 +33,16 @@ impl<D: Denoiser> Training<D> {
         let (layers, device) = (denoiser.model().layers(), denoiser.model().lender().device());
         let lora = targets.map(|targets| Lora::init(&config(targets), SEED, &layers, device)).transpose()?;
         let settings = OptimizerConfig::default();
-        Ok(Self { denoiser, groups, lora, optimizer: AdamW::new(settings.clone()), settings, step: 0 })
+        let learning_rate = settings.learning_rate;
+        Ok(Self { denoiser, learner: Learner::new(lora, AdamW::new(settings), activations), learning_rate, step: 0 })
     }
 
     /// Draws noise and noise levels, forward, backward, clips by the common norm, AdamW. Returns the loss, `[1]`.
     pub fn step(&mut self) -> Tensor<1> {
-        let (batch, example) = (self.denoiser.batch() as f64, self.denoiser.example(self.step));
-        let adapters = self.lora.as_ref().map(|lora| lora.adapters(1.0));
-        let subject = adapters.as_ref().map_or(Subject::Weights, Subject::Adapters);
-        let loss = |prediction| example.loss(prediction) * batch;
-        let (loss, mut gradients) = backward(self.denoiser.model(), subject, &example.inputs, &self.groups, loss);
-        drop(adapters); // what nothing else holds is changed where it lies
-        clip(&mut gradients, 1.0 / batch, self.settings.max_grad_norm);
-        let rate = self.settings.learning_rate;
-        match &mut self.lora {
-            Some(lora) => self.optimizer.step(rate, lora, gradients),
-            None => self.optimizer.step(rate, self.denoiser.model_mut(), gradients),
-        }
+        let example = self.denoiser.example(self.step);
+        let summed = self.learner.gradients(self.denoiser.model(), &example, self.step, 0);
+        drop(example);
         self.step += 1;
-        loss
+        self.learner.apply(self.denoiser.model_mut(), self.learning_rate, summed).loss
     }
 }

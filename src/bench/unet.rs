@@ -8,10 +8,16 @@ use super::{
     shape,
 };
 use crate::{
+    error::Result,
     lending::Residence,
-    models::unet::{UNet, UNetInputs},
+    models::{
+        text::PromptEmbeds,
+        unet::{UNet, UNetInputs},
+        vae::AutoencoderKl,
+    },
+    pipelines::{InstructPix2PixPipeline, Pipeline, Request},
     rng::Purpose,
-    schedulers::{SchedulerConfig, SchedulerName},
+    schedulers::SchedulerName,
     training::{
         InstructPix2PixConfig,
         objective::{Denoising, Example},
@@ -19,17 +25,14 @@ use crate::{
     weights::Weights,
 };
 
-/// A UNet, latents of one size beside those of a picture, and instructions.
+/// An editing pipeline, noise of one size beside the latents of an original, and instructions.
 pub struct UNetBench {
-    model: UNet,
+    pipeline: InstructPix2PixPipeline,
     objective: Denoising,
-    scheduler: SchedulerConfig,
     /// What sampling starts from, `[B, 4, h, w]`.
     noise: Tensor<4>,
-    picture: Tensor<4>,
-    text: Tensor<3>,
-    device: Device,
-    dtype: FloatDType,
+    original: Tensor<4>,
+    text: PromptEmbeds,
 }
 
 impl UNetBench {
@@ -38,22 +41,27 @@ impl UNetBench {
         let config = shape::unet(case);
         let dtype = if case.targets == Some(Trained::Full) { FloatDType::F32 } else { case.float() };
         let latent = case.size.expect("a case of a denoiser has a size") / 8;
-        let shape = [case.batch, 4, latent, latent];
+        let (batch, shape) = (case.batch, [case.batch, 4, latent, latent]);
         let scheduler = shape::noise_schedule();
         let objective = Denoising {
             config: InstructPix2PixConfig::default(),
             schedule: scheduler.noise_schedule(),
             prediction: scheduler.prediction_type,
         };
+        let text = PromptEmbeds {
+            prompt: normal("text", [batch, CLIP_TOKENS, config.cross_attention_dim], device, dtype),
+            pooled: Tensor::zeros([batch, 1], device), // nothing reads it
+        };
+        let weights = Weights::random(SEED, device, Some(dtype));
+        let unet = UNet::load(&weights, config, Residence::Resident);
+        // The VAE is not used here, so its weights are never drawn.
+        let vae = AutoencoderKl::load(&weights.at("vae"), shape::unet_vae(), Residence::Streamed);
         Self {
+            pipeline: InstructPix2PixPipeline::new(unet, vae, scheduler, dtype),
             objective,
-            scheduler,
             noise: normal("noise", shape, device, FloatDType::F32),
-            picture: normal("picture", shape, device, dtype),
-            text: normal("text", [case.batch, CLIP_TOKENS, config.cross_attention_dim], device, dtype),
-            model: UNet::load(&Weights::random(SEED, device, Some(dtype)), config, Residence::Resident),
-            device: device.clone(),
-            dtype,
+            original: normal("picture", shape, device, FloatDType::F32),
+            text,
         }
     }
 }
@@ -62,40 +70,31 @@ impl Denoiser for UNetBench {
     type Model = UNet;
 
     fn model(&self) -> &UNet {
-        &self.model
+        &self.pipeline.unet
     }
 
     fn model_mut(&mut self) -> &mut UNet {
-        &mut self.model
-    }
-
-    fn batch(&self) -> usize {
-        self.text.dims()[0]
+        &mut self.pipeline.unet
     }
 
     fn example(&self, step: u64) -> Example<UNetInputs> {
-        let draw = |purpose| draw(purpose, step, self.noise.dims(), &self.device);
+        let shape = self.noise.dims();
+        let draw = |purpose| draw(purpose, step, shape, Pipeline::device(&self.pipeline));
         let timestep = |sample| self.objective.draw_timestep(SEED, step, sample);
-        let timesteps: Vec<i64> = (0..self.batch() as u64).map(timestep).collect();
+        let timesteps: Vec<i64> = (0..shape[0] as u64).map(timestep).collect();
         let (latents, condition, noise) = (draw(Purpose::Posterior), draw(Purpose::Condition), draw(Purpose::Noise));
-        self.objective.example(latents, condition, self.text.clone(), noise, &timesteps, self.dtype)
+        let (text, dtype) = (self.text.prompt.clone(), self.pipeline.dtype());
+        self.objective.example(latents, condition, text, noise, &timesteps, dtype)
     }
 
     /// Every row is a prediction of its own: a picture edited with both guidance scales is a batch of three.
-    fn sample(&self, steps: usize) -> Tensor<1> {
-        let named = self.scheduler.with_name(SchedulerName::EulerAncestral);
-        let mut sampler = named.scheduler(steps).expect("fewer steps than timesteps");
-        let mut latents = self.noise.clone() * sampler.init_noise_sigma();
-        for (index, timestep) in sampler.timesteps().to_vec().into_iter().enumerate() {
-            let input = sampler.scale_model_input(latents.clone(), index).cast(self.dtype);
-            let prediction = self.model.forward(&UNetInputs {
-                sample: Tensor::cat(vec![input, self.picture.clone()], 1),
-                timestep: Tensor::full([self.batch()], timestep, &self.device),
-                text: self.text.clone(),
-            });
-            let mut fresh = || self.noise.clone();
-            latents = sampler.step(prediction.cast(FloatDType::F32), index, latents, &mut fresh);
-        }
-        latents.sum()
+    fn sample(&self, steps: usize) -> Result<Tensor<1>> {
+        let seeds = vec![SEED.0; self.noise.dims()[0]];
+        let request = Request {
+            original: Some((self.original.clone(), 1.0)),
+            scheduler: Some(SchedulerName::EulerAncestral),
+            ..Request::new(self.text.clone(), self.noise.clone(), seeds, steps)
+        };
+        Ok(self.pipeline.generate(&request, &mut |_| ())?.sum())
     }
 }

@@ -35,10 +35,9 @@ pub use flags::Flags;
 pub use report::{report_error, report_panics, start_logging};
 
 /// The version and what this build can compute on: `kiln --version`.
-const LONG_VERSION: &str = match (cfg!(feature = "cuda"), cfg!(feature = "fusion")) {
-    (_, true) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (features cuda, fusion)"),
-    (true, _) => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (feature cuda)"),
-    _ => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
+const LONG_VERSION: &str = match cfg!(feature = "cuda") {
+    true => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (feature cuda)"),
+    false => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
 };
 
 /// What the program says by its exit code.

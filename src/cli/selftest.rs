@@ -10,8 +10,7 @@ use crate::{device::Hardware, selftest};
 /// Says whether this machine computes what diffusers computes
 ///
 /// Runs tiny models as diffusers ran them, forward, backward and through training, and single kernels as the CPU computes them,
-/// each in f32 and in bf16, and compares. The exit code is 1 if anything is further off than it may be. Which kernels a GPU runs
-/// is chosen when kiln is built (features `cuda` and `fusion`): two builds are two tests.
+/// each in f32 and in bf16, and compares. The exit code is 1 if anything is outside its tolerance.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only checks in whose name this word occurs: a model (`flux`), a part (`vae`), a kernel (`kernel attention`), a type (`bf16`)

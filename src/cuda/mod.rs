@@ -13,11 +13,11 @@ mod library;
 mod paths;
 #[cfg(feature = "cuda")]
 mod toolkit;
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 mod vendor;
 
 pub use paths::Paths;
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 pub use vendor::{Library, library, loaded, paths};
 
 use std::{fmt, path::PathBuf};
@@ -107,10 +107,7 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
         let roots = library::roots();
         let toolkit = toolkit::find(&roots, driver.cuda, gpu)?;
         let kept = cache::keep(cache, gpu)?;
-        #[cfg(not(feature = "fusion"))]
         let vendor = vendor::find(paths, &roots, driver.cuda, gpu);
-        #[cfg(feature = "fusion")]
-        let vendor = format!("none of NVIDIA's libraries with the feature `fusion` ({paths:?})");
         let release = driver.release.as_deref().unwrap_or("of unknown number");
         tracing::debug!(
             "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}",

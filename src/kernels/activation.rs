@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu,
@@ -97,7 +97,7 @@ impl<const D: usize> Operation<1> for Activation<D> {
                 };
                 cpu::plain(cpu::tensor::<D>(y, cpu::dims(&x)))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(input) if cuda::takes(&input) => cuda::activation::forward(self.0, input),
             Err([x]) => {
                 let x = Tensor::<D>::from_dispatch(x);
@@ -130,7 +130,7 @@ impl<const D: usize> Operation<1> for Activation<D> {
                 };
                 cpu::plain(cpu::tensor::<D>(dx, cpu::dims(&x)))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(both) if cuda::takes(&both) => cuda::activation::backward(self.0, both),
             Err([x, g]) => {
                 let [x, g]: [Tensor<D>; 2] = [x, g].map(Tensor::from_dispatch);

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{cpu, simd::vectorized};
 
@@ -62,7 +62,7 @@ pub fn adamw<const D: usize>(
             update(p, cpu::numbers(&gradient), m, v, options, &factors);
             updated.map(cpu::plain).map(Tensor::from_dispatch)
         }
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         Err(inputs) if cuda::takes(&inputs) => {
             let AdamW { beta1, beta2, epsilon, .. } = *options;
             let Factors { keep, rate, root } = factors;
@@ -82,7 +82,7 @@ pub fn adamw<const D: usize>(
 
 /// The sum of the squares of all numbers of all `rows`, of which there is at least one. Plain tensors of one type.
 pub fn sum_of_squares(rows: impl IntoIterator<Item = Tensor<1>>) -> Tensor<1> {
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     let rows = {
         let rows: Vec<_> = rows.into_iter().map(|row| [row.into_dispatch()]).collect();
         if rows.iter().all(cuda::takes) {

@@ -4,7 +4,7 @@ use burn::backend::{Dispatch, ops::ModuleOps};
 use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 use burn_flex::FlexTensor;
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu,
@@ -169,7 +169,7 @@ fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
 fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation: &Conv2d) -> Tensor<4> {
     let [batch, inputs, height, width] = x.dims();
     if !operation.is_product(weight.dims()) {
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         let (x, weight) = {
             let both = [x, weight].map(Tensor::into_dispatch);
             if cuda::takes(&both) {
@@ -210,7 +210,7 @@ fn composed_backward(
             let weight = w4.clone().reshape([1, outputs, inputs]);
             matmul(weight.swap_dims(1, 2), places(g4.clone(), outputs)).reshape(shape).into_dispatch()
         }
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         false if cuda::takes(&[g.clone(), weight.clone()]) => {
             cuda::conv::input_gradient([g.clone(), weight.clone()], shape, operation.options())
         }
@@ -229,7 +229,7 @@ fn composed_backward(
                     .reshape([outputs, inputs, 1, 1])
                     .into_dispatch()
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             false if cuda::takes(&[x.clone(), g.clone()]) => {
                 cuda::conv::weight_gradient([x, g.clone()], w4.dims(), operation.options())
             }

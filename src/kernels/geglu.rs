@@ -4,7 +4,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu,
@@ -58,7 +58,7 @@ impl Operation<1> for Geglu {
                 );
                 cpu::plain(cpu::tensor(y, [rows, width]))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(input) if cuda::takes(&input) => cuda::geglu::forward(input),
             Err([x]) => {
                 let x = Tensor::<2>::from_dispatch(x);
@@ -98,7 +98,7 @@ impl Operation<1> for Geglu {
                 );
                 cpu::plain(cpu::tensor(dx, shape))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(both) if cuda::takes(&both) => cuda::geglu::backward(both),
             Err([x, g]) => {
                 let [x, g]: [Tensor<2>; 2] = [x, g].map(Tensor::from_dispatch);

@@ -4,7 +4,7 @@
 use burn::tensor::{FloatDType, Tensor, activation};
 use burn_flex::FlexTensor;
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     activation::{silu, silu_slope},
@@ -228,7 +228,7 @@ impl Operation<3> for GroupNorm {
                 let count = statistics.len();
                 (cpu::plain(cpu::tensor::<4>(y, cpu::dims(&x))), cpu::plain(cpu::tensor(statistics, [count])))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(inputs) if cuda::takes(&inputs) => cuda::group_norm::forward(*self, inputs),
             Err([x, weight, bias]) => {
                 let x = Tensor::from_dispatch(x);
@@ -264,7 +264,7 @@ impl Operation<3> for GroupNorm {
                 let vector = |data: Vec<f32>| cpu::tensor(data, cpu::dims::<1>(&weight));
                 [cpu::tensor::<4>(dx, cpu::dims(&x)), vector(dweight), vector(dbias)].map(cpu::plain)
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => return cuda::group_norm::backward(self, all, wanted),
             Err([x, weight, bias, g, _]) => self.composed_backward(Tensor::from_dispatch(x), weight, bias, g),
         };

@@ -3,7 +3,7 @@
 use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu,
@@ -87,7 +87,7 @@ impl<const N: usize> Operation<N> for Linear {
                 let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers));
                 cpu::plain(cpu::tensor(y, [x.rows, weight.rows]))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(inputs) if cuda::takes(&inputs) => {
                 cuda::linear::affine([0, 1].map(|i| inputs[i].clone()), inputs.get(2).cloned())
             }
@@ -182,7 +182,7 @@ impl Operation<4> for LowRank {
                 add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), self.scale as f32);
                 (cpu::plain(y), [x, cpu::tensor(u, [rows, rank]), a, b].map(cpu::plain))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(inputs) if cuda::takes(&inputs) => cuda::linear::low_rank(inputs, self.scale),
             Err([y, x, a, b]) => {
                 let [y, x, a, b]: [Tensor<2>; 4] = [y, x, a, b].map(Tensor::from_dispatch);
@@ -222,7 +222,7 @@ impl Operation<4> for LowRank {
                     }),
                 ]
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => {
                 let [g, saved @ ..] = all;
                 let [dx, da, db] = cuda::linear::low_rank_gradients(g, saved, self.scale, [wants_x, wants_a, wants_b]);

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 
 /// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `clippy.toml`
@@ -15,7 +15,7 @@ use super::cuda;
 /// answer with garbage.
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     assert_one_dtype("a matrix product", &[lhs.dtype(), rhs.dtype()]);
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     let (lhs, rhs) = {
         let both = [lhs, rhs].map(Tensor::into_dispatch);
         if cuda::takes(&both) {

@@ -8,7 +8,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod cpu;
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 mod cuda;
 mod geglu;
 mod gemm;

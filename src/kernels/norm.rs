@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu::{self, Rows},
@@ -94,7 +94,7 @@ impl Operation<3> for LayerNorm {
                 let statistics = cpu::tensor(statistics.into_flattened(), [batch * tokens, 2]);
                 (cpu::plain(cpu::tensor(y, shape)), cpu::plain(statistics))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(inputs) if cuda::takes(&inputs) => cuda::norm::forward(inputs, self.base, self.epsilon),
             Err([x, shift, scale]) => {
                 let x = Tensor::from_dispatch(x);
@@ -188,7 +188,7 @@ impl Operation<3> for LayerNorm {
                 let (dshift, dscale) = (half(wants_shift, 0), half(wants_scale, width));
                 [dx, dshift, dscale]
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::norm::backward(all, self.base, wanted),
             Err([x, scale, g, _]) => {
                 let [x, g]: [Tensor<3>; 2] = [x, g].map(Tensor::from_dispatch);

@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu::{self, Rows},
@@ -46,7 +46,7 @@ impl Operation<3> for GatedAdd {
                     },
                 )
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::residual::forward(all),
             Err([x, gate, y]) => {
                 let [x, y]: [Tensor<3>; 2] = [x, y].map(Tensor::from_dispatch);
@@ -94,7 +94,7 @@ impl Operation<3> for GatedAdd {
                 });
                 [dx, dgate, dy]
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => {
                 let [dgate, dy] = cuda::residual::backward(all, wants_gate, wants_y);
                 [dx, dgate, dy]

@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu::{self, Rows},
@@ -112,7 +112,7 @@ impl Operation<1> for RmsNormRope {
                 );
                 cpu::plain(cpu::tensor(y, [batch, heads, tokens, width]))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::rope::forward(all, self.epsilon),
             Err([x, ..]) => {
                 let x = Tensor::<4>::from_dispatch(x);
@@ -170,7 +170,7 @@ impl Operation<1> for RmsNormRope {
                 );
                 cpu::plain(cpu::tensor(dx, [batch, tokens, heads, width]))
             }
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::rope::backward(all, self.epsilon),
             Err([x, g, ..]) => {
                 let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);

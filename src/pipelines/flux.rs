@@ -67,7 +67,13 @@ impl FluxPipeline {
             return Err(Error::file(model, problem).hint("transformer and VAE must come from the same FLUX.1 model"));
         }
         let scheduler = FlowMatchEuler::open(model.join("scheduler"))?;
-        Ok(Self { transformer, vae, scheduler, device: device.clone(), dtype })
+        Ok(Self::new(transformer, vae, scheduler, dtype))
+    }
+
+    /// The pipeline of these parts, which are of one model. `dtype` is the transformer's.
+    pub fn new(transformer: FluxTransformer, vae: AutoencoderKl, scheduler: FlowMatchEuler, dtype: FloatDType) -> Self {
+        let device = transformer.lender().device().clone();
+        Self { transformer, vae, scheduler, device, dtype }
     }
 
     /// The sizes of images with this VAE: a token is 2 × 2 latent pixels.

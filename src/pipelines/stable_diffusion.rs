@@ -73,7 +73,13 @@ impl StableDiffusionPipeline {
         let unet = UNet::open_as(placement.denoiser, model.join("unet"), device, Some(dtype))?;
         let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
         let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
-        Ok(Self { unet, vae, scheduler, device: device.clone(), dtype })
+        Ok(Self::new(unet, vae, scheduler, dtype))
+    }
+
+    /// The pipeline of these parts, which are of one model. `dtype` is the UNet's.
+    pub fn new(unet: UNet, vae: AutoencoderKl, scheduler: SchedulerConfig, dtype: FloatDType) -> Self {
+        let device = unet.lender().device().clone();
+        Self { unet, vae, scheduler, device, dtype }
     }
 
     /// The sizes of images with this UNet and VAE.

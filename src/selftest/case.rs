@@ -9,7 +9,7 @@ use super::{
     report::Row,
     sampling, unet,
 };
-use crate::{error::Result, panics::unpanicked, training::backward::blockwise};
+use crate::{error::Result, panics::unpanicked, training::Activations};
 
 /// Both types that models are run in.
 pub(super) const DTYPES: [FloatDType; 2] = [FloatDType::F32, FloatDType::BF16];
@@ -96,8 +96,12 @@ pub(super) fn flux(golden: &Golden) -> Vec<Case<'_>> {
         ("blocks", flux::blocks),
         ("transformer", flux::outputs),
         ("sampling", sampling::flux),
-        ("training", |golden, dtype, found| lora_steps::replay(golden, dtype, "train_lora", blockwise, found)),
-        ("training_all", |golden, dtype, found| lora_steps::replay(golden, dtype, "train_lora_all", blockwise, found)),
+        ("training", |golden, dtype, found| {
+            lora_steps::replay(golden, dtype, "train_lora", Activations::Blockwise, found)
+        }),
+        ("training_all", |golden, dtype, found| {
+            lora_steps::replay(golden, dtype, "train_lora_all", Activations::Blockwise, found)
+        }),
     ];
     cases(golden, &parts)
 }
@@ -110,7 +114,7 @@ pub(super) fn edits(golden: &Golden) -> Vec<Case<'_>> {
         ("levels", unet::levels),
         ("unet", unet::outputs),
         ("sampling", sampling::edit),
-        ("training", |golden, dtype, found| edit_steps::replay(golden, dtype, blockwise, found)),
+        ("training", |golden, dtype, found| edit_steps::replay(golden, dtype, Activations::Blockwise, found)),
     ];
     cases(golden, &parts)
 }

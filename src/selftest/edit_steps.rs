@@ -1,7 +1,5 @@
 //! Five steps of diffusers' InstructPix2Pix script, replayed: losses, norms, first gradients, final weights, running mean.
 
-use std::ops::Range;
-
 use burn::tensor::{FloatDType, Tensor};
 
 use super::{Found, Golden, unet};
@@ -9,7 +7,6 @@ use crate::{
     error::Result,
     lending::Residence,
     models::{
-        Network,
         text::TextEncoders,
         unet::UNet,
         vae::{AutoencoderKl, Moments},
@@ -18,10 +15,10 @@ use crate::{
     schedulers::SchedulerConfig,
     tokenizer::PromptIds,
     training::{
-        Ema, InstructPix2PixConfig, OptimizerConfig,
-        backward::{Subject, backward},
+        Activations, Ema, InstructPix2PixConfig, OptimizerConfig,
         objective::Denoising,
-        optimizer::{AdamW, clip},
+        optimizer::AdamW,
+        step::{Learner, Stepped},
     },
 };
 
@@ -50,12 +47,12 @@ fn first_layer(model: &mut UNet) -> Vec<(String, Tensor<1>)> {
     found
 }
 
-/// Replays the steps, the U-Net in `dtype` and what prepares its data in f32; `groups` says how much tape is kept. In bf16, in
+/// Replays the steps, the U-Net in `dtype` and what prepares its data in f32; in bf16, in
 /// which no whole model is trained (its steps are smaller than the rounding), the first step ends with its gradients.
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range<usize>>, found: Found) -> Result<()> {
+pub fn replay(golden: &Golden, dtype: FloatDType, activations: Activations, found: Found) -> Result<()> {
     let f32 = Some(FloatDType::F32);
     let mut model = unet::open(golden, dtype)?;
     model.widen(2 * model.config.out_channels);
@@ -68,17 +65,18 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
         prediction: scheduler.prediction_type,
     };
     let number = |name: &str| golden.number(SECTION, name);
-    let mut optimizer = AdamW::new(OptimizerConfig {
+    let optimizer = AdamW::new(OptimizerConfig {
         learning_rate: number("lr")?,
         weight_decay: number("weight_decay")?,
         epsilon: number("eps")?,
+        max_grad_norm: number("max_grad_norm")?,
         ..Default::default()
     });
-    let mut ema = Ema::new(number("ema_decay")?);
+    let ema = Ema::new(number("ema_decay")?);
+    let mut learner = Learner::new(None, optimizer, activations).with_ema(Some(ema));
     let edited = vae.encode(golden.tensor(&key("edited_pixels"))?).into_tensor();
     let original: Tensor<4> = vae.encode(golden.tensor(&key("original_pixels"))?).mode();
     let (prompts, null) = (embed(golden, &text, "input_ids")?, embed(golden, &text, "null_ids")?);
-    let groups = groups(model.len());
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=5 {
         let of = |part: &str| key(&format!("step{step}.{part}"));
@@ -92,11 +90,9 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
         let (noise, timesteps) = (golden.tensor(&of("noise"))?, golden.ids(&of("timesteps"))?);
         let example = objective.example(latents, condition, words, noise, &timesteps, dtype);
         found(&of("prediction"), model.forward(&example.inputs).into_data())?;
-        let loss = |prediction| example.loss(prediction);
-        let (loss, mut gradients) = backward(&model, Subject::Weights, &example.inputs, &groups, loss);
-        losses.push(loss);
+        let summed = learner.gradients(&model, &example, step, 0);
         if step == 1 {
-            let prefix = key("grad1.");
+            let (prefix, gradients) = (key("grad1."), summed.mean());
             for name in golden.names(&prefix) {
                 let gradient = gradients.get(&name[prefix.len()..]);
                 let gradient = gradient.ok_or_else(|| golden.wrong(&name, "is a gradient that was not computed"))?;
@@ -106,15 +102,15 @@ pub fn replay(golden: &Golden, dtype: FloatDType, groups: fn(usize) -> Vec<Range
         if dtype != FloatDType::F32 {
             return Ok(());
         }
-        norms.push(clip(&mut gradients, 1.0, number("max_grad_norm")?));
-        optimizer.step(number("lr")?, &mut model, gradients);
-        ema.update(&mut model);
+        let Stepped { loss, grad_norm } = learner.apply(&mut model, number("lr")?, summed);
+        losses.push(loss);
+        norms.push(grad_norm);
     }
     found(&key("loss"), Tensor::<1>::cat(losses, 0).into_data())?;
     found(&key("grad_norm"), Tensor::<1>::cat(norms, 0).into_data())?;
     for (name, tensor) in first_layer(&mut model) {
         found(&key(&format!("final.{name}")), tensor.into_data())?;
     }
-    let mean = ema.means().get("conv_in.weight");
+    let mean = learner.ema().and_then(|ema| ema.means().get("conv_in.weight"));
     mean.map_or(Ok(()), |mean| found(&key("ema.conv_in.weight"), mean.to_data()))
 }

@@ -1,6 +1,6 @@
 //! Five training steps of diffusers' FLUX LoRA script, replayed: losses, norms, first and last gradients, final adapter.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -11,10 +11,10 @@ use crate::{
     models::{Network, flux::unpack, text::PromptEmbeds},
     schedulers::FlowMatchEuler,
     training::{
-        FlowMatchingConfig, OptimizerConfig, Weighting,
-        backward::{Subject, backward},
+        Activations, FlowMatchingConfig, OptimizerConfig, Weighting,
         objective::FlowMatching,
-        optimizer::{AdamW, clip},
+        optimizer::AdamW,
+        step::{Learner, Stepped},
     },
 };
 
@@ -36,19 +36,13 @@ pub fn adapter(golden: &Golden, section: &str) -> Result<Lora> {
     Ok(Lora { layers, metadata: BTreeMap::new() })
 }
 
-/// Replays the steps of `section`, the transformer in `dtype` and the adapter in f32; `groups` says how much tape is kept.
+/// Replays the steps of `section`, the transformer in `dtype` and the adapter in f32.
 ///
 /// # Errors
 /// Model or golden are incomplete, the adapter does not fit, or `found` refuses.
-pub fn replay(
-    golden: &Golden,
-    dtype: FloatDType,
-    section: &str,
-    groups: fn(usize) -> Vec<Range<usize>>,
-    found: Found,
-) -> Result<()> {
-    let model = flux::open(golden, dtype)?;
-    let mut lora = adapter(golden, section)?;
+pub fn replay(golden: &Golden, dtype: FloatDType, section: &str, activations: Activations, found: Found) -> Result<()> {
+    let mut model = flux::open(golden, dtype)?;
+    let lora = adapter(golden, section)?;
     let number = |key: &str| golden.number(section, key);
     let weighting =
         if golden.section(section)["weighting_scheme"] == "cosmap" { Weighting::Cosmap } else { Weighting::None };
@@ -56,17 +50,17 @@ pub fn replay(
         config: FlowMatchingConfig { weighting, guidance: number("guidance_scale")?, ..Default::default() },
         scheduler: FlowMatchEuler::default(),
     };
-    let mut optimizer = AdamW::new(OptimizerConfig {
+    let optimizer = AdamW::new(OptimizerConfig {
         learning_rate: number("lr")?,
         weight_decay: number("weight_decay")?,
         epsilon: number("eps")?,
+        max_grad_norm: number("max_grad_norm")?,
         ..Default::default()
     });
     lora.check(&model.layers())?;
-    let groups = groups(model.len());
+    let mut learner = Learner::new(Some(lora), optimizer, activations);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=5 {
-        let adapters = lora.adapters(1.0);
         let of = |part: &str| format!("{section}.step{step}.{part}");
         let latents: Tensor<4> = golden.tensor(&of("latents"))?;
         let [_, _, height, width] = latents.dims();
@@ -76,29 +70,30 @@ pub fn replay(
         };
         let (noise, sigmas) = (golden.tensor(&of("noise"))?, golden.floats(&of("sigmas"))?);
         let example = objective.example(&model.config, latents, text, noise, &sigmas, dtype);
-        let prediction = model.predict(&example.inputs, std::slice::from_ref(&adapters)).squeeze_dim(1);
+        let prediction = model.predict(&example.inputs, learner.adapters().as_slice()).squeeze_dim(1);
         found(&of("prediction"), unpack(prediction, height, width).into_data())?;
-        let loss = |prediction| example.loss(prediction);
-        let (loss, mut gradients) = backward(&model, Subject::Adapters(&adapters), &example.inputs, &groups, loss);
-        losses.push(loss);
+        let summed = learner.gradients(&model, &example, step, 0);
         if step == 1 || step == 5 {
             // A gradient that is missing or one too many shows as a name that one side does not have.
             let of = |name: &str| format!("{section}.grad{step}.{name}");
+            let gradients = summed.mean();
             let missing = golden.names(&of("")).into_iter().find(|name| !gradients.contains_key(&name[of("").len()..]));
             if let Some(name) = missing {
                 return Err(golden.wrong(&name, "is a gradient that was not computed"));
             }
             gradients.iter().try_for_each(|(name, gradient)| found(&of(name), gradient.to_data()))?;
         }
-        norms.push(clip(&mut gradients, 1.0, number("max_grad_norm")?));
-        optimizer.step(number("lr")?, &mut lora, gradients);
+        let Stepped { loss, grad_norm } = learner.apply(&mut model, number("lr")?, summed);
+        losses.push(loss);
+        norms.push(grad_norm);
     }
     found(&format!("{section}.loss"), Tensor::<1>::cat(losses, 0).into_data())?;
     found(&format!("{section}.grad_norm"), Tensor::<1>::cat(norms, 0).into_data())?;
-    for layer in &lora.layers {
-        for (name, factor) in [(name_a(&layer.name), &layer.a), (name_b(&layer.name), &layer.b)] {
-            found(&format!("{section}.final.{name}"), factor.to_data())?;
+    let mut all = Ok(());
+    learner.parameters(&mut model, &mut |name, parameter| {
+        if all.is_ok() {
+            all = found(&format!("{section}.final.{name}"), parameter.flat().into_data());
         }
-    }
-    Ok(())
+    });
+    all
 }

@@ -61,8 +61,6 @@ pub struct Report {
     pub device: String,
     /// Whether this build has CUDA in it.
     pub cuda: bool,
-    /// Whether this build lets Burn fuse elementwise operations on a GPU.
-    pub fusion: bool,
     /// All lines.
     pub rows: Vec<Row>,
 }
@@ -74,7 +72,6 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             device: device.into(),
             cuda: cfg!(feature = "cuda"),
-            fusion: cfg!(feature = "fusion"),
             rows: Vec::new(),
         }
     }
@@ -88,9 +85,8 @@ impl Report {
 /// What stands above the lines.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let with = |on| if on { "on" } else { "off" };
         writeln!(f, "kiln {} on {}", self.version, self.device)?;
-        writeln!(f, "features: cuda {}, fusion {}\n", with(self.cuda), with(self.fusion))?;
+        writeln!(f, "features: cuda {}\n", if self.cuda { "on" } else { "off" })?;
         write!(f, "{:47} {:4} {:>8} {:>8}", "what", "type", "error", "bound")
     }
 }

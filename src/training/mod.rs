@@ -29,6 +29,7 @@ mod schedule;
 mod signals;
 mod started;
 mod state_file;
+pub mod step;
 mod task;
 mod tensorboard;
 mod terminal;

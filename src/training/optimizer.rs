@@ -26,6 +26,11 @@ impl AdamW {
         Self { config, steps: 0, moments: BTreeMap::new() }
     }
 
+    /// What the common norm of all gradients is clipped to; 0: not at all.
+    pub fn max_grad_norm(&self) -> f64 {
+        self.config.max_grad_norm
+    }
+
     /// Steps taken so far.
     pub fn steps(&self) -> u64 {
         self.steps

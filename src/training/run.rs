@@ -7,24 +7,24 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use super::{
-    Activations, CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
-    backward::{self, Gradients, backward},
+    CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
     checkpoint::{Checkpoint, Content, State},
     ema::Ema,
     export::finish,
     grid::save_grid,
     interval::{Interval, Outcome},
     metrics::GRID,
-    optimizer::{AdamW, accumulate, clip},
+    optimizer::AdamW,
     prepare::{Prepared, prepare_dataset},
     resume::{Origin, Resumed, resumable},
     run_folder::{self, RunFolder, drop_grids},
     started,
+    step::{Learner, Stepped, Summed},
     task::{Job, Noised, Task, with_task},
-    trained::{Both, Trained, assign, subject},
+    trained::{Both, Trained},
     validation::Validator,
 };
 use crate::{
@@ -33,7 +33,6 @@ use crate::{
     error::{Error, Result, Subject},
     lora::Lora,
     memory::Stage,
-    models::Network,
     paths,
     rng::Seed,
     stop,
@@ -100,9 +99,7 @@ struct Run<'a, T> {
     saved: u64,
     /// The steps that are not recorded yet.
     interval: Interval,
-    trained: Trained,
-    ema: Option<Ema>,
-    optimizer: AdamW,
+    learner: Learner,
     task: T,
     metrics: Metrics,
     origin: Origin,
@@ -165,9 +162,11 @@ impl<'a, T: Task> Run<'a, T> {
         let metrics = Metrics::open(folder.path(), step)?;
         let (seed, metadata) = (Seed(config.run.seed), describe(config, &prepared.model, &origin)?);
         let (saved, interval) = (step, Interval::start());
+        let dropout = (config.lora.dropout, seed);
+        let learner = Learner::of(trained, optimizer, config.training.activations, dropout).with_ema(ema);
         #[rustfmt::skip] // one field a line would hide that nothing happens here
         let run = Self {
-            config, folder, seed, step, saved, interval, trained, ema, optimizer, task, metrics, origin, metadata,
+            config, folder, seed, step, saved, interval, learner, task, metrics, origin, metadata,
         };
         Ok(run)
     }
@@ -257,44 +256,30 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// One optimizer step over `gradient_accumulation` batches.
     fn train_step(&mut self, batches: &mut Prefetch) -> Result<Outcome> {
-        let mut gradients = Gradients::new();
-        let mut losses = Vec::new();
-        let mut samples = 0;
+        let mut summed: Option<Summed> = None;
         for _ in 0..self.config.training.gradient_accumulation {
             let batch = batches.next().expect("a plan with samples never ends")?.upload(self.task.device());
-            let rows = batch.samples.len();
-            let (loss, new) = self.gradients(batch, samples as u64);
-            losses.push(loss);
-            accumulate(&mut gradients, new);
-            samples += rows;
+            let first = summed.as_ref().map_or(0, |summed| summed.samples) as u64;
+            let new = self.gradients(batch, first);
+            summed = Some(match summed {
+                Some(summed) => summed.and(new),
+                None => new,
+            });
         }
-        let optimizer = &self.config.optimizer;
-        let grad_norm = clip(&mut gradients, 1.0 / samples as f64, optimizer.max_grad_norm);
-        let max_steps = self.config.training.max_steps;
-        let learning_rate = self.config.schedule.learning_rate(optimizer.learning_rate, self.step, max_steps);
-        self.trained.step(self.task.model_mut(), &mut self.optimizer, learning_rate, gradients);
-        if let Some(ema) = &mut self.ema {
-            ema.update(&mut Both(&mut self.trained, self.task.model_mut()));
-        }
+        let (rate, max_steps) = (self.config.optimizer.learning_rate, self.config.training.max_steps);
+        let learning_rate = self.config.schedule.learning_rate(rate, self.step, max_steps);
+        let summed = summed.expect("at least one batch");
+        let Stepped { loss, grad_norm } = self.learner.apply(self.task.model_mut(), learning_rate, summed);
         self.step += 1;
-        let loss = losses.into_iter().reduce(|a, b| a + b).expect("at least one batch") / samples as f64;
         Ok(Outcome { loss, grad_norm, learning_rate })
     }
 
     /// The summed loss of a batch and its gradients. `first` is the number of the batch's first sample within the step.
-    fn gradients(&mut self, batch: Batch, first: u64) -> (Tensor<1>, Gradients) {
+    fn gradients(&self, batch: Batch, first: u64) -> Summed {
         let [rows, moments, height, width] = batch.moments.dims();
         let noised = Noised::draw(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
         let example = self.task.example(batch, noised);
-        let adapters = self.trained.adapters_in_training(self.config, self.step, first);
-        let count = self.task.model().len();
-        let groups = match self.config.training.activations {
-            Activations::Blockwise => backward::blockwise(count),
-            Activations::Full => backward::full(count),
-        };
-        // Summed over the batch, so that batches of different sizes add up to a mean over all samples of the step.
-        let loss = |prediction| example.loss(prediction) * rows as f64;
-        backward(self.task.model(), subject(&adapters), &example.inputs, &groups, loss)
+        self.learner.gradients(self.task.model(), &example, self.step, first)
     }
 
     /// Whether this step ends a period of `every` steps; there are no periods of 0.
@@ -304,16 +289,16 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// Measures the model as it is now, or its running mean. At step 0 that is the base model.
     fn validate(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
-        let raw = self.use_means();
+        let raw = if self.step > 0 { self.learner.use_mean(self.task.model_mut()) } else { None };
         let measured = self.measure(validator, display);
         if let Some(raw) = raw {
-            assign(&mut Both(&mut self.trained, self.task.model_mut()), &raw);
+            self.learner.assign(self.task.model_mut(), &raw);
         }
         measured
     }
 
     fn measure(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
-        let adapters = self.trained.adapters();
+        let adapters = self.learner.trained.adapters();
         let losses = validator.losses(&self.task, adapters.as_slice())?;
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
             let what = format!("the held-out loss at {} {level}", T::LEVEL);
@@ -334,30 +319,20 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(())
     }
 
-    /// Puts the running means in the place of the trained numbers, which it returns; `None` without means.
-    fn use_means(&mut self) -> Option<BTreeMap<String, Tensor<1>>> {
-        let ema = self.ema.as_ref().filter(|_| self.step > 0)?;
-        let mut raw = BTreeMap::new();
-        self.trained.parameters(self.task.model_mut(), &mut |name, parameter| {
-            raw.insert(name.to_string(), parameter.flat());
-        });
-        assign(&mut Both(&mut self.trained, self.task.model_mut()), ema.means());
-        Some(raw)
-    }
-
     /// Writes a checkpoint, then removes those that are too old.
     fn save(&mut self) -> Result<()> {
         let state = State {
             step: self.step,
             mode: self.config.training.mode,
-            averaged: self.ema.is_some(),
+            averaged: self.learner.ema.is_some(),
             origin: self.origin.clone(),
             version: env!("CARGO_PKG_VERSION").to_string(),
         };
         let model = self.task.model_mut();
-        let averaged = self.ema.as_ref().map(|ema| self.trained.tensors(model, Some(ema.means())));
-        let trained = self.trained.tensors(model, None);
-        let (metadata, optimizer) = (self.metadata.clone(), &self.optimizer);
+        let Learner { trained, ema, optimizer, .. } = &mut self.learner;
+        let averaged = ema.as_ref().map(|ema| trained.tensors(model, Some(ema.means())));
+        let trained = trained.tensors(model, None);
+        let metadata = self.metadata.clone();
         self.metrics.sync()?;
         Checkpoint::save(self.folder.path(), &state, Content { trained, averaged, metadata, optimizer })?;
         self.saved = self.step;

@@ -4,12 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{
-    Mode, TrainConfig,
-    backward::{Gradients, Subject},
-    checkpoint::Checkpoint,
-    optimizer::AdamW,
-};
+use super::{Mode, TrainConfig, checkpoint::Checkpoint};
 use crate::{
     error::Result,
     lora::Lora,
@@ -120,14 +115,6 @@ impl Trained {
         }
     }
 
-    /// One step of the optimizer. Where nothing else holds the numbers, they are changed where they lie.
-    pub fn step(&mut self, model: &mut impl Network, optimizer: &mut AdamW, learning_rate: f64, gradients: Gradients) {
-        match self {
-            Self::Lora(lora) => optimizer.step(learning_rate, lora, gradients),
-            Self::Full => optimizer.step(learning_rate, model, gradients),
-        }
-    }
-
     /// Calls `visit` with every trained tensor.
     pub fn parameters(&mut self, model: &mut impl Network, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         match self {
@@ -156,21 +143,6 @@ impl Trained {
         });
         tensors
     }
-
-    /// The same as [`adapters`](Self::adapters) in training, where numbers of the samples from `first_sample` on are dropped.
-    pub fn adapters_in_training(&self, config: &TrainConfig, step: u64, first_sample: u64) -> Option<Adapters> {
-        let (probability, seed) = (config.lora.dropout, Seed(config.run.seed));
-        let adapters = self.adapters()?;
-        Some(match probability {
-            0.0 => adapters,
-            _ => adapters.dropping_out(probability, seed, step, first_sample),
-        })
-    }
-}
-
-/// What gradients are wanted of where the model wears these adapters.
-pub(super) fn subject(adapters: &Option<Adapters>) -> Subject<'_> {
-    adapters.as_ref().map_or(Subject::Weights, Subject::Adapters)
 }
 
 /// The trained numbers of a run as one thing with names.

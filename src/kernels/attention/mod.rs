@@ -5,7 +5,7 @@ pub(super) mod products;
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
     cpu::floats,
@@ -54,7 +54,7 @@ struct Saved {
 enum Way {
     Products,
     Rows(cpu::Saved),
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     Cudnn(cuda::attention::Saved),
 }
 
@@ -73,7 +73,7 @@ impl Operation<3> for Attention {
         let gradients = match way {
             Way::Rows(rows) => cpu::backward(all, rows),
             Way::Products => products::backward(all, products::AT_ONCE),
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             Way::Cudnn(saved) => match cuda::attention::backward(&all, saved) {
                 Some(gradients) => gradients,
                 None => products::backward(all, products::AT_ONCE),
@@ -93,7 +93,7 @@ fn compute(inputs: [Plain; 3]) -> (Plain, Way) {
         }
         Err(inputs) => inputs,
     };
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     if let Some((output, saved)) = cuda::attention::forward(&inputs) {
         return (output, Way::Cudnn(saved));
     }

@@ -7,7 +7,7 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::{matmul::matmul, operation::Plain};
 
@@ -56,7 +56,7 @@ fn by_heads<const I: usize, const O: usize>(
 /// The tensor in an order of memory that the products of each part can take as it is.
 fn laid_out(tensor: Plain) -> Tensor<4> {
     let tensor = [tensor];
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     if cuda::takes(&tensor) {
         return Tensor::from_dispatch(cuda::softmax::laid_out(tensor));
     }
@@ -67,7 +67,7 @@ fn laid_out(tensor: Plain) -> Tensor<4> {
 /// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`, computed in f32.
 fn probabilities(inputs: [Tensor<4>; 2]) -> Tensor<4> {
     let inputs = inputs.map(Tensor::into_dispatch);
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     if cuda::takes(&inputs) {
         return Tensor::from_dispatch(cuda::softmax::probabilities(inputs));
     }
@@ -79,7 +79,7 @@ fn probabilities(inputs: [Tensor<4>; 2]) -> Tensor<4> {
 /// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
 fn slopes(inputs: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
     let inputs = inputs.map(Tensor::into_dispatch);
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     if cuda::takes(&inputs) {
         return cuda::softmax::slopes(inputs).map(Tensor::from_dispatch);
     }

@@ -2,8 +2,7 @@
 //!
 //! Composed from Burn's operations, each elementwise step would be a launch and a pass over memory: at FLUX's sizes as much
 //! time as the matrix products. The kernels are written in CubeCL, which makes CUDA C++ of them at run time for the types
-//! and widths they meet. They read f32, f16 or bf16, compute in f32, and write what they read. With Burn's own fusion on,
-//! tensors are promises of results and these kernels step aside.
+//! and widths they meet. They read f32, f16 or bf16, compute in f32, and write what they read.
 
 pub(super) mod activation;
 pub(super) mod adamw;

@@ -1,0 +1,147 @@
+//! One optimizer step, wherever one is taken: in a run, in a benchmark, in the replay of a golden.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+
+use super::{
+    Activations, Ema,
+    backward::{self, Gradients, Subject, backward},
+    objective::Example,
+    optimizer::{AdamW, accumulate, clip},
+    trained::{Both, Trained, assign},
+};
+use crate::{
+    lora::Lora,
+    models::{Inputs, Network},
+    nn::{Adapters, Parameter, Parameters},
+    rng::Seed,
+};
+
+/// What learns: trained numbers, their optimizer, and their running mean if there is one.
+pub struct Learner {
+    pub(super) trained: Trained,
+    pub(super) optimizer: AdamW,
+    pub(super) ema: Option<Ema>,
+    activations: Activations,
+    /// Of the adapters: a probability, and the seed of the run.
+    dropout: (f64, Seed),
+}
+
+/// The loss of some samples and its gradients, each summed over them: so batches of different sizes add up to a mean over all
+/// samples of a step.
+pub struct Summed {
+    /// `[1]`.
+    pub loss: Tensor<1>,
+    /// Of everything that is trained.
+    pub gradients: Gradients,
+    /// How many there are.
+    pub samples: usize,
+}
+
+impl Summed {
+    /// These and more.
+    pub fn and(mut self, more: Self) -> Self {
+        accumulate(&mut self.gradients, more.gradients);
+        Self { loss: self.loss + more.loss, samples: self.samples + more.samples, ..self }
+    }
+
+    /// The mean gradients of the samples.
+    pub fn mean(&self) -> Gradients {
+        let mean = |gradient: &Tensor<1>| gradient.clone() / self.samples as f64;
+        self.gradients.iter().map(|(name, gradient)| (name.clone(), mean(gradient))).collect()
+    }
+}
+
+/// What one optimizer step leaves: scalars that are still on the device.
+pub struct Stepped {
+    /// Mean over the samples of the step, `[1]`.
+    pub loss: Tensor<1>,
+    /// Before clipping, `[1]`.
+    pub grad_norm: Tensor<1>,
+}
+
+impl Learner {
+    /// Trains an adapter, or the model itself if there is none. Nothing is dropped out, and no mean is kept.
+    pub fn new(lora: Option<Lora>, optimizer: AdamW, activations: Activations) -> Self {
+        let trained = lora.map_or(Trained::Full, Trained::Lora);
+        Self { trained, optimizer, ema: None, activations, dropout: (0.0, Seed(0)) }
+    }
+
+    /// The same for trained numbers that are there, with dropout in their adapters.
+    pub(super) fn of(trained: Trained, optimizer: AdamW, activations: Activations, dropout: (f64, Seed)) -> Self {
+        Self { trained, optimizer, ema: None, activations, dropout }
+    }
+
+    /// The same with a running mean.
+    pub fn with_ema(self, ema: Option<Ema>) -> Self {
+        Self { ema, ..self }
+    }
+
+    /// What the model wears; nothing where it is trained itself.
+    pub fn adapters(&self) -> Option<Adapters> {
+        self.trained.adapters()
+    }
+
+    /// The running mean.
+    pub fn ema(&self) -> Option<&Ema> {
+        self.ema.as_ref()
+    }
+
+    /// The loss of a batch and its gradients in optimizer step `step`, in which `first_sample` samples came before it.
+    pub fn gradients<M: Network>(
+        &self,
+        model: &M,
+        example: &Example<M::Inputs>,
+        step: u64,
+        first_sample: u64,
+    ) -> Summed {
+        let adapters = self.trained.adapters().map(|adapters| match self.dropout {
+            (0.0, _) => adapters,
+            (probability, seed) => adapters.dropping_out(probability, seed, step, first_sample),
+        });
+        let groups = match self.activations {
+            Activations::Blockwise => backward::blockwise(model.len()),
+            Activations::Full => backward::full(model.len()),
+        };
+        let samples = example.inputs.rows();
+        let loss = |prediction| example.loss(prediction) * samples as f64;
+        let subject = adapters.as_ref().map_or(Subject::Weights, Subject::Adapters);
+        let (loss, gradients) = backward(model, subject, &example.inputs, &groups, loss);
+        Summed { loss, gradients, samples }
+    }
+
+    /// Clips by the common norm, changes what is trained, and its mean. What nothing else holds is changed where it lies.
+    pub fn apply<M: Network>(&mut self, model: &mut M, learning_rate: f64, summed: Summed) -> Stepped {
+        let Summed { loss, mut gradients, samples } = summed;
+        let grad_norm = clip(&mut gradients, 1.0 / samples as f64, self.optimizer.max_grad_norm());
+        match &mut self.trained {
+            Trained::Lora(lora) => self.optimizer.step(learning_rate, lora, gradients),
+            Trained::Full => self.optimizer.step(learning_rate, model, gradients),
+        }
+        if let Some(ema) = &mut self.ema {
+            ema.update(&mut Both(&mut self.trained, model));
+        }
+        Stepped { loss: loss / samples as f64, grad_norm }
+    }
+
+    /// Calls `visit` with everything that is trained.
+    pub fn parameters<M: Network>(&mut self, model: &mut M, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        Both(&mut self.trained, model).parameters("", visit);
+    }
+
+    /// Puts the running mean in the place of the trained numbers, which it returns; `None` without a mean.
+    pub(super) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
+        let ema = self.ema.as_ref()?;
+        let mut both = Both(&mut self.trained, model);
+        let mut raw = BTreeMap::new();
+        both.parameters("", &mut |name, parameter| _ = raw.insert(name.to_string(), parameter.flat()));
+        assign(&mut both, ema.means());
+        Some(raw)
+    }
+
+    /// Sets each trained tensor that `values` names.
+    pub(super) fn assign<M: Network>(&mut self, model: &mut M, values: &BTreeMap<String, Tensor<1>>) {
+        assign(&mut Both(&mut self.trained, model), values);
+    }
+}
