@@ -20,7 +20,7 @@ pub fn prepare(case: &Case, device: &Device) -> Run {
     match case.case {
         Kind::VaeEncode | Kind::VaeDecode => vae(case, device, &weights),
         Kind::T5 => {
-            let model = T5Encoder::load(&weights, shape::t5(case));
+            let model = T5Encoder::load(&weights, shape::t5(case), Residence::Resident);
             let ids = ids(case, model.config.vocab_size);
             Box::new(move || sum(model.forward(&rows(&ids))))
         }

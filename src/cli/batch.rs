@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{Global, print, sampling::SamplingArgs};
+use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
 use crate::{
     config,
     generation::{self, BatchRequest, Choices},
@@ -46,6 +46,8 @@ pub struct Args {
     /// Folder for the results, which have the names of their pictures, and for `report.json`
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
@@ -59,9 +61,10 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     if !args.strength.is_empty() {
         choices.strengths = args.strength;
     }
-    let Args { folder, image, sampling, seed, batch_size, output, .. } = args;
+    let Args { folder, image, sampling, seed, batch_size, output, memory, .. } = args;
     let (sampling, loras) = sampling.into();
-    let request = BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output };
+    let request =
+        BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output, memory: memory.into() };
     stop_on_signals()?;
     print(generation::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

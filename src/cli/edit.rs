@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, print, sampling::SamplingArgs};
+use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
 use crate::{
     generation::{self, GenerateRequest},
     training::stop_on_signals,
@@ -53,6 +53,11 @@ pub struct Args {
     /// Folder for the results, which have the names of their pictures
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    /// Checks everything, prints what it takes of memory, and makes nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
@@ -72,8 +77,12 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         noise: args.noise,
         return_latents: args.latents.is_some(),
         output: args.output.or(args.latents).unwrap_or_default(),
+        memory: args.memory.into(),
         ..GenerateRequest::default()
     };
+    if args.dry_run {
+        return print(generation::plan(&request, &global.open()?)?);
+    }
     stop_on_signals()?;
     generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, print, sampling::SamplingArgs};
+use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
 use crate::{
     generation::{self, GenerateRequest},
     training::stop_on_signals,
@@ -60,19 +60,27 @@ pub struct Args {
     /// Folder for the pictures
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    /// Checks everything, prints what it takes of memory, and makes nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let Args { model, sampling, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
-    let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, .. } = args;
+    let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, memory, dry_run, .. } = args;
     let (sampling, loras) = sampling.into();
     let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
-    let (image, output) = (image.or(latents_in), output.or(latents).unwrap_or_default());
+    let (image, output, memory) = (image.or(latents_in), output.or(latents).unwrap_or_default(), memory.into());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
         model, loras, sampling, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
-        count, batch_size, noise, return_latents, output,
+        count, batch_size, noise, return_latents, output, memory,
     };
+    if dry_run {
+        return print(generation::plan(&request, &global.open()?)?);
+    }
     stop_on_signals()?;
     generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
 }

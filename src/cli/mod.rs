@@ -8,6 +8,7 @@ mod export;
 mod flags;
 mod generate;
 mod inspect;
+mod memory;
 mod prepare;
 mod report;
 mod sampling;

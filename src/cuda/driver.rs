@@ -1,7 +1,7 @@
 //! The driver library, asked through its C interface.
 
 use cudarc::driver::{
-    result::{self, DriverError, device},
+    result::{self, DriverError, ctx, device, primary_ctx},
     sys,
 };
 
@@ -46,6 +46,25 @@ fn gpu(number: i32) -> std::result::Result<Gpu, DriverError> {
     };
     let capability = Version { major: major as u32, minor: minor as u32 };
     Ok(Gpu { name: device::get_name(device)?, memory: memory as u64, capability })
+}
+
+/// The memory of a GPU that no program holds, in bytes.
+pub(super) fn free(number: usize) -> Option<u64> {
+    // SAFETY: the library was asked for before, and the context of this device that the backend uses, too, is held until it
+    // has answered; the one that was current before is current again after.
+    unsafe {
+        if !sys::is_culib_present() {
+            return None;
+        }
+        result::init().ok()?;
+        let device = device::get(i32::try_from(number).ok()?).ok()?;
+        let context = primary_ctx::retain(device).ok()?;
+        let before = ctx::get_current().ok()?;
+        let free = ctx::set_current(context).and_then(|()| result::mem_get_info()).ok().map(|(free, _)| free as u64);
+        ctx::set_current(before.unwrap_or(std::ptr::null_mut())).ok()?;
+        primary_ctx::release(device).ok()?;
+        free
+    }
 }
 
 /// The number by which `nvidia-smi` calls the driver; the driver's library does not tell it.

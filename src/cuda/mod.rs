@@ -119,6 +119,17 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
     unreachable!("without CUDA there is no driver: {gpu} {cache:?} {paths:?}")
 }
 
+/// The memory of the GPU `number` that no program holds, in bytes; `None` where the driver does not say.
+pub fn free(number: usize) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return driver::free(number);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = number;
+        None
+    }
+}
+
 /// The number of the GPU that `device` is; none of the CPU.
 pub fn number(device: &Device) -> Option<usize> {
     #[cfg(feature = "cuda")]

@@ -7,12 +7,12 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
-    lending::Residence,
     memory,
     models::{
         text::{PromptEmbeds, TextEncoders},
         vae::{AutoencoderKl, Moments},
     },
+    pipelines::Placement,
     tokenizer::{PromptIds, Shortened, Tokenizers},
 };
 
@@ -21,6 +21,7 @@ pub struct ModelEncoders {
     model: PathBuf,
     device: Device,
     dtype: FloatDType,
+    placement: Placement,
     t5_tokens: usize,
     tokenizers: Tokenizers,
     text: Option<TextEncoders>,
@@ -43,9 +44,15 @@ impl ModelEncoders {
             model: model.into(),
             device: device.clone(),
             dtype,
+            placement: Placement::default(),
             text: None,
             vae: None,
         })
+    }
+
+    /// The same with weights that lie where `placement` says while they are not used.
+    pub fn placed(self, placement: Placement) -> Self {
+        Self { placement, ..self }
     }
 
     /// The text encoders, loaded if they are not.
@@ -55,7 +62,7 @@ impl ModelEncoders {
     pub fn text(&mut self) -> Result<&TextEncoders> {
         if self.text.is_none() {
             tracing::debug!("loading the text encoders");
-            self.text = Some(TextEncoders::open(&self.model, &self.device, Some(self.dtype))?);
+            self.text = Some(TextEncoders::open_as(self.placement.text, &self.model, &self.device, Some(self.dtype))?);
         }
         Ok(self.text.as_ref().expect("just loaded"))
     }
@@ -91,7 +98,7 @@ impl Encoders for ModelEncoders {
     fn encode_image(&mut self, pixels: TensorData) -> Result<Moments> {
         if self.vae.is_none() {
             tracing::debug!("loading the VAE");
-            self.vae = Some(AutoencoderKl::open_in(&self.model, Residence::Resident, &self.device)?);
+            self.vae = Some(AutoencoderKl::open_in(&self.model, self.placement.vae, &self.device)?);
         }
         Ok(self.vae.as_ref().expect("just loaded").encode(Tensor::from_data(pixels, &self.device)))
     }

@@ -15,12 +15,13 @@ use super::{
     batch_report::{BatchReport, Done},
     generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
+    plan::AtOnce,
     session::{Batch, Prompts},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
-    memory::{self, Stage},
+    memory::{self, MemoryConfig, Stage},
     paths,
     pipelines::{Outcome, request::check_strength},
     rng::Seed,
@@ -48,6 +49,8 @@ pub struct BatchRequest {
     pub batch_size: usize,
     /// A folder for pictures of the same names, and `report.json`.
     pub output: PathBuf,
+    /// How much of the model is in device memory at once.
+    pub memory: MemoryConfig,
 }
 
 /// What to do with pictures: of each list, every picture gets one. Which one depends on the seed, the list's length and the
@@ -171,14 +174,18 @@ fn with_model(
     let (device, edits, sizes) = (session.device.clone(), session.family.edits(), session.sizes());
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling)?;
-    session.load()?;
     // The sizes tell which pictures can be made together; a picture is read when it is its turn.
     let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
     for task in tasks {
         let file = PictureFile::new(&task.path, task.size, &sizes);
         groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
     }
+    let largest = groups.keys().map(|(size, _)| *size).max_by_key(|(width, height)| width * height).unwrap_or_default();
+    let latents = |side: u32| side as usize / sizes.latent_pixel;
+    let at_once = AtOnce { size: (latents(largest.0), latents(largest.1)), images: request.batch_size, encodes: true };
+    session.fit(&request.memory, at_once, &request.sampling)?;
+    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling)?;
+    session.load()?;
     for ((size, strength), group) in groups {
         for batch in group.chunks(request.batch_size) {
             let read = batch.iter().filter_map(|(task, file)| match file.read() {

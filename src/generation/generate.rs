@@ -12,11 +12,13 @@ use image::RgbImage;
 use super::{
     SamplingOptions, Session, input,
     picture::{self, PictureFile, Size},
+    plan::AtOnce,
     session::{Batch, Prompts},
 };
 use crate::{
     data, disk,
     error::{Error, Result},
+    memory::{MemoryConfig, Plan},
     paths,
     pipelines::{ImageSizes, LARGEST_SIDE, Outcome},
 };
@@ -61,6 +63,72 @@ pub struct GenerateRequest {
     pub return_latents: bool,
     /// Folder for pictures. None that is there is written over.
     pub output: PathBuf,
+    /// How much of the model is in device memory at once.
+    pub memory: MemoryConfig,
+}
+
+/// A request that was checked, with the model it is for.
+struct Ready<'a> {
+    session: Session,
+    prompts: Prompts<'a>,
+    groups: Vec<Group>,
+    /// For each group.
+    rows: Vec<Vec<Row>>,
+    /// What its level takes of memory.
+    plan: Plan,
+}
+
+impl<'a> Ready<'a> {
+    /// Finds out all that can be known before weights are loaded.
+    fn of(request: &'a GenerateRequest, device: &Device) -> Result<Self> {
+        request.check()?;
+        let pictures = match &request.image {
+            Some(path) if !request.input_is_latents => picture::files(path)?,
+            _ => Vec::new(),
+        };
+        let sized = |path: PathBuf| Ok((data::picture_size(&path)?, path));
+        let pictures: Vec<(Size, PathBuf)> = pictures.into_iter().map(sized).collect::<Result<_>>()?;
+        if let Some(mask) = &request.mask {
+            pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
+        }
+        request.total(pictures.len().max(1), request.prompts.len().max(1))?;
+        let mut session = Session::open_for(Some(request.edit), &request.model, device)?;
+        let sampling = &request.sampling;
+        session.check(sampling, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
+        session.put_on_files(&request.loras)?;
+        let packed = session.family.packs_latents();
+        let prompts = match &request.pre_tokenized_ids {
+            Some(path) => Prompts::Ids(path, input::ids(path, session.family.t5_tokens(&session.folder)? > 0)?),
+            None => Prompts::Texts(&request.prompts),
+        };
+        let groups = Group::all(request, &session.sizes(), packed, &pictures, device)?;
+        if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
+            let field = if request.return_latents { "latents" } else { "noise" };
+            return Err(Error::setting(field, format!("the pictures have {} sizes to work at", groups.len()))
+                .hint("one file holds numbers of one size: give pictures of one size"));
+        }
+        let rows = groups.iter().map(|group| group.rows(request, prompts.len())).collect::<Result<Vec<_>>>()?;
+        let most = rows.iter().map(Vec::len).max().unwrap_or(1);
+        let at_once = AtOnce {
+            size: groups
+                .iter()
+                .map(|group| group.size)
+                .max_by_key(|(width, height)| width * height)
+                .unwrap_or_default(),
+            images: request.batch_size.unwrap_or(1).min(most),
+            encodes: request.image.is_some() && !request.input_is_latents,
+        };
+        let plan = session.fit(&request.memory, at_once, sampling)?;
+        Ok(Self { session, prompts, groups, rows, plan })
+    }
+}
+
+/// What a request takes of device memory, at the level that it names or that fits. Nothing is loaded.
+///
+/// # Errors
+/// As [`generate`], as far as it can be known without weights.
+pub fn plan(request: &GenerateRequest, device: &Device) -> Result<Plan> {
+    Ok(Ready::of(request, device)?.plan)
 }
 
 /// Makes the pictures; returns the files written.
@@ -69,33 +137,8 @@ pub struct GenerateRequest {
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
 /// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
-    request.check()?;
-    let pictures = match &request.image {
-        Some(path) if !request.input_is_latents => picture::files(path)?,
-        _ => Vec::new(),
-    };
-    let sized = |path: PathBuf| Ok((data::picture_size(&path)?, path));
-    let pictures: Vec<(Size, PathBuf)> = pictures.into_iter().map(sized).collect::<Result<_>>()?;
-    if let Some(mask) = &request.mask {
-        pictures.iter().try_for_each(|(size, _)| input::check_mask(mask, *size))?;
-    }
-    request.total(pictures.len().max(1), request.prompts.len().max(1))?;
-    let mut session = Session::open_for(Some(request.edit), &request.model, device)?;
-    let sampling = &request.sampling;
-    session.check(sampling, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
-    session.put_on_files(&request.loras)?;
+    let (Ready { mut session, prompts, groups, rows, .. }, sampling) = (Ready::of(request, device)?, &request.sampling);
     let packed = session.family.packs_latents();
-    let prompts = match &request.pre_tokenized_ids {
-        Some(path) => Prompts::Ids(path, input::ids(path, session.family.t5_tokens(&session.folder)? > 0)?),
-        None => Prompts::Texts(&request.prompts),
-    };
-    let groups = Group::all(request, &session.sizes(), packed, &pictures, device)?;
-    if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
-        let field = if request.return_latents { "latents" } else { "noise" };
-        return Err(Error::setting(field, format!("the pictures have {} sizes to work at", groups.len()))
-            .hint("one file holds numbers of one size: give pictures of one size"));
-    }
-    let rows = groups.iter().map(|group| group.rows(request, prompts.len())).collect::<Result<Vec<_>>>()?;
     if !request.return_latents {
         disk::sweep(&request.output);
     }

@@ -15,12 +15,13 @@ mod images;
 mod input;
 mod options;
 mod picture;
+mod plan;
 mod preflight;
 mod session;
 
 pub use batch::{BatchRequest, Choices, batch};
 pub use batch_report::{BatchReport, Done, Skipped, Work};
-pub use generate::{GenerateRequest, generate};
+pub use generate::{GenerateRequest, generate, plan};
 pub use images::Images;
 pub use options::SamplingOptions;
 pub use session::Session;

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use image::RgbImage;
 
 use super::{SamplingOptions, embeddings::Embeddings, input};
@@ -82,7 +82,7 @@ pub struct Session {
     pub(super) folder: PathBuf,
     pub(super) family: &'static dyn Family,
     pub(super) device: Device,
-    dtype: FloatDType,
+    pub(super) dtype: FloatDType,
     placement: Placement,
     keeps_text_encoders: bool,
     encoders: Option<ModelEncoders>,
@@ -127,11 +127,31 @@ impl Session {
         })
     }
 
-    /// The same with weights of the denoiser and the VAE that lie where `placement` says while they are not used. Without it they
-    /// stay on the device.
-    pub fn placed(self, placement: Placement) -> Self {
-        let is_loaded = placement == Residence::Streamed.into();
-        Self { placement, is_loaded, ..self }
+    /// The same with weights that lie where `placement` says while they are not used. Without it they stay on the device.
+    pub fn placed(mut self, placement: Placement) -> Self {
+        self.place(placement);
+        self
+    }
+
+    /// Lets weights lie where `placement` says, from now on.
+    pub(super) fn place(&mut self, placement: Placement) {
+        if placement != self.placement {
+            self.placement = placement;
+            self.encoders = None;
+            self.is_loaded = false;
+        }
+    }
+
+    /// Bytes of a value of the denoiser.
+    pub(super) fn dtype_size(&self) -> u64 {
+        DType::from(self.dtype).size() as u64
+    }
+
+    /// The rows of an image in a call of the denoiser: with guidance, each has a row with the prompt and one without, and an edit
+    /// one without its original.
+    pub(super) fn rows(&self, guided: bool) -> usize {
+        let guided = usize::from(guided);
+        1 + guided + guided * usize::from(self.family.edits())
     }
 
     /// The same, but text encoders stay loaded once they are, for requests whose prompts differ.
@@ -207,7 +227,7 @@ impl Session {
     pub(super) fn embed(&mut self, prompts: &Prompts, options: &SamplingOptions) -> Result<Embedded> {
         let encoders = match &mut self.encoders {
             Some(encoders) => encoders,
-            none => none.insert(ModelEncoders::open(&self.folder, &self.device, self.dtype)?),
+            none => none.insert(ModelEncoders::open(&self.folder, &self.device, self.dtype)?.placed(self.placement)),
         };
         let negative = options.negative(self.family);
         let mut ids = match prompts {
@@ -239,9 +259,7 @@ impl Session {
     /// As [`load`](Self::load): what is free is known only when the model is there.
     pub(super) fn pictures_that_fit(&mut self, size: (usize, usize), shown: &Embedded) -> Result<usize> {
         self.load()?;
-        // With guidance each picture has a row with the prompt and one without, and an edit one without its original.
-        let guided = usize::from(shown.negative.is_some());
-        let rows = 1 + guided + guided * usize::from(self.family.edits());
+        let rows = self.rows(shown.negative.is_some());
         Ok(self.pipeline.pictures_that_fit(size, shown.text.prompt.dims()[1], rows))
     }
 

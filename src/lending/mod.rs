@@ -39,6 +39,28 @@ pub enum Residence {
     Resident,
     /// In their file; two of them at most are on the device, the one that is lent and the one that comes next.
     Streamed,
+    /// In their file; on the device is only the one that is lent.
+    Single,
+}
+
+/// The bytes of a list of parts on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Of all parts.
+    pub total: u64,
+    /// Of the largest part.
+    pub largest: u64,
+}
+
+impl Sizes {
+    /// What is on the device at once if the parts lie there.
+    pub fn at(self, residence: Residence) -> u64 {
+        match residence {
+            Residence::Resident => self.total,
+            Residence::Streamed => self.total.min(2 * self.largest),
+            Residence::Single => self.largest,
+        }
+    }
 }
 
 /// A part for as long as this lives.
@@ -77,6 +99,8 @@ pub struct Lender<P> {
     source: Source<P>,
     facts: Arc<[Facts]>,
     device: Device,
+    /// Whether parts that come from their file are read before they are lent.
+    reads_ahead: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -90,14 +114,16 @@ struct Facts {
     name: String,
     layers: Vec<LayerShape>,
     has_parameters: bool,
+    /// On the device.
+    bytes: u64,
 }
 
 impl Facts {
-    fn of(mut part: impl Part) -> Self {
+    fn of(mut part: impl Part, bytes: u64) -> Self {
         let name = part.name().to_string();
         let mut has_parameters = false;
         part.parameters("", &mut |_, _| has_parameters = true);
-        Self { layers: LayerShape::all(&name, &mut part), name, has_parameters }
+        Self { layers: LayerShape::all(&name, &mut part), name, has_parameters, bytes }
     }
 }
 
@@ -111,25 +137,38 @@ impl<P: Part> Lender<P> {
         count: usize,
         load: impl Fn(&Weights, usize) -> P + Send + Sync + 'static,
     ) -> Self {
+        let measured = |weights: &Weights, index: usize| {
+            let before = weights.bytes();
+            let part = load(weights, index);
+            (part, weights.bytes() - before)
+        };
         let (source, facts): (_, Vec<_>) = match residence {
             Residence::Resident => {
-                let parts: Vec<P> = (0..count).map(|index| load(weights, index)).collect();
-                let facts = parts.iter().cloned().map(Facts::of).collect();
-                (Source::Resident(parts), facts)
+                let parts: Vec<(P, u64)> = (0..count).map(|index| measured(weights, index)).collect();
+                let facts = parts.iter().map(|(part, bytes)| Facts::of(part.clone(), *bytes)).collect();
+                (Source::Resident(parts.into_iter().map(|(part, _)| part).collect()), facts)
             }
-            Residence::Streamed => {
+            Residence::Streamed | Residence::Single => {
                 let headers = weights.unread();
-                let facts = (0..count).map(|index| Facts::of(load(&headers, index))).collect();
+                let facts = (0..count).map(|index| measured(&headers, index));
+                let facts = facts.map(|(part, bytes)| Facts::of(part, bytes)).collect();
                 let weights = weights.lent();
                 (Source::Streamed(Arc::new(Streamed::new(move |index| load(&weights, index)))), facts)
             }
         };
-        Self { source, facts: facts.into(), device: weights.device().clone() }
+        let reads_ahead = residence != Residence::Single;
+        Self { source, facts: facts.into(), device: weights.device().clone(), reads_ahead }
     }
 
     /// How many parts there are.
     pub fn len(&self) -> usize {
         self.facts.len()
+    }
+
+    /// The bytes of the parts.
+    pub fn sizes(&self) -> Sizes {
+        let bytes = || self.facts.iter().map(|facts| facts.bytes);
+        Sizes { total: bytes().sum(), largest: bytes().max().unwrap_or(0) }
     }
 
     /// The device on which parts are lent.
@@ -190,7 +229,7 @@ impl<P: Part> Lender<P> {
         let mut order = order.into_iter().peekable();
         std::iter::from_fn(move || {
             let lent = self.lend(order.next()?, adapters);
-            if let (Source::Streamed(streamed), Some(&next)) = (&self.source, order.peek()) {
+            if let (Source::Streamed(streamed), Some(&next), true) = (&self.source, order.peek(), self.reads_ahead) {
                 streamed.prepare(next);
             }
             Some(lent)

@@ -20,7 +20,7 @@ impl<T> Whole<T> {
     pub fn new(weights: &Weights, residence: Residence, load: impl Fn(&Weights) -> T + Send + Sync + 'static) -> Self {
         match residence {
             Residence::Resident => Self::Resident(load(weights)),
-            Residence::Streamed => {
+            Residence::Streamed | Residence::Single => {
                 drop(load(&weights.unread()));
                 let weights = weights.lent();
                 Self::Streamed(Arc::new(move || load(&weights)))

@@ -1,12 +1,18 @@
-//! How much memory is in use on the host and on the device, and giving it back.
+//! How much memory is in use on the host and on the device, giving it back, and how much of it a piece of work may take.
 
 mod gpu;
+mod level;
 mod peak;
+mod plan;
 mod stage;
 
 use burn::tensor::Device;
 pub use gpu::{DeviceUsage, device_usage};
+pub use level::{Bytes, Level, LevelChoice, MemoryConfig};
+pub use plan::{Phase, Plan};
 pub use stage::{Measured, Stage};
+
+use crate::cuda;
 
 /// Memory of this process on the host, in bytes; zero where the system does not say (only Linux does).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,10 +42,11 @@ pub fn usage(device: &Device) -> Usage {
 }
 
 /// The memory that a computation on `device` could still take, in bytes: of the host, what the system can give without swapping,
-/// and of a container no more than its limit leaves. `None` for a GPU, and where the system does not say (only Linux does).
+/// and of a container no more than its limit leaves; of a GPU, what is free on the card. `None` where nobody says (of hosts, only
+/// Linux does).
 pub fn available(device: &Device) -> Option<u64> {
-    if *device != Device::flex() {
-        return None;
+    if let Some(number) = cuda::number(device) {
+        return cuda::free(number);
     }
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -55,6 +62,11 @@ fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = || status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok();
     kilobytes().map_or(0, |kilobytes: u64| kilobytes * 1024)
+}
+
+/// Bytes in GiB.
+pub fn gib(bytes: u64) -> f64 {
+    mib(bytes) / 1024.0
 }
 
 /// Bytes in MiB.

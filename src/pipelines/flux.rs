@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    lending::Sizes,
     models::{
         Network,
         flux::{FluxInputs, FluxTransformer, pack, unpack},
@@ -102,6 +103,10 @@ impl Pipeline for FluxPipeline {
 
     fn sizes(&self) -> ImageSizes {
         Self::image_sizes(&self.vae.config)
+    }
+
+    fn denoiser_sizes(&self) -> Sizes {
+        self.transformer.lender().sizes()
     }
 
     /// 20 numbers for each token and each of its features: 18 were measured, of images and text together.

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     data,
     error::{Error, Result},
-    lending::Residence,
-    memory::{self, Stage},
+    lending::{Residence, Sizes},
+    memory::{self, Level, Stage},
     models::{
         draw_noise,
         vae::{AutoencoderKl, Moments},
@@ -87,11 +87,26 @@ pub struct Placement {
     pub denoiser: Residence,
     /// Of the two halves of the VAE.
     pub vae: Residence,
+    /// Of the blocks of a large text encoder, which is loaded for prompts alone.
+    pub text: Residence,
 }
 
 impl From<Residence> for Placement {
     fn from(everywhere: Residence) -> Self {
-        Self { denoiser: everywhere, vae: everywhere }
+        Self { denoiser: everywhere, vae: everywhere, text: everywhere }
+    }
+}
+
+/// A level has a placement.
+impl From<Level> for Placement {
+    fn from(level: Level) -> Self {
+        let [denoiser, vae] = match level {
+            Level::None => [Residence::Resident; 2],
+            Level::Balanced => [Residence::Resident, Residence::Streamed],
+            Level::Aggressive => [Residence::Streamed; 2],
+            Level::Ultra => [Residence::Single; 2],
+        };
+        Self { denoiser, vae, text: denoiser }
     }
 }
 
@@ -108,6 +123,9 @@ pub trait Pipeline {
 
     /// The sizes of images that it works at.
     fn sizes(&self) -> ImageSizes;
+
+    /// The bytes of the network's segments on the device.
+    fn denoiser_sizes(&self) -> Sizes;
 
     /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights: latents of this
     /// size, and so many tokens of text. Measured; see the implementations.

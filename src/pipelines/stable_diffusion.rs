@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    lending::Sizes,
     models::{
         Network,
         unet::{UNet, UNetConfig, UNetInputs},
@@ -109,6 +110,10 @@ impl Pipeline for StableDiffusionPipeline {
 
     fn sizes(&self) -> ImageSizes {
         Self::image_sizes(&self.unet.config, &self.vae.config)
+    }
+
+    fn denoiser_sizes(&self) -> Sizes {
+        self.unet.lender().sizes()
     }
 
     /// 20 numbers for each latent pixel and channel of the first level: 16 were measured.

@@ -201,6 +201,20 @@ impl Weights {
         taken.iter().filter(|(_, shape)| !shape.is_empty()).map(|(name, shape)| (name.clone(), shape.clone())).collect()
     }
 
+    /// The bytes that the tensors which were taken so far have on the device.
+    pub fn bytes(&self) -> u64 {
+        let taken = self.source.taken();
+        taken.iter().map(|(name, shape)| self.source.size(name) * shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The bytes that all tensors of the checkpoint would have on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        let Content::Files { files, home } = &self.source.content else { return self.bytes() };
+        let values =
+            |(name, &file): (&String, &usize)| files[file].shape(name).unwrap_or_default().iter().product::<usize>();
+        home.iter().map(|entry| self.source.size(entry.0) * values(entry) as u64).sum()
+    }
+
     /// Ends loading.
     ///
     /// # Errors
@@ -235,6 +249,23 @@ impl Source {
 
     fn problems(&self) -> MutexGuard<'_, Vec<String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes of one value of a tensor on the device.
+    fn size(&self, name: &str) -> u64 {
+        let stored = match (&self.dtype, &self.content) {
+            (Some(FloatDType::F64), _) => "F64",
+            (Some(FloatDType::F16 | FloatDType::BF16), _) => "F16",
+            (None, Content::Files { files, home }) => {
+                &home.get(name).and_then(|&file| files[file].dtype(name)).unwrap_or_default()
+            }
+            _ => "F32",
+        };
+        match stored {
+            "F64" => 8,
+            "F16" | "BF16" => 2,
+            _ => 4,
+        }
     }
 
     /// Looks at a header only.

@@ -7,7 +7,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 
 pub use super::clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
-use crate::{error::Result, tokenizer::PromptIds};
+use crate::{error::Result, lending::Residence, tokenizer::PromptIds, weights::Weights};
 pub use t5::{FeedForwardKind, T5Config, T5Encoder, T5Type};
 
 /// What a diffusion model reads instead of text.
@@ -75,12 +75,38 @@ impl TextEncoders {
     /// # Errors
     /// Files are missing, a config describes another model, or config and weights do not fit.
     pub fn open(model: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        Self::open_as(Residence::Resident, model, device, dtype)
+    }
+
+    /// The same, where the blocks of T5 lie where `residence` says; CLIP is small, and resident.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(
+        residence: Residence,
+        model: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<Self> {
         let model = model.as_ref();
         let second = model.join("text_encoder_2");
+        let t5 = || T5Encoder::open_as(residence, &second, device, dtype);
         Ok(Self {
             clip: ClipTextModel::open(model.join("text_encoder"), device, dtype)?,
-            t5: second.is_dir().then(|| T5Encoder::open(second, device, dtype)).transpose()?,
+            t5: second.is_dir().then(t5).transpose()?,
         })
+    }
+
+    /// The bytes that the text encoders of a model have on a device at once, by their headers alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn bytes(model: &Path, device: &Device, dtype: FloatDType, residence: Residence) -> Result<u64> {
+        let clip = Weights::open(model.join("text_encoder"), device, Some(dtype))?.stored_bytes();
+        let second = model.join("text_encoder_2");
+        let t5 = || T5Encoder::open_as(Residence::Streamed, &second, device, Some(dtype));
+        let t5 = second.is_dir().then(t5).transpose()?;
+        Ok(clip + t5.map_or(0, |t5| t5.bytes(residence)))
     }
 
     /// Encodes a batch of at least one prompt, tokenized with the tokenizers of the same model; the embeddings are in the

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use crate::{
     error::{Error, Result},
     kernels,
+    lending::{Lender, Part, Residence},
     models::heads,
-    nn::{Embedding, Linear, RmsNorm},
+    nn::{Embedding, Linear, Linears, Parameter, Parameters, RmsNorm},
     weights::{Weights, read_config},
 };
 
@@ -80,8 +81,10 @@ pub struct T5Encoder {
     pub config: T5Config,
     tokens: Embedding,
     distances: Embedding,
-    layers: Vec<Layer>,
+    layers: Lender<Layer>,
     final_norm: RmsNorm,
+    /// Bytes of what is not lent.
+    rest: u64,
 }
 
 /// The fields of [`T5Config`], and what does not change what the encoder computes: the decoder, training, and dtypes.
@@ -148,31 +151,43 @@ impl T5Encoder {
     /// # Errors
     /// Files are missing, the config describes another model, or config and weights do not fit.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
+        Self::open_as(Residence::Resident, folder, device, dtype)
+    }
+
+    /// The same with blocks whose weights lie where `residence` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(
+        residence: Residence,
+        folder: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<Self> {
         let config = T5Config::open(&folder)?;
         let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config);
-        weights.finish()?;
-        Ok(model)
+        let model = Self::load(&weights, config, residence);
+        weights.finish().map(|()| model)
+    }
+
+    /// The bytes on the device at once, if the weights of the blocks lie where `residence` says.
+    pub fn bytes(&self, residence: Residence) -> u64 {
+        self.rest + self.layers.sizes().at(residence)
     }
 
     /// Takes the model's tensors. Files name the token table `shared`, `encoder.embed_tokens` or, as two copies, both.
-    pub fn load(weights: &Weights, config: T5Config) -> Self {
+    pub fn load(weights: &Weights, config: T5Config, residence: Residence) -> Self {
         let tokens = weights.at_any(&["shared", "encoder.embed_tokens"]);
         weights.ignore("encoder.embed_tokens.weight");
         let distances = weights.at("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
-        Self {
-            tokens: Embedding::load(&tokens, config.vocab_size, config.d_model),
-            distances: Embedding::load(&distances, config.relative_attention_num_buckets, config.num_heads),
-            layers: (0..config.num_layers)
-                .map(|i| Layer::load(&weights.at(format!("encoder.block.{i}.layer")), &config))
-                .collect(),
-            final_norm: RmsNorm::load(
-                &weights.at("encoder.final_layer_norm"),
-                config.d_model,
-                config.layer_norm_epsilon,
-            ),
-            config,
-        }
+        let tokens = Embedding::load(&tokens, config.vocab_size, config.d_model);
+        let distances = Embedding::load(&distances, config.relative_attention_num_buckets, config.num_heads);
+        let norm = weights.at("encoder.final_layer_norm");
+        let final_norm = RmsNorm::load(&norm, config.d_model, config.layer_norm_epsilon);
+        let (rest, of) = (weights.bytes(), config.clone());
+        let load = move |weights: &Weights, index| Layer::load(weights, &of, index);
+        let layers = Lender::new(weights, residence, config.num_layers, load);
+        Self { tokens, distances, layers, final_norm, rest, config }
     }
 
     /// Reads token ids, all of one length; padding is attended to, as FLUX.1 was trained. Returns `[B, L, D]`.
@@ -180,7 +195,7 @@ impl T5Encoder {
         let (batch, length) = (ids.len(), ids.first().map_or(0, |ids| ids.len()));
         let mut x = self.tokens.forward(&ids.concat()).reshape([batch, length, self.config.d_model]);
         let bias = self.position_bias(length);
-        for layer in &self.layers {
+        for layer in self.layers.walk(0..self.layers.len(), None) {
             x = layer.forward(x, bias.clone());
         }
         self.final_norm.forward(x)
@@ -219,6 +234,7 @@ fn bucket(offset: i64, count: usize, far: usize) -> i64 {
 /// Attention, then a feed-forward part, each with a norm before it and added to its input. No biases.
 #[derive(Clone, Debug)]
 struct Layer {
+    name: String,
     norm1: RmsNorm,
     q: Linear,
     k: Linear,
@@ -234,13 +250,16 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(weights: &Weights, config: &T5Config) -> Self {
+    fn load(weights: &Weights, config: &T5Config, index: usize) -> Self {
+        let name = format!("encoder.block.{index}.layer");
+        let weights = &weights.at(&name);
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let (attention, dense) = (weights.at("0.SelfAttention"), weights.at("1.DenseReluDense"));
         let gated = config.feed_forward_proj == FeedForwardKind::GatedGelu;
         let widen = |name: &str| Linear::load_without_bias(&dense.at(name), width, hidden);
         let norm = |name: &str| RmsNorm::load(&weights.at(name), width, config.layer_norm_epsilon);
         Self {
+            name,
             norm1: norm("0.layer_norm"),
             q: Linear::load_without_bias(&attention.at("q"), width, inner),
             k: Linear::load_without_bias(&attention.at("k"), width, inner),
@@ -271,6 +290,31 @@ impl Layer {
         };
         x + self.wo.forward(h)
     }
+}
+
+impl Part for Layer {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Linears for Layer {
+    fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        let Self { q, k, v, o, .. } = self;
+        for (name, layer) in [("q", q), ("k", k), ("v", v), ("o", o)] {
+            visit(&format!("{path}.0.SelfAttention.{name}"), layer);
+        }
+        let wi = if self.gate.is_some() { "wi_1" } else { "wi" };
+        let gate = self.gate.as_mut().map(|gate| ("wi_0", gate));
+        for (name, layer) in gate.into_iter().chain([(wi, &mut self.wi), ("wo", &mut self.wo)]) {
+            visit(&format!("{path}.1.DenseReluDense.{name}"), layer);
+        }
+    }
+}
+
+/// It is not trained.
+impl Parameters for Layer {
+    fn parameters(&mut self, _: &str, _: &mut dyn FnMut(&str, Parameter<'_>)) {}
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use crate::{
     error::Result,
-    lending::{Residence, Whole},
+    lending::{Residence, Sizes, Whole},
     weights::Weights,
 };
 pub use config::{DownBlockType, UpBlockType, VaeActivation, VaeClass, VaeConfig};
@@ -31,6 +31,7 @@ pub struct AutoencoderKl {
     pub config: VaeConfig,
     encoder: Whole<Encoder>,
     decoder: Whole<Decoder>,
+    sizes: Sizes,
 }
 
 impl AutoencoderKl {
@@ -66,11 +67,25 @@ impl AutoencoderKl {
     /// Takes the model's tensors; the caller ends with [`Weights::finish`].
     pub fn load(weights: &Weights, config: VaeConfig, residence: Residence) -> Self {
         let [of_encoder, of_decoder] = [config.clone(), config.clone()];
-        Self {
-            encoder: Whole::new(weights, residence, move |weights| Encoder::load(weights, &of_encoder)),
-            decoder: Whole::new(weights, residence, move |weights| Decoder::load(weights, &of_decoder)),
-            config,
-        }
+        let before = weights.bytes();
+        let encoder = Whole::new(weights, residence, move |weights| Encoder::load(weights, &of_encoder));
+        let between = weights.bytes();
+        let decoder = Whole::new(weights, residence, move |weights| Decoder::load(weights, &of_decoder));
+        let [first, second] = [between - before, weights.bytes() - between];
+        let sizes = Sizes { total: first + second, largest: first.max(second) };
+        Self { encoder, decoder, sizes, config }
+    }
+
+    /// The bytes of both halves on the device, and of the larger one.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// About the most memory that decoding or encoding an image of this many pixels takes beside the weights, in bytes. At full
+    /// size the second level's channels are the widest, in f32, and five tensors of them are alive.
+    pub fn bytes_of_image(&self, pixels: usize) -> u64 {
+        let channels = &self.config.block_out_channels;
+        (pixels * channels.get(1).unwrap_or(&channels[0])) as u64 * 4 * 5
     }
 
     /// Pictures to the distribution of their latents.

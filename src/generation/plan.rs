@@ -1,0 +1,74 @@
+//! What making images takes of device memory, by configurations and headers alone.
+
+use super::{SamplingOptions, Session};
+use crate::{
+    error::Result,
+    lending::Residence,
+    memory::{self, MemoryConfig, Phase, Plan},
+    models::text::TextEncoders,
+    pipelines::Placement,
+};
+
+/// Tokens of a prompt of CLIP.
+const CLIP_TOKENS: usize = 77;
+
+/// How much is made at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtOnce {
+    /// Width and height in latent pixels.
+    pub size: (usize, usize),
+    /// Images made together.
+    pub images: usize,
+    /// Whether they start from others, which are encoded.
+    pub encodes: bool,
+}
+
+impl Session {
+    /// Chooses the memory level for `work`, if it is not chosen, and says why; weights then lie where the level says.
+    ///
+    /// # Errors
+    /// No level fits, or the text encoders' files are broken.
+    pub(super) fn fit(&mut self, config: &MemoryConfig, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
+        let plans = memory::Level::ALL.into_iter().map(|level| self.plan(level, work, options));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        let free = memory::available(&self.device);
+        let (plan, why) = Plan::choose(config, free, |level| plans[level as usize].clone())?;
+        match why {
+            Some(why) if plan.level != memory::Level::None => tracing::info!("memory level {why}"),
+            Some(why) => tracing::debug!("memory level {why}"),
+            None => {}
+        }
+        self.place(plan.level.into());
+        Ok(plan)
+    }
+
+    /// The plan of `work` at a level.
+    fn plan(&self, level: memory::Level, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
+        let (place, pipeline) = (Placement::from(level), &self.pipeline);
+        let text = TextEncoders::bytes(&self.folder, &self.device, self.dtype, place.text)?;
+        let denoiser = pipeline.denoiser_sizes();
+        let (kept, at_work) = match place.denoiser {
+            Residence::Resident => (denoiser.total, denoiser.total),
+            elsewhere => (0, denoiser.at(elsewhere)),
+        };
+        let vae = pipeline.vae().sizes();
+        let vae_kept = if place.vae == Residence::Resident { vae.total } else { 0 };
+        let tokens = match self.family.t5_tokens(&self.folder)? {
+            0 => CLIP_TOKENS,
+            tokens => tokens,
+        };
+        let (width, height) = work.size;
+        // The sum is of f32; half of it in 16 bits.
+        let row = pipeline.bytes_of_row(width, height, tokens) * self.dtype_size() / 4;
+        let rows = (self.rows(options.negative(self.family).is_some()) * work.images) as u64;
+        let side = pipeline.sizes().latent_pixel;
+        let images = pipeline.vae().bytes_of_image(width * height * side * side) * work.images as u64;
+        let with_vae =
+            |name| Phase::new(name, [("denoiser", kept), ("VAE", vae_kept.max(vae.largest)), ("activations", images)]);
+        let mut phases = vec![Phase::new("text", [("text encoders", text)])];
+        phases.extend(work.encodes.then(|| with_vae("encode")));
+        phases.push(Phase::new("denoise", [("denoiser", at_work), ("VAE", vae_kept), ("activations", row * rows)]));
+        phases.push(with_vae("decode"));
+        Ok(Plan { level, phases })
+    }
+}

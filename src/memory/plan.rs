@@ -1,0 +1,155 @@
+//! What a piece of work will hold in device memory, computed before anything is loaded.
+
+use std::fmt;
+
+use super::{Level, LevelChoice, MemoryConfig, gib};
+use crate::error::{Error, Result};
+
+/// One phase of the work, with what is in memory during it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// Such as `denoise`.
+    pub name: &'static str,
+    /// Each with its bytes.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+impl Phase {
+    /// A phase during which these parts are in memory, each with its bytes; parts of 0 bytes are left out.
+    pub fn new(name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
+        Self { name, parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// The memory of a piece of work at one level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What it is for.
+    pub level: Level,
+    /// In their order.
+    pub phases: Vec<Phase>,
+}
+
+impl Plan {
+    /// The phase that needs the most memory. A plan has at least one phase.
+    pub fn peak(&self) -> &Phase {
+        self.phases.iter().max_by_key(|phase| phase.bytes()).expect("work has at least one phase")
+    }
+
+    /// The fastest level whose plan fits into what `config` allows of the `free` bytes, or the level that `config` names; and, if
+    /// it was chosen, why. Where nobody knows what is free and there is no limit, that is `none`.
+    ///
+    /// # Errors
+    /// No level fits.
+    pub fn choose(
+        config: &MemoryConfig,
+        free: Option<u64>,
+        plan: impl Fn(Level) -> Plan,
+    ) -> Result<(Plan, Option<String>)> {
+        if let LevelChoice::Fixed(level) = config.level {
+            return Ok((plan(level), None));
+        }
+        let free = free.map(|free| free.saturating_sub(config.headroom.0));
+        let limit = config.limit.map(|limit| limit.0);
+        let Some(most) = [free, limit].into_iter().flatten().min() else { return Ok((plan(Level::None), None)) };
+        let plans = Level::ALL.map(plan);
+        let needs = |plan: &Plan| gib(plan.peak().bytes());
+        let chosen = plans.iter().find(|plan| plan.peak().bytes() <= most);
+        let Some(chosen) = chosen else {
+            let [.., least] = &plans;
+            let problem = format!(
+                "`{}` needs {:.1} GiB in the phase `{}`, and {:.1} GiB may be used{}",
+                least.level.word(),
+                needs(least),
+                least.peak().name,
+                gib(most),
+                if limit == Some(most) { " (`memory.limit`)" } else { "" }
+            );
+            return Err(Error::setting("memory.level", problem).hint(
+                "choose smaller images or smaller batches, or close other programs; or name a level, to try it anyway",
+            ));
+        };
+        let mut why = format!("`{}` needs {:.1} of {:.1} GiB", chosen.level.word(), needs(chosen), gib(most));
+        if let Some(faster) = plans.iter().take_while(|plan| plan.level < chosen.level).last() {
+            why += &format!("; `{}` would need {:.1}", faster.level.word(), needs(faster));
+        }
+        Ok((chosen.clone(), Some(why)))
+    }
+}
+
+impl fmt::Display for Plan {
+    /// A table: a line for each phase and for each of its parts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory at level `{}`, GiB", self.level.word())?;
+        let peak = self.peak();
+        for phase in &self.phases {
+            let mark = if phase == peak { "  (the most)" } else { "" };
+            write!(f, "\n  {:<28}{:>7.2}{mark}", phase.name, gib(phase.bytes()))?;
+            for (name, bytes) in &phase.parts {
+                write!(f, "\n    {name:<26}{:>7.2}", gib(*bytes))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Bytes;
+
+    const GIB: u64 = 1 << 30;
+
+    fn plan(level: Level) -> Plan {
+        let weights = match level {
+            Level::None | Level::Balanced => 20,
+            Level::Aggressive => 4,
+            Level::Ultra => 2,
+        };
+        Plan { level, phases: vec![Phase::new("denoise", [("weights", weights * GIB), ("activations", GIB)])] }
+    }
+
+    fn chosen(free: Option<u64>, limit: Option<u64>) -> Result<Level> {
+        let limit = limit.map(|gib| Bytes(gib * GIB));
+        let config = MemoryConfig { limit, ..MemoryConfig::default() };
+        Ok(Plan::choose(&config, free.map(|gib| gib * GIB), plan)?.0.level)
+    }
+
+    #[test]
+    fn auto_takes_the_fastest_level_that_fits() {
+        for (free, limit, expected) in [
+            (Some(24), None, Level::None),
+            (Some(21), None, Level::Aggressive), // of which 1 is headroom
+            (Some(24), Some(10), Level::Aggressive),
+            (Some(5), None, Level::Ultra),
+            (None, None, Level::None),
+            (None, Some(5), Level::Aggressive),
+        ] {
+            assert_eq!(chosen(free, limit).unwrap(), expected, "{free:?} {limit:?}");
+        }
+        let error = chosen(Some(3), None).unwrap_err().to_string();
+        assert!(error.contains("`ultra` needs 3.0 GiB in the phase `denoise`, and 2.0 GiB may be used"), "{error}");
+    }
+
+    #[test]
+    fn a_level_that_is_named_is_taken_though_it_does_not_fit() {
+        let config = MemoryConfig { level: LevelChoice::Fixed(Level::None), ..MemoryConfig::default() };
+        assert_eq!(Plan::choose(&config, Some(GIB), plan).unwrap(), (plan(Level::None), None));
+    }
+
+    #[test]
+    fn the_table_names_the_largest_phase() {
+        let mut plan = plan(Level::Ultra);
+        plan.phases.push(Phase::new("decode", [("VAE", GIB), ("nothing", 0)]));
+        assert_eq!(
+            plan.to_string(),
+            "memory at level `ultra`, GiB\n  denoise                        3.00  (the most)\n    weights                      2.00\
+             \n    activations                  1.00\n  decode                         1.00\n    VAE                          1.00"
+        );
+    }
+}
