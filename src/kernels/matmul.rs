@@ -3,12 +3,15 @@
 use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "cuda")]
-use super::cuda;
+use super::{
+    cuda,
+    operation::{Operation, Plain, apply},
+};
 
 /// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `clippy.toml`
 /// keeps out of everywhere else.
 ///
-/// On a GPU, products of f32 are exact, as torch's are by default, but for those on a tape.
+/// On a GPU, products of f32 are exact, as torch's are by default.
 ///
 /// # Panics
 /// The two are of different number types. Burn's CUDA backend would read the one as if it held the other's numbers, and
@@ -18,14 +21,43 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "cuda")]
     let (lhs, rhs) = {
         let both = [lhs, rhs].map(Tensor::into_dispatch);
-        if cuda::takes(&both) {
-            return Tensor::from_dispatch(cuda::matmul::product(both));
+        if both.iter().all(cuda::takes_also_on_a_tape) {
+            return apply(Product::<D>, both);
         }
         let [lhs, rhs] = both.map(Tensor::from_dispatch);
         (lhs, rhs)
     };
     #[expect(clippy::disallowed_methods, reason = "the number types have been compared")]
     lhs.matmul(rhs)
+}
+
+/// [`matmul`] on a GPU.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Debug)]
+struct Product<const D: usize>;
+
+#[cfg(feature = "cuda")]
+impl<const D: usize> Operation<2> for Product<D> {
+    type Saved = [Plain; 2];
+
+    fn forward(&self, inputs: [Plain; 2]) -> (Plain, [Plain; 2]) {
+        (cuda::matmul::product(inputs.clone()), inputs)
+    }
+
+    fn backward(self, saved: [Plain; 2], gradient: Plain, [wants_lhs, wants_rhs]: [bool; 2]) -> [Option<Plain>; 2] {
+        let [lhs, rhs]: [Tensor<D>; 2] = saved.map(Tensor::from_dispatch);
+        let g = Tensor::<D>::from_dispatch(gradient);
+        let product = |a: Tensor<D>, b: Tensor<D>, shape: [usize; D]| {
+            let whole = Tensor::<D>::from_dispatch(cuda::matmul::product([a.into_dispatch(), b.into_dispatch()]));
+            // What was used for all matrices along an axis gets the sum of their gradients.
+            let shared = (0..D).filter(|&axis| shape[axis] != whole.dims()[axis]).collect::<Vec<_>>();
+            shared.into_iter().fold(whole, Tensor::sum_dim).into_dispatch()
+        };
+        [
+            wants_lhs.then(|| product(g.clone(), rhs.clone().transpose(), lhs.dims())),
+            wants_rhs.then(|| product(lhs.clone().transpose(), g, rhs.dims())),
+        ]
+    }
 }
 
 /// Panics, naming the number types, unless all are the same.

@@ -1,5 +1,7 @@
 //! Every operation against its formula written out in tensors, with gradients by Burn's autodiff.
 
+use std::sync::LazyLock;
+
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation};
 
 use super::*;
@@ -24,8 +26,11 @@ fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
 /// The GPU on which the operations are held against the CPU's composed form too, where `KILN_TEST_DEVICE=cuda` asks for it.
 fn gpu() -> Option<Device> {
     match std::env::var("KILN_TEST_DEVICE").as_deref() {
-        #[cfg(feature = "cuda")]
-        Ok("cuda") => Some(Device::cuda(0)),
+        Ok("cuda") => {
+            static GPU: LazyLock<Device> =
+                LazyLock::new(|| crate::cuda::open(0, None, Default::default()).expect("a GPU was asked for"));
+            Some(GPU.clone())
+        }
         Ok(other) => panic!("KILN_TEST_DEVICE={other}: it may be `cuda`, in a build with --features cuda"),
         Err(_) => None,
     }
@@ -197,13 +202,14 @@ fn linear_layers() {
 
 #[test]
 fn an_adapter_changes_nobody_elses_tensor() {
-    let device = Device::flex();
-    let y = Tensor::<2>::ones([4, 6], &device);
-    let kept = y.clone();
-    let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device);
-    let sum = low_rank(y, ones([4, 5]), ones([2, 5]), ones([6, 2]), 1.0);
-    assert_eq!(sum.into_data(), (ones([4, 6]) * 11.0).into_data());
-    assert_eq!(kept.into_data(), ones([4, 6]).into_data());
+    for device in devices() {
+        let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device);
+        let y = ones([4, 6]);
+        let kept = y.clone();
+        let sum = low_rank(y, ones([4, 5]), ones([2, 5]), ones([6, 2]), 1.0);
+        assert_eq!(sum.into_data(), (ones([4, 6]) * 11.0).into_data());
+        assert_eq!(kept.into_data(), ones([4, 6]).into_data());
+    }
 }
 
 #[test]

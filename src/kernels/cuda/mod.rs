@@ -50,6 +50,18 @@ pub(super) fn takes<const N: usize>(inputs: &[Plain; N]) -> bool {
     })
 }
 
+/// Whether this is what the kernels take, on a tape or not.
+pub(super) fn takes_also_on_a_tape(input: &Plain) -> bool {
+    let dtype = match &input.kind {
+        DispatchTensorKind::Autodiff(kind) => match kind.as_ref() {
+            DispatchTensorKind::Cuda(BackendTensor::Autodiff(t)) => t.primitive.dtype,
+            _ => return false,
+        },
+        _ => return takes(std::array::from_ref(input)),
+    };
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
 /// Inputs that the kernels [take](takes).
 fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
     inputs.map(|input| match input.kind {
