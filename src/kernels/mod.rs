@@ -40,6 +40,7 @@ pub use norm::{layer_norm, layer_norm_modulate};
 pub use pull::pull_back;
 pub use residual::gated_add;
 pub use rope::rms_norm_rope;
+pub use simd::vectors;
 pub use upsample::upsample_nearest;
 
 use burn::tensor::Tensor;

@@ -16,21 +16,53 @@ pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
         fn avx2<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        let avx2_found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        let avx512_found = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        if avx2_found && avx512_found {
-            // SAFETY: all the features were just found.
-            return unsafe { avx512(work) };
-        }
-        if avx2_found {
-            // SAFETY: both features were just found.
-            return unsafe { avx2(work) };
+        match Vectors::widest() {
+            // SAFETY: all the features were found.
+            Vectors::Avx512 => return unsafe { avx512(work) },
+            // SAFETY: both features were found.
+            Vectors::Avx2 => return unsafe { avx2(work) },
+            Vectors::Plain => {}
         }
     }
     work()
+}
+
+/// Vectors for which loops are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vectors {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// Those of the target.
+    Plain,
+}
+
+impl Vectors {
+    /// The widest of this machine. The answers of the processor are kept by the standard library.
+    #[inline]
+    fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let wider = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            return if wider { Self::Avx512 } else { Self::Avx2 };
+        }
+        Self::Plain
+    }
+}
+
+/// The vectors that loops on the CPU use on this machine, in words.
+pub fn vectors() -> &'static str {
+    match Vectors::widest() {
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx512 => "AVX-512",
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2 => "AVX2",
+        Vectors::Plain => "no wide vectors",
+    }
 }
 
 /// `e^x` to two units in the last place, for `x` in [-87, 88] and the value at the bound beyond it; NaN stays NaN.

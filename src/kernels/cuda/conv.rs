@@ -16,7 +16,7 @@ use burn_cubecl::kernel::{
 
 use super::{
     CudaTensor, Plain,
-    cudnn::{Convolution, Cudnn, Direction, Element, Handle, Task},
+    cudnn::{Convolution, Cudnn, Direction, Handle, Task, Type},
     dims, empty, plain,
     ready::{Plans, Ready},
     stream::{ask, is_open},
@@ -99,10 +99,10 @@ fn by_cudnn(
     options: &ConvOptions<2>,
 ) -> Option<CudaTensor> {
     let cudnn = paths().convolutions.then(Cudnn::shared)??;
-    let element = match from[0].dtype {
-        DType::F32 => Element::F32,
-        DType::F16 => Element::F16,
-        DType::BF16 => Element::Bf16,
+    let dtype = match from[0].dtype {
+        DType::F32 => Type::F32,
+        DType::F16 => Type::F16,
+        DType::BF16 => Type::Bf16,
         _ => return None,
     };
     if from[0].dtype != from[1].dtype || !is_open(from[0]) {
@@ -110,8 +110,7 @@ fn by_cudnn(
     }
     let from = from.map(|t| into_contiguous(t.clone()));
     let like = &from[0];
-    let task =
-        Task { direction, element, input, weight, output, stride: options.stride[0], padding: options.padding[0] };
+    let task = Task { direction, dtype, input, weight, output, stride: options.stride[0], padding: options.padding[0] };
     let ready = PLANS.get(like, task, || make(cudnn, like, task))?;
     let to = match direction {
         Direction::Forward => output,

@@ -5,9 +5,10 @@
 
 use std::{ffi::c_void, fmt};
 
-use libloading::Symbol;
-
-use super::library::{Handle, Raw};
+use super::{
+    graph::Type,
+    library::{Cudnn, Handle, Raw, function},
+};
 
 /// The most memory that a kernel may use beside its tensors, in bytes.
 pub const WORKSPACE: usize = 512 << 20;
@@ -23,24 +24,13 @@ pub enum Direction {
     Weight,
 }
 
-/// A dtype as cuDNN numbers it (`cudnnDataType_t`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Element {
-    /// 32 bits.
-    F32 = 0,
-    /// IEEE's 16 bits.
-    F16 = 2,
-    /// The upper 16 bits of f32.
-    Bf16 = 9,
-}
-
 /// A convolution of tensors whose numbers lie in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Task {
     /// What is asked for.
     pub direction: Direction,
     /// Of all three tensors.
-    pub element: Element,
+    pub dtype: Type,
     /// `[B, in, H, W]` of the input.
     pub input: [usize; 4],
     /// `[out, in, k, k]`.
@@ -56,8 +46,8 @@ pub struct Task {
 /// For the log.
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { direction, element, input, weight, stride, .. } = self;
-        write!(f, "a convolution of {input:?} with {weight:?} at stride {stride}, {element:?}, {direction:?}")
+        let Self { direction, dtype, input, weight, stride, .. } = self;
+        write!(f, "a convolution of {input:?} with {weight:?} at stride {stride}, {dtype:?}, {direction:?}")
     }
 }
 
@@ -96,8 +86,8 @@ type Run = unsafe extern "C" fn(
     *mut c_void,
 ) -> i32;
 
-/// The functions of cuDNN that convolutions need, declared here for the reason that [`library`](super::library) gives.
-struct Functions {
+/// The functions of cuDNN that convolutions need.
+pub(super) struct Functions {
     create_tensor: Create,
     destroy_tensor: Destroy,
     set_tensor: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32) -> i32,
@@ -113,12 +103,11 @@ struct Functions {
 }
 
 impl Functions {
-    fn of(file: &libloading::Library) -> Result<Self, String> {
-        fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
-            // SAFETY: the types of the fields, for which this is called, are the signatures in cudnn_ops.h and cudnn_cnn.h.
-            let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
-            Ok(*found)
-        }
+    /// Those of a loaded cuDNN.
+    ///
+    /// # Errors
+    /// A function is missing in it.
+    pub(super) fn of(file: &libloading::Library) -> Result<Self, String> {
         Ok(Self {
             create_tensor: function(file, "cudnnCreateTensorDescriptor")?,
             destroy_tensor: function(file, "cudnnDestroyTensorDescriptor")?,
@@ -144,22 +133,22 @@ impl Functions {
     }
 }
 
-/// One of cuDNN's descriptors.
-struct Descriptor {
+/// A descriptor of the older interface, which has a type for each thing.
+struct Description {
     raw: Raw,
     destroy: Destroy,
 }
 
-impl Descriptor {
-    fn new(what: &str, create: Create, destroy: Destroy) -> Result<Self, String> {
-        let mut descriptor = Self { raw: std::ptr::null_mut(), destroy };
+impl Description {
+    fn new(library: &Cudnn, what: &str, create: Create, destroy: Destroy) -> Result<Self, String> {
+        let mut description = Self { raw: std::ptr::null_mut(), destroy };
         // SAFETY: the function writes one pointer.
-        done(what, unsafe { create(&mut descriptor.raw) })?;
-        Ok(descriptor)
+        library.check(what, unsafe { create(&mut description.raw) })?;
+        Ok(description)
     }
 }
 
-impl Drop for Descriptor {
+impl Drop for Description {
     fn drop(&mut self) {
         if !self.raw.is_null() {
             // SAFETY: the descriptor was made and is used no more.
@@ -170,12 +159,11 @@ impl Drop for Descriptor {
 
 /// A convolution of one shape, ready to run.
 pub struct Convolution {
-    functions: Functions,
     direction: Direction,
-    input: Descriptor,
-    weight: Descriptor,
-    convolution: Descriptor,
-    output: Descriptor,
+    input: Description,
+    weight: Description,
+    convolution: Description,
+    output: Description,
     algorithm: i32,
     workspace: usize,
 }
@@ -192,35 +180,35 @@ impl Convolution {
     /// # Errors
     /// A size is beyond cuDNN's, or it has no kernel that fits.
     pub fn new(handle: &Handle, task: &Task) -> Result<Self, String> {
-        let functions = Functions::of(handle.library.file)?;
-        let f = &functions;
-        let element = task.element as i32;
+        let library = handle.library;
+        let f = library.convolutions()?;
+        let dtype = task.dtype as i32;
         let tensor = |what: &str, shape: [usize; 4]| {
-            let descriptor = Descriptor::new(what, f.create_tensor, f.destroy_tensor)?;
+            let tensor = Description::new(library, what, f.create_tensor, f.destroy_tensor)?;
             let [n, c, h, w] = sizes(shape)?;
             // SAFETY: the descriptor was just made; 0 is the order of memory [B, C, H, W].
-            done(what, unsafe { (f.set_tensor)(descriptor.raw, 0, element, n, c, h, w) })?;
-            Ok::<_, String>(descriptor)
+            library.check(what, unsafe { (f.set_tensor)(tensor.raw, 0, dtype, n, c, h, w) })?;
+            Ok::<_, String>(tensor)
         };
         let (input, output) = (tensor("the input", task.input)?, tensor("the output", task.output)?);
-        let weight = Descriptor::new("the weight", f.create_weight, f.destroy_weight)?;
+        let weight = Description::new(library, "the weight", f.create_weight, f.destroy_weight)?;
         let [k, c, h, w] = sizes(task.weight)?;
         // SAFETY: the descriptor was just made; 0 is the order of memory [out, in, k, k].
-        done("the weight", unsafe { (f.set_weight)(weight.raw, element, 0, k, c, h, w) })?;
-        let convolution = Descriptor::new("the convolution", f.create_convolution, f.destroy_convolution)?;
+        library.check("the weight", unsafe { (f.set_weight)(weight.raw, dtype, 0, k, c, h, w) })?;
+        let convolution = Description::new(library, "the convolution", f.create_convolution, f.destroy_convolution)?;
         let [stride, padding, ..] = sizes([task.stride, task.padding, 1, 1])?;
         // Cross-correlation, as every framework's convolution is, added up in f32.
-        let (cross_correlation, f32) = (1, Element::F32 as i32);
+        let (cross_correlation, f32) = (1, Type::F32 as i32);
         // SAFETY: the descriptor was just made.
         let set = unsafe {
             let raw = convolution.raw;
             (f.set_convolution)(raw, padding, padding, stride, stride, 1, 1, cross_correlation, f32)
         };
-        done("the convolution", set)?;
+        library.check("the convolution", set)?;
         // Tensor cores where the dtype has them; without conversions of f32 to 16 bits.
-        let math = i32::from(task.element != Element::F32);
+        let math = i32::from(task.dtype != Type::F32);
         // SAFETY: the descriptor was just made.
-        done("its arithmetic", unsafe { (f.set_math)(convolution.raw, math) })?;
+        library.check("its arithmetic", unsafe { (f.set_math)(convolution.raw, math) })?;
         let [a, b, c] = operands(task.direction, [&input, &weight, &output]);
         let (mut count, mut candidates) = (0, [Candidate::default(); CANDIDATES]);
         let choose = f.choose[task.direction as usize];
@@ -228,14 +216,14 @@ impl Convolution {
         let chosen = unsafe {
             choose(handle.raw, a, b, convolution.raw, c, CANDIDATES as i32, &mut count, candidates.as_mut_ptr())
         };
-        done("its kernels", chosen)?;
+        library.check("its kernels", chosen)?;
         let fits = |c: &&Candidate| c.status == 0 && c.deterministic == 1 && c.memory <= WORKSPACE;
         let count = usize::try_from(count).unwrap_or(0).min(CANDIDATES);
         let best = candidates[..count].iter().find(fits).ok_or("cuDNN has no kernel of fixed order for it")?;
         // SAFETY: the descriptor lives.
-        done("its arithmetic", unsafe { (f.set_math)(convolution.raw, best.math) })?;
+        library.check("its arithmetic", unsafe { (f.set_math)(convolution.raw, best.math) })?;
         let (algorithm, workspace, direction) = (best.algorithm, best.memory, task.direction);
-        Ok(Self { functions, direction, input, weight, convolution, output, algorithm, workspace })
+        Ok(Self { direction, input, weight, convolution, output, algorithm, workspace })
     }
 
     /// Bytes of memory to work in.
@@ -255,7 +243,7 @@ impl Convolution {
     pub unsafe fn run(&self, handle: &Handle, [a, b, c, workspace]: [u64; 4]) -> Result<(), String> {
         let [a_is, b_is, c_is] = operands(self.direction, [&self.input, &self.weight, &self.output]);
         let (one, zero) = (1.0f32, 0.0f32);
-        let run = self.functions.run[self.direction as usize];
+        let run = handle.library.convolutions()?.run[self.direction as usize];
         // SAFETY: the descriptors live, the caller vouches for the addresses, and both factors are read before the call
         // returns.
         let status = unsafe {
@@ -275,26 +263,22 @@ impl Convolution {
                 c as *mut c_void,
             )
         };
-        done("a convolution", status)
+        handle.library.check("a convolution", status)
     }
 }
 
 /// The two that are read and the one that is written, in the order in which cuDNN takes them.
-fn operands(direction: Direction, [input, weight, output]: [&Descriptor; 3]) -> [Raw; 3] {
+fn operands(direction: Direction, [input, weight, output]: [&Description; 3]) -> [Raw; 3] {
     match direction {
         Direction::Forward => [input, weight, output],
         Direction::Input => [weight, output, input],
         Direction::Weight => [input, output, weight],
     }
-    .map(|descriptor| descriptor.raw)
+    .map(|description| description.raw)
 }
 
 fn sizes(shape: [usize; 4]) -> Result<[i32; 4], String> {
     let sizes = shape.map(|size| i32::try_from(size).ok());
     let [Some(a), Some(b), Some(c), Some(d)] = sizes else { return Err(format!("{shape:?} is too large")) };
     Ok([a, b, c, d])
-}
-
-fn done(what: &str, status: i32) -> Result<(), String> {
-    if status == 0 { Ok(()) } else { Err(format!("cuDNN: {what}: status {status}")) }
 }

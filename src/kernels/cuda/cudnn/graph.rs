@@ -200,7 +200,7 @@ impl Graph {
         let mut attributes = vec![(Attribute::GraphOperations, Value::Descriptors(&operations))];
         attributes.extend(on(Some(Attribute::GraphHandle), None));
         let graph = Descriptor::new(library, Kind::Graph, &attributes)?;
-        let mut problem = "it knows no way".to_string();
+        let mut problem = format!("cuDNN {}: none of its engines takes this graph", library.version());
         for mode in [BEST, ANY] {
             let graph = [&graph];
             let mut attributes = vec![

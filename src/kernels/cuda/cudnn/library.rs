@@ -11,6 +11,7 @@ use std::{
 
 use libloading::Symbol;
 
+use super::convolution::Functions;
 use crate::cuda;
 
 /// What cuDNN gives out: a descriptor or a handle.
@@ -29,7 +30,15 @@ pub struct Cudnn {
     set_stream: unsafe extern "C" fn(Raw, Raw) -> i32,
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     version: unsafe extern "C" fn() -> usize,
-    pub(super) file: &'static libloading::Library,
+    /// What is missing for them, if something is.
+    convolutions: Result<Functions, String>,
+}
+
+/// A function of a loaded library.
+pub(super) fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
+    // SAFETY: the types of the fields, for which this is called, are the signatures in cuDNN's headers.
+    let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
+    Ok(*found)
 }
 
 impl Cudnn {
@@ -45,11 +54,6 @@ impl Cudnn {
     /// # Errors
     /// A function is missing in it.
     pub fn of(file: &'static libloading::Library) -> Result<Self, String> {
-        fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
-            // SAFETY: the types of the fields, for which this is called, are the signatures in cudnn.h and cudnn_graph.h.
-            let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
-            Ok(*found)
-        }
         Ok(Self {
             create: function(file, "cudnnBackendCreateDescriptor")?,
             destroy: function(file, "cudnnBackendDestroyDescriptor")?,
@@ -62,8 +66,16 @@ impl Cudnn {
             set_stream: function(file, "cudnnSetStream")?,
             last_error: function(file, "cudnnGetLastErrorString")?,
             version: function(file, "cudnnGetVersion")?,
-            file,
+            convolutions: Functions::of(file),
         })
+    }
+
+    /// The functions for convolutions.
+    ///
+    /// # Errors
+    /// One is missing in this cuDNN, such as in the one that only makes plans of graphs.
+    pub(super) fn convolutions(&self) -> Result<&Functions, String> {
+        self.convolutions.as_ref().map_err(Clone::clone)
     }
 
     /// As `cudnnGetVersion` says it, such as 91900.

@@ -7,7 +7,7 @@ mod graph;
 mod library;
 mod sdpa;
 
-pub use convolution::{Convolution, Direction, Element, Task};
+pub use convolution::{Convolution, Direction, Task};
 pub use graph::{Layout, Target, Type};
 pub use library::{Cudnn, Handle};
 pub use sdpa::{Sizes, backward, forward};
