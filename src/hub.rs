@@ -52,7 +52,15 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         };
         return Err(Error::file(folder, problem));
     }
-    Source::new(|name| std::env::var(name).ok(), std::env::home_dir())?.resolve(model)
+    Source::from_environment()?.resolve(model)
+}
+
+/// The folder of the Hugging Face cache, as the environment says; it need not be there yet.
+///
+/// # Errors
+/// There is no place for a cache.
+pub fn cache_folder() -> Result<PathBuf> {
+    Ok(Source::from_environment()?.cache.path().clone())
 }
 
 /// Where a path that is not there was looked for.
@@ -76,6 +84,10 @@ struct Source {
 }
 
 impl Source {
+    fn from_environment() -> Result<Self> {
+        Self::new(|name| std::env::var(name).ok(), std::env::home_dir())
+    }
+
     /// As the environment says, in the variables of Hugging Face's own tools.
     fn new(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());

@@ -42,4 +42,5 @@ pub mod generation;
 pub mod training;
 pub mod bench;
 pub mod selftest;
+pub mod doctor;
 pub mod cli;

@@ -64,6 +64,7 @@ fn help_names_every_command_and_every_option() {
             ],
         ),
         ("inspect", &["FILE"]),
+        ("doctor", &["--device", "--kernel-cache"]),
         ("bench", &["--model", "--only", "--size", "--batch", "--targets", "--layers", "--small", "--peer", "--json"]),
     ] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
@@ -71,6 +72,21 @@ fn help_names_every_command_and_every_option() {
         for option in options.iter().chain(&["--device", "--verbose", "--quiet"]) {
             assert!(text.contains(option), "{command} {option}: {text}");
         }
+    }
+}
+
+#[test]
+fn the_doctor_says_what_there_is_and_what_to_use() {
+    let output = kiln(&["doctor"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let said = String::from_utf8(output.stdout).unwrap();
+    for name in ["kiln", "processor", "memory", "GPU", "models", "disk", "use"] {
+        assert_eq!(said.lines().filter(|line| line.starts_with(&format!("{name:<10} "))).count(), 1, "{name}: {said}");
+    }
+    let device = said.split_once("--device ").unwrap().1.split(',').next().unwrap();
+    assert!(["cpu", "cuda"].contains(&device), "{said}");
+    if device == "cpu" {
+        assert!(said.contains("none that can be used: ") && said.contains("hint: "), "{said}");
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod batch;
 mod bench;
+mod doctor;
 mod edit;
 mod export;
 mod flags;
@@ -97,9 +98,13 @@ impl Cli {
 }
 
 impl Global {
+    /// The folder that was named for compiled kernels.
+    fn kernel_cache(&self) -> Option<PathBuf> {
+        self.kernel_cache.clone().filter(|folder| !folder.as_os_str().is_empty())
+    }
+
     fn open(&self) -> crate::error::Result<Device> {
-        let kernel_cache = self.kernel_cache.clone().filter(|folder| !folder.as_os_str().is_empty());
-        self.device.open(kernel_cache, self.cuda_paths.unwrap_or_default())
+        self.device.open(self.kernel_cache(), self.cuda_paths.unwrap_or_default())
     }
 }
 
@@ -121,6 +126,7 @@ enum Command {
     Edit(edit::Args),
     Batch(batch::Args),
     Inspect(inspect::Args),
+    Doctor(doctor::Args),
     Bench(bench::Args),
     Selftest(selftest::Args),
 }
@@ -140,6 +146,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
         Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Selftest(args) => selftest::run(args, global),
     };

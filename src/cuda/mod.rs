@@ -96,6 +96,20 @@ pub fn driver() -> Result<Driver> {
 /// As [`driver`]; there is no GPU of that number; the compiler or the headers are missing, or do not fit the driver, the GPU
 /// or each other; `cache` was named and cannot be made.
 pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Device> {
+    let found = ready(number, cache, paths)?;
+    tracing::debug!("cuda:{number} is {found}");
+    #[cfg(feature = "cuda")]
+    return Ok(Device::cuda(number));
+    #[cfg(not(feature = "cuda"))]
+    unreachable!("without CUDA there is no driver")
+}
+
+/// Makes everything ready that [`open`] needs, and says what was found: the GPU, the driver, the compiler, NVIDIA's libraries
+/// and the folder of the kernels.
+///
+/// # Errors
+/// As [`open`].
+pub fn ready(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<String> {
     let driver = driver()?;
     let Some(gpu) = driver.gpus.get(number) else {
         let gpus = driver.gpus.iter().enumerate().map(|(number, gpu)| format!("\n  cuda:{number}: {gpu}"));
@@ -109,11 +123,7 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
         let kept = cache::keep(cache, gpu)?;
         let vendor = vendor::find(paths, &roots, driver.cuda, gpu);
         let release = driver.release.as_deref().unwrap_or("of unknown number");
-        tracing::debug!(
-            "cuda:{number} is {gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}",
-            driver.cuda
-        );
-        Ok(Device::cuda(number))
+        Ok(format!("{gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}", driver.cuda))
     }
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver: {gpu} {cache:?} {paths:?}")

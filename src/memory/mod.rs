@@ -48,13 +48,23 @@ pub fn available(device: &Device) -> Option<u64> {
     if let Some(number) = cuda::number(device) {
         return cuda::free(number);
     }
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let host = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
+    let host = system("MemAvailable:")?;
     let number =
         |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     let left = number("memory.max").zip(number("memory.current")).map(|(most, now)| most.saturating_sub(now));
     Some(left.map_or(host, |left| left.min(host)))
+}
+
+/// The memory of this machine, in bytes; `None` where the system does not say (only Linux does).
+pub fn total() -> Option<u64> {
+    system("MemTotal:")
+}
+
+/// A line of what the system says about its memory, in bytes.
+fn system(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 /// A line of what the system says about this process, such as "VmRSS:     123456 kB", in bytes; 0 where it does not.
