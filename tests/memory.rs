@@ -18,7 +18,7 @@ fn validating_twice_leaves_no_more_in_use_than_validating_once() {
     let run = train(&workshop, "run", &more);
     let device = Device::flex();
     let in_use = || {
-        let report = training::validate(&run, None, &device).unwrap();
+        let report = training::validate(&run, None, None, &device).unwrap();
         assert_eq!(report.checkpoints.len(), 4);
         memory::release(&device);
         memory::usage(&device).resident_mib()

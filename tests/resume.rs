@@ -128,7 +128,7 @@ fn a_run_of_an_older_kiln_is_migrated_as_it_is_read() {
         std::fs::copy(&old, run.join("config.toml")).unwrap();
         let refused = TrainConfig::load(&old, &[]).unwrap_err().to_string();
         assert!(refused.contains("`edit`: is now `[objective]`"), "{refused}");
-        training::validate(&run, None, &Device::flex()).unwrap();
+        training::validate(&run, None, None, &Device::flex()).unwrap();
 
         let config = load(&["run.name=old"]);
         train(&config, Some(&run)).unwrap();
@@ -294,7 +294,7 @@ fn a_checkpoint_from_before_checksums_is_taken() {
     train(&config("whole", &[]), Some(&run)).unwrap();
     assert_eq!((state(&run, 6), numbers(&run)), (state(&WHOLE, 6), numbers(&WHOLE)));
     forget_checksums(&run.join("step-000006"));
-    training::validate(&run, None, &Device::flex()).unwrap();
+    training::validate(&run, None, None, &Device::flex()).unwrap();
     truncate(run.join("step-000006/optimizer.safetensors"));
     let error = train(&config("whole", &["training.max_steps=7"]), Some(&run)).unwrap_err().to_string();
     assert!(error.contains("step-000006/optimizer.safetensors: ") && error.contains("step-000004"), "{error}");
@@ -319,7 +319,7 @@ fn a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_is_offered() 
             assert!(error.contains("hint: ") && error.contains(&offer), "byte {place}: {error}");
         }
         if file == "adapter.safetensors" {
-            let error = training::validate(&run, None, &Device::flex()).unwrap_err().to_string();
+            let error = training::validate(&run, None, None, &Device::flex()).unwrap_err().to_string();
             assert!(error.contains("step-000006/adapter.safetensors: does not match its checksum"), "{error}");
         }
         std::fs::write(last.join(&file), whole).unwrap();

@@ -63,8 +63,17 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     }
     let Args { folder, image, sampling, seed, batch_size, output, memory, .. } = args;
     let (sampling, loras) = sampling.into();
-    let request =
-        BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output, memory: memory.into() };
+    let request = BatchRequest {
+        folder,
+        image,
+        choices,
+        loras,
+        sampling,
+        seed,
+        batch_size,
+        output,
+        memory: memory.given().unwrap_or_default(),
+    };
     stop_on_signals()?;
     print(generation::batch(&request, &global.open()?).context("the folder was not finished")?)
 }

@@ -77,7 +77,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         noise: args.noise,
         return_latents: args.latents.is_some(),
         output: args.output.or(args.latents).unwrap_or_default(),
-        memory: args.memory.into(),
+        memory: args.memory.given().unwrap_or_default(),
         ..GenerateRequest::default()
     };
     if args.dry_run {

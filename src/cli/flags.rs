@@ -18,6 +18,10 @@ impl Flags {
         // What configurations call `model.path` is the model of a command without a configuration.
         let model = flags.iter().find(|(field, _)| field == "model").map(|(_, flag)| flag.clone());
         flags.extend(model.map(|flag| ("model.path".to_string(), flag)));
+        for (key, field) in [("memory.level", "memory"), ("memory.limit", "memory_limit")] {
+            let flag = flags.iter().find(|(own, _)| own == field).map(|(_, flag)| flag.clone());
+            flags.extend(flag.map(|flag| (key.to_string(), flag)));
+        }
         Self(flags)
     }
 

@@ -72,7 +72,8 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, memory, dry_run, .. } = args;
     let (sampling, loras) = sampling.into();
     let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
-    let (image, output, memory) = (image.or(latents_in), output.or(latents).unwrap_or_default(), memory.into());
+    let (image, output, memory) =
+        (image.or(latents_in), output.or(latents).unwrap_or_default(), memory.given().unwrap_or_default());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
         model, loras, sampling, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,

@@ -6,16 +6,23 @@ use crate::memory::{Bytes, LevelChoice, MemoryConfig};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memory")]
 pub(super) struct MemoryArgs {
-    /// Memory level: `none`, `balanced`, `aggressive`, `ultra`, each with less memory and more time; the images are the same
-    #[arg(long, default_value = "auto", value_name = "LEVEL")]
-    memory: LevelChoice,
-    /// The most that `auto` may use, such as 8GiB [default: what is free]
+    /// `none`, `balanced`, `aggressive` or `ultra`, each with less memory and more time than the one before and the same results; or
+    /// `auto`, the first that fits [default: auto]
+    #[arg(long, value_name = "LEVEL")]
+    memory: Option<LevelChoice>,
+    /// The most that `auto` may use, such as 8GiB [default: what is free, less 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
 }
 
-impl From<MemoryArgs> for MemoryConfig {
-    fn from(MemoryArgs { memory, memory_limit }: MemoryArgs) -> Self {
-        Self { level: memory, limit: memory_limit, ..Self::default() }
+impl MemoryArgs {
+    /// The configuration, if anything was given.
+    pub(super) fn given(self) -> Option<MemoryConfig> {
+        let Self { memory, memory_limit: limit } = self;
+        (memory.is_some() || limit.is_some()).then(|| MemoryConfig {
+            level: memory.unwrap_or_default(),
+            limit,
+            ..MemoryConfig::default()
+        })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{Global, print};
+use super::{Global, memory::MemoryArgs, print};
 use crate::{
     stop,
     training::{self, stop_on_signals},
@@ -19,6 +19,8 @@ pub struct Args {
     /// Of an editing model: measures edits of the newest checkpoint by the CLIP model in this folder, at rising image guidance
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     clip: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Prints JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -26,7 +28,7 @@ pub struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     stop_on_signals()?;
-    let report = training::validate(&args.path, args.clip.as_deref(), &global.open()?)?;
+    let report = training::validate(&args.path, args.clip.as_deref(), args.memory.given(), &global.open()?)?;
     match args.json {
         true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?)?,
         false => print(&report)?,

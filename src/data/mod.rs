@@ -38,5 +38,5 @@ pub use fingerprint::fingerprint;
 pub use images::{picture_size, read_picture, to_pixels};
 pub use place::{Cell, Place};
 pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
-pub use prepare::prepare;
+pub use prepare::{Examined, examine, prepare};
 pub use progress::{Phase, Progress};

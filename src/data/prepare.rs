@@ -63,6 +63,32 @@ pub fn prepare(
     Ok(survey.dataset)
 }
 
+/// A data folder that was looked at, and not encoded.
+pub struct Examined {
+    /// Its samples; latents and embeddings may be missing in the cache.
+    pub dataset: LatentDataset,
+    /// How many images the cache lacks.
+    pub images: usize,
+    /// How many prompts the cache lacks.
+    pub prompts: usize,
+}
+
+/// Checks every picture and caption as [`prepare`] does, and encodes nothing.
+///
+/// # Errors
+/// As [`prepare`], as far as it can be known without a model.
+pub fn examine(
+    config: &DataConfig,
+    kind: DatasetKind,
+    prompts: &[String],
+    encoders: &dyn Encoders,
+    progress: &dyn Fn(Progress),
+) -> Result<Examined> {
+    let (vae, text) = (encoders.vae_fingerprint()?, encoders.text_fingerprint()?);
+    let Survey { dataset, prompts, pictures, .. } = Survey::of(config, kind, prompts, &vae, &text, progress)?;
+    Ok(Examined { dataset, images: pictures.len(), prompts: prompts.len() })
+}
+
 /// A data folder compared with its cache.
 pub(super) struct Survey {
     pub dataset: LatentDataset,

@@ -24,20 +24,14 @@ pub(super) struct AtOnce {
 }
 
 impl Session {
-    /// Chooses the memory level for `work`, if it is not chosen, and says why; weights then lie where the level says.
+    /// Chooses the memory level for `work`, if it is not named; weights then lie where the level says.
     ///
     /// # Errors
     /// No level fits, or the text encoders' files are broken.
     pub(super) fn fit(&mut self, config: &MemoryConfig, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
         let plans = memory::Level::ALL.into_iter().map(|level| self.plan(level, work, options));
         let plans = plans.collect::<Result<Vec<_>>>()?;
-        let free = memory::available(&self.device);
-        let (plan, why) = Plan::choose(config, free, |level| plans[level as usize].clone())?;
-        match why {
-            Some(why) if plan.level != memory::Level::None => tracing::info!("memory level {why}"),
-            Some(why) => tracing::debug!("memory level {why}"),
-            None => {}
-        }
+        let plan = Plan::choose(config, memory::available(&self.device), plans)?;
         self.place(plan.level.into());
         Ok(plan)
     }

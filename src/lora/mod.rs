@@ -15,7 +15,10 @@ mod targets;
 mod unet;
 mod write;
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -128,6 +131,17 @@ impl Lora {
             LoraLayer { name: name.clone(), a, b, alpha, pointwise }
         };
         Ok(Self { layers: chosen.map(new).collect(), metadata: BTreeMap::new() })
+    }
+
+    /// How many values the adapters of a configuration have on a model of these `layers`.
+    ///
+    /// # Errors
+    /// A target matches no layer.
+    pub fn count(config: &LoraConfig, layers: &[LayerShape]) -> Result<usize> {
+        let names: Vec<_> = layers.iter().map(|layer| layer.name.clone()).collect();
+        let targets: BTreeSet<_> = config.targets.resolve(&names)?.into_iter().collect();
+        let chosen = layers.iter().filter(|layer| targets.contains(&layer.name));
+        Ok(chosen.map(|layer| config.rank * (layer.inputs + layer.outputs)).sum())
     }
 
     /// The adapters as layers wear them, at `strength` (1 is as trained), where their tensors are. Nothing is copied.

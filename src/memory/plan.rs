@@ -41,27 +41,27 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes()).expect("work has at least one phase")
     }
 
-    /// The fastest level whose plan fits into what `config` allows of the `free` bytes, or the level that `config` names; and, if
-    /// it was chosen, why. Where nobody knows what is free and there is no limit, that is `none`.
+    /// Of `plans`, from the fastest level on, the first that fits into what `config` allows of the `free` bytes, or the one of the
+    /// level that `config` names; says why it was chosen. Where nobody knows what is free and there is no limit, the first.
     ///
     /// # Errors
-    /// No level fits.
-    pub fn choose(
-        config: &MemoryConfig,
-        free: Option<u64>,
-        plan: impl Fn(Level) -> Plan,
-    ) -> Result<(Plan, Option<String>)> {
+    /// None fits, or there is none of the level that is named.
+    pub fn choose(config: &MemoryConfig, free: Option<u64>, plans: Vec<Self>) -> Result<Self> {
         if let LevelChoice::Fixed(level) = config.level {
-            return Ok((plan(level), None));
+            let of_level = plans.into_iter().find(|plan| plan.level == level);
+            return of_level.ok_or_else(|| {
+                let problem =
+                    format!("`{}` cannot be used where all weights are trained: they stay on the device", level.word());
+                Error::setting("memory.level", problem).hint("use `auto`, `none` or `balanced`, or train a LoRA")
+            });
         }
         let free = free.map(|free| free.saturating_sub(config.headroom.0));
         let limit = config.limit.map(|limit| limit.0);
-        let Some(most) = [free, limit].into_iter().flatten().min() else { return Ok((plan(Level::None), None)) };
-        let plans = Level::ALL.map(plan);
+        let most = [free, limit].into_iter().flatten().min().unwrap_or(u64::MAX);
         let needs = |plan: &Plan| gib(plan.peak().bytes());
         let chosen = plans.iter().find(|plan| plan.peak().bytes() <= most);
         let Some(chosen) = chosen else {
-            let [.., least] = &plans;
+            let least = plans.last().expect("there is a plan for the fastest level at least");
             let problem = format!(
                 "`{}` needs {:.1} GiB in the phase `{}`, and {:.1} GiB may be used{}",
                 least.level.word(),
@@ -74,11 +74,17 @@ impl Plan {
                 "choose smaller images or smaller batches, or close other programs; or name a level, to try it anyway",
             ));
         };
-        let mut why = format!("`{}` needs {:.1} of {:.1} GiB", chosen.level.word(), needs(chosen), gib(most));
         if let Some(faster) = plans.iter().take_while(|plan| plan.level < chosen.level).last() {
-            why += &format!("; `{}` would need {:.1}", faster.level.word(), needs(faster));
+            tracing::info!(
+                "memory level `{}`: it needs {:.1} GiB of the {:.1} that may be used; `{}` would need {:.1}",
+                chosen.level.word(),
+                needs(chosen),
+                gib(most),
+                faster.level.word(),
+                needs(faster)
+            );
         }
-        Ok((chosen.clone(), Some(why)))
+        Ok(chosen.clone())
     }
 }
 
@@ -117,7 +123,7 @@ mod tests {
     fn chosen(free: Option<u64>, limit: Option<u64>) -> Result<Level> {
         let limit = limit.map(|gib| Bytes(gib * GIB));
         let config = MemoryConfig { limit, ..MemoryConfig::default() };
-        Ok(Plan::choose(&config, free.map(|gib| gib * GIB), plan)?.0.level)
+        Ok(Plan::choose(&config, free.map(|gib| gib * GIB), Level::ALL.map(plan).into())?.level)
     }
 
     #[test]
@@ -139,7 +145,10 @@ mod tests {
     #[test]
     fn a_level_that_is_named_is_taken_though_it_does_not_fit() {
         let config = MemoryConfig { level: LevelChoice::Fixed(Level::None), ..MemoryConfig::default() };
-        assert_eq!(Plan::choose(&config, Some(GIB), plan).unwrap(), (plan(Level::None), None));
+        let plans = || Level::ALL.map(plan).to_vec();
+        assert_eq!(Plan::choose(&config, Some(GIB), plans()).unwrap(), plan(Level::None));
+        let config = MemoryConfig { level: LevelChoice::Fixed(Level::Ultra), ..MemoryConfig::default() };
+        assert!(Plan::choose(&config, Some(GIB), plans()[..2].into()).unwrap_err().to_string().contains("`ultra`"));
     }
 
     #[test]

@@ -131,6 +131,10 @@ pub trait Pipeline {
     /// size, and so many tokens of text. Measured; see the implementations.
     fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize) -> u64;
 
+    /// About the memory that a training step takes for each row, in bytes, beside weights and adapters, in f32: all that a forward
+    /// pass keeps, or the inputs of the segments and one of them going back. Measured; see the implementations.
+    fn bytes_of_training_row(&self, width: usize, height: usize, text_tokens: usize, blockwise: bool) -> u64;
+
     /// How many pictures of a size in latent pixels are made together where nobody says, if each has so many `rows`: those that
     /// take at most half of the memory that is available, in powers of two, at least one. Where that is not known, as on a GPU,
     /// four if a row is small, else one.

@@ -4,13 +4,14 @@ use std::{cell::RefCell, path::PathBuf};
 
 use burn::tensor::Device;
 
-use super::{Display, TrainConfig};
+use super::{Display, TrainConfig, plan::Outline};
 use crate::{
     data::{self, Encoders, LatentDataset},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
     hub,
     memory::Stage,
+    pipelines::Placement,
 };
 
 /// What a run needs before its model is loaded.
@@ -21,6 +22,8 @@ pub(super) struct Prepared {
     pub family: &'static dyn Family,
     /// All samples, encoded.
     pub dataset: LatentDataset,
+    /// Where weights lie.
+    pub placement: Placement,
 }
 
 /// Checks and encodes what the cache lacks.
@@ -28,8 +31,9 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     let model = hub::resolve(&config.model.path)?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
+    let placement = Outline::of(config, family, &model, device)?.memory.level.into();
     let _stage = Stage::enter("prepare", device);
-    let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
+    let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?.placed(placement);
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let (kind, prompts) = (config.objective.kind().data(), &config.validation.prompts);
@@ -43,7 +47,7 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
         }
         false => error,
     })?;
-    Ok(Prepared { model, family, dataset })
+    Ok(Prepared { model, family, dataset, placement })
 }
 
 /// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     families::ObjectiveKind,
-    memory,
+    memory::{self, MemoryConfig},
     pipelines::Similarity,
     rng::Seed,
     stop,
@@ -107,13 +107,19 @@ impl fmt::Display for ValidationReport {
 }
 
 /// Measures a checkpoint, or all of a run, with the run's own configuration; where a run keeps running means, these. The base
-/// weights are loaded once. With `clip`, the folder of a CLIP model, the edits of the newest checkpoint are measured, too.
+/// weights are loaded once, and lie where `memory` says, or the run's configuration. With `clip`, the folder of a CLIP model, the edits of the newest checkpoint are measured, too.
 ///
 /// # Errors
 /// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
-pub fn validate(path: &Path, clip: Option<&Path>, device: &Device) -> Result<ValidationReport> {
+pub fn validate(
+    path: &Path,
+    clip: Option<&Path>,
+    memory: Option<MemoryConfig>,
+    device: &Device,
+) -> Result<ValidationReport> {
     let (run, checkpoints) = Checkpoint::hold(path)?;
-    let config = started::from_its_start(&run, &run_config(&run, &[])?);
+    let mut config = started::from_its_start(&run, &run_config(&run, &[])?);
+    config.memory = memory.unwrap_or(config.memory);
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
     if !held_out && config.validation.prompts.is_empty() {

@@ -123,7 +123,7 @@ fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
 }
 
 /// Settings that do not change what a step computes (`training.max_steps` does not while the learning rate is constant).
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "run.name",
     "run.output",
     "data.cache",
@@ -134,6 +134,7 @@ const FREE: [&str; 10] = [
     "training.activations",
     "checkpoint",
     "validation",
+    "memory",
 ];
 
 fn table(config: &TrainConfig) -> Result<toml::Value> {

@@ -90,12 +90,12 @@ pub(super) fn with_task<J: Job>(
     let (model, dtype) = (&prepared.model, config.model.dtype.into());
     match &config.objective {
         ObjectiveConfig::FlowMatching(objective) => {
-            let pipeline = FluxPipeline::open(model, device, dtype)?;
+            let pipeline = FluxPipeline::open_as(prepared.placement, model, device, dtype)?;
             drop(loading);
             job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
         }
         ObjectiveConfig::InstructPix2Pix(objective) => {
-            let pipeline = InstructPix2PixPipeline::open(model, device, dtype)?;
+            let pipeline = InstructPix2PixPipeline::open_as(prepared.placement, model, device, dtype)?;
             drop(loading);
             job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
         }

@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result, Subject},
     families::ObjectiveKind,
     lora::LoraConfig,
+    memory::MemoryConfig,
     paths,
 };
 
@@ -67,6 +68,9 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     /// How progress is judged.
     #[serde(default)]
     pub validation: ValidationConfig,
+    /// How much of the model is in device memory at once.
+    #[serde(default)]
+    pub memory: MemoryConfig,
 }
 
 /// `[run]`
@@ -289,11 +293,11 @@ impl<O> TrainConfig<O> {
     #[rustfmt::skip] // one field a line would hide that nothing else happens
     fn with_objective(self, objective: impl FnOnce(O) -> ObjectiveConfig) -> TrainConfig {
         let Self {
-            run, model, data, lora, objective: own, optimizer, schedule, training, checkpoint, validation,
+            run, model, data, lora, objective: own, optimizer, schedule, training, checkpoint, validation, memory,
         } = self;
         let objective = objective(own);
         TrainConfig {
-            run, model, data, lora, objective, optimizer, schedule, training, checkpoint, validation,
+            run, model, data, lora, objective, optimizer, schedule, training, checkpoint, validation, memory,
         }
     }
 }

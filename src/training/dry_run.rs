@@ -1,0 +1,107 @@
+//! What a run would do, found out without doing it.
+
+use std::{cell::RefCell, collections::BTreeMap, fmt};
+
+use burn::tensor::Device;
+
+use super::{Display, Mode, TrainConfig, plan::Outline};
+use crate::{
+    data::{self, Bucket, Examined},
+    error::{Error, Result},
+    families::{self, ModelEncoders},
+    hub,
+    memory::Plan,
+    rng::Seed,
+};
+
+/// A run that was checked and not begun.
+#[derive(Clone, Debug)]
+pub struct DryRun {
+    /// Every value of its configuration, as TOML.
+    pub config: String,
+    /// How many images there are of each size.
+    pub buckets: BTreeMap<Bucket, usize>,
+    /// Images and prompts that are not encoded yet.
+    pub to_encode: [usize; 2],
+    /// Images that are held out.
+    pub held_out: usize,
+    /// Optimizer steps in which each image is seen once.
+    pub steps_per_epoch: f64,
+    /// Optimizer steps of the run.
+    pub steps: u64,
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// What is trained.
+    pub mode: Mode,
+    /// The memory that it takes.
+    pub memory: Plan,
+}
+
+/// Checks a run as [`train`](super::train) does before it loads weights; loads none, encodes nothing, writes nothing.
+///
+/// # Errors
+/// Settings, images, captions or the model are wrong, or no memory level fits.
+pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<DryRun> {
+    let model = hub::resolve(&config.model.path)?;
+    let family = families::of(&model)?;
+    config.check_against_model(family, &model)?;
+    let outline = Outline::of(config, family, &model, device)?;
+    let encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
+    let display = RefCell::new(display);
+    let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
+    let (kind, texts) = (config.objective.kind().data(), &config.validation.prompts);
+    let Examined { dataset, images, prompts } = data::examine(&config.data, kind, texts, &encoders, &progress)?;
+    let seed = Seed(config.run.seed);
+    let batches = dataset.plan(seed).batches_per_epoch();
+    if batches == 0 {
+        return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
+    }
+    let mut buckets = BTreeMap::new();
+    dataset.samples().iter().for_each(|sample| *buckets.entry(sample.picture.bucket).or_default() += 1);
+    Ok(DryRun {
+        config: config.to_toml()?,
+        buckets,
+        to_encode: [images, prompts],
+        held_out: dataset.held_out(seed).iter().map(Vec::len).sum(),
+        steps_per_epoch: batches as f64 / config.training.gradient_accumulation as f64,
+        steps: config.training.max_steps,
+        parameters: outline.parameters,
+        mode: config.training.mode,
+        memory: outline.memory,
+    })
+}
+
+impl fmt::Display for DryRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: Vec<_> = self.buckets.iter().map(|(bucket, count)| format!("{count} of {bucket}")).collect();
+        let [images, prompts] = self.to_encode;
+        let what = match self.mode {
+            Mode::Lora => "in adapters",
+            Mode::Full => "in the denoiser",
+        };
+        writeln!(f, "{}", self.config)?;
+        writeln!(f, "images: {}; {} held out", sizes.join(", "), self.held_out)?;
+        writeln!(f, "to encode first: {images} images, {prompts} prompts")?;
+        let epochs = self.steps as f64 / self.steps_per_epoch;
+        writeln!(f, "steps: {}, of which {:.1} are an epoch: {epochs:.1} epochs", self.steps, self.steps_per_epoch)?;
+        writeln!(f, "trainable parameters: {} {what}", grouped(self.parameters))?;
+        write!(f, "{}", self.memory)
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let pieces = digits.as_bytes().rchunks(3).rev().map(|piece| String::from_utf8_lossy(piece).into_owned());
+    pieces.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!([0, 999, 1000, 11_901_408_320].map(grouped), ["0", "999", "1,000", "11,901,408,320"]);
+    }
+}

@@ -1,0 +1,122 @@
+//! What a run takes of device memory, by its configuration and by headers alone.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+
+use super::{Activations, Mode, TrainConfig};
+use crate::{
+    error::Result,
+    families::Family,
+    lending::Residence,
+    lora::Lora,
+    memory::{self, Level, Phase, Plan},
+    models::text::TextEncoders,
+    pipelines::{Pipeline, Placement},
+};
+
+/// Tokens of a prompt of CLIP.
+const CLIP_TOKENS: usize = 77;
+
+/// A run, as far as it can be known before anything is loaded.
+pub(super) struct Outline {
+    /// How many values are trained.
+    pub parameters: usize,
+    /// Where weights lie, and what that takes.
+    pub memory: Plan,
+}
+
+impl Outline {
+    /// That of a run of `config` on the model of this family in the folder `model`; the level is the one that the configuration
+    /// names, or the fastest that fits.
+    ///
+    /// # Errors
+    /// The model's files do not fit each other, a LoRA target matches no layer, or no level fits.
+    pub fn of(config: &TrainConfig, family: &dyn Family, model: &Path, device: &Device) -> Result<Self> {
+        let pipeline = family.open(Residence::Streamed.into(), model, device, config.model.dtype.into())?;
+        let parameters = match config.training.mode {
+            Mode::Lora => Lora::count(&config.lora, &pipeline.layers())?,
+            Mode::Full => pipeline.denoiser_sizes().total as usize / config.model.dtype.size(),
+        };
+        let levels: &[Level] = match config.training.mode {
+            Mode::Lora => &Level::ALL,
+            Mode::Full => &[Level::None, Level::Balanced],
+        };
+        let plan = |&level| plan(config, family, model, device, pipeline.as_ref(), parameters, level);
+        let plans = levels.iter().map(plan).collect::<Result<Vec<_>>>()?;
+        Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
+    }
+}
+
+/// What a run takes at a level.
+fn plan(
+    config: &TrainConfig,
+    family: &dyn Family,
+    model: &Path,
+    device: &Device,
+    pipeline: &dyn Pipeline,
+    parameters: usize,
+    level: Level,
+) -> Result<Plan> {
+    let (place, dtype) = (Placement::from(level), config.model.dtype);
+    let text = TextEncoders::bytes(model, device, dtype.into(), place.text)?;
+    let (denoiser, vae, sizes) = (pipeline.denoiser_sizes(), pipeline.vae().sizes(), pipeline.sizes());
+    let vae_kept = if place.vae == Residence::Resident { vae.total } else { 0 };
+    let denoiser_kept = if place.denoiser == Residence::Resident { denoiser.total } else { 0 };
+    let tokens = match family.t5_tokens(model)? {
+        0 => CLIP_TOKENS,
+        tokens => tokens,
+    };
+    // The trained values themselves are among the weights where these are trained.
+    let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
+    let ema = u64::from(config.training.ema_decay > 0.0);
+    let sums = u64::from(config.training.gradient_accumulation > 1);
+    let pixels = config.data.resolution * config.data.resolution;
+    let (side, batch) = (config.data.resolution / sizes.latent_pixel, config.data.batch_size);
+    let blockwise = config.training.activations == Activations::Blockwise;
+    let in_dtype = |bytes: u64| bytes * DType::from(dtype).size() as u64 / 4;
+    let row = in_dtype(pipeline.bytes_of_training_row(side, side, tokens, blockwise));
+    let mut phases = vec![
+        Phase::new("prepare: text", [("text encoders", text)]),
+        Phase::new(
+            "prepare: images",
+            [("VAE", vae_kept.max(vae.largest)), ("activations", pipeline.vae().bytes_of_image(pixels))],
+        ),
+        Phase::new(
+            "training step",
+            [
+                ("denoiser", denoiser.at(place.denoiser)),
+                ("VAE", vae_kept),
+                ("trained values", own * trained),
+                ("gradients", trained * (1 + sums)),
+                ("moments of AdamW", 2 * trained),
+                ("EMA", ema * trained),
+                ("activations", row * batch as u64),
+            ],
+        ),
+    ];
+    let shown = match family.edits() || config.training.mode == Mode::Full {
+        true => config.validation.edits,
+        false => config.validation.prompts.len(),
+    };
+    if shown > 0 {
+        // Edits have the size of their originals.
+        let (width, height) = match config.validation.prompts.is_empty() {
+            true => (side, side),
+            false => (config.validation.width / sizes.latent_pixel, config.validation.height / sizes.latent_pixel),
+        };
+        let rows = if family.edits() { 3 } else { 1 };
+        let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + 2 + ema) * trained)];
+        let image = pipeline.vae().bytes_of_image(width * height * sizes.latent_pixel * sizes.latent_pixel);
+        let denoising = [
+            ("denoiser", denoiser.at(place.denoiser)),
+            kept[1],
+            ("VAE", vae_kept),
+            ("activations", in_dtype(pipeline.bytes_of_row(width, height, tokens)) * rows),
+        ];
+        let decoding = [kept[0], kept[1], ("VAE", vae_kept.max(vae.largest)), ("activations", image)];
+        phases.push(Phase::new("validation: denoise", denoising));
+        phases.push(Phase::new("validation: decode", decoding));
+    }
+    Ok(Plan { level, phases })
+}
