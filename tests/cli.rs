@@ -42,8 +42,8 @@ fn help_names_every_command_and_every_option() {
     let all = help(&["--help"]);
     for (command, options) in [
         ("prepare", &["--config", "--set", "--ui"][..]),
-        ("train", &["--config", "--set", "--resume", "--ui", "[possible values: tui, bar, plain]"]),
-        ("validate", &["--json", "RUN|CHECKPOINT"]),
+        ("train", &["--config", "--set", "--resume", "--dry-run", "--ui", "[possible values: tui, bar, plain]"]),
+        ("validate", &["--memory", "--json", "RUN|CHECKPOINT"]),
         ("export", &["--output", "--format", "diffusers, kohya, comfyui", "--dtype", "f32, bf16, f16"]),
         (
             "generate",

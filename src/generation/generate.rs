@@ -18,7 +18,7 @@ use super::{
 use crate::{
     data, disk,
     error::{Error, Result},
-    memory::{MemoryConfig, Plan},
+    memory::{Level, MemoryConfig, Plan},
     paths,
     pipelines::{ImageSizes, LARGEST_SIDE, Outcome},
 };
@@ -137,37 +137,70 @@ pub fn plan(request: &GenerateRequest, device: &Device) -> Result<Plan> {
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
 /// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
-    let (Ready { mut session, prompts, groups, rows, .. }, sampling) = (Ready::of(request, device)?, &request.sampling);
+    let Ready { mut session, prompts, groups, rows, plan } = Ready::of(request, device)?;
+    let sampling = &request.sampling;
     let packed = session.family.packs_latents();
     if !request.return_latents {
         disk::sweep(&request.output);
     }
     let shown = session.embed(&prompts, sampling)?;
-    let (mut latents, mut files) = (Vec::new(), Vec::new());
-    for (group, rows) in groups.iter().zip(rows) {
-        let batch_size = match request.batch_size {
-            Some(batch_size) => batch_size,
-            None => session.pictures_that_fit(group.size, &shown)?,
-        };
-        for batch in rows.chunks(batch_size) {
-            let made = group
-                .prepare(batch, request, &mut session)
-                .and_then(|batch| session.denoise(&batch, &shown, sampling, &mut |_| ControlFlow::Continue(())));
-            let Outcome::Finished(made) = made.map_err(|error| stopped(error, &files))? else { continue };
-            if request.return_latents {
-                latents.push(made);
-                continue;
-            }
-            for (picture, row) in session.decode(made)?.into_iter().zip(batch) {
-                files.push(group.source.save(picture, row.picture, &request.output)?);
+    let mut made = Made { request, latents: Vec::new(), files: Vec::new() };
+    // At this level the denoiser is let go of before images are decoded, and so is there only once.
+    let decodes_last = plan.level == Level::Balanced;
+    let mut denoise_all = || -> Result<()> {
+        for (group, rows) in groups.iter().zip(&rows) {
+            let batch_size = match request.batch_size {
+                Some(batch_size) => batch_size,
+                None => session.pictures_that_fit(group.size, &shown)?,
+            };
+            for batch in rows.chunks(batch_size) {
+                let prepared = group.prepare(batch, request, &mut session)?;
+                let outcome = session.denoise(&prepared, &shown, sampling, &mut |_| ControlFlow::Continue(()))?;
+                let Outcome::Finished(latents) = outcome else { continue };
+                made.latents.push((latents, group, batch));
+                if !decodes_last {
+                    made.decode(&mut session)?;
+                }
             }
         }
+        Ok(())
+    };
+    let outcome = denoise_all();
+    if decodes_last {
+        session.release()?;
+        made.decode(&mut session)?;
     }
+    outcome.map_err(|error| stopped(error, &made.files))?;
+    let Made { latents, mut files, .. } = made;
     if request.return_latents {
-        input::write_latents(Tensor::cat(latents, 0), packed, &request.output)?;
+        let latents = latents.into_iter().map(|(latents, ..)| latents);
+        input::write_latents(Tensor::cat(latents.collect(), 0), packed, &request.output)?;
         files.push(request.output.clone());
     }
     Ok(files)
+}
+
+/// What was made so far.
+struct Made<'a> {
+    request: &'a GenerateRequest,
+    /// Scaled latents that are not images yet, with their group and rows.
+    latents: Vec<(Tensor<4>, &'a Group, &'a [Row])>,
+    files: Vec<PathBuf>,
+}
+
+impl Made<'_> {
+    /// Writes the images of all latents, unless latents are wanted themselves.
+    fn decode(&mut self, session: &mut Session) -> Result<()> {
+        if self.request.return_latents {
+            return Ok(());
+        }
+        for (latents, group, rows) in self.latents.drain(..) {
+            for (picture, row) in session.decode(latents)?.into_iter().zip(rows) {
+                self.files.push(group.source.save(picture, row.picture, &self.request.output)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The error; if it is a stop on request, with the `files` that are there.

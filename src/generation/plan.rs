@@ -57,12 +57,13 @@ impl Session {
         let rows = (self.rows(options.negative(self.family).is_some()) * work.images) as u64;
         let side = pipeline.sizes().latent_pixel;
         let images = pipeline.vae().bytes_of_image(width * height * side * side) * work.images as u64;
-        let with_vae =
-            |name| Phase::new(name, [("denoiser", kept), ("VAE", vae_kept.max(vae.largest)), ("activations", images)]);
+        let with_vae = |name, denoiser| {
+            Phase::new(name, [("denoiser", denoiser), ("VAE", vae_kept.max(vae.largest)), ("activations", images)])
+        };
         let mut phases = vec![Phase::new("text", [("text encoders", text)])];
-        phases.extend(work.encodes.then(|| with_vae("encode")));
+        phases.extend(work.encodes.then(|| with_vae("encode", kept)));
         phases.push(Phase::new("denoise", [("denoiser", at_work), ("VAE", vae_kept), ("activations", row * rows)]));
-        phases.push(with_vae("decode"));
+        phases.push(with_vae("decode", if level == memory::Level::None { kept } else { 0 }));
         Ok(Plan { level, phases })
     }
 }

@@ -320,7 +320,9 @@ impl Session {
     /// # Errors
     /// As [`load`](Self::load), or a picture is not finite.
     pub(super) fn decode(&mut self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
-        self.load()?;
+        if self.placement.vae == Residence::Resident {
+            self.load()?;
+        }
         let _stage = Stage::enter("decode", &self.device);
         self.pipeline.decode(latents)
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// | | denoiser, T5 | VAE |
 /// |---|---|---|
 /// | `none` | on the device | on the device |
-/// | `balanced` | on the device | in its file, until it is used |
+/// | `balanced` | on the device, until images are decoded | in its file, until it is used |
 /// | `aggressive` | in its file; on the device are the block in use and the next one | in its file, until it is used |
 /// | `ultra` | in its file; on the device is the block in use | in its file, until it is used |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

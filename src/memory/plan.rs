@@ -63,16 +63,16 @@ impl Plan {
         let Some(chosen) = chosen else {
             let least = plans.last().expect("there is a plan for the fastest level at least");
             let problem = format!(
-                "`{}` needs {:.1} GiB in the phase `{}`, and {:.1} GiB may be used{}",
+                "even `{}` needs {:.1} GiB in the phase `{}`, and {:.1} GiB may be used",
                 least.level.word(),
                 needs(least),
                 least.peak().name,
                 gib(most),
-                if limit == Some(most) { " (`memory.limit`)" } else { "" }
             );
-            return Err(Error::setting("memory.level", problem).hint(
-                "choose smaller images or smaller batches, or close other programs; or name a level, to try it anyway",
-            ));
+            let more = if limit == Some(most) { "raise `memory.limit`" } else { "close other programs" };
+            let hint =
+                format!("choose smaller images or smaller batches, or {more}; or name a level, to try it anyway");
+            return Err(Error::setting("memory.level", problem).hint(hint));
         };
         if let Some(faster) = plans.iter().take_while(|plan| plan.level < chosen.level).last() {
             tracing::info!(
@@ -91,13 +91,15 @@ impl Plan {
 impl fmt::Display for Plan {
     /// A table: a line for each phase and for each of its parts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "memory at level `{}`, GiB", self.level.word())?;
         let peak = self.peak();
+        let (unit, size) = if peak.bytes() < 1 << 30 { ("MiB", 1u64 << 20) } else { ("GiB", 1 << 30) };
+        let amount = |bytes: u64| bytes as f64 / size as f64;
+        write!(f, "memory at level `{}`, {unit}", self.level.word())?;
         for phase in &self.phases {
             let mark = if phase == peak { "  (the most)" } else { "" };
-            write!(f, "\n  {:<28}{:>7.2}{mark}", phase.name, gib(phase.bytes()))?;
+            write!(f, "\n  {:<28}{:>7.2}{mark}", phase.name, amount(phase.bytes()))?;
             for (name, bytes) in &phase.parts {
-                write!(f, "\n    {name:<26}{:>7.2}", gib(*bytes))?;
+                write!(f, "\n    {name:<26}{:>7.2}", amount(*bytes))?;
             }
         }
         Ok(())
@@ -139,7 +141,10 @@ mod tests {
             assert_eq!(chosen(free, limit).unwrap(), expected, "{free:?} {limit:?}");
         }
         let error = chosen(Some(3), None).unwrap_err().to_string();
-        assert!(error.contains("`ultra` needs 3.0 GiB in the phase `denoise`, and 2.0 GiB may be used"), "{error}");
+        assert!(
+            error.contains("even `ultra` needs 3.0 GiB in the phase `denoise`, and 2.0 GiB may be used"),
+            "{error}"
+        );
     }
 
     #[test]
