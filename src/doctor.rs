@@ -36,8 +36,8 @@ pub fn examine(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> Report {
     let total = memory::total().map_or("of unknown size".into(), |total| format!("{:.1} GiB", gib(total)));
     let (gpu, usable) = gpu(kernel_cache, paths);
     let choice = match usable {
-        true => "--device cuda, in bf16",
-        false => "--device cpu, in f32: enough for small models, and for trying things out",
+        true => "device cuda, in bf16",
+        false => "device cpu, in f32: enough for small models, and for trying things out",
     };
     Report(vec![
         ("kiln", format!("{} for {features}", env!("CARGO_PKG_VERSION"))),

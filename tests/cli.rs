@@ -83,7 +83,7 @@ fn the_doctor_says_what_there_is_and_what_to_use() {
     for name in ["kiln", "processor", "memory", "GPU", "models", "disk", "use"] {
         assert_eq!(said.lines().filter(|line| line.starts_with(&format!("{name:<10} "))).count(), 1, "{name}: {said}");
     }
-    let device = said.split_once("--device ").unwrap().1.split(',').next().unwrap();
+    let device = said.split_once("use        device ").unwrap().1.split(',').next().unwrap();
     assert!(["cpu", "cuda"].contains(&device), "{said}");
     if device == "cpu" {
         assert!(said.contains("none that can be used: ") && said.contains("hint: "), "{said}");

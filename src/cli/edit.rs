@@ -4,11 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
-use crate::{
-    generation::{self, GenerateRequest},
-    training::stop_on_signals,
-};
+use super::{Global, memory::PlanArgs, sampling::SamplingArgs};
+use crate::generation::GenerateRequest;
 
 /// Edits pictures by instruction, with an InstructPix2Pix model, and prints the files written
 #[derive(Debug, clap::Args)]
@@ -54,10 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
     #[command(flatten)]
-    memory: MemoryArgs,
-    /// Checks everything, prints what it takes of memory, and makes nothing
-    #[arg(long)]
-    dry_run: bool,
+    plan: PlanArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
@@ -77,12 +71,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         noise: args.noise,
         return_latents: args.latents.is_some(),
         output: args.output.or(args.latents).unwrap_or_default(),
-        memory: args.memory.given().unwrap_or_default(),
         ..GenerateRequest::default()
     };
-    if args.dry_run {
-        return print(generation::plan(&request, &global.open()?)?);
-    }
-    stop_on_signals()?;
-    generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
+    args.plan.make(request, global)
 }

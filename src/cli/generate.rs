@@ -4,11 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
-use crate::{
-    generation::{self, GenerateRequest},
-    training::stop_on_signals,
-};
+use super::{Global, memory::PlanArgs, sampling::SamplingArgs};
+use crate::generation::GenerateRequest;
 
 /// Generates pictures from prompts, with any number of LoRA files, and prints the files written
 #[derive(Debug, clap::Args)]
@@ -61,27 +58,20 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
     #[command(flatten)]
-    memory: MemoryArgs,
-    /// Checks everything, prints what it takes of memory, and makes nothing
-    #[arg(long)]
-    dry_run: bool,
+    plan: PlanArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let Args { model, sampling, prompt: prompts, prompt_ids: pre_tokenized_ids, image, strength, mask, .. } = args;
-    let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, memory, dry_run, .. } = args;
+    let Args { width, height, seed, count, batch_size, noise, latents_in, latents, output, plan, .. } = args;
     let (sampling, loras) = sampling.into();
     let (input_is_latents, return_latents) = (latents_in.is_some(), latents.is_some());
-    let (image, output, memory) =
-        (image.or(latents_in), output.or(latents).unwrap_or_default(), memory.given().unwrap_or_default());
+    let (image, output) = (image.or(latents_in), output.or(latents).unwrap_or_default());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = GenerateRequest {
         model, loras, sampling, edit: false, prompts, pre_tokenized_ids, image, input_is_latents, strength, mask, width, height, seed,
-        count, batch_size, noise, return_latents, output, memory,
+        count, batch_size, noise, return_latents, output,
+        ..GenerateRequest::default()
     };
-    if dry_run {
-        return print(generation::plan(&request, &global.open()?)?);
-    }
-    stop_on_signals()?;
-    generation::generate(&request, &global.open()?)?.iter().try_for_each(|file| print(file.display()))
+    plan.make(request, global)
 }

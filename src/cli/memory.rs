@@ -1,6 +1,13 @@
 //! How much of the model is in device memory: options of every command that loads one.
 
-use crate::memory::{Bytes, LevelChoice, MemoryConfig};
+use anyhow::Result;
+
+use super::{Global, print};
+use crate::{
+    generation::{self, GenerateRequest},
+    memory::{Bytes, LevelChoice, MemoryConfig},
+    training::stop_on_signals,
+};
 
 /// As [`MemoryConfig`].
 #[derive(Debug, clap::Args)]
@@ -24,5 +31,28 @@ impl MemoryArgs {
             limit,
             ..MemoryConfig::default()
         })
+    }
+}
+
+/// The same of a command that makes images, and may only say what that takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    memory: MemoryArgs,
+    /// Checks everything, prints the memory that it takes, and makes nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl PlanArgs {
+    /// Makes the images, and prints the files written.
+    pub(super) fn make(self, request: GenerateRequest, global: &Global) -> Result<()> {
+        let request = GenerateRequest { memory: self.memory.given().unwrap_or_default(), ..request };
+        stop_on_signals()?;
+        let device = global.open()?;
+        match self.dry_run {
+            true => print(generation::plan(&request, &device)?),
+            false => generation::generate(&request, &device)?.iter().try_for_each(|file| print(file.display())),
+        }
     }
 }

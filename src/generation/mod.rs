@@ -11,6 +11,7 @@ mod batch;
 mod batch_report;
 mod embeddings;
 mod generate;
+mod group;
 mod images;
 mod input;
 mod options;
