@@ -1,6 +1,7 @@
 //! The configuration of a training run: what a `configs/*.toml` says. One struct a table, one field a key; the defaults
 //! are right for FLUX.1-dev.
 
+mod checkpoint;
 mod flow_matching;
 mod instruct_pix2pix;
 mod model;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::model::only_adapters;
 pub use self::{
+    checkpoint::CheckpointConfig,
     flow_matching::{FlowMatchingConfig, Sampling, Shift, Weighting},
     instruct_pix2pix::InstructPix2PixConfig,
     objective::ObjectiveConfig,
@@ -148,17 +150,6 @@ pub enum Activations {
     Full,
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointConfig {
-    /// Steps between two checkpoints (what is trained, optimizer, position). Default 250. The last step is always saved.
-    pub every: u64,
-    /// How many of the newest checkpoints stay; 0 keeps all. Default 3. Older ones go only after a newer one is
-    /// complete.
-    pub keep_last: usize,
-}
-
 /// The longest name of a run, in bytes: files that are called after it have endings of their own.
 const LONGEST_NAME: usize = 200;
 
@@ -178,12 +169,6 @@ impl Default for LoopConfig {
             activations: Activations::Blockwise,
             log_every: 10,
         }
-    }
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every: 250, keep_last: 3 }
     }
 }
 

@@ -1,0 +1,20 @@
+//! `[checkpoint]`: what is kept on disk.
+
+use serde::{Deserialize, Serialize};
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between two checkpoints (what is trained, optimizer, position). Default 250. The last step is always saved.
+    pub every: u64,
+    /// How many of the newest checkpoints stay; 0 keeps all. Default 3. Older ones go only after a newer one is
+    /// complete.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 250, keep_last: 3 }
+    }
+}
