@@ -4,10 +4,10 @@
 //! A new base model is a file here, listed in [`ALL`], beside its network in [`models`](crate::models) and, where none of the
 //! [`pipelines`](crate::pipelines) fits, its pipeline.
 
-mod encoders;
-mod flux;
 mod objective;
 mod parts;
+mod encoders;
+mod flux;
 mod stable_diffusion;
 
 use std::{fmt::Debug, path::Path};

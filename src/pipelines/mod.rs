@@ -8,10 +8,10 @@
 //! A [`Pipeline`] brings a network, a VAE and a sampler; the loop, guidance, image-to-image and inpainting are written once, in
 //! its provided methods and in [`Request`].
 
-mod flux;
-pub(crate) mod pipeline;
-pub(crate) mod request;
 mod size;
+pub(crate) mod request;
+pub(crate) mod pipeline;
+mod flux;
 mod stable_diffusion;
 mod similarity;
 

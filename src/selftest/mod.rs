@@ -4,17 +4,17 @@
 //! bf16. What a model is run for is one function for each [`Golden`], which hands what it computed to [`Found`]: here it is
 //! measured, in the tests of parity it is asserted. [`check`] says what is allowed.
 
-mod case;
+mod golden;
 pub mod check;
-pub mod edit_steps;
+mod report;
 pub mod encoders;
 pub mod flux;
-mod golden;
-mod kernel;
 pub mod lora_steps;
-mod report;
 pub mod sampling;
 pub mod unet;
+pub mod edit_steps;
+mod case;
+mod kernel;
 
 use std::path::PathBuf;
 

@@ -4,11 +4,11 @@
 //! Shapes: `B` batch, `C` channels, `h w` the size of latents (and of what becomes of them at lower resolutions), `L = h·w`
 //! places, `T` text tokens, `D` the width of whatever it is.
 
-mod attention;
 mod config;
+mod attention;
 mod resnet;
-mod segment;
 mod stem;
+mod segment;
 
 use std::path::Path;
 
