@@ -26,6 +26,7 @@ pub mod cuda;
 pub mod device;
 pub mod rng;
 pub mod weights;
+pub mod limits;
 pub mod kernels;
 pub mod nn;
 pub mod schedulers;

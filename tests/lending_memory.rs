@@ -9,6 +9,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     generation::{Images, SamplingOptions, Session},
     lending::Residence::{self, Resident, Streamed},
+    limits::Limits,
     lora::{Lora, LoraConfig},
     memory::{self, Stage, mib},
     models::{
@@ -164,6 +165,7 @@ fn step(folder: &Path, residence: Residence) -> (f64, f64, TensorData) {
         sigma: Tensor::ones([1], &device),
         guidance: Tensor::ones([1], &device),
         rope: model.config.rope(4, 8, 8, &device),
+        limits: Limits::NONE,
     };
     let (mut loss, mut seconds) = (None, f64::INFINITY);
     for _ in 0..5 {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation::silu};
 use kiln::{
     lending::Residence,
+    limits::Limits,
     models::{
         Network, Segment,
         text::ClipTextModel,
@@ -181,6 +182,7 @@ fn training_step(golden: &Golden, model: &UNet) -> (UNet, UNetInputs) {
         sample: Tensor::cat(vec![noisy, original * mask.reshape([batch, 1, 1, 1])], 1),
         timestep: golden.tensor(&of("timesteps")),
         text: clip.forward(&rows).last_hidden_state,
+        limits: Limits::NONE,
     };
     (model, inputs)
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use crate::{
     data::{Encoders, fingerprint},
     error::Result,
+    limits::Limits,
     memory,
     models::{
         text::{PromptEmbeds, TextEncoders},
@@ -22,6 +23,7 @@ pub struct ModelEncoders {
     device: Device,
     dtype: FloatDType,
     placement: Placement,
+    limits: Limits,
     t5_tokens: usize,
     tokenizers: Tokenizers,
     text: Option<TextEncoders>,
@@ -45,6 +47,7 @@ impl ModelEncoders {
             device: device.clone(),
             dtype,
             placement: Placement::default(),
+            limits: Limits::NONE,
             text: None,
             vae: None,
         })
@@ -53,6 +56,11 @@ impl ModelEncoders {
     /// The same with weights that lie where `placement` says while they are not used.
     pub fn placed(self, placement: Placement) -> Self {
         Self { placement, ..self }
+    }
+
+    /// The same with bounds on how much is computed at once.
+    pub fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The text encoders, loaded if they are not.
@@ -100,7 +108,7 @@ impl Encoders for ModelEncoders {
             tracing::debug!("loading the VAE");
             self.vae = Some(AutoencoderKl::open_in(&self.model, self.placement.vae, &self.device)?);
         }
-        Ok(self.vae.as_ref().expect("just loaded").encode(Tensor::from_data(pixels, &self.device)))
+        Ok(self.vae.as_ref().expect("just loaded").encode_within(Tensor::from_data(pixels, &self.device), &self.limits))
     }
 
     fn release(&mut self) {

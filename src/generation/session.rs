@@ -25,6 +25,7 @@ use crate::{
     families::{self, Family, ModelEncoders},
     hub,
     lending::Residence,
+    limits::Limits,
     lora::Lora,
     memory::{self, Stage},
     models::text::PromptEmbeds,
@@ -91,6 +92,7 @@ pub struct Session {
     pub(super) pipeline: Box<dyn Pipeline>,
     is_loaded: bool,
     adapters: Adapters,
+    limits: Limits,
 }
 
 impl Session {
@@ -120,6 +122,7 @@ impl Session {
             encoders: None,
             embeddings: Embeddings::default(),
             adapters: Adapters::default(),
+            limits: Limits::NONE,
             device: device.clone(),
             folder,
             family,
@@ -157,6 +160,13 @@ impl Session {
     /// The same, but text encoders stay loaded once they are, for requests whose prompts differ.
     pub fn keeping_text_encoders(self) -> Self {
         Self { keeps_text_encoders: true, ..self }
+    }
+
+    /// The same with bounds on how much is computed at once, which change no result.
+    pub fn within(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self.pipeline.limit(limits);
+        self
     }
 
     /// The kind of model.
@@ -201,6 +211,7 @@ impl Session {
             stop::check()?;
             let _stage = Stage::enter("load", &self.device);
             self.pipeline = self.family.open(self.placement, &self.folder, &self.device, self.dtype)?;
+            self.pipeline.limit(self.limits);
             self.is_loaded = true;
         }
         Ok(())
@@ -212,6 +223,7 @@ impl Session {
     /// The model's files are not what they were.
     pub fn release(&mut self) -> Result<()> {
         self.pipeline = self.family.open(Residence::Streamed.into(), &self.folder, &self.device, self.dtype)?;
+        self.pipeline.limit(self.limits);
         self.is_loaded = self.placement == Residence::Streamed.into();
         if let Some(encoders) = &mut self.encoders {
             encoders.release();

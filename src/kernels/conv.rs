@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    cpu,
+    cpu, lift,
     matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
     patches::{self, Sizes},
@@ -20,7 +20,44 @@ use super::{
 ///
 /// Weight and bias get gradients where they are tracked. Where the weight is not, `x` is not kept.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
-    let operation = Conv2d { stride, padding, trained: weight.device().is_autodiff() };
+    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], height: None, trained: false })
+}
+
+/// [`conv2d`] of whole pictures or of some of their rows, with so many zeros above and below `x` and at either side: of some rows
+/// none above and below, as the caller brings the rows that they see. `height` is that of the whole output.
+///
+/// On the CPU in f32 a row has the same bits whatever rows and samples are with it, if those of a stride of 1 begin with an even
+/// row of the whole, and if 3×3 kernels have at most 512 input channels.
+pub fn conv2d_rows(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+    padding: [usize; 2],
+    height: usize,
+) -> Tensor<4> {
+    let [x, weight] = [x, weight].map(Tensor::into_dispatch);
+    let ours = cpu::are_floats(&[&x, &weight]);
+    let [x, weight] = [x, weight].map(Tensor::<4>::from_dispatch);
+    if ours {
+        return convolve(x, weight, bias, Conv2d { stride, padding, height: Some(height), trained: false });
+    }
+    // Elsewhere a convolution has as many zeros above as beside.
+    let [above, beside] = padding;
+    let [batch, channels, rows, _] = x.dims();
+    let x = match beside.checked_sub(above).expect("there are zeros above only where there are some beside") {
+        0 => x,
+        more => {
+            let zeros = Tensor::zeros([batch, channels, rows, more], (&x.device().inner(), x.dtype()));
+            let zeros = lift(zeros, &x);
+            Tensor::cat(vec![zeros.clone(), x, zeros], 3)
+        }
+    };
+    conv2d(x, weight, bias, stride, above)
+}
+
+fn convolve(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation: Conv2d) -> Tensor<4> {
+    let operation = Conv2d { trained: weight.device().is_autodiff(), ..operation };
     let (inputs, [outputs, each, ..]) = (x.dims()[1], weight.dims());
     assert_eq!(inputs, each, "the weight is for pictures of so many channels");
     assert!(
@@ -38,7 +75,10 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: 
 #[derive(Clone, Debug)]
 struct Conv2d {
     stride: usize,
-    padding: usize,
+    /// Above and below, and at either side.
+    padding: [usize; 2],
+    /// Of the whole output, where `x` is a part of its picture.
+    height: Option<usize>,
     /// Whether the weight may need a gradient.
     trained: bool,
 }
@@ -56,12 +96,14 @@ struct Saved {
 impl Conv2d {
     fn sizes(&self, [batch, inputs, height, width]: [usize; 4], [outputs, _, down, across]: [usize; 4]) -> Sizes {
         let &Self { stride, padding, .. } = self;
-        let to = [(height, down), (width, across)].map(|(from, kernel)| {
+        let to = [(height, down, padding[0]), (width, across, padding[1])].map(|(from, kernel, padding)| {
             assert!(from + 2 * padding >= kernel, "a kernel of {kernel} does not fit a picture of {from}");
             (from + 2 * padding - kernel) / stride + 1
         });
         let (from, kernel) = ([height, width], [down, across]);
-        Sizes { batch, inputs, outputs, from, to, kernel, stride, padding }
+        let pairs = self.height.map_or(batch * to[0].div_ceil(2), |height| height.div_ceil(2));
+        let alone = self.height.is_some();
+        Sizes { batch, inputs, outputs, from, to, kernel, stride, padding, alone, pairs }
     }
 
     /// Whether each place is a product of the weight with what is at that place.
@@ -69,11 +111,11 @@ impl Conv2d {
     /// Where there is no kernel of our own, it is computed as one: a pointwise convolution on CUDA is known to go wrong on
     /// wide inputs (cubek#519).
     fn is_product(&self, weight: [usize; 4]) -> bool {
-        ([weight[2], weight[3]], self.stride, self.padding) == ([1, 1], 1, 0)
+        ([weight[2], weight[3]], self.stride, self.padding) == ([1, 1], 1, [0; 2])
     }
 
     fn options(&self) -> ConvOptions<2> {
-        ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], 1)
+        ConvOptions::new([self.stride; 2], self.padding, [1; 2], 1)
     }
 }
 
@@ -114,7 +156,7 @@ impl<const N: usize> Operation<N> for Conv2d {
                 let [x, weight, g] = all.map(cpu::in_order);
                 let kernel = cpu::dims(&weight);
                 let sizes = self.sizes(shape, kernel);
-                let fast = winograd::suits(&sizes);
+                let fast = winograd::suits_gradients(&sizes);
                 let (dx, dw) = match fast {
                     true => (
                         winograd::input_gradient as fn(&_, &_, &_) -> _,

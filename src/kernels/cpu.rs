@@ -27,6 +27,19 @@ pub(super) fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; 
     }))
 }
 
+/// Whether all of these are tensors of the CPU backend in f32, on a tape or not.
+pub(super) fn are_floats(tensors: &[&Plain]) -> bool {
+    let ours = |kind: &DispatchTensorKind| match kind {
+        DispatchTensorKind::Flex(BackendTensor::Float(t)) => t.dtype() == DType::F32,
+        DispatchTensorKind::Flex(BackendTensor::Autodiff(t)) => t.primitive.dtype() == DType::F32,
+        _ => false,
+    };
+    tensors.iter().all(|t| match &t.kind {
+        DispatchTensorKind::Autodiff(kind) => ours(kind),
+        kind => ours(kind),
+    })
+}
+
 /// A tensor of the CPU backend for the rest of the program.
 pub(super) fn plain(tensor: FlexTensor) -> Plain {
     Plain { kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)), checkpointing: None }

@@ -8,7 +8,8 @@ use burn_flex::FlexTensor;
 use super::cuda;
 use super::{
     activation::{silu, silu_slope},
-    cpu,
+    cpu::{self, Fresh},
+    group_statistics::{CHUNK, GroupStatistics, Statistics},
     operation::{Operation, Plain, apply},
     simd::{fill, sigmoid, sum, update},
 };
@@ -25,50 +26,56 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
     apply(GroupNorm { groups, epsilon, silu: true }, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()])
 }
 
+/// [`group_norm`], or with `silu` [`group_norm_silu`], of some rows of pictures whose `statistics` are known. Not for a tape.
+///
+/// On the CPU in f32 the result has the bits that it has with the whole picture.
+pub fn group_norm_rows(
+    x: Tensor<4>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    statistics: &GroupStatistics,
+    silu: bool,
+) -> Tensor<4> {
+    let norm = GroupNorm { groups: statistics.groups(), epsilon: 0.0, silu };
+    let y = match (cpu::floats([x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]), statistics.known()) {
+        (Ok(inputs), Some(statistics)) => {
+            let [x, weight, bias] = inputs.map(cpu::in_order);
+            let groups = norm.groups_of(&x, &weight, &bias);
+            let y = match silu {
+                true => groups.apply(statistics, swish),
+                false => groups.apply(statistics, same),
+            };
+            cpu::plain(cpu::tensor::<4>(y, cpu::dims(&x)))
+        }
+        (Err([x, weight, bias]), None) => {
+            let x = Tensor::<4>::from_dispatch(x);
+            let dtype: FloatDType = x.dtype().into();
+            let [_, channels, ..] = x.dims();
+            let [mean, inverse] = statistics.of_channels(channels);
+            let y = affine((x.cast(FloatDType::F32) - mean) * inverse, weight, bias);
+            let y = if silu { super::silu(y) } else { y };
+            y.cast(dtype).into_dispatch()
+        }
+        _ => panic!("rows are normalized by the statistics of pictures like them"),
+    };
+    Tensor::from_dispatch(y)
+}
+
+#[inline(always)]
+fn swish(y: f32) -> f32 {
+    y * sigmoid(y).0
+}
+
+#[inline(always)]
+fn same(y: f32) -> f32 {
+    y
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupNorm {
     pub groups: usize,
     pub epsilon: f64,
     pub silu: bool,
-}
-
-/// The mean of a group and 1 over its deviation.
-#[derive(Clone, Copy, Debug)]
-struct Statistics {
-    mean: f32,
-    inverse: f32,
-}
-
-/// Numbers that are added up in f32, which stay in the nearest cache meanwhile; such sums are added up in f64. A group of a
-/// large picture has millions of numbers.
-const CHUNK: usize = 4096;
-
-impl Statistics {
-    /// In one pass over memory: chunks join by the formula of Chan, Golub & LeVeque 1983.
-    #[inline(always)]
-    fn of(group: &[f32], epsilon: f64) -> Self {
-        let (mut n, mut mean, mut squares) = (0.0, 0.0, 0.0);
-        for chunk in group.chunks(CHUNK) {
-            let count = chunk.len() as f64;
-            let total = sum(
-                [chunk],
-                #[inline(always)]
-                |[x]| x,
-            );
-            let middle = f64::from(total) / count;
-            let centre = middle as f32;
-            let inside = sum(
-                [chunk],
-                #[inline(always)]
-                |[x]| (x - centre) * (x - centre),
-            );
-            let away = middle - mean;
-            squares += f64::from(inside) + away * away * n * count / (n + count);
-            n += count;
-            mean += away * count / n;
-        }
-        Self { mean: mean as f32, inverse: (1.0 / (squares / n + epsilon).sqrt()) as f32 }
-    }
 }
 
 /// `Σ f` over rows of any length.
@@ -125,19 +132,40 @@ impl<'a> Groups<'a> {
             #[inline(always)]
             |group, y| {
                 let statistics = Statistics::of(&self.x[group * size..][..size], epsilon);
-                let Statistics { mean, inverse } = statistics;
-                for ((x, weight, bias), y) in self.planes(group).zip(y.chunks_exact_mut(self.plane)) {
-                    let scale = weight * inverse;
-                    fill(
-                        y,
-                        [x],
-                        #[inline(always)]
-                        |[x]| activation((x - mean).mul_add(scale, bias)),
-                    );
-                }
+                self.normalize(group, statistics, y, &activation);
                 statistics
             },
         )
+    }
+
+    /// `activation` of the numbers normalized by `statistics`, of each group.
+    fn apply(&self, statistics: &[Statistics], activation: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+        cpu::build(
+            self.x.len(),
+            self.channels * self.plane,
+            #[inline(always)]
+            |group, y| self.normalize(group, statistics[group], y, &activation),
+        )
+    }
+
+    /// `activation` of the normalized numbers of one group.
+    #[inline(always)]
+    fn normalize(
+        &self,
+        group: usize,
+        Statistics { mean, inverse }: Statistics,
+        y: &mut Fresh,
+        activation: impl Fn(f32) -> f32,
+    ) {
+        for ((x, weight, bias), y) in self.planes(group).zip(y.chunks_exact_mut(self.plane)) {
+            let scale = weight * inverse;
+            fill(
+                y,
+                [x],
+                #[inline(always)]
+                |[x]| activation((x - mean).mul_add(scale, bias)),
+            );
+        }
     }
 
     /// The gradients of `x`, weight and bias from `g`, that of the output, and the `slope` of the activation. With `n` the
@@ -213,16 +241,8 @@ impl Operation<3> for GroupNorm {
                 let [x, weight, bias] = inputs.map(cpu::in_order);
                 let groups = self.groups_of(&x, &weight, &bias);
                 let (y, statistics) = match self.silu {
-                    true => groups.forward(
-                        self.epsilon,
-                        #[inline(always)]
-                        |y| y * sigmoid(y).0,
-                    ),
-                    false => groups.forward(
-                        self.epsilon,
-                        #[inline(always)]
-                        |y| y,
-                    ),
+                    true => groups.forward(self.epsilon, swish),
+                    false => groups.forward(self.epsilon, same),
                 };
                 let statistics: Vec<f32> = statistics.iter().flat_map(|s| [s.mean, s.inverse]).collect();
                 let count = statistics.len();

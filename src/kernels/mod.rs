@@ -13,6 +13,7 @@ mod cuda;
 mod geglu;
 mod gemm;
 mod group_norm;
+mod group_statistics;
 mod linear;
 mod matmul;
 mod norm;
@@ -30,10 +31,11 @@ mod winograd;
 
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw, sum_of_squares};
-pub use attention::{attention, attention_biased};
-pub use conv::conv2d;
+pub use attention::{attention, attention_biased, attention_within};
+pub use conv::{conv2d, conv2d_rows};
 pub use geglu::geglu;
-pub use group_norm::{group_norm, group_norm_silu};
+pub use group_norm::{group_norm, group_norm_rows, group_norm_silu};
+pub use group_statistics::GroupStatistics;
 pub use linear::{laid_out, linear, low_rank};
 pub use matmul::matmul;
 pub use norm::{layer_norm, layer_norm_modulate};
@@ -42,6 +44,8 @@ pub use residual::gated_add;
 pub use rope::rms_norm_rope;
 pub use simd::vectors;
 pub use upsample::upsample_nearest;
+
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 
@@ -53,6 +57,12 @@ pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E
     } else {
         constant
     }
+}
+
+/// `count` things in as few parts as have `most` each, if none must have fewer than `least`; the parts differ by one at most.
+pub(crate) fn even_parts(count: usize, most: usize, least: usize) -> Vec<Range<usize>> {
+    let parts = count.div_ceil(most.max(1)).min(count / least.max(1)).max(1);
+    (0..parts).map(|part| part * count / parts..(part + 1) * count / parts).collect()
 }
 
 #[cfg(test)]

@@ -24,7 +24,12 @@ pub(super) struct Sizes {
     pub to: [usize; 2],
     pub kernel: [usize; 2],
     pub stride: usize,
-    pub padding: usize,
+    /// Zeros above and below, and at either side.
+    pub padding: [usize; 2],
+    /// Whether each sample, and each part of its rows, must have the bits that it has in any other company.
+    pub alone: bool,
+    /// Pairs of rows of places, those of all samples or, where each is alone, of one whole picture: by them the way is chosen.
+    pub pairs: usize,
 }
 
 /// Numbers of patches that exist at a time, if those of one row of places are no more.
@@ -32,6 +37,10 @@ const AT_A_TIME: usize = 2 << 20;
 /// Places and channels of the output that one piece of work multiplies.
 const PLACES: usize = 256;
 const OUTPUTS: usize = 64;
+/// The matrix products of [`gemm`] add up in another order where both sides are at most [`NARROW`] and more than this many
+/// numbers are added up for each.
+const SHORT_SUMS: usize = 512;
+const NARROW: usize = 64;
 /// Numbers of patches whose gradients are one piece of work: products are fastest if their sides are multiples of 64.
 const DEPTH: usize = 128;
 
@@ -42,15 +51,23 @@ impl Sizes {
     }
 
     /// Rows of places, all samples.
-    fn rows(&self) -> usize {
+    fn lines(&self) -> usize {
         self.batch * self.to[0]
+    }
+
+    /// Places of a product, of which `places` are wanted: so many that its sums do not depend on their number, where that counts.
+    fn columns(&self, places: usize) -> usize {
+        match self.alone && self.inputs * self.taps() > SHORT_SUMS {
+            true => places.max(NARROW + 1),
+            false => places,
+        }
     }
 
     /// Rows of places, as many at a time as keep their patches, and the gradients of the output, within bounds.
     fn bands(&self) -> impl Iterator<Item = Range<usize>> {
         let numbers = (self.inputs * self.taps()).max(self.outputs) * self.to[1];
         let each = (AT_A_TIME / numbers.max(1)).max(1);
-        (0..self.rows()).step_by(each).map(move |start| start..self.rows().min(start + each))
+        (0..self.lines()).step_by(each).map(move |start| start..self.lines().min(start + each))
     }
 
     /// Channels of the input whose gradients are one piece of work.
@@ -60,7 +77,7 @@ impl Sizes {
 
     /// The same places, each seeing only itself: for laying out the gradient of the output.
     fn pointwise(&self) -> Self {
-        Self { inputs: self.outputs, from: self.to, kernel: [1, 1], stride: 1, padding: 0, ..*self }
+        Self { inputs: self.outputs, from: self.to, kernel: [1, 1], stride: 1, padding: [0; 2], ..*self }
     }
 }
 
@@ -68,7 +85,7 @@ impl Sizes {
 pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let [height, width] = sizes.to;
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
-    let count = sizes.outputs * sizes.rows() * width;
+    let count = sizes.outputs * sizes.lines() * width;
     let mut y = Vec::with_capacity(count);
     let place = Shared::new(&mut y);
     let groups = sizes.outputs.div_ceil(OUTPUTS);
@@ -82,11 +99,12 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f
             let start = piece / groups * each;
             let rows = start..band.len().min(start + each);
             let places = rows.len() * width;
-            sums.resize(outputs * places, 0.0);
-            let (a, b) = (weight.rows(first, outputs), patches.matrix().columns(start * width, places));
+            let columns = sizes.columns(places);
+            sums.resize(outputs * columns, 0.0);
+            let (a, b) = (weight.rows(first, outputs), patches.matrix().columns(start * width, columns));
             // SAFETY: the sums are borrowed mutably and have the size of the product.
-            unsafe { product(Target::new(sums, places), Onto::Nothing, 1.0, a, b, Parallelism::None) };
-            for (output, sums) in (first..).zip(sums.chunks_exact(places.max(1))) {
+            unsafe { product(Target::new(sums, columns), Onto::Nothing, 1.0, a, b, Parallelism::None) };
+            for (output, sums) in (first..).zip(sums.chunks_exact(columns.max(1))) {
                 let bias = bias.map_or(0.0, |bias| bias[output]);
                 for (row, sums) in rows.clone().zip(sums.chunks_exact(width.max(1))) {
                     let row = band.start + row;
@@ -183,12 +201,15 @@ struct Patches {
     data: Vec<f32>,
     depth: usize,
     places: usize,
+    /// Columns after the places. What stands there is read, but counts for nothing.
+    room: usize,
 }
 
 impl Patches {
     fn lay_out(&mut self, sizes: &Sizes, x: &[f32], rows: Range<usize>) {
         self.depth = sizes.inputs * sizes.taps();
         self.places = rows.len() * sizes.to[1];
+        self.room = if sizes.alone { NARROW + SHORT } else { SHORT };
         let pitch = self.pitch();
         self.data.resize(self.depth * pitch, 0.0);
         let channels = self.data.par_chunks_mut((sizes.taps() * pitch).max(1)).enumerate();
@@ -196,9 +217,9 @@ impl Patches {
     }
 
     /// From one row to the next: with some room, because rows that are a power of two apart displace each other from the
-    /// cache.
+    /// cache, and for the places that a product has [beyond those wanted](Sizes::columns).
     fn pitch(&self) -> usize {
-        self.places + SHORT
+        self.places + self.room
     }
 
     fn matrix(&self) -> Matrix<'_> {
@@ -251,8 +272,10 @@ struct Run {
 #[inline(always)]
 fn visit(sizes: &Sizes, channel: usize, rows: Range<usize>, pitch: usize, mut f: impl FnMut(Option<Run>, usize)) {
     let &Sizes { inputs, from: [height, width], to, kernel, stride, padding, .. } = sizes;
+    let [above, beside] = padding;
     // The places that see something other than zeros, at this distance from the edge.
     let inside = |at: usize, length: usize, places: usize| {
+        let padding = beside;
         let first = padding.saturating_sub(at).div_ceil(stride).min(places);
         let end = if length + padding > at { ((length + padding - at - 1) / stride + 1).min(places) } else { first };
         (first, end.max(first) - first)
@@ -263,13 +286,13 @@ fn visit(sizes: &Sizes, channel: usize, rows: Range<usize>, pitch: usize, mut f:
             for down in 0..kernel[0] {
                 for across in 0..kernel[1] {
                     let (first, count) = inside(across, width, to[1]);
-                    let at = (first * stride + across).wrapping_sub(padding);
+                    let at = (first * stride + across).wrapping_sub(beside);
                     let mut patch = (down * kernel[1] + across) * pitch;
                     let (mut sample, mut line) = (rows.start / to[0], rows.start % to[0]);
                     for _ in rows.clone() {
                         let seen = line * stride + down;
-                        let run = ((padding..padding + height).contains(&seen) && count > 0).then(|| Run {
-                            place: ((sample * inputs + channel) * height + seen - padding) * width + at,
+                        let run = ((above..above + height).contains(&seen) && count > 0).then(|| Run {
+                            place: ((sample * inputs + channel) * height + seen - above) * width + at,
                             first,
                             count,
                         });

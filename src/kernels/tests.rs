@@ -10,6 +10,7 @@ use crate::rng::{Purpose, Seed};
 mod adamw;
 mod attention;
 mod conv;
+mod parts;
 mod unet;
 
 type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;

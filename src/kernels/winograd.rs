@@ -53,11 +53,13 @@ struct Tiles {
     batch: usize,
     height: usize,
     width: usize,
+    /// Rows of the picture of which these are convolutions: as many, or, where there are no zeros above and below, two more.
+    seen: usize,
 }
 
 impl Tiles {
     fn of(sizes: &Sizes) -> Self {
-        Self { batch: sizes.batch, height: sizes.to[0], width: sizes.to[1] }
+        Self { batch: sizes.batch, height: sizes.to[0], width: sizes.to[1], seen: sizes.from[0] }
     }
 
     /// Tiles in a row.
@@ -83,13 +85,18 @@ impl Tiles {
 
 /// Whether this way is the faster one.
 pub(super) fn suits(sizes: &Sizes) -> bool {
-    let tiles = Tiles::of(sizes);
     sizes.kernel == [3, 3]
         && sizes.stride == 1
-        && sizes.padding == 1
-        && tiles.rows() * tiles.across() >= FEWEST_TILES
+        && sizes.padding[0] <= 1
+        && sizes.padding[1] == 1
+        && sizes.pairs * Tiles::of(sizes).across() >= FEWEST_TILES
         && sizes.inputs.min(sizes.outputs) >= FEWEST_CHANNELS
         && sizes.inputs * sizes.outputs <= MOST_KERNELS
+}
+
+/// Whether there are gradients this way: not without zeros above and below.
+pub(super) fn suits_gradients(sizes: &Sizes) -> bool {
+    suits(sizes) && sizes.padding == [1, 1]
 }
 
 /// `y` `[B, out, H, W]` of `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, in order.
@@ -231,8 +238,10 @@ impl Transformed {
         let step = apart(channels * pitch);
         self.data.resize(POINTS * step, 0.0);
         let place = Shared::new(&mut self.data);
-        // Numbers before the first of a tile.
+        // Numbers before the first of a tile, and lines.
         let before = N / 2 - 1;
+        let above = if N == 2 { 0 } else { 1 - (tiles.seen - tiles.height) / 2 };
+        let seen = if N == 2 { tiles.height } else { tiles.seen };
         // A line as its numbers at even and at odd places, with room for whole vectors.
         let half = across.next_multiple_of(LANES) + LANES;
         let fill = |lines: &mut Vec<f32>, channel: usize| {
@@ -243,10 +252,10 @@ impl Transformed {
                     lines.resize(N * 2 * half, 0.0);
                     for (at, row) in band.clone().enumerate() {
                         let (sample, first) = (row / tiles.down(), row % tiles.down() * 2);
-                        let plane = &x[(sample * channels + channel) * tiles.height * tiles.width..];
+                        let plane = &x[(sample * channels + channel) * seen * tiles.width..];
                         for (i, line) in lines.chunks_exact_mut(2 * half).enumerate() {
-                            let inside = (before..before + tiles.height).contains(&(first + i));
-                            let x = inside.then(|| &plane[(first + i - before) * tiles.width..][..tiles.width]);
+                            let inside = (above..above + seen).contains(&(first + i));
+                            let x = inside.then(|| &plane[(first + i - above) * tiles.width..][..tiles.width]);
                             part(x, before, line.split_at_mut(half));
                         }
                         for start in (0..across).step_by(LANES) {

@@ -16,23 +16,32 @@ pub struct Conv2d {
     stride: usize,
     /// Zeros around each side.
     padding: usize,
+    /// Whether each sample must have the bits that it has alone.
+    by_sample: bool,
 }
 
 impl Conv2d {
     /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Self {
         let weight = weights.tensor("weight", [outputs, inputs, kernel, kernel]);
-        Self { weight, bias: Some(weights.tensor("bias", [outputs])), stride: 1, padding: kernel / 2 }
+        Self { weight, bias: Some(weights.tensor("bias", [outputs])), stride: 1, padding: kernel / 2, by_sample: false }
     }
 
     /// Takes `weight`; cuts pictures into patches of `side` × `side` pixels, each of which becomes one place.
     pub fn load_patches(weights: &Weights, inputs: usize, outputs: usize, side: usize) -> Self {
-        Self { weight: weights.tensor("weight", [outputs, inputs, side, side]), bias: None, stride: side, padding: 0 }
+        let weight = weights.tensor("weight", [outputs, inputs, side, side]);
+        Self { weight, bias: None, stride: side, padding: 0, by_sample: false }
     }
 
     /// The same with output places so many input places apart, and so many zeros around each side.
     pub fn with(self, stride: usize, padding: usize) -> Self {
         Self { stride, padding, ..self }
+    }
+
+    /// The same, but on the CPU in f32 a sample has the bits that it has alone, whatever is in its batch, and that
+    /// [`forward_rows`](Self::forward_rows) gives. Otherwise small pictures of a large batch may be computed in a faster way.
+    pub fn by_sample(self) -> Self {
+        Self { by_sample: true, ..self }
     }
 
     /// Lets it take more channels, up to `inputs`, which count for nothing: their weights are zero.
@@ -48,9 +57,38 @@ impl Conv2d {
         self.weight.dtype()
     }
 
+    /// The channels of what goes in.
+    pub fn inputs(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
+    /// The channels of what comes out.
+    pub fn outputs(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Zeros around each side.
+    pub fn padding(&self) -> usize {
+        self.padding
+    }
+
     /// `[B, in, H, W]` → `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        kernels::conv2d(x, self.weight.clone(), self.bias.clone(), self.stride, self.padding)
+        let &Self { stride, padding, .. } = self;
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        match self.by_sample {
+            true => {
+                let height = (x.dims()[2] + 2 * padding - weight.dims()[2]) / stride + 1;
+                kernels::conv2d_rows(x, weight, bias, stride, [padding; 2], height)
+            }
+            false => kernels::conv2d(x, weight, bias, stride, padding),
+        }
+    }
+
+    /// [`forward`](Self::forward) of some rows of pictures whose whole outputs have this `height`: there are no zeros above and
+    /// below. See [`kernels::conv2d_rows`].
+    pub fn forward_rows(&self, x: Tensor<4>, height: usize) -> Tensor<4> {
+        kernels::conv2d_rows(x, self.weight.clone(), self.bias.clone(), self.stride, [0, self.padding], height)
     }
 }
 

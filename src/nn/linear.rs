@@ -90,6 +90,11 @@ impl Linear {
         &mut self.worn
     }
 
+    /// Whether a row of the output depends on nothing but its row of the input: not with adapters that drop out.
+    pub fn is_by_rows(&self) -> bool {
+        self.worn.iter().all(|adapter| adapter.dropout.is_none())
+    }
+
     /// The last axis of `x` goes from `in` to `out`; the first axis is the batch.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let mut shape = x.dims();

@@ -4,7 +4,7 @@
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::{
-    kernels,
+    kernels::{self, GroupStatistics},
     nn::{Parameter, Parameters, below},
     weights::Weights,
 };
@@ -94,6 +94,16 @@ impl GroupNorm {
     /// `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         kernels::group_norm(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
+    }
+
+    /// The statistics of pictures `shape` `[B, C, H, W]`, to be gathered from their rows.
+    pub fn statistics(&self, shape: [usize; 4]) -> GroupStatistics {
+        GroupStatistics::new(shape, self.groups, self.epsilon)
+    }
+
+    /// [`forward_silu`](Self::forward_silu) of some rows of pictures with these statistics.
+    pub fn forward_silu_rows(&self, x: Tensor<4>, statistics: &GroupStatistics) -> Tensor<4> {
+        kernels::group_norm_rows(x, self.weight.clone(), self.bias.clone(), statistics, true)
     }
 
     /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.

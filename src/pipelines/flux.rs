@@ -12,6 +12,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     lending::Sizes,
+    limits::Limits,
     models::{
         Network,
         flux::{FluxInputs, FluxTransformer, pack, unpack},
@@ -33,6 +34,8 @@ pub struct FluxPipeline {
     pub vae: AutoencoderKl,
     /// From `scheduler/`.
     pub scheduler: FlowMatchEuler,
+    /// How much is computed at once.
+    pub limits: Limits,
     device: Device,
     dtype: FloatDType,
 }
@@ -74,7 +77,7 @@ impl FluxPipeline {
     /// The pipeline of these parts, which are of one model. `dtype` is the transformer's.
     pub fn new(transformer: FluxTransformer, vae: AutoencoderKl, scheduler: FlowMatchEuler, dtype: FloatDType) -> Self {
         let device = transformer.lender().device().clone();
-        Self { transformer, vae, scheduler, device, dtype }
+        Self { transformer, vae, scheduler, limits: Limits::NONE, device, dtype }
     }
 
     /// The sizes of images with this VAE: a token is 2 × 2 latent pixels.
@@ -95,6 +98,14 @@ impl Pipeline for FluxPipeline {
 
     fn device(&self) -> &Device {
         &self.device
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     fn layers(&self) -> Vec<LayerShape> {
@@ -150,6 +161,7 @@ impl Pipeline for FluxPipeline {
             sigma: Tensor::full([rows], timestep, &self.device),
             guidance: Tensor::full([rows], condition.guidance, &self.device),
             rope: self.transformer.config.rope(text.prompt.dims()[1], height, width, &self.device),
+            limits: self.limits,
         };
         let velocity = self.transformer.predict(&inputs, &condition.adapters).squeeze_dim::<3>(1);
         unpack(velocity.cast(FloatDType::F32), height, width)

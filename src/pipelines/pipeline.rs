@@ -15,6 +15,7 @@ use crate::{
     data,
     error::{Error, Result},
     lending::{Residence, Sizes},
+    limits::Limits,
     memory::{self, Level, Stage},
     models::{
         draw_noise,
@@ -117,6 +118,12 @@ pub trait Pipeline {
 
     /// Where its tensors are.
     fn device(&self) -> &Device;
+
+    /// How much is computed at once.
+    fn limits(&self) -> Limits;
+
+    /// Bounds how much is computed at once, from now on: it changes no result.
+    fn limit(&mut self, limits: Limits);
 
     /// The linear layers of the network, which can wear adapters.
     fn layers(&self) -> Vec<LayerShape>;
@@ -263,7 +270,9 @@ pub trait Pipeline {
     /// Pictures of one size → the distributions of their raw latents, one after the other so that a large batch needs no more
     /// memory than one.
     fn encode(&self, pictures: &[RgbImage]) -> Moments {
-        let one = |picture| self.vae().encode(Tensor::from_data(data::to_pixels(picture), self.device())).into_tensor();
+        let limits = self.limits();
+        let pixels = |picture| Tensor::from_data(data::to_pixels(picture), self.device());
+        let one = |picture| self.vae().encode_within(pixels(picture), &limits).into_tensor();
         Moments::from_tensor(Tensor::cat(pictures.iter().map(one).collect(), 0))
     }
 
@@ -274,7 +283,8 @@ pub trait Pipeline {
     fn decode(&self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
         let scale = self.vae().latent_scale();
         let batch = latents.dims()[0];
-        let one = |i| self.vae().decode(scale.denormalize(latents.clone().narrow(0, i, 1)));
+        let limits = self.limits();
+        let one = |i| self.vae().decode_within(scale.denormalize(latents.clone().narrow(0, i, 1)), &limits);
         (0..batch).map(|i| to_image(one(i), &format!("picture {} of {batch}", i + 1))).collect()
     }
 }

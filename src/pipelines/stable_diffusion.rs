@@ -12,6 +12,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     lending::Sizes,
+    limits::Limits,
     models::{
         Network,
         unet::{UNet, UNetConfig, UNetInputs},
@@ -31,6 +32,8 @@ pub struct StableDiffusionPipeline {
     pub vae: AutoencoderKl,
     /// From `scheduler/`; its name says which sampler.
     pub scheduler: SchedulerConfig,
+    /// How much is computed at once.
+    pub limits: Limits,
     device: Device,
     dtype: FloatDType,
 }
@@ -80,7 +83,7 @@ impl StableDiffusionPipeline {
     /// The pipeline of these parts, which are of one model. `dtype` is the UNet's.
     pub fn new(unet: UNet, vae: AutoencoderKl, scheduler: SchedulerConfig, dtype: FloatDType) -> Self {
         let device = unet.lender().device().clone();
-        Self { unet, vae, scheduler, device, dtype }
+        Self { unet, vae, scheduler, limits: Limits::NONE, device, dtype }
     }
 
     /// The sizes of images with this UNet and VAE.
@@ -102,6 +105,14 @@ impl Pipeline for StableDiffusionPipeline {
 
     fn device(&self) -> &Device {
         &self.device
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     fn layers(&self) -> Vec<LayerShape> {
@@ -158,6 +169,7 @@ impl Pipeline for StableDiffusionPipeline {
             sample: sample.cast(self.dtype),
             timestep: Tensor::full([rows], timestep, &self.device),
             text: condition.text.prompt.clone().cast(self.dtype),
+            limits: self.limits,
         };
         self.unet.predict(&inputs, &condition.adapters).cast(FloatDType::F32)
     }

@@ -6,6 +6,7 @@ use super::{Found, Golden};
 use crate::{
     error::Result,
     lending::Part,
+    limits::Limits,
     models::{
         Network, Segment,
         flux::{FluxInputs, FluxState, FluxTransformer, pack},
@@ -36,6 +37,7 @@ pub fn inputs(golden: &Golden, model: &FluxTransformer, section: &str, dtype: Fl
         guidance: golden.tensor(&of("guidance"))?,
         rope: model.config.rope(txt.dims()[1], height, width, &golden.device),
         txt: txt.cast(dtype),
+        limits: Limits::NONE,
     })
 }
 

@@ -6,6 +6,7 @@ use super::{Found, Golden};
 use crate::{
     error::Result,
     lending::Part,
+    limits::Limits,
     models::{
         Network, Segment,
         unet::{UNet, UNetInputs, UNetState},
@@ -29,6 +30,7 @@ pub fn inputs(golden: &Golden, section: &str, dtype: FloatDType) -> Result<UNetI
         sample: golden.tensor::<4>(&format!("{section}.sample"))?.cast(dtype),
         timestep: golden.tensor(&format!("{section}.timestep"))?,
         text: golden.tensor::<3>(&format!("{section}.encoder_hidden_states"))?.cast(dtype),
+        limits: Limits::NONE,
     })
 }
 

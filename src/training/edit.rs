@@ -153,7 +153,9 @@ impl Task for EditTask<'_> {
         let latents = noised.latents(&Moments::from_tensor(batch.moments));
         let latents = self.pipeline.vae.latent_scale().normalize(latents);
         let timesteps: Vec<i64> = noised.levels.iter().map(|&timestep| timestep as i64).collect();
-        self.objective.example(latents, condition, batch.prompt, noised.noise, &timesteps, self.pipeline.dtype())
+        let dtype = self.pipeline.dtype();
+        let example = self.objective.example(latents, condition, batch.prompt, noised.noise, &timesteps, dtype);
+        Example { inputs: UNetInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
     }
 
     fn levels(&self) -> &[f64] {

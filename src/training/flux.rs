@@ -74,7 +74,8 @@ impl Task for FluxTask {
         let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
         let sigmas: Vec<f32> = noised.levels.iter().map(|&sigma| sigma as f32).collect();
         let config = &self.pipeline.transformer.config;
-        self.objective.example(config, latents, text, noised.noise, &sigmas, self.pipeline.dtype())
+        let example = self.objective.example(config, latents, text, noised.noise, &sigmas, self.pipeline.dtype());
+        Example { inputs: FluxInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
     }
 
     fn levels(&self) -> &[f64] {

@@ -20,8 +20,14 @@ use super::{
 /// than a few rows of each head (CPU, f32; 16 bits with cuDNN) or of a few heads (elsewhere) exist at a time, and the backward
 /// pass computes them again.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    attention_within(q, k, v, None)
+}
+
+/// The same with no more scores at a time than [`Limits::attention_scores`](crate::limits::Limits::attention_scores) says.
+pub fn attention_within(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scores: Option<usize>) -> Tensor<4> {
     assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
-    apply(Attention, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
+    let scores = scores.unwrap_or(products::AT_ONCE).min(products::AT_ONCE);
+    apply(Attention { scores }, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
 }
 
 /// `softmax(scale·q·kᵀ + bias)·v`, with an additive `bias` that broadcasts to `[B, N, L, S]` (a causal mask, T5's relative
@@ -38,7 +44,10 @@ pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<T
 }
 
 #[derive(Clone, Debug)]
-struct Attention;
+struct Attention {
+    /// That exist at a time.
+    scores: usize,
+}
 
 /// What the backward pass needs.
 #[derive(Clone, Debug)]
@@ -63,7 +72,7 @@ impl Operation<3> for Attention {
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, Saved) {
         let [q, k, v] = inputs.clone();
-        let (output, way) = compute(inputs);
+        let (output, way) = compute(inputs, self.scores);
         (output, Saved { q, k, v, way })
     }
 
@@ -72,11 +81,11 @@ impl Operation<3> for Attention {
         let all = [q, k, v, gradient];
         let gradients = match way {
             Way::Rows(rows) => cpu::backward(all, rows),
-            Way::Products => products::backward(all, products::AT_ONCE),
+            Way::Products => products::backward(all, self.scores),
             #[cfg(feature = "cuda")]
             Way::Cudnn(saved) => match cuda::attention::backward(&all, saved) {
                 Some(gradients) => gradients,
-                None => products::backward(all, products::AT_ONCE),
+                None => products::backward(all, self.scores),
             },
         };
         let mut wanted = wanted.into_iter();
@@ -85,7 +94,7 @@ impl Operation<3> for Attention {
 }
 
 /// The output, in memory `[B, L, N, K]`.
-fn compute(inputs: [Plain; 3]) -> (Plain, Way) {
+fn compute(inputs: [Plain; 3], scores: usize) -> (Plain, Way) {
     let inputs = match floats(inputs) {
         Ok(inputs) => {
             let (output, rows) = cpu::forward(inputs);
@@ -97,5 +106,5 @@ fn compute(inputs: [Plain; 3]) -> (Plain, Way) {
     if let Some((output, saved)) = cuda::attention::forward(&inputs) {
         return (output, Way::Cudnn(saved));
     }
-    (products::forward(inputs, products::AT_ONCE), Way::Products)
+    (products::forward(inputs, scores), Way::Products)
 }

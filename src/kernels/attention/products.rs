@@ -9,15 +9,29 @@ use burn::tensor::{FloatDType, Tensor, activation};
 
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::{matmul::matmul, operation::Plain};
+use crate::kernels::{even_parts, matmul::matmul, operation::Plain};
 
 /// Scores that exist at a time, where one head does not have more: 0.5 GiB in f16, of which the backward pass has two.
 /// So many that the narrow products fill a GPU (at 1024² FLUX has 21 million a head).
 pub const AT_ONCE: usize = 1 << 28;
 
-/// The output, in memory `[B, L, N, K]`.
+/// Queries of a head that are taken together at least. Of fewer, a matrix product may add up in another order.
+const FEWEST_QUERIES: usize = 128;
+
+/// The output, in memory `[B, L, N, K]`. The queries of one head are divided, too, where it has more than `at_once` scores.
 pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
-    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| [matmul(probabilities([q, k]), v)]);
+    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| {
+        let ([batch, heads, queries, _], [_, _, keys, _]) = (q.dims(), k.dims());
+        let some = |q| matmul(probabilities([q, k.clone()]), v.clone());
+        let most = at_once / (batch * heads * keys).max(1);
+        match even_parts(queries, most.max(1), FEWEST_QUERIES) {
+            parts if parts.len() > 1 => {
+                let each = parts.into_iter().map(|part| some(q.clone().narrow(2, part.start, part.len())));
+                [Tensor::cat(each.collect(), 2)]
+            }
+            _ => [some(q)],
+        }
+    });
     output.into_dispatch()
 }
 

@@ -1,10 +1,14 @@
 //! The two kinds of transformer block.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use super::{FluxConfig, rope::Rope};
 use crate::{
-    kernels::{attention, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
+    kernels::{attention_within, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
+    limits::Limits,
+    models::{by_tokens, token_parts},
     nn::{Linear, Linears},
     weights::Weights,
 };
@@ -97,12 +101,13 @@ impl Stream {
 
     /// The second half of the block: `x` plus the attention's result plus the feed-forward's. `modulation` are the last
     /// four of the six vectors.
-    fn finish(&self, x: Tensor<3>, attended: Tensor<3>, modulation: &[Tensor<2>]) -> Tensor<3> {
+    fn finish(&self, x: Tensor<3>, attended: Tensor<3>, modulation: &[Tensor<2>], limits: &Limits) -> Tensor<3> {
         let [attention_gate, shift, scale, gate] = [0, 1, 2, 3].map(|i| modulation[i].clone());
         let x = gated_add(x, attention_gate, self.to_out.forward(attended));
         let normed = layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let inner = gelu_tanh(self.feed_forward[0].forward(normed));
-        gated_add(x, gate, self.feed_forward[1].forward(inner))
+        let [widen, narrow] = &self.feed_forward;
+        let y = by_tokens(normed, limits, [widen, narrow], |x| narrow.forward(gelu_tanh(widen.forward(x))));
+        gated_add(x, gate, y)
     }
 
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
@@ -128,7 +133,14 @@ impl DoubleBlock {
     }
 
     /// `img` `[B, L, D]`, `txt` `[B, T, D]`, `vec` `[B, D]` → the new `(img, txt)`.
-    pub fn forward(&self, img: Tensor<3>, txt: Tensor<3>, vec: &Tensor<2>, rope: &Rope) -> (Tensor<3>, Tensor<3>) {
+    pub fn forward(
+        &self,
+        img: Tensor<3>,
+        txt: Tensor<3>,
+        vec: &Tensor<2>,
+        rope: &Rope,
+        limits: &Limits,
+    ) -> (Tensor<3>, Tensor<3>) {
         let text_tokens = txt.dims()[1];
         let (txt_rope, img_rope) = rope.split(text_tokens);
         let img_modulation = modulation(&self.img.norm1, vec, 6);
@@ -139,13 +151,14 @@ impl DoubleBlock {
         let [img_q, img_k, img_v] = qkv(&self.img, &img, &img_modulation, &img_rope);
         let [txt_q, txt_k, txt_v] = qkv(&self.txt, &txt, &txt_modulation, &txt_rope);
         let join = |txt, img| Tensor::cat(vec![txt, img], 2);
-        let attended = join_heads(attention(join(txt_q, img_q), join(txt_k, img_k), join(txt_v, img_v)));
+        let [q, k, v] = [join(txt_q, img_q), join(txt_k, img_k), join(txt_v, img_v)];
+        let attended = join_heads(attention_within(q, k, v, limits.attention_scores));
         let image_tokens = img.dims()[1];
         let txt_attended = attended.clone().narrow(1, 0, text_tokens);
         let img_attended = attended.narrow(1, text_tokens, image_tokens);
         (
-            self.img.finish(img, img_attended, &img_modulation[2..]),
-            self.txt.finish(txt, txt_attended, &txt_modulation[2..]),
+            self.img.finish(img, img_attended, &img_modulation[2..], limits),
+            self.txt.finish(txt, txt_attended, &txt_modulation[2..], limits),
         )
     }
 }
@@ -178,13 +191,29 @@ impl SingleBlock {
     }
 
     /// `x` `[B, T+L, D]` (text first), `vec` `[B, D]` → `[B, T+L, D]`.
-    pub fn forward(&self, x: Tensor<3>, vec: &Tensor<2>, rope: &Rope) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, vec: &Tensor<2>, rope: &Rope, limits: &Limits) -> Tensor<3> {
         let [shift, scale, gate] = modulation(&self.norm, vec, 3).try_into().expect("chunk(3) gives three");
         let normed = layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let inner = gelu_tanh(self.proj_mlp.forward(normed.clone()));
-        let [q, k, v] = self.qkv.forward(normed, rope);
-        let attended = join_heads(attention(q, k, v));
-        gated_add(x, gate, self.proj_out.forward(Tensor::cat(vec![attended, inner], 2)))
+        let inner = |x| gelu_tanh(self.proj_mlp.forward(x));
+        let attended = |x| {
+            let [q, k, v] = self.qkv.forward(x, rope);
+            join_heads(attention_within(q, k, v, limits.attention_scores))
+        };
+        let out = |attended, inner| self.proj_out.forward(Tensor::cat(vec![attended, inner], 2));
+        let y = match token_parts(&normed, limits, [&self.proj_mlp, &self.proj_out]) {
+            None => {
+                // In this order, which is that in which the gradient of `normed` is added up.
+                let inner = inner(normed.clone());
+                out(attended(normed), inner)
+            }
+            Some(parts) => {
+                let attended = attended(normed.clone());
+                let some = |t: &Tensor<3>, part: &Range<usize>| t.clone().narrow(1, part.start, part.len());
+                let each = parts.iter().map(|part| out(some(&attended, part), inner(some(&normed, part))));
+                Tensor::cat(each.collect(), 1)
+            }
+        };
+        gated_add(x, gate, y)
     }
 }
 

@@ -120,10 +120,12 @@ impl Segment for FluxSegment {
                 Two { img, txt, vec }
             }
             (Part::Double(block), Two { img, txt, vec }) => {
-                let (img, txt) = block.forward(img, txt, &view(&vec), &inputs.rope);
+                let (img, txt) = block.forward(img, txt, &view(&vec), &inputs.rope, &inputs.limits);
                 Two { img, txt, vec }
             }
-            (Part::Single(block), One { x, vec }) => One { x: block.forward(x, &view(&vec), &inputs.rope), vec },
+            (Part::Single(block), One { x, vec }) => {
+                One { x: block.forward(x, &view(&vec), &inputs.rope, &inputs.limits), vec }
+            }
             (Part::Head(head), One { x, vec }) => {
                 let (text_tokens, image_tokens) = (inputs.txt.dims()[1], inputs.img.dims()[1]);
                 Velocity(head.forward(x.narrow(1, text_tokens, image_tokens), view(&vec)))

@@ -8,6 +8,7 @@ use super::{FluxConfig, FluxSegment, FluxState, rope::Rope};
 use crate::{
     error::Result,
     lending::{Lender, Residence},
+    limits::Limits,
     models::{Inputs, Network, every},
     weights::Weights,
 };
@@ -27,6 +28,8 @@ pub struct FluxInputs {
     pub guidance: Tensor<1>,
     /// The rotation of all `T + L` tokens.
     pub rope: Rope,
+    /// How much is computed at once.
+    pub limits: Limits,
 }
 
 impl Inputs for FluxInputs {
@@ -41,6 +44,7 @@ impl Inputs for FluxInputs {
                 cos: Tensor::from_inner(self.rope.cos.clone()),
                 sin: Tensor::from_inner(self.rope.sin.clone()),
             },
+            limits: self.limits,
         }
     }
 
@@ -56,6 +60,7 @@ impl Inputs for FluxInputs {
             sigma: every(&self.sigma, first, step),
             guidance: every(&self.guidance, first, step),
             rope: self.rope.clone(),
+            limits: self.limits,
         }
     }
 }

@@ -5,7 +5,8 @@ use burn::tensor::{FloatDType, Tensor};
 use super::UNetConfig;
 use crate::{
     kernels,
-    models::heads,
+    limits::Limits,
+    models::{by_tokens, heads},
     nn::{GroupNorm, LayerNorm, Linear, Linears, Parameter, Parameters},
     weights::Weights,
 };
@@ -45,7 +46,7 @@ impl Attention {
     }
 
     /// `x` `[B, L, D]`, `source` `[B, S, E]` → `[B, L, D]`.
-    fn forward(&self, x: Tensor<3>, source: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, source: Tensor<3>, limits: &Limits) -> Tensor<3> {
         let shape = x.dims();
         let dtype: FloatDType = x.dtype().into();
         let [q, k, v, out] = &self.layers;
@@ -54,7 +55,7 @@ impl Attention {
             if self.upcast { y.cast(FloatDType::F32) } else { y }
         };
         let (q, k, v) = (q.forward(x), k.forward(source.clone()), v.forward(source));
-        let y = kernels::attention(head(q), head(k), head(v));
+        let y = kernels::attention_within(head(q), head(k), head(v), limits.attention_scores);
         out.forward(y.swap_dims(1, 2).reshape(shape).cast(dtype))
     }
 }
@@ -92,12 +93,13 @@ impl Block {
     }
 
     /// `x` `[B, L, D]`, `text` `[B, T, E]` → `[B, L, D]`.
-    fn forward(&self, x: Tensor<3>, text: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, text: Tensor<3>, limits: &Limits) -> Tensor<3> {
         let y = self.norms[0].forward(x.clone());
-        let x = self.attn1.forward(y.clone(), y) + x;
-        let x = self.attn2.forward(self.norms[1].forward(x.clone()), text) + x;
-        let y = self.feed_forward[0].forward(self.norms[2].forward(x.clone()));
-        self.feed_forward[1].forward(kernels::geglu(y)) + x
+        let x = self.attn1.forward(y.clone(), y, limits) + x;
+        let x = self.attn2.forward(self.norms[1].forward(x.clone()), text, limits) + x;
+        let [widen, narrow] = &self.feed_forward;
+        let feed_forward = |y| narrow.forward(kernels::geglu(widen.forward(y)));
+        by_tokens(self.norms[2].forward(x.clone()), limits, [widen, narrow], feed_forward) + x
     }
 }
 
@@ -146,10 +148,10 @@ impl SpatialTransformer {
     }
 
     /// `x` `[B, C, h, w]`, `text` `[B, T, E]` → `[B, C, h, w]`.
-    pub(super) fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
+    pub(super) fn forward(&self, x: Tensor<4>, text: &Tensor<3>, limits: &Limits) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let y = self.norm.forward(x.clone()).reshape([batch, channels, height * width]).swap_dims(1, 2);
-        let y = self.blocks.iter().fold(self.proj_in.forward(y), |y, block| block.forward(y, text.clone()));
+        let y = self.blocks.iter().fold(self.proj_in.forward(y), |y, block| block.forward(y, text.clone(), limits));
         self.proj_out.forward(y).swap_dims(1, 2).reshape([batch, channels, height, width]) + x
     }
 }

@@ -17,6 +17,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use crate::{
     error::Result,
     lending::{Lender, Residence},
+    limits::Limits,
     models::{Inputs, Network, every},
     weights::Weights,
 };
@@ -33,6 +34,8 @@ pub struct UNetInputs {
     pub timestep: Tensor<1>,
     /// Text embeddings `[B, T, cross_attention_dim]`, in the dtype of the weights.
     pub text: Tensor<3>,
+    /// How much is computed at once.
+    pub limits: Limits,
 }
 
 impl Inputs for UNetInputs {
@@ -41,6 +44,7 @@ impl Inputs for UNetInputs {
             sample: Tensor::from_inner(self.sample.clone()),
             timestep: Tensor::from_inner(self.timestep.clone()),
             text: Tensor::from_inner(self.text.clone()),
+            limits: self.limits,
         }
     }
 
@@ -53,6 +57,7 @@ impl Inputs for UNetInputs {
             sample: every(&self.sample, first, step),
             timestep: every(&self.timestep, first, step),
             text: every(&self.text, first, step),
+            limits: self.limits,
         }
     }
 }

@@ -209,14 +209,14 @@ impl UNetSegment {
 }
 
 impl Layer {
-    fn forward(&self, mut x: Tensor<4>, mut skips: Vec<Tensor<4>>, time: Tensor<2>, text: &Tensor<3>) -> UNetState {
+    fn forward(&self, mut x: Tensor<4>, mut skips: Vec<Tensor<4>>, time: Tensor<2>, inputs: &UNetInputs) -> UNetState {
         if self.direction == Direction::Up {
             let skip = skips.pop().expect("the way down made one for each layer of the way up");
             x = Tensor::cat(vec![x, skip], 1);
         }
         x = self.resnet.forward(x, view(&time));
         if let Some(attention) = &self.attention {
-            x = attention.forward(x, text);
+            x = attention.forward(x, &inputs.text, &inputs.limits);
         }
         // The time is handed on from layer to layer: what comes back for it is then added up layer by layer. With one tape for
         // the whole network, skip connections would lead to early layers before late ones, and rounding differ.
@@ -241,7 +241,7 @@ impl Segment for UNetSegment {
                 let (x, time) = stem.forward(inputs);
                 UNetState::keep(x, Vec::new(), time)
             }
-            (Part::Layer(layer), Way { x, skips, time }) => layer.forward(x, skips, time, &inputs.text),
+            (Part::Layer(layer), Way { x, skips, time }) => layer.forward(x, skips, time, inputs),
             (Part::Down(conv), Way { x, skips, time }) => UNetState::keep(conv.forward(x), skips, time),
             (Part::Up(conv), Way { x, skips, time }) => {
                 // Halving an odd side rounds up, so what was doubled again may be one too large.

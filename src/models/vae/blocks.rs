@@ -1,7 +1,10 @@
 //! The parts that encoder and decoder share: residual block, attention, middle block.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
+use super::bands::{Bands, Picture, Plan, Rows, seen};
 use crate::{
     kernels,
     nn::{Conv2d, GroupNorm, Linear},
@@ -13,6 +16,11 @@ pub(super) const EPSILON: f64 = 1e-6;
 
 /// How many places ask at a time: all scores of a picture of 1024² at once would be 1 GiB.
 const QUERIES: usize = 1024;
+
+/// A convolution of the VAE: a picture has the same bits whatever its batch, and whether it is computed in bands.
+pub(super) fn conv(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Conv2d {
+    Conv2d::load(weights, inputs, outputs, kernel).by_sample()
+}
 
 /// Two convolutions with norms before them, added to the input.
 #[derive(Clone, Debug)]
@@ -28,10 +36,10 @@ impl ResnetBlock {
     pub(super) fn load(weights: &Weights, inputs: usize, outputs: usize, groups: usize) -> Self {
         Self {
             norm1: GroupNorm::load(&weights.at("norm1"), inputs, groups, EPSILON),
-            conv1: Conv2d::load(&weights.at("conv1"), inputs, outputs, 3),
+            conv1: conv(&weights.at("conv1"), inputs, outputs, 3),
             norm2: GroupNorm::load(&weights.at("norm2"), outputs, groups, EPSILON),
-            conv2: Conv2d::load(&weights.at("conv2"), outputs, outputs, 3),
-            shortcut: (inputs != outputs).then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, 1)),
+            conv2: conv(&weights.at("conv2"), outputs, outputs, 3),
+            shortcut: (inputs != outputs).then(|| conv(&weights.at("conv_shortcut"), inputs, outputs, 1)),
         }
     }
 
@@ -43,6 +51,56 @@ impl ResnetBlock {
             Some(shortcut) => shortcut.forward(x) + h,
             None => x + h,
         }
+    }
+
+    /// [`forward`](Self::forward) of a picture in bands.
+    pub(super) fn forward_bands(&self, mut x: Picture, plan: Plan) -> Bands {
+        let [batch, channels, height, width] = x.shape();
+        let mut statistics = self.norm1.statistics([batch, channels, height, width]);
+        plan.bands(height).for_each(|band| statistics.add(x.rows(&band).x, band.start));
+        let first = statistics.finish();
+
+        // Between the convolutions, from the rows that the first one sees.
+        let inner =
+            |x: Rows, rows: &Range<usize>| x.map(|x| self.norm1.forward_silu_rows(x, &first)).conv(&self.conv1, rows);
+        let shape = [batch, self.conv1.outputs(), height, width];
+        let mut statistics = self.norm2.statistics(shape);
+        let kept = x.kept() + shape.iter().product::<usize>() <= plan.keep;
+        let bands = plan.bands(height).map(|band| {
+            let h = inner(x.rows(&seen(&band, height)), &band);
+            statistics.add(h.x.clone(), band.start);
+            h
+        });
+        let mut h = match kept {
+            true => Some(Bands::of(bands)),
+            false => {
+                bands.for_each(drop);
+                None
+            }
+        };
+        let second = statistics.finish();
+
+        Bands::of(plan.bands(height).map(|band| {
+            let rows = seen(&band, height);
+            let (h, x) = match &mut h {
+                Some(h) => {
+                    h.forget(rows.start);
+                    x.forget(band.start);
+                    (h.rows(&rows), x.rows(&band))
+                }
+                None => {
+                    let seen = seen(&rows, height);
+                    x.forget(seen.start);
+                    let x = x.rows(&seen);
+                    (inner(x.clone(), &rows), x.some(&band))
+                }
+            };
+            let h = h.map(|h| self.norm2.forward_silu_rows(h, &second)).conv(&self.conv2, &band).x;
+            x.map(|x| match &self.shortcut {
+                Some(shortcut) => shortcut.forward_rows(x, height) + h,
+                None => x + h,
+            })
+        }))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The autoencoder between pictures and latents (`AutoencoderKL`, Rombach et al. 2022).
 //!
 //! Memory: the largest tensors are those of the decoder's last level, `block_out_channels[1]` channels at full size. For
-//! FLUX.1 at 1024² that is 1 GiB each in f32, and about four are alive inside a residual block (its input, the normed
-//! input, the convolution's own channels-last copy of that, and the output).
+//! FLUX.1 at 1024² that is 1 GiB each in f32, and between two and three are alive inside a residual block (its input, the normed
+//! input, and the output). In [bands](bands) there is one at most, of `block_out_channels[0]` channels.
 
+mod bands;
 mod blocks;
 mod config;
 mod decoder;
@@ -17,6 +18,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use crate::{
     error::Result,
     lending::{Residence, Sizes, Whole},
+    limits::Limits,
     weights::Weights,
 };
 pub use config::{DownBlockType, UpBlockType, VaeActivation, VaeClass, VaeConfig};
@@ -93,12 +95,30 @@ impl AutoencoderKl {
     /// `pixels` `[B, 3, H, W]` in [-1, 1], both sides divisible by [`downsampling`](Self::downsampling); the result is in
     /// the dtype of the weights.
     pub fn encode(&self, pixels: Tensor<4>) -> Moments {
-        Moments::from_tensor(self.encoder.lend().forward(pixels))
+        self.encode_within(pixels, &Limits::NONE)
+    }
+
+    /// The same within limits. On the CPU in f32 no limit changes a bit; elsewhere bands may differ by rounding.
+    pub fn encode_within(&self, pixels: Tensor<4>, limits: &Limits) -> Moments {
+        let (encoder, height) = (self.encoder.lend(), pixels.dims()[2]);
+        Moments::from_tensor(by_images(pixels, limits, |pixels| match limits.vae_rows {
+            Some(rows) if rows < height => encoder.forward_bands(pixels, rows),
+            _ => encoder.forward(pixels),
+        }))
     }
 
     /// Raw (not scaled) latents `[B, C, h, w]` to pictures `[B, 3, H, W]`, about in [-1, 1], in the dtype of the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder.lend().forward(latents)
+        self.decode_within(latents, &Limits::NONE)
+    }
+
+    /// The same within limits. On the CPU in f32 no limit changes a bit; elsewhere bands may differ by rounding.
+    pub fn decode_within(&self, latents: Tensor<4>, limits: &Limits) -> Tensor<4> {
+        let (decoder, height) = (self.decoder.lend(), latents.dims()[2] * self.downsampling());
+        by_images(latents, limits, |latents| match limits.vae_rows {
+            Some(rows) if rows < height => decoder.forward_bands(latents, rows),
+            _ => decoder.forward(latents),
+        })
     }
 
     /// What lies between raw latents and those a diffusion model sees.
@@ -114,6 +134,16 @@ impl AutoencoderKl {
     /// The channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.config.latent_channels
+    }
+}
+
+/// `f` of a few images of a batch at a time, if there is a limit.
+fn by_images(batch: Tensor<4>, limits: &Limits, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    match limits.vae_images {
+        Some(most) if most < batch.dims()[0] => {
+            Tensor::cat(batch.split(most.max(1), 0).into_iter().map(f).collect(), 0)
+        }
+        _ => f(batch),
     }
 }
 

@@ -5,6 +5,7 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::Example;
 use crate::{
+    limits::Limits,
     models::unet::UNetInputs,
     rng::{Purpose, Seed},
     schedulers::{NoiseSchedule, PredictionType},
@@ -51,6 +52,7 @@ impl Denoising {
                 sample: Tensor::cat(vec![noisy, condition], 1).cast(dtype),
                 timestep: Tensor::from_floats(steps.as_slice(), &device),
                 text: text.cast(dtype),
+                limits: Limits::NONE,
             },
             target: match self.prediction {
                 PredictionType::Epsilon => noise,

@@ -6,6 +6,7 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::Example;
 use crate::{
+    limits::Limits,
     models::{
         flux::{FluxConfig, FluxInputs, pack},
         text::PromptEmbeds,
@@ -75,6 +76,7 @@ impl FlowMatching {
                 pooled: text.pooled.cast(dtype),
                 sigma: levels,
                 guidance: Tensor::full([batch], self.config.guidance, &device),
+                limits: Limits::NONE,
             },
             target: pack(velocity(latents, noise)).unsqueeze_dim(1),
             weight: Tensor::from_floats(weight.as_slice(), &device),
