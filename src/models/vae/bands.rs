@@ -77,13 +77,14 @@ impl Rows {
 
     /// A convolution that keeps the size: its `rows`, for which these are all that are [`seen`].
     pub fn conv(self, conv: &Conv2d, rows: &Range<usize>) -> Self {
-        let (Range { start, end }, height) = (self.range(), self.height);
-        let around = conv.padding();
+        let (Range { start, end }, height, around) = (self.range(), self.height, conv.padding());
         if around == 0 {
             return self.some(rows).map(|x| conv.forward_rows(x, height));
         }
         let first = if start == 0 { 0 } else { (start + around).next_multiple_of(2) };
-        let x = self.some(&(first.saturating_sub(around)..end)).x;
+        let from = first.saturating_sub(around);
+        // What came in goes as soon as it was read.
+        let x = if from == start { self.x } else { self.x.narrow(2, from - start, end - from) };
         let [batch, channels, _, width] = x.dims();
         let zeros = Tensor::zeros([batch, channels, around, width], (&x.device(), x.dtype()));
         let above = (start == 0).then(|| zeros.clone());
