@@ -25,6 +25,7 @@ pub mod config;
 pub mod cuda;
 pub mod device;
 pub mod rng;
+pub mod quantization;
 pub mod weights;
 pub mod limits;
 pub mod kernels;

@@ -1,6 +1,8 @@
 //! Wherever weights lie and whoever wears which adapters, the numbers are the same, bit for bit.
 
 mod support;
+#[path = "support/quantized.rs"]
+mod models;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
@@ -18,6 +20,7 @@ use kiln::{
     selftest::{flux, unet},
     training::backward::{Subject, backward, blockwise, full},
 };
+use models::ALL;
 use support::{Golden, goldens};
 
 const UNETS: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline"];
@@ -97,6 +100,40 @@ fn a_unet_has_one_loss_and_one_gradient_wherever_its_weights_lie_and_whatever_is
         let sample = Tensor::cat(vec![inputs.sample.clone(), inputs.sample.clone() * 0.5], 1);
         let wide = UNetInputs { sample, ..inputs };
         all_ways_are_one([&resident, &streamed], &wide, Subject::Weights);
+    }
+}
+
+#[test]
+fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the_dense_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    for to in ALL {
+        for golden in goldens("FluxPipeline") {
+            let quantized = models::quantized(&golden.model, "transformer", to, folder.path());
+            let dense = models::dense(&golden.model, "transformer", &quantized);
+            let open = |residence, model: &std::path::Path| {
+                FluxTransformer::open_as(residence, model.join("transformer"), &device, Some(FloatDType::F32)).unwrap()
+            };
+            let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
+            let inputs = flux::inputs(&golden, &resident, "transformer.2", FloatDType::F32).unwrap();
+            let adapters = adapters(&streamed, 4);
+            let format = format!("{to:?}").to_lowercase();
+            assert_eq!([&resident, &streamed].map(|model| model.lender().quantized()), [Some(format.as_str()); 2]);
+            all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
+            all_ways_are_one([&open(Resident, &dense), &resident], &inputs, Subject::Adapters(&adapters));
+        }
+        for golden in UNETS.into_iter().flat_map(goldens) {
+            let quantized = models::quantized(&golden.model, "unet", to, folder.path());
+            let dense = models::dense(&golden.model, "unet", &quantized);
+            let open = |residence, model: &std::path::Path| {
+                UNet::open_as(residence, model.join("unet"), &device, Some(FloatDType::F32)).unwrap()
+            };
+            let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
+            let inputs = unet::inputs(&golden, "unet.2", FloatDType::F32).unwrap();
+            let adapters = adapters(&streamed, 4);
+            all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
+            all_ways_are_one([&open(Resident, &dense), &resident], &inputs, Subject::Adapters(&adapters));
+        }
     }
 }
 

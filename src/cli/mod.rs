@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod memory;
 mod prepare;
+mod quantize;
 mod report;
 mod sampling;
 mod selftest;
@@ -125,6 +126,7 @@ enum Command {
     Generate(generate::Args),
     Edit(edit::Args),
     Batch(batch::Args),
+    Quantize(quantize::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
@@ -145,6 +147,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, global),
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
+        Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args, global),
         Command::Bench(args) => bench::run(args, global),

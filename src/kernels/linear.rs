@@ -66,9 +66,9 @@ fn either_way(weight: FlexTensor) -> FlexTensor {
 }
 
 #[derive(Clone, Debug)]
-struct Linear {
+pub(super) struct Linear {
     /// Whether the weight is on a tape.
-    trained: bool,
+    pub trained: bool,
 }
 
 /// Of `x`, the weight and perhaps a bias.

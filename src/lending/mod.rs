@@ -113,6 +113,8 @@ enum Source<P> {
 struct Facts {
     name: String,
     layers: Vec<LayerShape>,
+    /// How a layer is stored, if one is quantized.
+    quantized: Option<&'static str>,
     has_parameters: bool,
     /// On the device.
     bytes: u64,
@@ -123,7 +125,9 @@ impl Facts {
         let name = part.name().to_string();
         let mut has_parameters = false;
         part.parameters("", &mut |_, _| has_parameters = true);
-        Self { layers: LayerShape::all(&name, &mut part), name, has_parameters, bytes }
+        let mut quantized = None;
+        part.linears("", &mut |_, layer| quantized = quantized.or(layer.weight().quantized()));
+        Self { layers: LayerShape::all(&name, &mut part), name, quantized, has_parameters, bytes }
     }
 }
 
@@ -179,6 +183,11 @@ impl<P: Part> Lender<P> {
     /// All linear layers in their order.
     pub fn layers(&self) -> Vec<LayerShape> {
         self.facts.iter().flat_map(|facts| facts.layers.iter().cloned()).collect()
+    }
+
+    /// How the first layer that is quantized is stored; `None` if none is.
+    pub fn quantized(&self) -> Option<&'static str> {
+        self.facts.iter().find_map(|facts| facts.quantized)
     }
 
     /// The first part with a layer that wears one of these, if any.

@@ -3,37 +3,53 @@
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::{Parameter, Parameters};
-use crate::{kernels, weights::Weights};
+use crate::{
+    kernels::{self, PackedMatrix},
+    weights::{Matrix, Weights},
+};
 
-/// A matrix `[out, in]` in the dtype of the base model. How it is stored is its own business: outside of layers it is changed
-/// and saved, not looked into.
-///
-/// Today it is dense. A quantized one would become dense here, for one product at a time.
+/// A matrix `[out, in]` in the dtype of the base model, or quantized. How it is stored is its own business: outside of layers it
+/// is changed and saved, not looked into.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    dense: Tensor<2>,
+    form: Form,
     /// What the checkpoint says it has, also where only headers were read.
     dims: [usize; 2],
 }
 
+#[derive(Clone, Debug)]
+enum Form {
+    Dense(Tensor<2>),
+    /// Becomes dense for one product at a time. It cannot be trained.
+    Packed(PackedMatrix),
+}
+
 impl Weight {
-    /// Takes `weight` `[outputs, inputs]`, or `[outputs, inputs, 1, 1]`.
+    /// Takes `weight` `[outputs, inputs]`, quantized or not, or `[outputs, inputs, 1, 1]`.
     ///
-    /// On the CPU one that is kept is laid out for its products once and for all. One that is lent for a while stays as it lies
-    /// in the file: the product of a forward pass turns it around, which costs what laying it out at every loan would, and that
-    /// of a backward pass takes it as it is.
+    /// On the CPU a dense one that is kept is laid out for its products once and for all. One that is lent for a while stays as
+    /// it lies in the file: the product of a forward pass turns it around, which costs what laying it out at every loan would,
+    /// and that of a backward pass takes it as it is.
     pub(super) fn load(weights: &Weights, [outputs, inputs]: [usize; 2], pointwise: bool) -> Self {
+        let dims = [outputs, inputs];
         let dense = match pointwise {
             true => weights.tensor("weight", [outputs, inputs, 1, 1]).flatten(1, 3),
-            false => weights.tensor("weight", [outputs, inputs]),
+            false => match weights.matrix("weight", dims) {
+                Matrix::Dense(dense) => dense,
+                Matrix::Packed(packed) => {
+                    let make = if weights.are_unread() { PackedMatrix::unread } else { PackedMatrix::new };
+                    let packed = make(packed, weights.device(), weights.dtype());
+                    return Self { form: Form::Packed(packed), dims };
+                }
+            },
         };
         let dense = if weights.are_kept() { kernels::laid_out(dense) } else { dense };
-        Self { dense, dims: [outputs, inputs] }
+        Self { form: Form::Dense(dense), dims }
     }
 
     /// This matrix.
     pub fn new(dense: Tensor<2>) -> Self {
-        Self { dims: dense.dims(), dense }
+        Self { dims: dense.dims(), form: Form::Dense(dense) }
     }
 
     /// `[out, in]`.
@@ -43,29 +59,53 @@ impl Weight {
 
     /// The type in which products are computed.
     pub fn dtype(&self) -> DType {
-        self.dense.dtype()
+        match &self.form {
+            Form::Dense(dense) => dense.dtype(),
+            Form::Packed(packed) => packed.dtype().into(),
+        }
     }
 
     /// Where it is.
     pub fn device(&self) -> Device {
-        self.dense.device()
+        match &self.form {
+            Form::Dense(dense) => dense.device(),
+            Form::Packed(packed) => packed.device().clone(),
+        }
+    }
+
+    /// How it is stored, if it is quantized: `nf4`, `int8`, `fp8`, `Q4_K`, …
+    pub fn quantized(&self) -> Option<&'static str> {
+        match &self.form {
+            Form::Dense(_) => None,
+            Form::Packed(packed) => Some(packed.format()),
+        }
     }
 
     /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`.
     pub(super) fn product(&self, x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-        kernels::linear(x, self.dense.clone(), bias)
+        match &self.form {
+            Form::Dense(dense) => kernels::linear(x, dense.clone(), bias),
+            Form::Packed(packed) => kernels::linear_packed(x, packed, bias),
+        }
     }
 
-    /// The matrix with `change` `[out, in]` added: computed in f32, rounded once to its dtype.
+    /// The matrix with `change` `[out, in]` added: computed in f32, rounded once to its dtype. A quantized one is dense from then
+    /// on.
     pub(super) fn add(&mut self, change: Tensor<2>) {
-        let dtype: FloatDType = self.dense.dtype().into();
-        self.dense = kernels::laid_out((self.dense.clone().cast(FloatDType::F32) + change).cast(dtype));
+        let dtype: FloatDType = self.dtype().into();
+        let own = match &self.form {
+            Form::Dense(dense) => dense.clone(),
+            Form::Packed(packed) => packed.dense(),
+        };
+        self.form = Form::Dense(kernels::laid_out((own.cast(FloatDType::F32) + change).cast(dtype)));
     }
 }
 
-/// Itself, under the name of its layer.
+/// Itself, under the name of its layer. A quantized one has no parameters.
 impl Parameters for Weight {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
-        visit(path, Parameter::Matrix(&mut self.dense));
+        if let Form::Dense(dense) = &mut self.form {
+            visit(path, Parameter::Matrix(dense));
+        }
     }
 }

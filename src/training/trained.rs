@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Mode, TrainConfig, checkpoint::Checkpoint};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     lora::Lora,
     models::Network,
     nn::{Adapters, Parameter, Parameters},
@@ -26,7 +26,7 @@ impl Trained {
     /// Untrained numbers for `model`.
     ///
     /// # Errors
-    /// A LoRA target matches no layer.
+    /// A LoRA target matches no layer; or the whole model is to be trained, and it is quantized.
     pub fn new(config: &TrainConfig, model: &impl Network) -> Result<Self> {
         match config.training.mode {
             Mode::Lora => Ok(Self::Lora(Lora::init(
@@ -35,7 +35,7 @@ impl Trained {
                 &model.layers(),
                 model.lender().device(),
             )?)),
-            Mode::Full => Ok(Self::Full),
+            Mode::Full => trainable(model).map(|()| Self::Full),
         }
     }
 
@@ -64,6 +64,7 @@ impl Trained {
                 Ok(Self::Lora(lora))
             }
             Mode::Full => {
+                trainable(model)?;
                 let weights = rows(&TensorFile::open(path)?, model, device)?;
                 assign(model, &weights);
                 Ok(Self::Full)
@@ -143,6 +144,18 @@ impl Trained {
         });
         tensors
     }
+}
+
+/// Whether the weights of a model can be trained themselves.
+///
+/// # Errors
+/// Some are quantized.
+fn trainable(model: &impl Network) -> Result<()> {
+    model.lender().quantized().map_or(Ok(()), |format| {
+        let problem = format!("`full` trains the weights themselves, and those of this model are stored as {format}");
+        Err(Error::setting("training.mode", problem)
+            .hint("train an adapter (`training.mode = \"lora\"`), or take the model in bfloat16 or float32"))
+    })
 }
 
 /// The trained numbers of a run as one thing with names.

@@ -1,52 +1,80 @@
-//! One safetensors file: memory-mapped reading, atomic writing.
+//! One file of tensors, safetensors or GGUF: memory-mapped reading.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
+    fmt,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::{
-    SafeTensors,
-    tensor::{Dtype, Metadata, TensorInfo, View},
-};
+use safetensors::{SafeTensors, tensor::Dtype};
 
+use super::gguf;
 use crate::{
-    disk::replace,
     error::{Error, Result},
+    quantization::{Code, E4M3, E5M2, Ggml, Packed, Shared},
 };
 
-/// A safetensors file, memory-mapped: opening reads only the header, a tensor's bytes are read when it is asked for.
+/// A file of tensors, memory-mapped: opening reads only the header, a tensor's bytes are read when it is asked for.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
-    data_start: usize,
-    header: Metadata,
+    map: Arc<Mmap>,
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub element: Element,
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub range: Range<usize>,
+}
+
+/// What the bytes of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Element {
+    /// One number after the other.
+    Plain(Dtype),
+    /// Blocks of quantized numbers.
+    Ggml(Ggml),
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => dtype.fmt(f),
+            Self::Ggml(kind) => f.write_str(kind.name()),
+        }
+    }
 }
 
 impl TensorFile {
-    /// Maps `path` and checks that header and length fit.
+    /// Maps `path` and checks that header and length fit. What kind of file it is, its first bytes tell.
     ///
     /// # Errors
-    /// The file cannot be opened, is no safetensors file, or is shorter or longer than its header says.
+    /// The file cannot be opened, is neither a safetensors file nor GGUF, or is shorter or longer than its header says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         // SAFETY: kiln replaces its own files by renaming and never writes into them; a foreign program that cuts the
         // file while it is mapped can end this process, as with every memory-mapped reader.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let broken = |e: safetensors::SafeTensorError| {
-            Error::file(path, format!("not a complete safetensors file ({e})"))
-                .hint("the download or copy may have been cut short: fetch the file again")
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?);
+        let (tensors, metadata) = match map.starts_with(gguf::MAGIC) {
+            true => gguf::read(&map).map_err(|problem| Error::file(path, problem))?,
+            false => safetensors(&map).map_err(|e| {
+                Error::file(path, format!("not a complete safetensors file ({e})"))
+                    .hint("the download or copy may have been cut short: fetch the file again")
+            })?,
         };
-        // Once: the header of a large file takes seconds. It also compares all offsets with the length of the file.
-        let (header_length, header) = SafeTensors::read_metadata(&map).map_err(broken)?;
-        Ok(Self { path: path.into(), map, data_start: header_length + size_of::<u64>(), header })
+        Ok(Self { path: path.into(), map, tensors, metadata })
     }
 
     /// Where the file is.
@@ -56,38 +84,50 @@ impl TensorFile {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names = self.header.offset_keys();
-        names.sort_unstable();
-        names
+        self.tensors.keys().cloned().collect()
     }
 
     /// Whether a tensor of this name is in the file.
     pub fn has(&self, name: &str) -> bool {
-        self.header.info(name).is_some()
+        self.tensors.contains_key(name)
     }
 
     /// The shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.header.info(name).map(|info| info.shape.as_slice())
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The element type of a tensor as the file format spells it (`F32`, `BF16`, …), if the file has it.
+    /// The element type of a tensor as the file format spells it (`F32`, `BF16`, `Q4_K`, …), if the file has it.
     pub fn dtype(&self, name: &str) -> Option<String> {
-        self.header.info(name).map(|info| info.dtype.to_string())
+        self.tensors.get(name).map(|entry| entry.element.to_string())
     }
 
-    /// The text pairs under `__metadata__`, sorted.
+    /// The text pairs that the file carries, sorted. Of GGUF also its numbers.
     pub fn metadata(&self) -> BTreeMap<String, String> {
-        self.header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+        self.metadata.clone()
     }
 
-    /// Copies one tensor to host memory, in the file's own element type.
+    /// The bytes of a tensor as they lie in the file, if it has it. They stay mapped; nothing is read yet.
+    pub fn bytes(&self, name: &str) -> Option<Shared> {
+        self.tensors.get(name).map(|entry| Shared::new(self.map.clone(), entry.range.clone()))
+    }
+
+    /// The matrix in blocks of ggml that a tensor of two axes is, if it is one.
+    pub fn ggml(&self, name: &str) -> Option<Packed> {
+        let entry = self.tensors.get(name)?;
+        let (Element::Ggml(kind), &[rows, columns]) = (entry.element, entry.shape.as_slice()) else { return None };
+        let bytes = Shared::new(self.map.clone(), entry.range.clone());
+        Some(Packed { dims: [rows, columns], code: Code::Ggml(kind, bytes) })
+    }
+
+    /// Copies one tensor to host memory, in the file's own element type; fp8 as bf16, which holds every value of it, and blocks of
+    /// ggml as f32.
     ///
     /// # Errors
     /// The tensor is missing or of a type that kiln does not compute with.
     pub fn read(&self, name: &str) -> Result<TensorData> {
-        let info = self.header.info(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
-        self.decode(name, info)
+        let entry = self.tensors.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+        self.decode(name, entry)
     }
 
     /// Copies one tensor to host memory as f32.
@@ -112,10 +152,9 @@ impl TensorFile {
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
-    fn decode(&self, name: &str, info: &TensorInfo) -> Result<TensorData> {
-        let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start + start..self.data_start + end];
-        let shape = info.shape.clone();
+    fn decode(&self, name: &str, entry: &Entry) -> Result<TensorData> {
+        let bytes = &self.map[entry.range.clone()];
+        let shape = entry.shape.clone();
         // Element by element: the file gives no alignment.
         macro_rules! elements {
             ($t:ty) => {{
@@ -125,14 +164,31 @@ impl TensorFile {
                 TensorData::new(values.collect::<Vec<$t>>(), shape)
             }};
         }
-        let data = match info.dtype {
+        let fp8 = |levels: &[f32; 256]| {
+            let values = bytes.iter().map(|&byte| bf16::from_f32(levels[usize::from(byte)]));
+            TensorData::new(values.collect::<Vec<bf16>>(), shape.clone())
+        };
+        let dtype = match entry.element {
+            Element::Plain(dtype) => dtype,
+            Element::Ggml(kind) => {
+                let code = Code::Ggml(kind, Shared::new(self.map.clone(), entry.range.clone()));
+                // Blocks lie along the last axis, so that the others are rows.
+                let columns = shape.last().copied().unwrap_or(1).max(1);
+                let dims = [shape.iter().product::<usize>() / columns, columns];
+                return Ok(TensorData::new(Packed { dims, code }.to_f32(), shape));
+            }
+        };
+        let data = match dtype {
             Dtype::F32 => elements!(f32),
             Dtype::F64 => elements!(f64),
             Dtype::BF16 => elements!(bf16),
             Dtype::F16 => elements!(f16),
             Dtype::I64 => elements!(i64),
             Dtype::I32 => elements!(i32),
+            Dtype::I8 => elements!(i8),
             Dtype::U8 => elements!(u8),
+            Dtype::F8_E4M3 => fp8(&E4M3),
+            Dtype::F8_E5M2 => fp8(&E5M2),
             other => {
                 let problem = format!("is of type {other}, which kiln does not read");
                 return Err(
@@ -140,7 +196,7 @@ impl TensorFile {
                 );
             }
         };
-        self.forget(self.data_start + start, end - start);
+        self.forget(entry.range.start, entry.range.len());
         Ok(data)
     }
 
@@ -152,114 +208,25 @@ impl TensorFile {
     }
 }
 
-/// A tensor on its way to a file. Its bytes are asked for when their turn comes, so that only one tensor's are on the host.
-pub trait Stored {
-    /// Its element type in the file.
-    fn dtype(&self) -> DType;
-
-    /// Its shape in the file.
-    fn shape(&self) -> &[usize];
-
-    /// Its elements in order.
-    fn bytes(&self) -> Cow<'_, [u8]>;
-}
-
-/// What is on the host already.
-impl Stored for TensorData {
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        self.shape.as_slice()
-    }
-    fn bytes(&self) -> Cow<'_, [u8]> {
-        self.as_bytes().into()
-    }
-}
-
-/// The values of one tensor, where they were computed.
-#[derive(Clone, Debug)]
-pub struct Values {
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its numbers in order, as one row.
-    pub numbers: Tensor<1>,
-}
-
-impl Stored for Values {
-    fn dtype(&self) -> DType {
-        self.numbers.dtype()
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn bytes(&self) -> Cow<'_, [u8]> {
-        self.numbers.to_data().as_bytes().to_vec().into()
-    }
-}
-
-/// On the CPU.
-impl From<TensorData> for Values {
-    fn from(mut data: TensorData) -> Self {
-        let (shape, dtype) = (data.shape.to_vec(), data.dtype);
-        data.shape = [data.num_elements()].into();
-        Self { shape, numbers: Tensor::from_data(data, (&Device::flex(), dtype)) }
-    }
-}
-
-/// A tensor whose type the file format has.
-struct Entry<'a, T>(&'a T, Dtype);
-
-impl<T: Stored> View for Entry<'_, T> {
-    fn dtype(&self) -> Dtype {
-        self.1
-    }
-    fn shape(&self) -> &[usize] {
-        self.0.shape()
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.0.bytes()
-    }
-    fn data_len(&self) -> usize {
-        self.0.shape().iter().product::<usize>() * self.0.dtype().size()
-    }
-}
-
-/// Writes `tensors` and `metadata` as one safetensors file: to a temporary name first, synced, then renamed, so that
-/// `path` is always either the old file or the whole new one.
-///
-/// # Errors
-/// A tensor's type is not one of f32, f64, bf16, f16, i64, i32, u8; or the disk refuses.
-pub fn write_tensors<T: Stored>(
-    path: impl AsRef<Path>,
-    tensors: &BTreeMap<String, T>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
-    let path = path.as_ref();
-    let mut entries = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let dtype = match tensor.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::F64 => Dtype::F64,
-            DType::BF16 => Dtype::BF16,
-            DType::F16 => Dtype::F16,
-            DType::I64 => Dtype::I64,
-            DType::I32 => Dtype::I32,
-            DType::U8 => Dtype::U8,
-            other => return Err(Error::file(path, format!("tensor `{name}` of type {other:?} cannot be stored"))),
-        };
-        entries.push((name, Entry(tensor, dtype)));
-    }
-    let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
-    replace(path, |partial| {
-        safetensors::serialize_to_file(entries, Some(metadata), partial)
-            .map_err(|e| Error::file(path, format!("cannot be written ({e})")))
-    })
+/// The tensors and text pairs of a safetensors file.
+fn safetensors(file: &[u8]) -> std::result::Result<gguf::Content, safetensors::SafeTensorError> {
+    // Once: the header of a large file takes seconds. It also compares all offsets with the length of the file.
+    let (header_length, header) = SafeTensors::read_metadata(file)?;
+    let data = header_length + size_of::<u64>();
+    let entries = header.tensors().into_iter().map(|(name, info)| {
+        let (start, end) = info.data_offsets;
+        let entry =
+            Entry { element: Element::Plain(info.dtype), shape: info.shape.clone(), range: data + start..data + end };
+        (name, entry)
+    });
+    let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
+    Ok((entries.collect(), metadata.collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::{Values, write_tensors};
 
     #[test]
     fn a_written_file_reads_back_the_same() {

@@ -18,8 +18,8 @@ use crate::{
     error::{Error, Result},
 };
 
-const INDEX: &str = "model_index.json";
-const CONFIG: &str = "config.json";
+pub(super) const INDEX: &str = "model_index.json";
+pub(super) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
 /// The part of a model folder that was trained: what its family knows about it.
@@ -113,7 +113,7 @@ fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String,
     let own = folder.join(part.folder);
     fs::create_dir_all(&own).map_err(|e| Error::io(&own, e))?;
     let mut index: Map<String, Value> = read_json(base.join(INDEX))?;
-    take_components(base, part, folder, &mut index)?;
+    take_components(base, &[part.folder], folder, &mut index)?;
 
     let mut config: Map<String, Value> = read_json(base.join(part.folder).join(CONFIG))?;
     if let Some(&[_, channels, ..]) = stored.get(part.widened).map(|tensor| tensor.shape.as_slice()) {
@@ -204,11 +204,11 @@ fn stored<'a>(
     Err(Error::many(folder, problems).hint("give the model folder that the training started from"))
 }
 
-/// The parts of the pipeline besides the trained one. Those that are not there disappear from `index`.
-fn take_components(base: &Path, part: &TrainedPart, folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
+/// The parts of the pipeline besides those that are `new`. Those that are not there disappear from `index`.
+pub(super) fn take_components(base: &Path, new: &[&str], folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
     for (name, class) in index.iter_mut() {
         // A part is a pair of library and class; `null`s if there is none.
-        if name == part.folder || class.get(0).is_none_or(Value::is_null) {
+        if new.contains(&name.as_str()) || class.get(0).is_none_or(Value::is_null) {
             continue;
         }
         match base.join(name) {
@@ -242,7 +242,7 @@ fn take_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
     let text = serde_json::to_string_pretty(value).expect("it was read from JSON");
     fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
 }

@@ -5,8 +5,14 @@
 //! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
 
 mod file;
+mod gguf;
+mod packed;
 mod part_config;
+mod quantize;
+mod quantized_tensor;
+mod random;
 mod shards;
+mod stored;
 mod folder;
 
 use std::{
@@ -17,19 +23,22 @@ use std::{
 
 use burn::{
     backend::DispatchDevice,
-    tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData},
+    tensor::{Device, FloatDType, Tensor},
 };
 use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result},
-    rng::{Purpose, Seed},
+    quantization::Packed,
+    rng::Seed,
 };
-pub use file::{Stored, TensorFile, Values, write_tensors};
+pub use file::TensorFile;
 pub use folder::{FolderReport, TrainedPart, export_folder};
 pub use part_config::read_config;
+pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
 use shards::Sources;
 pub(crate) use shards::shards;
+pub use stored::{Stored, Values, write_tensors};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
 /// of these is there.
@@ -58,6 +67,8 @@ struct Source {
     device: Device,
     dtype: Option<FloatDType>,
     taken: Mutex<BTreeMap<String, Vec<usize>>>,
+    /// The bytes of quantized matrices among them.
+    packed: Mutex<BTreeMap<String, u64>>,
     problems: Mutex<Vec<String>>,
 }
 
@@ -65,6 +76,15 @@ struct Source {
 enum Content {
     Files { files: Vec<TensorFile>, home: BTreeMap<String, usize> },
     Random(Seed),
+}
+
+/// A matrix as a checkpoint has it.
+#[derive(Clone, Debug)]
+pub enum Matrix {
+    /// On the device, in the dtype of the model.
+    Dense(Tensor<2>),
+    /// In the mapped file.
+    Packed(Packed),
 }
 
 impl Weights {
@@ -106,6 +126,7 @@ impl Weights {
             device: device.clone(),
             dtype,
             taken: Mutex::default(),
+            packed: Mutex::default(),
             problems: Mutex::default(),
         };
         Self { source: Arc::new(source), prefix: String::new(), stay: Stay::Kept }
@@ -125,6 +146,27 @@ impl Weights {
     /// Whether tensors stay as long as the model.
     pub fn are_kept(&self) -> bool {
         self.stay == Stay::Kept
+    }
+
+    /// Whether only headers are read.
+    pub fn are_unread(&self) -> bool {
+        self.stay == Stay::Unread
+    }
+
+    /// The dtype in which the layer at this level computes: the one that was asked for, else that of its bias.
+    pub fn dtype(&self) -> FloatDType {
+        let bias = || match &self.source.content {
+            Content::Files { files, home } => {
+                let name = self.full("bias");
+                match files[*home.get(&name)?].dtype(&name)?.as_str() {
+                    "BF16" => Some(FloatDType::BF16),
+                    "F16" => Some(FloatDType::F16),
+                    _ => None,
+                }
+            }
+            Content::Random(_) => None,
+        };
+        self.source.dtype.or_else(bias).unwrap_or(FloatDType::F32)
     }
 
     /// The tensors below `name`.
@@ -190,6 +232,19 @@ impl Weights {
         })
     }
 
+    /// Takes the matrix `name`, which must have the sizes `dims`, as it is stored; what belongs to a quantized one is taken with it.
+    /// Problems are noted as those of [`tensor`](Self::tensor).
+    pub fn matrix(&self, name: &str, dims: [usize; 2]) -> Matrix {
+        match self.source.packed(&self.full(name), dims) {
+            None => Matrix::Dense(self.tensor(name, dims)),
+            Some(Ok(packed)) => Matrix::Packed(packed),
+            Some(Err(problem)) => {
+                self.source.problems().push(problem);
+                Matrix::Dense(Tensor::zeros([1; 2], &self.source.device))
+            }
+        }
+    }
+
     /// Marks a tensor as known although nothing is computed from it.
     pub fn ignore(&self, name: &str) {
         self.source.taken().insert(self.full(name), Vec::new());
@@ -203,16 +258,27 @@ impl Weights {
 
     /// The bytes that the tensors which were taken so far have on the device.
     pub fn bytes(&self) -> u64 {
-        let taken = self.source.taken();
-        taken.iter().map(|(name, shape)| self.source.size(name) * shape.iter().product::<usize>() as u64).sum()
+        let (taken, packed) = (self.source.taken(), self.source.packed_bytes());
+        let dense =
+            |(name, shape): (&String, &Vec<usize>)| self.source.size(name) * shape.iter().product::<usize>() as u64;
+        taken.iter().map(|entry| packed.get(entry.0).copied().unwrap_or_else(|| dense(entry))).sum()
     }
 
     /// The bytes that all tensors of the checkpoint would have on the device.
     pub fn stored_bytes(&self) -> u64 {
         let Content::Files { files, home } = &self.source.content else { return self.bytes() };
-        let values =
-            |(name, &file): (&String, &usize)| files[file].shape(name).unwrap_or_default().iter().product::<usize>();
-        home.iter().map(|entry| self.source.size(entry.0) * values(entry) as u64).sum()
+        let bytes = |(name, &file): (&String, &usize)| {
+            let dense = ["F32", "F64", "BF16", "F16"].contains(&files[file].dtype(name).unwrap_or_default().as_str());
+            match files[file].bytes(name) {
+                // As it is.
+                Some(bytes) if !dense => bytes.len() as u64,
+                _ => {
+                    let values = files[file].shape(name).unwrap_or_default().iter().product::<usize>();
+                    self.source.size(name) * values as u64
+                }
+            }
+        };
+        home.iter().map(bytes).sum()
     }
 
     /// Ends loading.
@@ -223,7 +289,7 @@ impl Weights {
         let mut problems = std::mem::take(&mut *self.source.problems());
         if let Content::Files { home, .. } = &self.source.content {
             let taken = self.source.taken();
-            let unused = home.keys().filter(|name| !taken.contains_key(*name));
+            let unused = home.keys().filter(|name| !taken.contains_key(*name) && !packed::is_marker(name));
             problems.extend(unused.map(|name| format!("tensor `{name}` belongs to no part of the model")));
         }
         if problems.is_empty() {
@@ -245,6 +311,10 @@ impl Weights {
 impl Source {
     fn taken(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn packed_bytes(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn problems(&self) -> MutexGuard<'_, Vec<String>> {
@@ -278,10 +348,8 @@ impl Source {
                 return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
             }
             let dtype = files[file].dtype(name).expect("as its shape");
-            if !["F32", "F64", "BF16", "F16"].contains(&dtype.as_str()) {
-                return Err(format!(
-                    "tensor `{name}` holds {dtype}, expected floating-point numbers of 16, 32 or 64 bits"
-                ));
+            if !["F32", "F64", "BF16", "F16", "F8_E4M3", "F8_E5M2"].contains(&dtype.as_str()) {
+                return Err(format!("tensor `{name}` holds {dtype}, expected floating-point numbers"));
             }
         } else {
             self.taken().insert(name.into(), shape.into());
@@ -295,8 +363,8 @@ impl Source {
             Content::Random(seed) => {
                 let dtype = self.dtype.unwrap_or(FloatDType::F32);
                 match self.device.as_dispatch() {
-                    DispatchDevice::Flex(_) => random(*seed, name, &shape),
-                    _ => return Ok(random_on(&self.device, *seed, name, shape, dtype.into())),
+                    DispatchDevice::Flex(_) => random::on_host(*seed, name, &shape),
+                    _ => return Ok(random::on_device(&self.device, *seed, name, shape, dtype.into())),
                 }
             }
             Content::Files { files, home } => files[home[name]].read(name).map_err(|e| e.message())?,
@@ -316,32 +384,6 @@ impl Source {
 /// activations. Elsewhere this is `make(from)`.
 fn keep<T: Send, const D: usize>(device: &Device, from: T, make: impl Fn(T) -> Tensor<D> + Send) -> Tensor<D> {
     device.memory_persistent_allocations(from, make)
-}
-
-/// How far random numbers of a tensor are spread, and about which mean.
-fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
-    match shape {
-        [_] if name.ends_with("weight") => (0.1, 1.0),
-        [_] => (0.1, 0.0),
-        [_, fan_in @ ..] => (1.0 / (fan_in.iter().product::<usize>() as f32).sqrt(), 0.0),
-        [] => (1.0, 0.0),
-    }
-}
-
-/// Drawn on the host.
-fn random(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
-    let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
-    let (gain, offset) = spread(name, shape);
-    values.iter_mut().for_each(|v| *v = *v * gain + offset);
-    TensorData::new(values, shape)
-}
-
-/// Drawn on the device.
-fn random_on<const D: usize>(device: &Device, seed: Seed, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {
-    let (gain, offset) = spread(name, &shape);
-    let distribution = Distribution::Normal(f64::from(offset), f64::from(gain));
-    device.seed(seed.derive(name).0);
-    keep(device, (), |()| Tensor::random(shape, distribution, (device, dtype)))
 }
 
 /// Reads a JSON file, such as a component's `config.json`.

@@ -21,13 +21,16 @@ const LARGEST: f64 = 1e8;
 /// are said once, with their count; `null`s and what begins with `_` are no settings.
 ///
 /// # Errors
-/// The file is missing, no JSON, or lacks a field; it describes quantized weights; or a number in it is out of all bounds.
+/// The file is missing, no JSON, or lacks a field; it describes weights that are quantized in a way that kiln does not know; or a
+/// number in it is out of all bounds.
 pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) -> Result<T> {
     let path = path.as_ref();
     let fields: Map<String, Value> = read_json(path)?;
-    if fields.get("quantization_config").is_some_and(|value| !value.is_null()) {
-        let problem = "`quantization_config` says that the weights are quantized, which is not supported";
-        return Err(Error::file(path, problem).hint("use the model in float32, bfloat16 or float16"));
+    if let Some(quantization) = fields.get("quantization_config").filter(|value| !value.is_null()) {
+        check_quantization(quantization).map_err(|problem| {
+            Error::file(path, problem)
+                .hint("use the model in float32, bfloat16 or float16, and `kiln quantize` to make it smaller")
+        })?;
     }
     for (field, value) in &fields {
         let layers = field.starts_with("num_") && field.ends_with("layers") || field.ends_with("layers_per_block");
@@ -37,7 +40,8 @@ pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) 
         }
     }
     let is_unknown = |(name, value): &(&String, &Value)| {
-        !value.is_null() && !name.starts_with('_') && !known.contains(&name.as_str())
+        let is_known = *name == "quantization_config" || known.contains(&name.as_str());
+        !value.is_null() && !name.starts_with('_') && !is_known
     };
     let unknown: Vec<&String> = fields.iter().filter(is_unknown).map(|(name, _)| name).collect();
     if !unknown.is_empty() {
@@ -45,6 +49,17 @@ pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) 
         warn_once(format!("{}: settings that kiln does not know and does not use: {count} ({names})", path.display()));
     }
     serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// Whether weights are stored in a way that kiln reads. How each tensor is stored, the files themselves say.
+fn check_quantization(quantization: &Value) -> std::result::Result<(), String> {
+    match quantization.get("quant_method").and_then(Value::as_str) {
+        Some("bitsandbytes" | "fp8") => Ok(()),
+        method => Err(format!(
+            "`quantization_config` says that the weights are quantized by {}, which is not supported, only bitsandbytes and fp8",
+            method.map_or_else(|| "a method without a name".into(), |method| format!("`{method}`"))
+        )),
+    }
 }
 
 /// All numbers of a value, those of lists too.
@@ -73,13 +88,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_all_bounds_and_quantized_weights_are_refused() {
+    fn numbers_beyond_all_bounds_and_unknown_quantization_are_refused() {
+        assert_eq!(read(r#"{"width": 3, "quantization_config": {"quant_method": "bitsandbytes"}}"#), Ok(3));
         assert_eq!(read(r#"{"width": 3, "stranger": true, "_class_name": "A", "nothing": null}"#), Ok(3));
         for (text, named) in [
             (r#"{"width": 3, "num_hidden_layers": 1001}"#, "`num_hidden_layers` is 1001"),
             (r#"{"width": 3, "layers_per_block": [2, 4294967295]}"#, "`layers_per_block` is 4294967295"),
             (r#"{"width": 4294967296}"#, "`width` is 4294967296"),
             (r#"{"width": 3, "quantization_config": {"bits": 4}}"#, "`quantization_config`"),
+            (r#"{"width": 3, "quantization_config": {"quant_method": "gptq"}}"#, "by `gptq`"),
             (r#"{"width": "3"}"#, "invalid type"),
         ] {
             let error = read(text).unwrap_err();

@@ -1,0 +1,128 @@
+//! Products with a quantized weight, which becomes dense for one of them at a time.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+
+use super::{
+    linear::Linear,
+    matmul::assert_one_dtype,
+    operation::{Operation, Plain, apply},
+    unpack::Unpack,
+};
+use crate::{device, quantization::Packed};
+
+/// A quantized matrix `[out, in]` where it is used. Cheap to clone.
+///
+/// For the CPU it stays where it is, in the mapped file; on another device its bytes lie as they are in the file, or nearly so.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix {
+    packed: Packed,
+    uploaded: Option<Arc<Unpack>>,
+    dtype: FloatDType,
+    device: Device,
+}
+
+impl PackedMatrix {
+    /// On `device`, for products in `dtype`.
+    pub fn new(packed: Packed, device: &Device, dtype: FloatDType) -> Self {
+        let uploaded = (!device::is_cpu(device)).then(|| {
+            // It lasts as long as the model: memory of its exact size.
+            Arc::new(device.memory_persistent_allocations((), |()| Unpack::new(&packed, device)))
+        });
+        Self { packed, uploaded, dtype, device: device.clone() }
+    }
+
+    /// The same for a look at what is stored: nothing is put on the device.
+    pub fn unread(packed: Packed, device: &Device, dtype: FloatDType) -> Self {
+        Self { packed, uploaded: None, dtype, device: device.clone() }
+    }
+
+    /// How it is stored: `nf4`, `int8`, `fp8`, `Q4_K`, …
+    pub fn format(&self) -> &'static str {
+        self.packed.format()
+    }
+
+    /// The bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+
+    /// The dtype in which products are computed.
+    pub fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
+    /// Where products are computed.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The matrix as numbers: decoded in f32, rounded once to the dtype.
+    pub fn dense(&self) -> Tensor<2> {
+        self.make(|packed, device| {
+            let data = TensorData::new(packed.to_f32(), packed.dims);
+            Tensor::from_data(data, (device, DType::F32))
+        })
+    }
+
+    /// The same, laid out as the product of a forward pass wants it on the CPU: column after column.
+    fn laid_out(&self) -> Tensor<2> {
+        self.make(|packed, device| {
+            let [rows, columns] = packed.dims;
+            let data = TensorData::new(packed.to_f32_by_columns(), [columns, rows]);
+            Tensor::<2>::from_data(data, (device, DType::F32)).transpose()
+        })
+    }
+
+    fn make(&self, decode: impl FnOnce(&Packed, &Device) -> Tensor<2>) -> Tensor<2> {
+        let dense = match &self.uploaded {
+            Some(uploaded) => uploaded.dense(),
+            None => decode(&self.packed, &self.device),
+        };
+        if self.dtype == FloatDType::F32 { dense } else { dense.cast(self.dtype) }
+    }
+}
+
+/// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. `x` and the bias get gradients where they are on a tape; the weight has
+/// none. It is dense while a product is computed, and again for that of the backward pass, but not between them.
+pub fn linear_packed(x: Tensor<2>, weight: &PackedMatrix, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let dtype = weight.dtype.into();
+    assert_one_dtype("a linear layer", &[x.dtype(), dtype, bias.as_ref().map_or(dtype, Tensor::dtype)]);
+    let operation = LinearPacked { weight: weight.clone() };
+    match bias {
+        Some(bias) => apply(operation, [x.into_dispatch(), bias.into_dispatch()]),
+        None => apply(operation, [x.into_dispatch()]),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct LinearPacked {
+    weight: PackedMatrix,
+}
+
+/// Of `x` and perhaps a bias.
+impl<const N: usize> Operation<N> for LinearPacked {
+    type Saved = ();
+
+    fn forward(&self, inputs: [Plain; N]) -> (Plain, ()) {
+        let weight = self.weight.laid_out().into_dispatch();
+        let linear = Linear { trained: false };
+        let mut inputs = inputs.into_iter();
+        let x = inputs.next().expect("a linear layer has an input");
+        let (y, _) = match inputs.next() {
+            Some(bias) => linear.forward([x, weight, bias]),
+            None => linear.forward([x, weight]),
+        };
+        (y, ())
+    }
+
+    fn backward(self, (): (), gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
+        let [wants_x, wants_bias] = [0, 1].map(|i| wanted.get(i) == Some(&true));
+        // In place of a weight that is not asked for, something that exists.
+        let weight = if wants_x { self.weight.dense().into_dispatch() } else { gradient.clone() };
+        let [x, _, bias] = Linear { trained: false }.backward((None, weight), gradient, [wants_x, false, wants_bias]);
+        let mut gradients = [x, bias].into_iter();
+        std::array::from_fn(|_| gradients.next().flatten())
+    }
+}

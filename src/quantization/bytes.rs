@@ -1,0 +1,56 @@
+//! Bytes that several hold.
+
+use std::{fmt, ops::Deref, ops::Range, sync::Arc};
+
+/// A run of bytes of a mapped file, or of memory: cheap to clone, and there as long as one of the clones is.
+#[derive(Clone)]
+pub struct Shared {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Shared {
+    /// These bytes of what `owner` has.
+    ///
+    /// # Panics
+    /// They go beyond its end.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= (*owner).as_ref().len(), "bytes inside of their owner");
+        Self { owner, range }
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// They go beyond the end.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len(), "a part of the bytes");
+        Self { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end }
+    }
+
+    /// As numbers; a rest of fewer than four bytes is left out.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+}
+
+impl Deref for Shared {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl From<Vec<u8>> for Shared {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { owner: Arc::new(bytes), range }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
+}

@@ -1,0 +1,209 @@
+//! bitsandbytes' four bits (Dettmers et al. 2023, "QLoRA"): 16 levels, a scale for each block of values, and the scales again in
+//! eight bits.
+
+use std::{ops::Range, sync::Arc};
+
+use rayon::prelude::*;
+
+use super::{Shared, dynamic_levels};
+
+/// Values that have one scale.
+pub const BLOCK: usize = 64;
+
+/// Scales that have one scale.
+pub const NESTED_BLOCK: usize = 256;
+
+/// The levels of nf4: quantiles of the normal distribution, scaled to [-1, 1] (QLoRA, appendix E).
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// Which 16 levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FourBitKind {
+    /// Quantiles of the normal distribution.
+    Nf4,
+    /// Floats of four bits.
+    Fp4,
+}
+
+impl FourBitKind {
+    /// As bitsandbytes calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+        }
+    }
+}
+
+/// Values of four bits.
+#[derive(Clone, Debug)]
+pub struct FourBit {
+    /// Which levels these are.
+    pub kind: FourBitKind,
+    /// Two in a byte, the first in its upper half.
+    pub values: Shared,
+    /// The levels, from -1 to 1.
+    pub levels: [f32; 16],
+    /// Values that have one scale.
+    pub block: usize,
+    /// The scale of each block: the largest magnitude in it.
+    pub absmax: Absmax,
+}
+
+/// The scales of blocks.
+#[derive(Clone, Debug)]
+pub enum Absmax {
+    /// As f32.
+    Plain(Arc<[f32]>),
+    /// In eight bits.
+    Nested(Nested),
+}
+
+/// Scales in eight bits: `levels[code]·scale + offset`.
+#[derive(Clone, Debug)]
+pub struct Nested {
+    /// One for each scale.
+    pub codes: Shared,
+    /// What they stand for.
+    pub levels: Arc<[f32; 256]>,
+    /// Codes that have one scale.
+    pub block: usize,
+    /// Theirs.
+    pub scales: Arc<[f32]>,
+    /// Added to all.
+    pub offset: f32,
+}
+
+impl Absmax {
+    fn at(&self, block: usize) -> f32 {
+        match self {
+            Self::Plain(scales) => scales[block],
+            Self::Nested(Nested { codes, levels, block: each, scales, offset }) => {
+                levels[usize::from(codes[block])] * scales[block / each] + offset
+            }
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Plain(scales) => 4 * scales.len(),
+            Self::Nested(nested) => nested.codes.len() + 4 * nested.scales.len(),
+        }
+    }
+}
+
+impl FourBit {
+    /// Some of the values, if they are whole blocks but for the last one.
+    pub(super) fn part(&self, values: Range<usize>) -> Option<Self> {
+        if !values.start.is_multiple_of(self.block) {
+            return None;
+        }
+        let blocks = values.start / self.block..values.end.div_ceil(self.block);
+        let absmax = Absmax::Plain(blocks.map(|block| self.absmax.at(block)).collect());
+        let values = self.values.part(values.start / 2..values.end.div_ceil(2));
+        Some(Self { values, absmax, ..self.clone() })
+    }
+
+    /// `levels[code]·absmax`, of the values from `start` on.
+    pub(super) fn decode(&self, start: usize, out: &mut [f32]) {
+        // The second value of a byte by itself.
+        let odd = usize::from(!start.is_multiple_of(2)).min(out.len());
+        let (first, mut out) = out.split_at_mut(odd);
+        if let [first] = first {
+            *first = self.levels[usize::from(self.values[start / 2] & 15)] * self.absmax.at(start / self.block);
+        }
+        let mut at = start + odd;
+        while !out.is_empty() {
+            let block = at / self.block;
+            let (own, rest) = out.split_at_mut(out.len().min((block + 1) * self.block - at));
+            let absmax = self.absmax.at(block);
+            let levels = self.levels.map(|level| level * absmax);
+            let bytes = &self.values[at / 2..];
+            let (pairs, last) = own.as_chunks_mut();
+            for ([high, low], byte) in pairs.iter_mut().zip(bytes) {
+                *high = levels[usize::from(byte >> 4)];
+                *low = levels[usize::from(byte & 15)];
+            }
+            if let [value] = last {
+                *value = levels[usize::from(bytes[pairs.len()] >> 4)];
+            }
+            at += own.len();
+            out = rest;
+        }
+    }
+}
+
+/// The largest magnitude in each block of 64 values.
+pub fn absmax(values: &[f32]) -> Vec<f32> {
+    let blocks = values.par_chunks(BLOCK).map(|block| {
+        let largest = block.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        // As bitsandbytes has it for a last block that is not full.
+        if block.len() < BLOCK { largest.max(TINY) } else { largest }
+    });
+    blocks.collect()
+}
+
+/// What bitsandbytes divides by instead of zero.
+const TINY: f32 = 1e-38;
+
+/// The nearest of 16 levels for each of `values`, relative to the largest magnitude of its block; two in a byte.
+pub fn quantize_nf4(values: &[f32], absmax: &[f32]) -> Vec<u8> {
+    let bounds: [f32; 15] = std::array::from_fn(|i| (NF4[i] + NF4[i + 1]) / 2.0);
+    let code = |value: f32| bounds.iter().filter(|&&bound| bound < value).count() as u8;
+    // An odd number of values can only end in the last byte: blocks are even.
+    let packed = values.par_chunks(BLOCK).zip(absmax).flat_map_iter(|(block, &largest)| {
+        let scaled = move |value: f32| match block.len() {
+            BLOCK => value * (1.0 / largest.max(TINY)),
+            _ => value / largest,
+        };
+        block.chunks(2).map(move |pair| {
+            let [high, low] = [0, 1].map(|i| pair.get(i).map_or(0.0, |&value| scaled(value).clamp(-1.0, 1.0)));
+            code(high) << 4 | code(low)
+        })
+    });
+    packed.collect()
+}
+
+/// Scales in eight bits, after their mean is taken off, in blocks of 256.
+pub fn nested(absmax: &[f32]) -> Nested {
+    let offset = (absmax.iter().map(|&scale| f64::from(scale)).sum::<f64>() / absmax.len() as f64) as f32;
+    let levels = dynamic_levels();
+    let nearest = |value: f32| {
+        let above = levels.partition_point(|&level| level < value).min(255);
+        let below = above.saturating_sub(1);
+        if (value - levels[below]).abs() <= (levels[above] - value).abs() { below } else { above }
+    };
+    let (mut codes, mut scales) = (Vec::with_capacity(absmax.len()), Vec::new());
+    for block in absmax.chunks(NESTED_BLOCK) {
+        let centred = block.iter().map(|scale| scale - offset);
+        let largest = centred.clone().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        scales.push(largest);
+        let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
+        codes.extend(centred.map(|value| nearest(value * inverse) as u8));
+    }
+    Nested { codes: codes.into(), levels: Arc::new(levels), block: NESTED_BLOCK, scales: scales.into(), offset }
+}
+
+impl FourBitKind {
+    /// The levels of nf4, as files have them.
+    pub fn nf4_levels() -> [f32; 16] {
+        NF4
+    }
+}

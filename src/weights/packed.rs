@@ -1,0 +1,240 @@
+//! Quantized matrices as files have them: which tensors beside a weight belong to it, and whether they fit.
+//!
+//! | written by | the weight `X.weight` | beside it |
+//! |---|---|---|
+//! | bitsandbytes, 4 bits | U8, in one column | `X.weight.absmax`, `.quant_map`, `.quant_state.bitsandbytes__nf4`; nested: `.nested_absmax`, `.nested_quant_map` |
+//! | bitsandbytes, int8 | I8 | `X.SCB`, perhaps `X.weight_format` |
+//! | ComfyUI, fp8 | F8_E4M3 or F8_E5M2 | `X.scale_weight` or `X.weight_scale`, if anything |
+//! | transformers, fp8 | F8_E4M3 | `X.weight_scale_inv`, a scale for each square of 128 × 128 |
+//! | ggml | blocks | nothing |
+//!
+//! What says how activations would be quantized is not used, and that is said once: here products are computed in the dtype of
+//! the model.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Content, Source, TensorFile};
+use crate::{
+    notice::warn_once,
+    quantization::{Absmax, BLOCK, Code, EightBit, EightBitKind, FourBit, FourBitKind, Nested, Packed, Scales, Shared},
+};
+
+type Result<T> = std::result::Result<T, String>;
+
+/// Rows and columns of transformers' squares.
+pub(super) const SQUARE: usize = 128;
+
+/// What bitsandbytes writes as JSON beside a weight of four bits.
+#[derive(Deserialize)]
+struct QuantState {
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f32>,
+}
+
+impl Source {
+    /// The matrix `name` of sizes `dims`, if the files have it quantized. What belongs to it is taken.
+    pub(super) fn packed(&self, name: &str, dims: [usize; 2]) -> Option<Result<Packed>> {
+        let Content::Files { files, home } = &self.content else { return None };
+        let file = &files[*home.get(name)?];
+        let four_bit = [FourBitKind::Nf4, FourBitKind::Fp4]
+            .into_iter()
+            .find(|kind| home.contains_key(&format!("{name}.quant_state.bitsandbytes__{}", kind.name())));
+        let dtype = file.dtype(name)?;
+        let code = match (dtype.as_str(), four_bit) {
+            (_, Some(kind)) => self.four_bit(name, kind, dims),
+            ("U8", None) => Err(format!(
+                "tensor `{name}` holds U8, and there is no `{name}.quant_state.bitsandbytes__nf4` that says what it is"
+            )),
+            ("I8", None) => self.int8(name, dims),
+            ("F8_E4M3", None) => self.fp8(name, EightBitKind::E4m3, dims),
+            ("F8_E5M2", None) => self.fp8(name, EightBitKind::E5m2, dims),
+            _ => {
+                let packed = file.ggml(name)?;
+                shaped(name, &packed.dims, &dims).map(|()| packed.code)
+            }
+        };
+        self.taken().insert(name.into(), dims.into());
+        Some(code.map(|code| {
+            let packed = Packed { dims, code };
+            self.packed_bytes().insert(name.into(), packed.bytes() as u64);
+            packed
+        }))
+    }
+
+    /// The file that has a tensor beside a weight, which is then taken.
+    fn beside(&self, name: &str) -> Option<&TensorFile> {
+        let Content::Files { files, home } = &self.content else { return None };
+        let file = &files[*home.get(name)?];
+        self.taken().insert(name.into(), Vec::new());
+        Some(file)
+    }
+
+    /// The bytes of such a tensor.
+    fn bytes_beside(&self, name: &str, dtype: &str, count: Option<usize>) -> Result<Shared> {
+        let file = self.beside(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
+        let (found, shape) = (file.dtype(name).unwrap_or_default(), file.shape(name).unwrap_or_default());
+        if found != dtype {
+            return Err(format!("tensor `{name}` holds {found}, expected {dtype}"));
+        }
+        let values = shape.iter().product::<usize>();
+        match count {
+            Some(count) if count != values => Err(format!("tensor `{name}` has {values} values, expected {count}")),
+            _ => Ok(file.bytes(name).expect("it has its dtype")),
+        }
+    }
+
+    /// The values of such a tensor.
+    fn floats_beside(&self, name: &str, count: usize) -> Result<Vec<f32>> {
+        let values = self.bytes_beside(name, "F32", Some(count))?.to_f32();
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(values),
+            false => Err(format!("tensor `{name}` holds values that are not finite")),
+        }
+    }
+
+    fn four_bit(&self, name: &str, kind: FourBitKind, dims: [usize; 2]) -> Result<Code> {
+        let count = dims[0] * dims[1];
+        let side = |part: &str| format!("{name}.{part}");
+        let state_name = side(&format!("quant_state.bitsandbytes__{}", kind.name()));
+        let state = self.bytes_beside(&state_name, "U8", None)?;
+        let state: QuantState =
+            serde_json::from_slice(&state).map_err(|e| format!("tensor `{state_name}` is not understood ({e})"))?;
+        shaped(name, &state.shape, &dims)?;
+        if !state.blocksize.is_power_of_two() || !(32..=4096).contains(&state.blocksize) {
+            return Err(format!("tensor `{state_name}`: `blocksize` is {}, expected such as {BLOCK}", state.blocksize));
+        }
+        let blocks = count.div_ceil(state.blocksize);
+        let values = self.bytes_beside(name, "U8", Some(count.div_ceil(2)))?;
+        let levels = self.floats_beside(&side("quant_map"), 16)?;
+        let absmax = side("absmax");
+        let absmax = if let Some(block) = state.nested_blocksize {
+            if block == 0 {
+                return Err(format!("tensor `{state_name}`: `nested_blocksize` is 0"));
+            }
+            let levels = self.floats_beside(&side("nested_quant_map"), 256)?;
+            Absmax::Nested(Nested {
+                codes: self.bytes_beside(&absmax, "U8", Some(blocks))?,
+                levels: Arc::new(levels.try_into().expect("256 were asked for")),
+                block,
+                scales: self.floats_beside(&side("nested_absmax"), blocks.div_ceil(block))?.into(),
+                offset: state
+                    .nested_offset
+                    .filter(|offset| offset.is_finite())
+                    .ok_or_else(|| format!("tensor `{state_name}` has no finite `nested_offset`"))?,
+            })
+        } else {
+            Absmax::Plain(self.floats_beside(&absmax, blocks)?.into())
+        };
+        let levels = levels.try_into().expect("16 were asked for");
+        Ok(Code::FourBit(FourBit { kind, values, levels, block: state.blocksize, absmax }))
+    }
+
+    fn int8(&self, name: &str, dims: [usize; 2]) -> Result<Code> {
+        let layer = layer(name);
+        self.stored_shape(name, dims)?;
+        let values = self.bytes_beside(name, "I8", None)?;
+        let absmax = self.floats_beside(&format!("{layer}.SCB"), dims[0])?;
+        let format = format!("{layer}.weight_format");
+        if let Some(file) = self.beside(&format) {
+            // 0 is row after row; others are layouts of old GPUs.
+            if file.bytes(&format).is_none_or(|bytes| bytes.iter().any(|&byte| byte != 0)) {
+                return Err(format!("tensor `{format}` is not 0: the weight is not stored row after row"));
+            }
+        }
+        Ok(Code::EightBit(EightBit::int8(values, absmax.into(), dims[1])))
+    }
+
+    fn fp8(&self, name: &str, kind: EightBitKind, dims: [usize; 2]) -> Result<Code> {
+        let layer = layer(name);
+        self.stored_shape(name, dims)?;
+        let values = self.beside(name).and_then(|file| file.bytes(name)).expect("its dtype was seen");
+        for unused in ["scale_input", "input_scale"] {
+            if self.beside(&format!("{layer}.{unused}")).is_some() {
+                warn_once(format!(
+                    "{}: activations are not quantized, so the tensors called `{unused}` are not used",
+                    self.path.display()
+                ));
+            }
+        }
+        let note = format!("{layer}.comfy_quant");
+        if let Some(file) = self.beside(&note) {
+            comfy(&file.bytes(&note).expect("it is there"), kind)
+                .map_err(|problem| format!("tensor `{note}` {problem}"))?;
+        }
+        let found = ["scale_weight", "weight_scale", "weight_scale_inv"]
+            .into_iter()
+            .find_map(|side| Some((format!("{layer}.{side}"), self.beside(&format!("{layer}.{side}"))?)));
+        let scales = match found {
+            None => Scales { values: Arc::new([1f32]), block: dims.map(|size| size.max(1)) },
+            Some((side, file)) => scales(&side, file, dims)?,
+        };
+        Ok(Code::EightBit(EightBit { kind, values, scales, factor: 1.0 }))
+    }
+
+    fn stored_shape(&self, name: &str, dims: [usize; 2]) -> Result<()> {
+        let Content::Files { files, home } = &self.content else { return Ok(()) };
+        shaped(name, files[home[name]].shape(name).unwrap_or_default(), &dims)
+    }
+}
+
+/// Whether a tensor only says that a file of ComfyUI holds scaled fp8.
+pub(super) fn is_marker(name: &str) -> bool {
+    name == "scaled_fp8" || name.ends_with(".scaled_fp8")
+}
+
+/// The layer of a weight.
+fn layer(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+fn shaped(name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(format!("tensor `{name}` has shape {found:?}, expected {expected:?}")),
+    }
+}
+
+/// What ComfyUI notes as JSON beside a weight.
+fn comfy(note: &[u8], kind: EightBitKind) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Note {
+        format: String,
+    }
+    let note: Note = serde_json::from_slice(note).map_err(|e| format!("is not understood ({e})"))?;
+    let expected = if kind == EightBitKind::E5m2 { "float8_e5m2" } else { "float8_e4m3fn" };
+    match note.format == expected {
+        true => Ok(()),
+        false => Err(format!("says that the weight is stored as `{}`, expected `{expected}`", note.format)),
+    }
+}
+
+/// One scale for the matrix, one for each row, or one for each square of 128 × 128.
+fn scales(name: &str, file: &TensorFile, dims: [usize; 2]) -> Result<Scales> {
+    let [rows, columns] = dims.map(|size| size.max(1));
+    let shape = file.shape(name).unwrap_or_default();
+    let block = match *shape {
+        [] | [1] | [1, 1] => [rows, columns],
+        [count] | [count, 1] if count == rows => [1, columns],
+        [down, across] if [down, across] == [rows.div_ceil(SQUARE), columns.div_ceil(SQUARE)] => [SQUARE; 2],
+        _ => {
+            return Err(format!(
+                "tensor `{name}` has shape {shape:?}, expected one scale, {rows} for the rows, or {:?} for squares of {SQUARE}",
+                [rows.div_ceil(SQUARE), columns.div_ceil(SQUARE)]
+            ));
+        }
+    };
+    let dtype = file.dtype(name).unwrap_or_default();
+    if !["F32", "BF16", "F16"].contains(&dtype.as_str()) {
+        return Err(format!("tensor `{name}` holds {dtype}, expected F32"));
+    }
+    let values = file.read_f32(name).map_err(|e| e.message())?;
+    let values: Vec<f32> = values.iter::<f32>().collect();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(Scales { values: values.into(), block }),
+        false => Err(format!("tensor `{name}` holds values that are not finite")),
+    }
+}

@@ -1,0 +1,313 @@
+//! A model folder with quantized weights: made once, mapped at every start.
+//!
+//! Quantized are the matrices of linear layers in blocks, where nearly all of a model's values are. What stands before the first
+//! block and after the last one stays as it is, and so do norms, embeddings, convolutions and biases: small, and the errors made
+//! there are the ones that are seen.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, FloatDType};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Matrix, TensorFile, Weights,
+    folder::{CONFIG, INDEX, take_components, write_json},
+    packed::SQUARE,
+    quantized_tensor::{Entry, Layer},
+    read_json, shards, write_tensors,
+};
+use crate::{
+    disk::remove_folder,
+    error::{Error, Result},
+};
+
+/// Blocks of models, by the beginnings of their names.
+const BLOCKS: [&str; 6] =
+    ["transformer_blocks.", "single_transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.", "encoder.block."];
+
+/// In blocks of T5, an embedding, and the layer that transformers always has in full precision.
+const NOT: [&str; 2] = [".relative_attention_bias.", ".DenseReluDense.wo."];
+
+/// The last layer of FLUX.1, which diffusers cannot leave out: the list of exceptions in `config.json` goes by the last part of a
+/// name, and the single blocks have a layer of that name.
+const UNNAMEABLE: &str = "proj_out.weight";
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizedTo {
+    /// Four bits, a scale in eight bits for every 64 values, as bitsandbytes: 4.13 bits a value.
+    Nf4,
+    /// Eight bits, a scale for every row, as bitsandbytes.
+    Int8,
+    /// Floats of eight bits (e4m3), a scale for every square of 128 × 128, as transformers.
+    Fp8,
+}
+
+impl QuantizedTo {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+/// What [`quantize_folder`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeOptions {
+    /// How weights are stored.
+    pub to: QuantizedTo,
+    /// Whether diffusers is to read the folder: then the last layer of FLUX.1 is quantized, too.
+    pub for_diffusers: bool,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct QuantizeReport {
+    /// The folder.
+    pub path: PathBuf,
+    /// Its parts that were quantized.
+    pub parts: Vec<PartReport>,
+}
+
+/// One part of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartReport {
+    /// Its folder.
+    pub part: String,
+    /// How its matrices are stored now.
+    pub to: QuantizedTo,
+    /// How many were quantized.
+    pub matrices: usize,
+    /// The values of the part, in millions, and how many of them are quantized.
+    pub millions: [f64; 2],
+    /// The size of the weights before and after.
+    pub bytes: [u64; 2],
+    /// The signal-to-noise ratio of all quantized values, in dB.
+    pub snr: f64,
+    /// The matrix with the lowest, and its own.
+    pub lowest: (String, f64),
+}
+
+impl fmt::Display for QuantizeReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: ", self.path.display())?;
+        for (number, part) in self.parts.iter().enumerate() {
+            let PartReport { part, to, matrices, millions: [all, quantized], bytes, snr, lowest } = part;
+            let [before, after] = bytes.map(|bytes| bytes as f64 / 1e6);
+            let separator = if number == 0 { "" } else { "; " };
+            write!(
+                f,
+                "{separator}{part}: {matrices} matrices with {quantized:.1} of {all:.1} million values as {}, {before:.1} MB to \
+                 {after:.1} MB, signal-to-noise ratio {snr:.1} dB (lowest {:.1} dB, `{}`)",
+                to.name(),
+                lowest.1,
+                lowest.0
+            )?;
+        }
+        write!(f, "; read back")
+    }
+}
+
+/// Writes the model folder `base` to `output` with the weights of `parts` (folders in it) quantized. The other parts are taken
+/// over: weights as hard links where the file system can do that, else as copies. The same model gives the same bytes.
+///
+/// The folder appears under its name only when it is complete and was read back.
+///
+/// # Errors
+/// `output` exists; a part is missing, broken, quantized already, or has no matrix in a block; weights are not finite; or the disk
+/// refuses. Then nothing is left behind.
+pub fn quantize_folder(base: &Path, parts: &[&str], output: &Path, options: QuantizeOptions) -> Result<QuantizeReport> {
+    if fs::symlink_metadata(output).is_ok() {
+        return Err(Error::file(output, "exists already").hint("give another name, or remove it first"));
+    }
+    // Everything that headers tell, before anything is written.
+    let plans = parts.iter().map(|part| Plan::new(base, part, options)).collect::<Result<Vec<_>>>()?;
+    let mut partial = OsString::from(output);
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    remove_folder(&partial)?; // of one that was killed
+    let done = fill(base, &plans, &partial, options).and_then(|parts| {
+        fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
+        Ok(QuantizeReport { path: output.into(), parts })
+    });
+    if done.is_err() {
+        _ = fs::remove_dir_all(&partial); // it may not even exist; the first error is the one to tell
+    }
+    done
+}
+
+fn fill(base: &Path, plans: &[Plan], folder: &Path, options: QuantizeOptions) -> Result<Vec<PartReport>> {
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let mut index: Map<String, Value> = read_json(base.join(INDEX))?;
+    let own: Vec<_> = plans.iter().map(|plan| plan.part.as_str()).collect();
+    take_components(base, &own, folder, &mut index)?;
+    write_json(&folder.join(INDEX), &index)?;
+    plans.iter().map(|plan| plan.write(folder, options)).collect()
+}
+
+/// What becomes of the weights of one part.
+struct Plan {
+    part: String,
+    config: Map<String, Value>,
+    /// `diffusion_pytorch_model` or `model`.
+    stem: &'static str,
+    files: Vec<TensorFile>,
+    /// Every tensor, the number of its file, and whether it is quantized.
+    tensors: BTreeMap<String, (usize, bool)>,
+}
+
+impl Plan {
+    fn new(base: &Path, part: &str, options: QuantizeOptions) -> Result<Self> {
+        let folder = base.join(part);
+        let config: Map<String, Value> = read_json(folder.join(CONFIG))?;
+        let paths = shards(&folder)?;
+        let is_model =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"model"));
+        let stem = if paths.iter().any(is_model) { "model" } else { "diffusion_pytorch_model" };
+        let files = paths.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
+        let mut tensors = BTreeMap::new();
+        for (number, file) in files.iter().enumerate() {
+            for name in file.names() {
+                let dtype = file.dtype(&name).unwrap_or_default();
+                if !["F32", "F64", "BF16", "F16", "I64", "I32"].contains(&dtype.as_str()) {
+                    let problem = format!("is stored as {dtype}: the weights are quantized already");
+                    return Err(Error::tensor(file.path(), name, problem)
+                        .hint("start from the model in float32, bfloat16 or float16"));
+                }
+                let in_block =
+                    BLOCKS.iter().any(|block| name.starts_with(block)) && !NOT.iter().any(|not| name.contains(not));
+                let last = options.for_diffusers && options.to != QuantizedTo::Fp8 && name == UNNAMEABLE;
+                let matrix = name.ends_with(".weight") && file.shape(&name).is_some_and(|shape| shape.len() == 2);
+                tensors.insert(name, (number, matrix && (in_block || last)));
+            }
+        }
+        if !tensors.values().any(|(_, quantized)| *quantized) {
+            return Err(Error::file(folder, "has no matrix of a linear layer in a block that could be quantized"));
+        }
+        Ok(Self { part: part.into(), config, stem, files, tensors })
+    }
+
+    fn write(&self, output: &Path, QuantizeOptions { to, .. }: QuantizeOptions) -> Result<PartReport> {
+        tracing::info!("quantizing {}", self.part);
+        let folder = output.join(&self.part);
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let mut config = self.config.clone();
+        config.insert("quantization_config".into(), quantization_config(to, &self.left()));
+        write_json(&folder.join(CONFIG), &config)?;
+        let layers: BTreeMap<_, _> = self.quantized().map(|(name, file)| (name, Layer::new(file, name))).collect();
+        let mut entries = BTreeMap::new();
+        for (name, &(file, quantized)) in &self.tensors {
+            match quantized {
+                true => entries.extend(layers[name.as_str()].entries(to)),
+                false => _ = entries.insert(name.clone(), Entry::kept(&self.files[file], name)),
+            }
+        }
+        let path = folder.join(format!("{}.safetensors", self.stem));
+        write_tensors(&path, &entries, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
+        let size = |path: &Path| fs::metadata(path).map(|data| data.len()).map_err(|e| Error::io(path, e));
+        let before = self.files.iter().map(|file| size(file.path())).sum::<Result<u64>>()?;
+        let (snr, lowest) = self.read_back(&folder)?;
+        let count =
+            |file: usize, name: &String| self.files[file].shape(name).unwrap_or_default().iter().product::<usize>();
+        let all = self.tensors.iter().map(|(name, &(file, _))| count(file, name)).sum::<usize>();
+        let quantized = layers.values().map(|layer| layer.dims[0] * layer.dims[1]).sum::<usize>();
+        Ok(PartReport {
+            part: self.part.clone(),
+            to,
+            matrices: layers.len(),
+            millions: [all, quantized].map(|count| count as f64 / 1e6),
+            bytes: [before, size(&path)?],
+            snr,
+            lowest,
+        })
+    }
+
+    fn quantized(&self) -> impl Iterator<Item = (&str, &TensorFile)> {
+        let chosen = self.tensors.iter().filter(|(_, (_, quantized))| *quantized);
+        chosen.map(move |(name, (file, _))| (name.as_str(), &self.files[*file]))
+    }
+
+    /// The linear layers that stay as they are.
+    fn left(&self) -> Vec<String> {
+        let left = self.tensors.iter().filter(|(name, (file, quantized))| {
+            !quantized && self.files[*file].shape(name).is_some_and(|shape| shape.len() == 2)
+        });
+        left.filter_map(|(name, _)| name.strip_suffix(".weight").map(String::from)).collect()
+    }
+
+    /// Reads what was written as a model reads it, beside what it was made from: the signal-to-noise ratio of all, and of the
+    /// worst.
+    fn read_back(&self, folder: &Path) -> Result<(f64, (String, f64))> {
+        let written = Weights::open(folder, &Device::flex(), Some(FloatDType::F32))?;
+        let (mut signal, mut noise, mut lowest) = (0.0, 0.0, (String::new(), f64::INFINITY));
+        for (name, file) in self.quantized() {
+            let data = file.read_f32(name)?;
+            let values = data.as_slice::<f32>().expect("it was read as f32");
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(
+                    Error::tensor(file.path(), name, "has values that are not finite").hint("nothing was written")
+                );
+            }
+            let dims = Layer::new(file, name).dims;
+            let Matrix::Packed(packed) = written.matrix(name, dims) else {
+                // Why it cannot be read is a problem of the weights.
+                written.finish()?;
+                return Err(Error::tensor(folder, name, "is not quantized when the file is read back"));
+            };
+            let found = packed.to_f32();
+            let square = |value: f32| f64::from(value) * f64::from(value);
+            let own = values.iter().map(|&value| square(value)).sum::<f64>();
+            let apart = values.iter().zip(&found).map(|(value, found)| square(value - found)).sum::<f64>();
+            let ratio = decibels(own, apart);
+            if ratio < lowest.1 {
+                lowest = (name.into(), ratio);
+            }
+            (signal, noise) = (signal + own, noise + apart);
+        }
+        Ok((decibels(signal, noise), lowest))
+    }
+}
+
+/// Of zero noise it is infinite, whatever the signal.
+fn decibels(signal: f64, noise: f64) -> f64 {
+    if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() }
+}
+
+/// What `config.json` says about it, so that the libraries that the format comes from read the folder.
+fn quantization_config(to: QuantizedTo, left: &[String]) -> Value {
+    if to == QuantizedTo::Fp8 {
+        return json!({
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [SQUARE, SQUARE],
+            "modules_to_not_convert": left,
+        });
+    }
+    let four = to == QuantizedTo::Nf4;
+    // The name that two layers of FLUX.1 share would stand for both.
+    let left: Vec<_> = left.iter().filter(|name| format!("{name}.weight") != UNNAMEABLE).collect();
+    json!({
+        "quant_method": "bitsandbytes",
+        "_load_in_4bit": four,
+        "_load_in_8bit": !four,
+        "load_in_4bit": four,
+        "load_in_8bit": !four,
+        "bnb_4bit_compute_dtype": if four { "bfloat16" } else { "float32" },
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": if four { "nf4" } else { "fp4" },
+        "bnb_4bit_use_double_quant": four,
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+        "llm_int8_skip_modules": left,
+        "llm_int8_threshold": 6.0,
+    })
+}

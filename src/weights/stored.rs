@@ -1,0 +1,127 @@
+//! Tensors on their way to a safetensors file, and its atomic writing.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, View};
+
+use crate::{
+    disk::replace,
+    error::{Error, Result},
+};
+
+/// A tensor on its way to a file. Its bytes are asked for when their turn comes, so that only one tensor's are on the host.
+pub trait Stored {
+    /// Its element type in the file.
+    fn dtype(&self) -> DType;
+
+    /// Its shape in the file.
+    fn shape(&self) -> &[usize];
+
+    /// Its elements in order.
+    fn bytes(&self) -> Cow<'_, [u8]>;
+
+    /// Whether the elements, of one byte each, are fp8 (e4m3), for which the backend has no type.
+    fn is_fp8(&self) -> bool {
+        false
+    }
+}
+
+/// What is on the host already.
+impl Stored for TensorData {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape.as_slice()
+    }
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        self.as_bytes().into()
+    }
+}
+
+/// The values of one tensor, where they were computed.
+#[derive(Clone, Debug)]
+pub struct Values {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its numbers in order, as one row.
+    pub numbers: Tensor<1>,
+}
+
+impl Stored for Values {
+    fn dtype(&self) -> DType {
+        self.numbers.dtype()
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        self.numbers.to_data().as_bytes().to_vec().into()
+    }
+}
+
+/// On the CPU.
+impl From<TensorData> for Values {
+    fn from(mut data: TensorData) -> Self {
+        let (shape, dtype) = (data.shape.to_vec(), data.dtype);
+        data.shape = [data.num_elements()].into();
+        Self { shape, numbers: Tensor::from_data(data, (&Device::flex(), dtype)) }
+    }
+}
+
+/// A tensor whose type the file format has.
+struct Typed<'a, T>(&'a T, Dtype);
+
+impl<T: Stored> View for Typed<'_, T> {
+    fn dtype(&self) -> Dtype {
+        self.1
+    }
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.0.bytes()
+    }
+    fn data_len(&self) -> usize {
+        self.0.shape().iter().product::<usize>() * self.0.dtype().size()
+    }
+}
+
+/// Writes `tensors` and `metadata` as one safetensors file: to a temporary name first, synced, then renamed, so that
+/// `path` is always either the old file or the whole new one.
+///
+/// # Errors
+/// A tensor's type is not one of f32, f64, bf16, f16, i64, i32, i8, u8, fp8; or the disk refuses.
+pub fn write_tensors<T: Stored>(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, T>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut entries = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            DType::I64 => Dtype::I64,
+            DType::I32 => Dtype::I32,
+            DType::I8 => Dtype::I8,
+            DType::U8 if tensor.is_fp8() => Dtype::F8_E4M3,
+            DType::U8 => Dtype::U8,
+            other => return Err(Error::file(path, format!("tensor `{name}` of type {other:?} cannot be stored"))),
+        };
+        entries.push((name, Typed(tensor, dtype)));
+    }
+    let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
+    replace(path, |partial| {
+        safetensors::serialize_to_file(entries, Some(metadata), partial)
+            .map_err(|e| Error::file(path, format!("cannot be written ({e})")))
+    })
+}
