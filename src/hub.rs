@@ -34,9 +34,25 @@ const INDEX: &str = "model_index.json";
 /// The folder has no `model_index.json`; `model` is neither folder nor name; it is a name, but there is no place for a
 /// cache; or the cache lacks files and they cannot be fetched.
 pub fn resolve(model: &str) -> Result<PathBuf> {
+    resolve_with(model, true)
+}
+
+/// The same of a model that is to be trained from its beginning: of its denoiser the folder needs no weights.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_untrained(model: &str) -> Result<PathBuf> {
+    resolve_with(model, false)
+}
+
+fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     let folder = paths::meant_by("model.path", Path::new(model))?;
     if folder.is_dir() {
-        let lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
+        let mut lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
+        if !trained {
+            let has_config = |part: &str| folder.join(part).join("config.json").is_file();
+            lacking.retain(|part| !(DENOISERS.contains(&part.as_str()) && has_config(part)));
+        }
         return match lacking.is_empty() {
             true => Ok(folder),
             false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
@@ -62,6 +78,9 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
 pub fn cache_folder() -> Result<PathBuf> {
     Ok(Source::from_environment()?.cache.path().clone())
 }
+
+/// As [`missing`] names them.
+const DENOISERS: [&str; 2] = ["transformer/", "unet/"];
 
 /// Where a path that is not there was looked for.
 fn below(folder: &Path) -> String {

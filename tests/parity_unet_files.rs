@@ -47,7 +47,7 @@ fn with(model: &UNet, lora: &Lora, strength: f64, inputs: &UNetInputs) -> Tensor
 
 /// What training a UNet replaces.
 fn part() -> TrainedPart {
-    STABLE_DIFFUSION.trained_part().unwrap()
+    STABLE_DIFFUSION.trained_part()
 }
 
 /// All tensors of a model.

@@ -276,8 +276,4 @@ fn settings_that_do_not_suit_the_model_are_one_clear_error() {
         &["edit.snr_gamma=5"],
         "hint: write `--set objective.kind=\"instruct_pix2pix\"` `--set objective.snr_gamma=5`",
     );
-    let flux = ["train", "--config", "configs/quickstart.toml", "--set", "training.mode=full"];
-    let output = format!("run.output='{}'", WORKSHOP.join("runs").display());
-    let said = fails(&[&flux[..], &["--set", &output]].concat());
-    assert!(said.contains("`training.mode`"), "{said}");
 }

@@ -64,7 +64,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, PathBuf> {
 
 /// The UNet.
 fn part() -> TrainedPart {
-    STABLE_DIFFUSION.trained_part().unwrap()
+    STABLE_DIFFUSION.trained_part()
 }
 
 /// The weights that an exported folder has.

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     stop,
-    weights::shards,
+    weights::{has_weights, shards},
 };
 
 /// The settings of a model part. Tokenizers have a fingerprint of their own.
@@ -41,13 +41,6 @@ pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
         }
     }
     Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// Whether a folder is of a part that has weights: that of a scheduler has none.
-fn has_weights(folder: &Path) -> Result<bool> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-    Ok(entries.flatten().any(|entry| is_weights(&entry.file_name().to_string_lossy())))
 }
 
 fn hash_file(hasher: &mut blake3::Hasher, path: &Path) -> std::io::Result<()> {

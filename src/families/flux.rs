@@ -18,7 +18,7 @@ use crate::{
     },
     pipelines::{FluxPipeline, ImageSizes, Pipeline, Placement},
     schedulers::FlowMatchEuler,
-    weights::read_json,
+    weights::{TrainedPart, read_json},
 };
 
 /// FLUX.1-dev, FLUX.1-schnell, and what is made from them.
@@ -97,5 +97,9 @@ impl Family for Flux {
 
     fn objective(&self) -> ObjectiveKind {
         ObjectiveKind::FlowMatching
+    }
+
+    fn trained_part(&self) -> TrainedPart {
+        TrainedPart { folder: self.denoiser(), widened: None }
     }
 }

@@ -117,10 +117,8 @@ pub trait Family: Debug + Sync {
     /// What such a model is trained for.
     fn objective(&self) -> ObjectiveKind;
 
-    /// The part of the folder that training all weights replaces; `None` where only adapters are trained.
-    fn trained_part(&self) -> Option<TrainedPart> {
-        None
-    }
+    /// The part of the folder that training all weights replaces.
+    fn trained_part(&self) -> TrainedPart;
 }
 
 /// The next move of a person who wants to edit with a model that does not.

@@ -14,7 +14,7 @@ use crate::{
     models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
     pipelines::{ImageSizes, Pipeline, Placement, StableDiffusionPipeline},
     schedulers::SchedulerConfig,
-    weights::TrainedPart,
+    weights::{TrainedPart, Widened},
 };
 
 /// A UNet and CLIP. The UNet reads noisy latents; in InstructPix2Pix (Brooks et al. 2023) also those of the image to edit.
@@ -105,8 +105,8 @@ impl Family for StableDiffusion {
     }
 
     /// With eight channels in (four of noisy latents, four of the original's) a folder is InstructPix2Pix's.
-    fn trained_part(&self) -> Option<TrainedPart> {
+    fn trained_part(&self) -> TrainedPart {
         let class = |channels| (channels == 8).then_some(EDITING);
-        Some(TrainedPart { folder: UNET, widened: "conv_in.weight", class })
+        TrainedPart { folder: UNET, widened: Some(Widened { weight: "conv_in.weight", class }) }
     }
 }

@@ -14,17 +14,15 @@ use super::{
 ///
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` with each angle twice in a row → `[B, N, L, K]`. Neighbours
 /// `(2i, 2i+1)` of the last axis are the real and imaginary part of one rotated number (RoFormer, Su et al. 2021).
-/// Only `x` gets a gradient.
+/// `x` and `weight` get gradients.
 pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tensor<2>, epsilon: f64) -> Tensor<4> {
     assert!(x.dims()[3].is_multiple_of(2), "the numbers of a head are rotated in pairs");
-    let [weight, cos, sin] =
-        [constant(weight).into_dispatch(), constant(cos).into_dispatch(), constant(sin).into_dispatch()];
-    apply(RmsNormRope { weight, cos, sin, epsilon }, [x.into_dispatch()])
+    let [cos, sin] = [constant(cos), constant(sin)].map(Tensor::into_dispatch);
+    apply(RmsNormRope { cos, sin, epsilon }, [x.into_dispatch(), weight.into_dispatch()])
 }
 
 #[derive(Clone, Debug)]
 struct RmsNormRope {
-    weight: Plain,
     cos: Plain,
     sin: Plain,
     epsilon: f64,
@@ -63,11 +61,11 @@ fn rotate_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
 
 impl RmsNormRope {
     /// `x` in f32, 1 over the root of its mean square, and the constants as `[1, L, 1, K]` or `[1, 1, 1, K]`.
-    fn composed(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
+    fn composed(&self, x: Tensor<4>, weight: Plain) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
         let [_, tokens, _, width] = x.dims();
         let x = x.cast(FloatDType::F32);
         let inverse = (x.clone().square().mean_dim(3) + self.epsilon).sqrt().recip();
-        let weight = Tensor::<1>::from_dispatch(self.weight.clone()).reshape([1, 1, 1, width]);
+        let weight = Tensor::<1>::from_dispatch(weight).reshape([1, 1, 1, width]);
         let [cos, sin] = [&self.cos, &self.sin]
             .map(|t| Tensor::<2>::from_dispatch(t.clone()).reshape([1, tokens, 1, width]).cast(FloatDType::F32));
         (x, inverse, [weight, cos, sin])
@@ -82,12 +80,13 @@ fn quarter_turn(x: Tensor<4>) -> Tensor<4> {
     Tensor::cat(vec![im.neg(), re], 4).reshape([batch, tokens, heads, width])
 }
 
-impl Operation<1> for RmsNormRope {
-    type Saved = Plain;
+impl Operation<2> for RmsNormRope {
+    /// `x`, `weight`.
+    type Saved = [Plain; 2];
 
-    fn forward(&self, [x]: [Plain; 1]) -> (Plain, Plain) {
-        let saved = x.clone();
-        let output = match cpu::floats([x, self.weight.clone(), self.cos.clone(), self.sin.clone()]) {
+    fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, Self::Saved) {
+        let saved = [x.clone(), weight.clone()];
+        let output = match cpu::floats([x, weight, self.cos.clone(), self.sin.clone()]) {
             Ok(all) => {
                 let [x, weight, cos, sin] = all.map(cpu::in_rows);
                 let [batch, tokens, heads, width] = cpu::dims(&x);
@@ -114,10 +113,10 @@ impl Operation<1> for RmsNormRope {
             }
             #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::rope::forward(all, self.epsilon),
-            Err([x, ..]) => {
+            Err([x, weight, ..]) => {
                 let x = Tensor::<4>::from_dispatch(x);
                 let dtype: FloatDType = x.dtype().into();
-                let (x, inverse, [weight, cos, sin]) = self.composed(x);
+                let (x, inverse, [weight, cos, sin]) = self.composed(x, weight);
                 let normed = ((x * inverse).cast(dtype) * weight).cast(FloatDType::F32);
                 let turned = quarter_turn(normed.clone());
                 (normed * cos + turned * sin).cast(dtype).swap_dims(1, 2).into_dispatch()
@@ -126,9 +125,17 @@ impl Operation<1> for RmsNormRope {
         (output, saved)
     }
 
-    fn backward(self, x: Plain, gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
-        let all = [x, gradient, self.weight.clone(), self.cos.clone(), self.sin.clone()];
-        [Some(match cpu::floats(all) {
+    fn backward(self, [x, weight]: Self::Saved, gradient: Plain, wanted: [bool; 2]) -> [Option<Plain>; 2] {
+        let [wants_x, wants_weight] = wanted;
+        let dweight = wants_weight.then(|| self.weight_gradient(x.clone(), weight.clone(), gradient.clone()));
+        let dx = wants_x.then(|| self.input_gradient(x, weight, gradient));
+        [dx, dweight]
+    }
+}
+
+impl RmsNormRope {
+    fn input_gradient(&self, x: Plain, weight: Plain, gradient: Plain) -> Plain {
+        match cpu::floats([x, gradient, weight, self.cos.clone(), self.sin.clone()]) {
             Ok(all) => {
                 let [x, g, weight, cos, sin] = all.map(cpu::in_rows);
                 let [batch, tokens, heads, width] = cpu::dims(&x);
@@ -172,10 +179,10 @@ impl Operation<1> for RmsNormRope {
             }
             #[cfg(feature = "cuda")]
             Err(all) if cuda::takes(&all) => cuda::rope::backward(all, self.epsilon),
-            Err([x, g, ..]) => {
+            Err([x, g, weight, ..]) => {
                 let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
                 let dtype: FloatDType = x.dtype().into();
-                let (x, inverse, [weight, cos, sin]) = self.composed(x);
+                let (x, inverse, [weight, cos, sin]) = self.composed(x, weight);
                 let g = g.swap_dims(1, 2).cast(FloatDType::F32);
                 // The transpose of a quarter turn is the quarter turn the other way.
                 let d = g.clone() * cos - quarter_turn(g * sin);
@@ -183,6 +190,47 @@ impl Operation<1> for RmsNormRope {
                 let slope = (d.clone() * x.clone()).mean_dim(3) * inverse.clone().square();
                 ((d - x * slope) * inverse).cast(dtype).into_dispatch()
             }
-        })]
+        }
+    }
+
+    /// The sum over all rows of the gradient turned back, times the normed input; in the dtype of the weight.
+    fn weight_gradient(&self, x: Plain, weight: Plain, gradient: Plain) -> Plain {
+        match cpu::floats([x, gradient, self.cos.clone(), self.sin.clone()]) {
+            Ok(all) => {
+                let [x, g, cos, sin] = all.map(cpu::in_rows);
+                let [batch, tokens, heads, width] = cpu::dims(&x);
+                let (x, g, cos, sin) = (Rows::new(&x), Rows::new(&g), Rows::new(&cos), Rows::new(&sin));
+                let sums = cpu::column_sums(
+                    batch * tokens * heads,
+                    width,
+                    #[inline(always)]
+                    |row, sums| {
+                        let (b, token, head) = (row / (tokens * heads), row / heads % tokens, row % heads);
+                        let x = x.row([b, token, head]);
+                        let inverse = inverse_root(x, self.epsilon as f32);
+                        let (g, cos, sin) = (g.row([b, head, token]), cos.row([0, 0, token]), sin.row([0, 0, token]));
+                        let pairs = g.as_chunks::<2>().0.iter().zip(x.as_chunks::<2>().0);
+                        let angles = cos.as_chunks::<2>().0.iter().zip(sin.as_chunks::<2>().0);
+                        for ((sum, (g, x)), (cos, sin)) in sums.as_chunks_mut::<2>().0.iter_mut().zip(pairs).zip(angles)
+                        {
+                            let [re, im] = *g;
+                            sum[0] += (re * cos[0] + im * sin[1]) * x[0] * inverse;
+                            sum[1] += (im * cos[1] - re * sin[0]) * x[1] * inverse;
+                        }
+                    },
+                );
+                cpu::plain(cpu::tensor(sums, [width]))
+            }
+            Err([x, g, ..]) => {
+                let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
+                let width = x.dims()[3];
+                let dtype: FloatDType = Tensor::<1>::from_dispatch(weight.clone()).dtype().into();
+                let (x, inverse, [_, cos, sin]) = self.composed(x, weight);
+                let g = g.swap_dims(1, 2).cast(FloatDType::F32);
+                let d = g.clone() * cos - quarter_turn(g * sin);
+                let sums = (d * x * inverse).reshape([-1, width as i32]).sum_dim(0);
+                sums.reshape([width]).cast(dtype).into_dispatch()
+            }
+        }
     }
 }

@@ -258,15 +258,14 @@ fn rotated_norm() {
         // A view of the first half of a joined tensor, if not whole.
         let joined = if whole { tokens } else { 2 * tokens };
         let x = |t: &Tensor<1>| t.clone().reshape([batch, joined, heads, width]).narrow(1, 0, tokens);
-        let weight = |t: &Tensor<1>| constant_like([width], 0, t);
         let [cos, sin] = [1, 2].map(|i| move |t: &Tensor<1>| constant_like([tokens, width], i, t));
         agree(
-            &[batch * joined * heads * width],
-            &|t| flat(rms_norm_rope(x(&t[0]), weight(&t[0]), cos(&t[0]), sin(&t[0]), 1e-6)),
+            &[batch * joined * heads * width, width],
+            &|t| flat(rms_norm_rope(x(&t[0]), t[1].clone(), cos(&t[0]), sin(&t[0]), 1e-6)),
             &|t| {
                 let x = x(&t[0]);
                 let normed = x.clone() / (x.clone().square().mean_dim(3) + 1e-6).sqrt();
-                let normed = normed * lift(weight(&t[0]), &x).reshape([1, 1, 1, width]);
+                let normed = normed * t[1].clone().reshape([1, 1, 1, width]);
                 let pairs = normed.clone().reshape([batch, tokens, heads, width / 2, 2]);
                 let (re, im) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
                 let turned = Tensor::cat(vec![im.neg(), re], 4).reshape([batch, tokens, heads, width]);

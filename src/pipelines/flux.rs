@@ -19,6 +19,7 @@ use crate::{
         vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
+    rng::Seed,
     schedulers::{FlowMatchEuler, Scheduler, SchedulerName},
 };
 
@@ -61,6 +62,27 @@ impl FluxPipeline {
     ) -> Result<Self> {
         let (model, placement) = (model.as_ref(), placement.into());
         let transformer = FluxTransformer::open_as(placement.denoiser, model.join("transformer"), device, Some(dtype))?;
+        Self::with(transformer, placement, model, device, dtype)
+    }
+
+    /// The same with [untrained](FluxTransformer::untrained) weights in the transformer, drawn from `seed`; its folder needs
+    /// none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn untrained(model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+        let model = model.as_ref();
+        let transformer = FluxTransformer::untrained(model.join("transformer"), seed, device)?;
+        Self::with(transformer, Placement::default(), model, device, FloatDType::F32)
+    }
+
+    fn with(
+        transformer: FluxTransformer,
+        placement: Placement,
+        model: &Path,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
         let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
         if 4 * vae.latent_channels() != transformer.config.in_channels {
             let problem = format!(

@@ -19,6 +19,7 @@ use crate::{
         vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
+    rng::Seed,
     schedulers::{Scheduler, SchedulerConfig, SchedulerName},
 };
 
@@ -61,6 +62,31 @@ impl StableDiffusionPipeline {
         dtype: FloatDType,
     ) -> Result<Self> {
         let (model, placement) = (model.as_ref(), placement.into());
+        Self::check_channels(model)?;
+        let unet = UNet::open_as(placement.denoiser, model.join("unet"), device, Some(dtype))?;
+        Self::with(unet, placement, model, device, dtype)
+    }
+
+    /// The same with [untrained](UNet::untrained) weights in the UNet, drawn from `seed`; its folder needs none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn untrained(model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+        let model = model.as_ref();
+        Self::check_channels(model)?;
+        let unet = UNet::untrained(model.join("unet"), seed, device)?;
+        Self::with(unet, Placement::default(), model, device, FloatDType::F32)
+    }
+
+    fn with(unet: UNet, placement: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
+        let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
+        Ok(Self::new(unet, vae, scheduler, dtype))
+    }
+
+    /// # Errors
+    /// The UNet is for another kind of latents, or configurations are missing or broken.
+    fn check_channels(model: &Path) -> Result<()> {
         let config = UNetConfig::open(model.join("unet"))?;
         let UNetConfig { in_channels, out_channels, .. } = config;
         let channels = VaeConfig::open(model.join("vae"))?.latent_channels;
@@ -74,10 +100,7 @@ impl StableDiffusionPipeline {
                 2 * channels
             )));
         }
-        let unet = UNet::open_as(placement.denoiser, model.join("unet"), device, Some(dtype))?;
-        let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
-        let scheduler = SchedulerConfig::open(model.join("scheduler"))?;
-        Ok(Self::new(unet, vae, scheduler, dtype))
+        Ok(())
     }
 
     /// The pipeline of these parts, which are of one model. `dtype` is the UNet's.

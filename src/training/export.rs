@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::{Mode, TrainConfig, checkpoint::Checkpoint, config::only_adapters, run_config::run_config, started};
+use super::{Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, run_config::run_config, started};
 use crate::{
     disk::{remove_folder, sweep},
     error::{Error, Result},
-    families, hub,
+    families,
     lora::{self, Lora},
     paths,
     weights::{TensorFile, Values, export_folder},
@@ -58,11 +58,12 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
                 return Err(Error::setting("format", problem).hint("leave it out: the model is written as a folder"));
             }
             let config = started::from_its_start(&run, &run_config(&run, &[])?);
-            let base = hub::resolve(options.model.unwrap_or(&config.model.path))?;
+            let base = ModelConfig { path: options.model.unwrap_or(&config.model.path).into(), ..config.model.clone() };
+            let base = base.folder()?;
             let family = families::of(&base)?;
             state.origin.check_model(&base, family)?;
-            let part = family.trained_part().ok_or_else(|| only_adapters(family))?;
-            export_folder(base, &part, &values(&TensorFile::open(file)?)?, output, options.dtype)?.to_string()
+            export_folder(base, &family.trained_part(), &values(&TensorFile::open(file)?)?, output, options.dtype)?
+                .to_string()
         }
     };
     tracing::info!("{report}"); // not inside: what a quiet log does not show is not evaluated

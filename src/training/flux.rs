@@ -1,10 +1,10 @@
-//! Training an adapter on FLUX.1.
+//! Training FLUX.1, or an adapter on it.
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    EditCurve, FlowMatchingConfig, TrainConfig, ValidationConfig,
+    EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
     grid::arrange,
     objective::{Example, FlowMatching},
     task::{Noised, Task},
@@ -28,6 +28,7 @@ pub(super) struct FluxTask {
     objective: FlowMatching,
     validation: ValidationConfig,
     job: Option<Request>,
+    mode: Mode,
     without_adapter: Vec<RgbImage>,
 }
 
@@ -43,7 +44,8 @@ impl FluxTask {
         let objective = FlowMatching { config: objective.clone(), scheduler: pipeline.scheduler.clone() };
         let validation = config.validation.clone();
         let job = job(&validation, dataset, &pipeline)?;
-        Ok(Self { pipeline, objective, validation, job, without_adapter: Vec::new() })
+        let mode = config.training.mode;
+        Ok(Self { pipeline, objective, validation, job, mode, without_adapter: Vec::new() })
     }
 }
 
@@ -82,10 +84,14 @@ impl Task for FluxTask {
         &self.validation.sigmas
     }
 
-    /// The configured prompts and seeds: a row for each prompt, and for each seed the picture without the
-    /// adapter beside the one with it. An adapter that is not trained yet changes nothing, so nothing is made twice.
+    /// The configured prompts and seeds: a row for each prompt, and for each seed the picture; of an adapter, beside the one
+    /// without it. An adapter that is not trained yet changes nothing, so nothing is made twice.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(job) = &self.job else { return Ok(None) };
+        if self.mode == Mode::Full {
+            let pictures = pictures(&self.pipeline, job, &[])?;
+            return Ok(Some(arrange(&pictures.iter().collect::<Vec<_>>(), self.validation.seeds.len())));
+        }
         if self.without_adapter.is_empty() {
             self.without_adapter = pictures(&self.pipeline, job, &[])?;
         }
@@ -112,14 +118,19 @@ fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeli
     let (prompts, seeds): (Vec<_>, Vec<_>) = pairs.unzip();
     let noise = seeds.iter().map(|&seed| pipeline.start_noise(seed, config.width, config.height));
     let (text, noise) = (dataset.embeds(&prompts, pipeline.device())?, Tensor::cat(noise.collect(), 0));
-    Ok(Some(Request { guidance: config.guidance, ..Request::new(text, noise, seeds, config.steps) }))
+    let negative = match config.true_guidance {
+        scale if scale > 1.0 => Some((dataset.embeds(&[""], pipeline.device())?, scale)),
+        _ => None,
+    };
+    Ok(Some(Request { guidance: config.guidance, negative, ..Request::new(text, noise, seeds, config.steps) }))
 }
 
 /// As many at a time as are sure to fit into memory.
 fn pictures(pipeline: &FluxPipeline, job: &Request, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
     let job = Request { adapters: adapters.to_vec(), ..job.clone() };
     let ([all, _, height, width], [_, tokens, _]) = (job.noise.dims(), job.text.prompt.dims());
-    let together = pipeline.pictures_that_fit((width, height), tokens, 1);
+    let rows = 1 + usize::from(job.negative.is_some());
+    let together = pipeline.pictures_that_fit((width, height), tokens, rows);
     let mut pictures = Vec::with_capacity(all);
     for first in (0..all).step_by(together) {
         let some = job.rows(first..(first + together).min(all));

@@ -40,7 +40,7 @@ mod validation;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, Mode, ModelConfig,
+    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, Mode, ModelConfig, ModelInit,
     ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift,
     TrainConfig, ValidationConfig, Weighting,
 };

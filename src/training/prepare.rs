@@ -9,7 +9,6 @@ use crate::{
     data::{self, Encoders, LatentDataset},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
-    hub,
     memory::Stage,
     pipelines::Placement,
 };
@@ -28,7 +27,7 @@ pub(super) struct Prepared {
 
 /// Checks and encodes what the cache lacks.
 pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
-    let model = hub::resolve(&config.model.path)?;
+    let model = config.model.folder()?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
     let placement = Outline::of(config, family, &model, device)?.memory.level.into();

@@ -4,7 +4,8 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    EditCurve, ObjectiveConfig, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example, prepare::Prepared,
+    EditCurve, ModelInit, ObjectiveConfig, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example,
+    prepare::Prepared,
 };
 use crate::{
     data::Batch,
@@ -87,15 +88,24 @@ pub(super) fn with_task<J: Job>(
     job: J,
 ) -> Result<J::Output> {
     let loading = Stage::enter("load", device);
-    let (model, dtype) = (&prepared.model, config.model.dtype.into());
+    let (model, dtype, seed) = (&prepared.model, config.model.dtype.into(), Seed(config.run.seed));
+    if config.model.init == ModelInit::Random {
+        tracing::info!("the denoiser starts from random weights, drawn from the seed {}", seed.0);
+    }
     match &config.objective {
         ObjectiveConfig::FlowMatching(objective) => {
-            let pipeline = FluxPipeline::open_as(prepared.placement, model, device, dtype)?;
+            let pipeline = match config.model.init {
+                ModelInit::Pretrained => FluxPipeline::open_as(prepared.placement, model, device, dtype)?,
+                ModelInit::Random => FluxPipeline::untrained(model, seed, device)?,
+            };
             drop(loading);
             job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
         }
         ObjectiveConfig::InstructPix2Pix(objective) => {
-            let pipeline = InstructPix2PixPipeline::open_as(prepared.placement, model, device, dtype)?;
+            let pipeline = match config.model.init {
+                ModelInit::Pretrained => InstructPix2PixPipeline::open_as(prepared.placement, model, device, dtype)?,
+                ModelInit::Random => InstructPix2PixPipeline::untrained(model, seed, device)?,
+            };
             drop(loading);
             job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
         }

@@ -12,7 +12,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Stored, TensorFile, Values, read_json, shards, write_tensors};
+use super::{Stored, TensorFile, Values, has_weights, read_json, shards, write_tensors};
 use crate::{
     disk::remove_folder,
     error::{Error, Result},
@@ -27,8 +27,15 @@ const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 pub struct TrainedPart {
     /// Its folder.
     pub folder: &'static str,
-    /// The one weight whose number of inputs may change: the first convolution, where a model learns to read more channels.
-    pub widened: &'static str,
+    /// What may change in it besides the values, if anything may.
+    pub widened: Option<Widened>,
+}
+
+/// A weight whose number of inputs may change: the first convolution, where a model learns to read more channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Widened {
+    /// Its name in the checkpoint.
+    pub weight: &'static str,
     /// The pipeline class of a model whose part reads so many channels; `None` is that of the base.
     pub class: fn(usize) -> Option<&'static str>,
 }
@@ -70,7 +77,8 @@ impl fmt::Display for FolderReport {
 /// `part`, by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of that part. A tensor may lack axes of
 /// length one that it has in the base's file.
 ///
-/// - Each tensor gets the shape it has in the base's file. Only the widened one may have another number of inputs, which
+/// - Each tensor gets the shape it has in the base's file, if the base has weights of that part (a model that was trained from
+///   random weights may have none). Only the widened one may have another number of inputs, which
 ///   `config.json` then says, too; the class of the pipeline may change with it.
 /// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
 ///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
@@ -116,9 +124,11 @@ fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String,
     take_components(base, &[part.folder], folder, &mut index)?;
 
     let mut config: Map<String, Value> = read_json(base.join(part.folder).join(CONFIG))?;
-    if let Some(&[_, channels, ..]) = stored.get(part.widened).map(|tensor| tensor.shape.as_slice()) {
+    if let Some(Widened { weight, class }) = part.widened
+        && let Some(&[_, channels, ..]) = stored.get(weight).map(|tensor| tensor.shape.as_slice())
+    {
         config.insert("in_channels".into(), json!(channels));
-        if let Some(class) = (part.class)(channels) {
+        if let Some(class) = class(channels) {
             index.insert("_class_name".into(), json!(class));
         }
     }
@@ -175,6 +185,12 @@ fn stored<'a>(
     if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
         return Err(Error::setting("dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
     }
+    if !has_weights(folder)? {
+        let own = |(name, Values { shape, numbers }): (&String, &'a Values)| {
+            (name.clone(), Converted { numbers, shape: shape.clone(), dtype })
+        };
+        return Ok(tensors.iter().map(own).collect());
+    }
     let files = shards(folder)?.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
     let shapes = files.iter().flat_map(|file| {
         file.names().into_iter().filter_map(|name| file.shape(&name).map(<[usize]>::to_vec).map(|shape| (name, shape)))
@@ -188,7 +204,8 @@ fn stored<'a>(
         };
         let long = |shape: &[usize]| shape.iter().copied().filter(|&size| size != 1).collect::<Vec<_>>();
         let fits = long(&base) == long(shape);
-        let widened = name == part.widened && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
+        let may_widen = part.widened.is_some_and(|widened| name == widened.weight);
+        let widened = may_widen && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
         let count = numbers.dims()[0];
         if !(fits || widened) || shape.iter().product::<usize>() != count {
             problems

@@ -33,11 +33,12 @@ use crate::{
     rng::Seed,
 };
 pub use file::TensorFile;
-pub use folder::{FolderReport, TrainedPart, export_folder};
+pub use folder::{FolderReport, TrainedPart, Widened, export_folder};
 pub use part_config::read_config;
 pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
+use random::Spread;
 use shards::Sources;
-pub(crate) use shards::shards;
+pub(crate) use shards::{has_weights, shards};
 pub use stored::{Stored, Values, write_tensors};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
@@ -75,7 +76,7 @@ struct Source {
 #[derive(Debug)]
 enum Content {
     Files { files: Vec<TensorFile>, home: BTreeMap<String, usize> },
-    Random(Seed),
+    Random(Seed, Spread),
 }
 
 /// A matrix as a checkpoint has it.
@@ -116,7 +117,15 @@ impl Weights {
     /// numbers on every machine; a GPU draws its own, in `dtype` right away: for twelve billion the host would need
     /// minutes. Either way a tensor's numbers hang on its name alone, not on the order of loading.
     pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
-        Self::root(Path::new("random weights"), Content::Random(seed), device, dtype)
+        Self::root(Path::new("random weights"), Content::Random(seed, Spread::Busy), device, dtype)
+    }
+
+    /// Weights to train a model from its beginning, in f32, drawn from `seed` on the host: the same numbers on every device.
+    /// Matrices have unit gain, norms are one and biases zero. Those whose names `are_zero` are zero, so that what they end or
+    /// modulate changes nothing yet.
+    pub fn untrained(seed: Seed, are_zero: fn(&str) -> bool, device: &Device) -> Self {
+        let content = Content::Random(seed, Spread::Calm(are_zero));
+        Self::root(Path::new("random weights"), content, device, Some(FloatDType::F32))
     }
 
     fn root(path: &Path, content: Content, device: &Device, dtype: Option<FloatDType>) -> Self {
@@ -184,7 +193,7 @@ impl Weights {
                 Content::Files { home, .. } => {
                     home.range(start.to_string()..).next().is_some_and(|(k, _)| k.starts_with(start))
                 }
-                Content::Random(_) => true,
+                Content::Random(..) => true,
             }
         });
         match found.copied().unwrap_or(names[0]) {
@@ -197,7 +206,7 @@ impl Weights {
     pub fn has(&self, name: &str) -> bool {
         match &self.source.content {
             Content::Files { home, .. } => home.contains_key(&self.full(name)),
-            Content::Random(_) => true,
+            Content::Random(..) => true,
         }
     }
 
@@ -208,7 +217,7 @@ impl Weights {
                 let full = self.full(name);
                 home.get(&full).and_then(|&file| files[file].shape(&full))
             }
-            Content::Random(_) => None,
+            Content::Random(..) => None,
         }
     }
 
@@ -360,10 +369,10 @@ impl Source {
     fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> std::result::Result<Tensor<D>, String> {
         self.check(name, &shape)?;
         let data = match &self.content {
-            Content::Random(seed) => {
+            Content::Random(seed, spread) => {
                 let dtype = self.dtype.unwrap_or(FloatDType::F32);
-                match self.device.as_dispatch() {
-                    DispatchDevice::Flex(_) => random::on_host(*seed, name, &shape),
+                match (self.device.as_dispatch(), spread) {
+                    (DispatchDevice::Flex(_), _) | (_, Spread::Calm(_)) => random::on_host(*seed, *spread, name, &shape),
                     _ => return Ok(random::on_device(&self.device, *seed, name, shape, dtype.into())),
                 }
             }

@@ -5,20 +5,36 @@ use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use super::keep;
 use crate::rng::{Purpose, Seed};
 
-/// How far random numbers of a tensor are spread, and about which mean.
-fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
-    match shape {
-        [_] if name.ends_with("weight") => (0.1, 1.0),
-        [_] => (0.1, 0.0),
-        [_, fan_in @ ..] => (1.0 / (fan_in.iter().product::<usize>() as f32).sqrt(), 0.0),
-        [] => (1.0, 0.0),
+/// How random numbers are spread.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Spread {
+    /// No two numbers alike, so that everything that is computed shows.
+    Busy,
+    /// As training starts; matrices of which this is true are zero.
+    Calm(fn(&str) -> bool),
+}
+
+impl Spread {
+    /// How far the numbers of a tensor are spread, and about which mean.
+    fn of(self, name: &str, shape: &[usize]) -> (f32, f32) {
+        let vector = match self {
+            Self::Busy => 0.1,
+            Self::Calm(_) => 0.0,
+        };
+        match shape {
+            [_] if name.ends_with("weight") => (vector, 1.0),
+            [_] => (vector, 0.0),
+            [_, ..] if matches!(self, Self::Calm(are_zero) if are_zero(name)) => (0.0, 0.0),
+            [_, fan_in @ ..] => (1.0 / (fan_in.iter().product::<usize>() as f32).sqrt(), 0.0),
+            [] => (1.0, 0.0),
+        }
     }
 }
 
 /// Drawn on the host.
-pub(super) fn on_host(seed: Seed, name: &str, shape: &[usize]) -> TensorData {
+pub(super) fn on_host(seed: Seed, spread: Spread, name: &str, shape: &[usize]) -> TensorData {
     let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
-    let (gain, offset) = spread(name, shape);
+    let (gain, offset) = spread.of(name, shape);
     values.iter_mut().for_each(|v| *v = *v * gain + offset);
     TensorData::new(values, shape)
 }
@@ -31,7 +47,7 @@ pub(super) fn on_device<const D: usize>(
     shape: [usize; D],
     dtype: DType,
 ) -> Tensor<D> {
-    let (gain, offset) = spread(name, &shape);
+    let (gain, offset) = Spread::Busy.of(name, &shape);
     let distribution = Distribution::Normal(f64::from(offset), f64::from(gain));
     device.seed(seed.derive(name).0);
     keep(device, (), |()| Tensor::random(shape, distribution, (device, dtype)))

@@ -25,6 +25,13 @@ pub(crate) struct Sources {
     unread: Vec<String>,
 }
 
+/// Whether a folder is of a part that has weights: that of a scheduler has none, nor has that of a denoiser that is not trained yet.
+pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    Ok(entries.flatten().any(|entry| is_weights(&entry.file_name().to_string_lossy())))
+}
+
 impl Sources {
     /// The weights in `folder`: those that the library the part comes from would read.
     ///

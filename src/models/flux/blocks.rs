@@ -9,7 +9,7 @@ use crate::{
     kernels::{attention_within, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
     limits::Limits,
     models::{by_tokens, token_parts},
-    nn::{Linear, Linears},
+    nn::{Linear, Linears, Parameter, Parameters},
     weights::Weights,
 };
 
@@ -20,6 +20,7 @@ pub(super) const EPSILON: f64 = 1e-6;
 #[derive(Clone, Debug)]
 struct Qkv {
     names: [&'static str; 3],
+    norm_names: [&'static str; 2],
     project: [Linear; 3],
     query_norm: Tensor<1>,
     key_norm: Tensor<1>,
@@ -31,11 +32,12 @@ const IMAGE: ([&str; 3], [&str; 2]) = (["to_q", "to_k", "to_v"], ["norm_q", "nor
 const TEXT: ([&str; 3], [&str; 2]) = (["add_q_proj", "add_k_proj", "add_v_proj"], ["norm_added_q", "norm_added_k"]);
 
 impl Qkv {
-    fn load(weights: &Weights, config: &FluxConfig, (names, norms): ([&'static str; 3], [&str; 2])) -> Self {
+    fn load(weights: &Weights, config: &FluxConfig, (names, norms): ([&'static str; 3], [&'static str; 2])) -> Self {
         let width = config.width();
         let norm = |name: &str| weights.at(name).tensor("weight", [config.attention_head_dim]);
         Self {
             names,
+            norm_names: norms,
             project: names.map(|name| Linear::load(&weights.at(name), width, width)),
             query_norm: norm(norms[0]),
             key_norm: norm(norms[1]),
@@ -57,6 +59,13 @@ impl Qkv {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         for (name, layer) in self.names.iter().zip(&mut self.project) {
             visit(&format!("{path}.{name}"), layer);
+        }
+    }
+
+    /// The weights of its norms.
+    fn norms(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        for (name, weight) in self.norm_names.iter().zip([&mut self.query_norm, &mut self.key_norm]) {
+            visit(&format!("{path}.{name}.weight"), Parameter::Vector(weight));
         }
     }
 }
@@ -163,6 +172,16 @@ impl DoubleBlock {
     }
 }
 
+/// All linear layers, then the norms of both streams.
+impl Parameters for DoubleBlock {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        self.linears(path, &mut |name, layer| layer.parameters(name, visit));
+        let path = format!("{path}.attn");
+        self.img.qkv.norms(&path, visit);
+        self.txt.qkv.norms(&path, visit);
+    }
+}
+
 impl Linears for DoubleBlock {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         self.img.linears(path, visit);
@@ -214,6 +233,14 @@ impl SingleBlock {
             }
         };
         gated_add(x, gate, y)
+    }
+}
+
+/// All linear layers, then the norms.
+impl Parameters for SingleBlock {
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        self.linears(path, &mut |name, layer| layer.parameters(name, visit));
+        self.qkv.norms(&format!("{path}.attn"), visit);
     }
 }
 

@@ -152,7 +152,14 @@ impl Linears for FluxSegment {
     }
 }
 
-/// It is trained by adapters only.
 impl Parameters for FluxSegment {
-    fn parameters(&mut self, _: &str, _: &mut dyn FnMut(&str, Parameter<'_>)) {}
+    fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
+        match &mut self.part {
+            Part::Double(block) => block.parameters(path, visit),
+            Part::Single(block) => block.parameters(path, visit),
+            // Of linear layers alone.
+            Part::Stem(stem) => stem.linears(path, &mut |name, layer| layer.parameters(name, visit)),
+            Part::Head(head) => head.linears(path, &mut |name, layer| layer.parameters(name, visit)),
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
     lending::{Lender, Residence},
     limits::Limits,
     models::{Inputs, Network, every},
+    rng::Seed,
     weights::Weights,
 };
 
@@ -65,6 +66,12 @@ impl Inputs for FluxInputs {
     }
 }
 
+/// Whether training starts with zeros for the matrix of this name: the modulations and the last layer (adaLN-Zero; Peebles & Xie
+/// 2022).
+fn starts_at_zero(name: &str) -> bool {
+    name.ends_with(".linear.weight") || name == "proj_out.weight"
+}
+
 /// FluxTransformer2DModel.
 #[derive(Clone, Debug)]
 pub struct FluxTransformer {
@@ -96,6 +103,16 @@ impl FluxTransformer {
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config, residence);
         weights.finish().map(|()| model)
+    }
+
+    /// A model of the `config.json` in `folder` with f32 weights to train from their beginning, drawn from `seed`: no block
+    /// changes anything yet, and the velocity is zero.
+    ///
+    /// # Errors
+    /// The configuration is missing or broken.
+    pub fn untrained(folder: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+        let weights = Weights::untrained(seed, starts_at_zero, device);
+        Ok(Self::load(&weights, FluxConfig::open(folder)?, Residence::Resident))
     }
 
     /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].

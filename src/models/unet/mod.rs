@@ -19,6 +19,7 @@ use crate::{
     lending::{Lender, Residence},
     limits::Limits,
     models::{Inputs, Network, every},
+    rng::Seed,
     weights::Weights,
 };
 pub use config::{DownBlockType, MidBlockType, PerLevel, UNetConfig, UpBlockType};
@@ -62,6 +63,12 @@ impl Inputs for UNetInputs {
     }
 }
 
+/// Whether training starts with zeros for the weight of this name: the last of each residual block, of each attention, and of
+/// all (Dhariwal & Nichol 2021).
+fn starts_at_zero(name: &str) -> bool {
+    ["conv2.weight", "proj_out.weight", "conv_out.weight"].iter().any(|end| name.ends_with(end))
+}
+
 /// UNet2DConditionModel.
 #[derive(Clone, Debug)]
 pub struct UNet {
@@ -94,6 +101,16 @@ impl UNet {
         let weights = Weights::open(folder, device, dtype)?;
         let model = Self::load(&weights, config, residence);
         weights.finish().map(|()| model)
+    }
+
+    /// A model of the `config.json` in `folder` with f32 weights to train from their beginning, drawn from `seed`: no block
+    /// changes anything yet, and the prediction is zero.
+    ///
+    /// # Errors
+    /// The configuration is missing or broken.
+    pub fn untrained(folder: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+        let weights = Weights::untrained(seed, starts_at_zero, device);
+        Ok(Self::load(&weights, UNetConfig::open(folder)?, Residence::Resident))
     }
 
     /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].

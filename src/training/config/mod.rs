@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::model::only_adapters;
 pub use self::{
     checkpoint::CheckpointConfig,
     flow_matching::{FlowMatchingConfig, Sampling, Shift, Weighting},
     instruct_pix2pix::InstructPix2PixConfig,
+    model::{ModelConfig, ModelInit},
     objective::ObjectiveConfig,
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
     validation::ValidationConfig,
@@ -90,26 +90,13 @@ pub struct RunConfig {
     pub output: PathBuf,
 }
 
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// A model in the layout of diffusers: a folder, relative to the working directory, or `org/name` on the Hugging
-    /// Face hub. No default.
-    pub path: String,
-    /// Number format of the frozen weights. Default `bf16`. Use `f32` on a CPU: it computes bf16 by converting.
-    /// What is trained and the optimizer are f32 always.
-    #[serde(default)]
-    pub dtype: Dtype,
-}
-
 /// `[training]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoopConfig {
-    /// What is trained. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every number of a UNet, with
-    /// a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the weights (a running
-    /// mean and gradient accumulation add one each).
+    /// What is trained. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every parameter of the
+    /// denoiser, with a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the
+    /// weights (an EMA and gradient accumulation add one each).
     pub mode: Mode,
     /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 pictures needs 500 to 2000;
     /// watch the held-out loss.
@@ -258,6 +245,11 @@ impl TrainConfig {
                 training.mode == Mode::Lora || self.model.dtype == Dtype::F32,
                 "model.dtype",
                 "must be \"f32\" where `training.mode` is `full`: the steps are smaller than the rounding of bf16",
+            ),
+            (
+                training.mode == Mode::Full || self.model.init == ModelInit::Pretrained,
+                "model.init",
+                "must be \"pretrained\" where `training.mode` is `lora`: an adapter of random weights has nothing to adapt",
             ),
             (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];

@@ -1,13 +1,58 @@
-//! Whether a configuration is one for the model that it names: found out before anything is encoded.
+//! `[model]`: what is fine-tuned. And whether the rest of a configuration is for it, which is found out before anything is encoded.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::{Mode, TrainConfig};
 use crate::{
     data::DataConfig,
+    device::Dtype,
     error::{Error, Result},
     families::{Family, ObjectiveKind},
+    hub,
 };
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A model in the layout of diffusers: a folder, relative to the working directory, or `org/name` on the Hugging
+    /// Face hub. No default.
+    pub path: String,
+    /// Number format of the frozen weights. Default `bf16`. Use `f32` on a CPU: it computes bf16 by converting.
+    /// What is trained and the optimizer are f32 always.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// What the denoiser starts as. Default `pretrained`: the weights in its folder. `random` draws them from `run.seed`, and
+    /// its folder needs only a `config.json`: for training a model of your own from its beginning, with `training.mode` `full`.
+    #[serde(default)]
+    pub init: ModelInit,
+}
+
+/// What the denoiser starts as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelInit {
+    /// The weights in its folder.
+    #[default]
+    Pretrained,
+    /// Weights drawn from the seed of the run.
+    Random,
+}
+
+impl ModelConfig {
+    /// The model's folder.
+    ///
+    /// # Errors
+    /// It is not there, or lacks a part that is needed.
+    pub(in crate::training) fn folder(&self) -> Result<PathBuf> {
+        match self.init {
+            ModelInit::Pretrained => hub::resolve(&self.path),
+            ModelInit::Random => hub::resolve_untrained(&self.path),
+        }
+    }
+}
 
 impl TrainConfig {
     /// Checks the configuration against the model of this family in the folder `model`.
@@ -15,9 +60,6 @@ impl TrainConfig {
     /// # Errors
     /// A setting is not supported by the family, or asks for what the model cannot do; or the model's files are broken.
     pub(in crate::training) fn check_against_model(&self, family: &dyn Family, model: &Path) -> Result<()> {
-        if self.training.mode == Mode::Full && family.trained_part().is_none() {
-            return Err(only_adapters(family));
-        }
         let (kind, wanted) = (self.objective.kind(), family.objective());
         if kind != wanted {
             let problem = format!("`{}` is not supported by {}", kind.word(), family.name());
@@ -80,9 +122,4 @@ impl TrainConfig {
             None => Ok(()),
         }
     }
-}
-
-/// The error of training all weights of a family that is trained with adapters only.
-pub(in crate::training) fn only_adapters(family: &dyn Family) -> Error {
-    Error::setting("training.mode", format!("`full` is not supported by {}", family.name())).hint("use `lora`")
 }

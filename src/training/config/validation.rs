@@ -31,6 +31,9 @@ pub struct ValidationConfig {
     /// Distilled guidance of the pictures. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
     /// `objective.guidance`, and does nothing in models without a guidance input.
     pub guidance: f64,
+    /// FLUX.1: classifier-free guidance of the pictures against the empty prompt, at twice the time, for models without a
+    /// guidance input that were trained with `data.caption_dropout`. Default 1.0, none; 2 to 4 is usual.
+    pub true_guidance: f64,
     /// Stable Diffusion: how strongly an edit follows the instruction. Default 7.5; up to 1 there is no guidance at all.
     pub text_guidance: f64,
     /// Stable Diffusion: how strongly an edit keeps to the original. Default 1.5; at 1 it is not considered apart, and
@@ -60,6 +63,7 @@ impl Default for ValidationConfig {
             width: 512,
             height: 512,
             guidance: 3.5,
+            true_guidance: 1.0,
             text_guidance: 7.5,
             image_guidance: 1.5,
             scheduler: None,
@@ -88,6 +92,7 @@ impl ValidationConfig {
             (size_holds(self.width), "validation.width", "must be a multiple of 16 pixels, at most 8192"),
             (size_holds(self.height), "validation.height", "must be a multiple of 16 pixels, at most 8192"),
             (guidance_holds(self.guidance), "validation.guidance", "must be at least 0"),
+            (guidance_holds(self.true_guidance), "validation.true_guidance", "must be at least 0"),
             (guidance_holds(self.text_guidance), "validation.text_guidance", "must be at least 0"),
             (guidance_holds(self.image_guidance), "validation.image_guidance", "must be at least 0"),
             (!self.timesteps.is_empty(), "validation.timesteps", "must hold at least one timestep"),
