@@ -9,12 +9,12 @@ use burn::tensor::TensorData;
 use kiln::weights::TensorFile;
 
 /// The configuration that every test starts from.
-pub const QUICKSTART: &str = "configs/quickstart.toml";
+pub const QUICKSTART: &str = "tests/fixtures/tiny_flux.toml";
 
 /// The same for editing.
 pub const EDITING: &str = "configs/quickstart_edit.toml";
 
-/// The model of the quickstart.
+/// Its model.
 pub const MODEL: &str = "checkpoints/tiny-flux";
 
 /// Makes the quickstart short and quick: few steps, one noise level, no pictures. What comes after wins.
