@@ -10,6 +10,7 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use kiln::{
     error::Result,
+    lending::Residence,
     models::flux::FluxTransformer,
     nn::Parameters,
     rng::Seed,
@@ -118,8 +119,10 @@ fn every_tensor_of_the_transformer_is_trained() {
 #[test]
 fn random_weights_are_those_of_the_seed_and_the_finished_model_makes_images() {
     let run = WHOLE.to_str().unwrap();
-    let model =
-        |seed| FluxTransformer::untrained(WORKSHOP.join("bare/transformer"), Seed(seed), &Device::flex()).unwrap();
+    let model = |seed| {
+        FluxTransformer::untrained(Residence::Resident, WORKSHOP.join("bare/transformer"), Seed(seed), &Device::flex())
+            .unwrap()
+    };
     let weights = |seed| {
         let mut all = Vec::new();
         model(seed).parameters("", &mut |_, parameter| all.push(parameter.flat().into_data()));

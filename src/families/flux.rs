@@ -17,6 +17,7 @@ use crate::{
         vae::VaeConfig,
     },
     pipelines::{FluxPipeline, ImageSizes, Pipeline, Placement},
+    rng::Seed,
     schedulers::FlowMatchEuler,
     weights::{TrainedPart, read_json},
 };
@@ -93,6 +94,10 @@ impl Family for Flux {
 
     fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
         Ok(Box::new(FluxPipeline::open_as(place, model, device, dtype)?))
+    }
+
+    fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>> {
+        Ok(Box::new(FluxPipeline::untrained(place, model, seed, device)?))
     }
 
     fn objective(&self) -> ObjectiveKind {

@@ -22,6 +22,7 @@ pub use stable_diffusion::{INSTRUCT_PIX2PIX, STABLE_DIFFUSION, StableDiffusion};
 use crate::{
     error::{Error, Result},
     pipelines::{ImageSizes, Pipeline, Placement},
+    rng::Seed,
     schedulers::SchedulerConfig,
     weights::{TrainedPart, read_json},
 };
@@ -113,6 +114,12 @@ pub trait Family: Debug + Sync {
     /// # Errors
     /// A part is missing, broken or does not fit the others.
     fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>>;
+
+    /// The same with weights of the denoiser drawn from `seed`, f32, to train it from its beginning.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>>;
 
     /// What such a model is trained for.
     fn objective(&self) -> ObjectiveKind;

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
     pipelines::{ImageSizes, Pipeline, Placement, StableDiffusionPipeline},
+    rng::Seed,
     schedulers::SchedulerConfig,
     weights::{TrainedPart, Widened},
 };
@@ -97,6 +98,10 @@ impl Family for StableDiffusion {
 
     fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>> {
         Ok(Box::new(StableDiffusionPipeline::open_as(place, model, device, dtype)?))
+    }
+
+    fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>> {
+        Ok(Box::new(StableDiffusionPipeline::untrained(place, model, seed, device)?))
     }
 
     /// One that makes images learns to edit: its UNet is widened.

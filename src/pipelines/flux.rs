@@ -70,10 +70,10 @@ impl FluxPipeline {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn untrained(model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+    pub fn untrained(placement: Placement, model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
         let model = model.as_ref();
-        let transformer = FluxTransformer::untrained(model.join("transformer"), seed, device)?;
-        Self::with(transformer, Placement::default(), model, device, FloatDType::F32)
+        let transformer = FluxTransformer::untrained(placement.denoiser, model.join("transformer"), seed, device)?;
+        Self::with(transformer, placement, model, device, FloatDType::F32)
     }
 
     fn with(

@@ -71,11 +71,11 @@ impl StableDiffusionPipeline {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn untrained(model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+    pub fn untrained(placement: Placement, model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
         let model = model.as_ref();
         Self::check_channels(model)?;
-        let unet = UNet::untrained(model.join("unet"), seed, device)?;
-        Self::with(unet, Placement::default(), model, device, FloatDType::F32)
+        let unet = UNet::untrained(placement.denoiser, model.join("unet"), seed, device)?;
+        Self::with(unet, placement, model, device, FloatDType::F32)
     }
 
     fn with(unet: UNet, placement: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {

@@ -9,7 +9,6 @@ use crate::{
     data::{self, Bucket, Examined},
     error::{Error, Result},
     families::{self, ModelEncoders},
-    hub,
     memory::Plan,
     rng::Seed,
 };
@@ -42,7 +41,7 @@ pub struct DryRun {
 /// # Errors
 /// Settings, images, captions or the model are wrong, or no memory level fits.
 pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<DryRun> {
-    let model = hub::resolve(&config.model.path)?;
+    let model = config.model.folder()?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
     let outline = Outline::of(config, family, &model, device)?;

@@ -4,15 +4,16 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 
-use super::{Activations, Mode, TrainConfig};
+use super::{Activations, Mode, ModelInit, TrainConfig};
 use crate::{
     error::Result,
-    families::Family,
+    families::{Family, ObjectiveKind},
     lending::Residence,
     lora::Lora,
     memory::{self, Level, Phase, Plan},
     models::text::TextEncoders,
     pipelines::{Pipeline, Placement},
+    rng::Seed,
 };
 
 /// Tokens of a prompt of CLIP.
@@ -33,7 +34,11 @@ impl Outline {
     /// # Errors
     /// The model's files do not fit each other, a LoRA target matches no layer, or no level fits.
     pub fn of(config: &TrainConfig, family: &dyn Family, model: &Path, device: &Device) -> Result<Self> {
-        let pipeline = family.open(Residence::Streamed.into(), model, device, config.model.dtype.into())?;
+        let place = Residence::Streamed.into();
+        let pipeline = match config.model.init {
+            ModelInit::Pretrained => family.open(place, model, device, config.model.dtype.into())?,
+            ModelInit::Random => family.untrained(place, model, Seed(config.run.seed), device)?,
+        };
         let parameters = match config.training.mode {
             Mode::Lora => Lora::count(&config.lora, &pipeline.layers())?,
             Mode::Full => pipeline.denoiser_sizes().total as usize / config.model.dtype.size(),
@@ -95,17 +100,18 @@ fn plan(
             ],
         ),
     ];
-    let shown = match family.edits() || config.training.mode == Mode::Full {
-        true => config.validation.edits,
-        false => config.validation.prompts.len(),
-    };
+    let edits = config.objective.kind() == ObjectiveKind::InstructPix2Pix;
+    let shown = if edits { config.validation.edits } else { config.validation.prompts.len() };
     if shown > 0 {
         // Edits have the size of their originals.
         let (width, height) = match config.validation.prompts.is_empty() {
             true => (side, side),
             false => (config.validation.width / sizes.latent_pixel, config.validation.height / sizes.latent_pixel),
         };
-        let rows = if family.edits() { 3 } else { 1 };
+        let rows = match edits {
+            true => 3,
+            false => 1 + u64::from(config.validation.true_guidance > 1.0),
+        };
         let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + 2 + ema) * trained)];
         let image = pipeline.vae().bytes_of_image(width * height * sizes.latent_pixel * sizes.latent_pixel);
         let denoising = [

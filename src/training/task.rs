@@ -96,7 +96,7 @@ pub(super) fn with_task<J: Job>(
         ObjectiveConfig::FlowMatching(objective) => {
             let pipeline = match config.model.init {
                 ModelInit::Pretrained => FluxPipeline::open_as(prepared.placement, model, device, dtype)?,
-                ModelInit::Random => FluxPipeline::untrained(model, seed, device)?,
+                ModelInit::Random => FluxPipeline::untrained(prepared.placement, model, seed, device)?,
             };
             drop(loading);
             job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
@@ -104,7 +104,7 @@ pub(super) fn with_task<J: Job>(
         ObjectiveConfig::InstructPix2Pix(objective) => {
             let pipeline = match config.model.init {
                 ModelInit::Pretrained => InstructPix2PixPipeline::open_as(prepared.placement, model, device, dtype)?,
-                ModelInit::Random => InstructPix2PixPipeline::untrained(model, seed, device)?,
+                ModelInit::Random => InstructPix2PixPipeline::untrained(prepared.placement, model, seed, device)?,
             };
             drop(loading);
             job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))

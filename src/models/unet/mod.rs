@@ -108,9 +108,9 @@ impl UNet {
     ///
     /// # Errors
     /// The configuration is missing or broken.
-    pub fn untrained(folder: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
+    pub fn untrained(residence: Residence, folder: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
         let weights = Weights::untrained(seed, starts_at_zero, device);
-        Ok(Self::load(&weights, UNetConfig::open(folder)?, Residence::Resident))
+        Ok(Self::load(&weights, UNetConfig::open(folder)?, residence))
     }
 
     /// Takes all tensors of the model from `weights`; the caller ends with [`Weights::finish`].
