@@ -173,7 +173,7 @@ impl Weights {
                     _ => None,
                 }
             }
-            Content::Random(_) => None,
+            Content::Random(..) => None,
         };
         self.source.dtype.or_else(bias).unwrap_or(FloatDType::F32)
     }
@@ -372,7 +372,9 @@ impl Source {
             Content::Random(seed, spread) => {
                 let dtype = self.dtype.unwrap_or(FloatDType::F32);
                 match (self.device.as_dispatch(), spread) {
-                    (DispatchDevice::Flex(_), _) | (_, Spread::Calm(_)) => random::on_host(*seed, *spread, name, &shape),
+                    (DispatchDevice::Flex(_), _) | (_, Spread::Calm(_)) => {
+                        random::on_host(*seed, *spread, name, &shape)
+                    }
                     _ => return Ok(random::on_device(&self.device, *seed, name, shape, dtype.into())),
                 }
             }
