@@ -115,8 +115,8 @@ fn the_levels_of_scales_are_those_of_bitsandbytes() {
     let (found, expected) = (dynamic_levels(), floats(&golden(), "dynamic"));
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.into_iter().zip(expected) {
-        // The last bit depends on the width of torch's vectors. Files carry the levels that they were made with.
-        assert!((found - expected).abs() <= 1.2e-7 * expected.abs(), "{found:e} {expected:e}");
+        // The last bits depend on the width of torch's vectors. Files carry the levels that they were made with.
+        assert!((found - expected).abs() <= 2.5e-7 * expected.abs(), "{found:e} {expected:e}");
     }
     assert_eq!([127, 255].map(|i| dynamic_levels()[i]), [0.0, 1.0]);
 }
