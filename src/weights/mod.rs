@@ -25,7 +25,6 @@ use burn::{
     backend::DispatchDevice,
     tensor::{Device, FloatDType, Tensor},
 };
-use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result},
@@ -34,7 +33,7 @@ use crate::{
 };
 pub use file::TensorFile;
 pub use folder::{FolderReport, TrainedPart, Widened, export_folder};
-pub use part_config::read_config;
+pub use part_config::{read_config, read_json};
 pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
 use random::Spread;
 use shards::Sources;
@@ -395,14 +394,4 @@ impl Source {
 /// activations. Elsewhere this is `make(from)`.
 fn keep<T: Send, const D: usize>(device: &Device, from: T, make: impl Fn(T) -> Tensor<D> + Send) -> Tensor<D> {
     device.memory_persistent_allocations(from, make)
-}
-
-/// Reads a JSON file, such as a component's `config.json`.
-///
-/// # Errors
-/// The file is missing, no JSON, or lacks a field; the message names the file and the place in it.
-pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
-    let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::read_json;
 use crate::{
     error::{Error, Result},
     notice::{some_of, warn_once},
@@ -49,6 +48,16 @@ pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) 
         warn_once(format!("{}: settings that kiln does not know and does not use: {count} ({names})", path.display()));
     }
     serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// Reads a JSON file, such as a component's `config.json`.
+///
+/// # Errors
+/// The file is missing, no JSON, or lacks a field; the message names the file and the place in it.
+pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 
 /// Whether weights are stored in a way that kiln reads. How each tensor is stored, the files themselves say.
