@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    paths, stop,
-    weights::{read_json, shards},
+    lora, paths, single_file, stop,
+    weights::{VARIANTS, VIEW, read_json, shards},
 };
 
 /// The parts of a pipeline that kiln reads, each a folder of its own. Others (safety checker, image encoder) are left.
@@ -24,7 +24,8 @@ const COMPONENTS: [&str; 8] =
 /// The file every diffusers folder starts from.
 const INDEX: &str = "model_index.json";
 
-/// The local folder of `model`: a folder in the layout of diffusers, or the name `org/name` of a repository on the Hugging
+/// The local folder of `model`: a folder in the layout of diffusers; `FILE@MODEL`, a single-file checkpoint and another model that
+/// has what the file lacks; or the name `org/name` of a repository on the Hugging
 /// Face hub. What the hub's cache has whole is not looked up again; the rest is downloaded into it. The variables are those of
 /// huggingface_hub: the cache is `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in
 /// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; the token is that of `HF_TOKEN` or of `hf auth login`; `HF_ENDPOINT` is
@@ -46,6 +47,7 @@ pub fn resolve_untrained(model: &str) -> Result<PathBuf> {
 }
 
 fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
+    let model = page(model).unwrap_or(model);
     let folder = paths::meant_by("model.path", Path::new(model))?;
     if folder.is_dir() {
         let mut lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
@@ -60,6 +62,17 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
                  configuration and its weights as safetensors",
             )),
         };
+    }
+    if let Some((file, rest)) = model.rsplit_once('@')
+        && !folder.exists()
+    {
+        let file = paths::meant_by("model.path", Path::new(file))?;
+        if file.is_file() {
+            return single_file::folder(&file, &resolve(rest)?);
+        }
+    }
+    if folder.is_file() {
+        return Err(alone(&folder));
     }
     if !is_repository(model) {
         let problem = match folder.exists() {
@@ -81,6 +94,30 @@ pub fn cache_folder() -> Result<PathBuf> {
 
 /// As [`missing`] names them.
 const DENOISERS: [&str; 2] = ["transformer/", "unet/"];
+/// The `org/name` of a model by the address of its page.
+fn page(model: &str) -> Option<&str> {
+    let path = model.trim().strip_prefix("https://huggingface.co/").or_else(|| model.strip_prefix("https://hf.co/"))?;
+    let end = path.match_indices('/').nth(1).map_or(path.len(), |(end, _)| end);
+    Some(&path[..end]).filter(|name| is_repository(name))
+}
+
+/// The error of a file without a folder that has what it lacks.
+fn alone(file: &Path) -> Error {
+    match lora::inspect(file) {
+        Ok(inspection) => {
+            let problem = format!("is a single file ({}), without tokenizers and configurations", inspection.kind);
+            let hint = match inspection.lora {
+                Some(_) => "give it as an adapter (`lora`), and the model it is for as the model".into(),
+                None => format!(
+                    "name the folder of a model of the same kind, in the layout of diffusers, that has the rest: `{}@FOLDER`",
+                    file.display()
+                ),
+            };
+            Error::file(file, problem).hint(hint)
+        }
+        Err(error) => error,
+    }
+}
 
 /// Where a path that is not there was looked for.
 fn below(folder: &Path) -> String {
@@ -241,8 +278,15 @@ fn is_repository(model: &str) -> bool {
 }
 
 /// Of the files of a repository, those that kiln reads: configuration, vocabularies and full-precision safetensors of the
-/// known components. Not: other formats, variants (`fp16`, `non_ema`), or one big file at the top.
+/// known components; half-precision ones where a component has no others. Not: other formats, other variants (`non_ema`), or one
+/// big file at the top.
 fn wanted(names: &[String]) -> Vec<&str> {
+    let has_plain = |component: &str| {
+        names.iter().any(|name| {
+            let file = name.strip_prefix(component).and_then(|rest| rest.strip_prefix('/'));
+            file.and_then(|file| file.strip_suffix(".safetensors")).is_some_and(is_plain)
+        })
+    };
     let is_wanted = |name: &&str| {
         let Some((component, file)) = name.split_once('/') else { return *name == INDEX };
         let kind = file.rsplit_once('.').map_or("", |(_, kind)| kind);
@@ -250,11 +294,18 @@ fn wanted(names: &[String]) -> Vec<&str> {
         COMPONENTS.contains(&component)
             && !file.contains('/')
             && match weights {
-                Some(stem) => is_plain(stem),
-                None => ["json", "txt", "model"].contains(&kind) && !file.contains(".index."),
+                Some(stem) => is_plain(stem) || !has_plain(component) && is_half(stem),
+                None if file.contains(".index.") => file.ends_with(".index.fp16.json") && !has_plain(component),
+                None => ["json", "txt", "model"].contains(&kind),
             }
     };
     names.iter().map(String::as_str).filter(is_wanted).collect()
+}
+
+/// The half-precision copies of these.
+fn is_half(stem: &str) -> bool {
+    stem.strip_suffix(".fp16").is_some_and(is_plain)
+        || stem.contains(".fp16-") && is_plain(&stem.replacen(".fp16", "", 1))
 }
 
 /// `model`, `diffusion_pytorch_model`, and their shards `…-00001-of-00003`.
@@ -284,7 +335,7 @@ fn missing(folder: &Path) -> Result<Vec<String>> {
             _ => has("config.json") && has_weights(&folder.join(component))?,
         };
         if !enough {
-            lacking.push(format!("{component}/"));
+            lacking.push(format!("{component}/{}", what_is_there(&folder.join(component))));
         }
     }
     Ok(lacking)
@@ -292,12 +343,34 @@ fn missing(folder: &Path) -> Result<Vec<String>> {
 
 /// Whether a component has its one weights file, or an index and all the shards it names.
 fn has_weights(component: &Path) -> Result<bool> {
-    let stems = ["diffusion_pytorch_model", "model"];
-    let names = stems.iter().flat_map(|stem| [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")]);
-    if !names.into_iter().any(|name| component.join(name).is_file()) {
+    let entries = std::fs::read_dir(component).into_iter().flatten().flatten();
+    if !entries.map(|entry| entry.file_name()).any(|name| name == VIEW || is_weights(&name.to_string_lossy())) {
         return Ok(false);
     }
     Ok(shards(component)?.iter().all(|file| file.is_file()))
+}
+
+/// Whether a file of this name is the weights of a component, or their index, in any precision.
+fn is_weights(name: &str) -> bool {
+    let stem = ["diffusion_pytorch_model", "model"].iter().find_map(|stem| name.strip_prefix(stem));
+    stem.is_some_and(|rest| {
+        let rest = VARIANTS.iter().fold(rest.to_string(), |rest, variant| rest.replacen(&format!(".{variant}"), "", 1));
+        [".safetensors", ".safetensors.index.json"].contains(&rest.as_str())
+    })
+}
+
+/// What stands in place of the weights of a component, in brackets: pickles, which are not read.
+fn what_is_there(component: &Path) -> String {
+    let entries = std::fs::read_dir(component).into_iter().flatten().flatten();
+    let mut pickles: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    pickles.retain(|name| name.ends_with(".bin") || name.ends_with(".ckpt"));
+    pickles.sort_unstable();
+    match pickles.first() {
+        Some(name) => format!(
+            " (it has {name}, a PyTorch pickle; `save_pretrained(folder, safe_serialization=True)` writes safetensors)"
+        ),
+        None => String::new(),
+    }
 }
 
 #[cfg(test)]

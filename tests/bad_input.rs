@@ -160,9 +160,9 @@ fn lora_files_that_do_not_fit_are_named() {
     let vae = Path::new(MODEL).join("vae/diffusion_pytorch_model.safetensors");
     for (file, problem, hint) in [
         (&narrow, "attn.to_q`: the adapter is for 97 inputs and 96 outputs, the layer has 96 and 96", true),
-        (&stranger, "`transformer_blocks.77.attn.to_q`: the model has no such linear layer", true),
+        (&stranger, "`transformer_blocks.77.attn.to_q`: the model has no such layer", true),
         (&cut, "not a complete safetensors file", true),
-        (&text, "not a complete safetensors file", true),
+        (&text, "is a text file; kiln reads safetensors", true),
         (&vae, "LoRA", false),
         (&WORKSHOP.join("none.safetensors"), "No such file", false),
     ] {

@@ -323,6 +323,45 @@ fn further_prompts_are_encoded_too() {
 }
 
 #[test]
+fn captions_are_read_in_the_encodings_that_windows_writes() {
+    let (folder, config) = folder(3);
+    let utf_16: Vec<u8> = "\u{feff}the cat’s hat".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(folder.path().join("00.txt"), utf_16).unwrap();
+    std::fs::write(folder.path().join("01.txt"), b"the cat\x92s caf\xe9").unwrap();
+    std::fs::write(folder.path().join("02.txt"), b"\xef\xbb\xbfa hat\n").unwrap();
+    let dataset = run(&config, Fake::default()).0;
+    let captions: Vec<&str> = dataset.samples().iter().map(|sample| sample.caption.as_str()).collect();
+    assert_eq!(captions, ["the cat’s hat", "the cat’s café", "a hat"]);
+    std::fs::write(folder.path().join("01.txt"), b"\x83\x81\x81\x5b\x8d").unwrap();
+    let error = prepare(&config, DatasetKind::Captions, &[], &mut Fake::default(), &silent).unwrap_err().to_string();
+    assert!(error.contains("01.txt: is not UTF-8") && error.contains("save it as UTF-8"), "{error}");
+}
+
+#[test]
+fn a_jpeg_without_its_end_marker_is_read_if_no_pixel_is_missing() {
+    for (quality, size) in [(100, 64), (60, 77), (20, 200)] {
+        let picture = RgbImage::from_fn(size, size, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x * y) as u8]));
+        let mut whole = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut whole, quality);
+        encoder.write_image(picture.as_raw(), size, size, image::ExtendedColorType::Rgb8).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.txt"), "a picture").unwrap();
+        let config = DataConfig { path: folder.path().into(), resolution: 64, ..Default::default() };
+        let with = |bytes: &[u8]| {
+            std::fs::write(folder.path().join("a.jpg"), bytes).unwrap();
+            prepare(&config, DatasetKind::Captions, &[], &mut Fake::default(), &silent)
+        };
+        let expected = content(&with(&whole).unwrap())[0].2.clone();
+        let endless = with(&whole[..whole.len() - 2]).unwrap();
+        assert!(content(&endless)[0].2 == expected, "quality {quality}");
+        for missing in [10, 40, whole.len() / 2] {
+            let error = with(&whole[..whole.len() - missing]).unwrap_err().to_string();
+            assert!(error.contains("the end of the JPEG is missing"), "{missing} bytes: {error}");
+        }
+    }
+}
+
+#[test]
 fn exif_orientation_is_applied() {
     // Stored lying on its side, with orientation 6: to be turned a quarter clockwise. So its left edge is meant as the top.
     let stored = RgbImage::from_fn(128, 64, |x, _| Rgb([if x < 64 { 250 } else { 5 }; 3]));

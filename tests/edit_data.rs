@@ -110,6 +110,48 @@ fn paired(edits: &[Edit]) -> TempDir {
     folder
 }
 
+/// The same under the names that diffusers' documentation has.
+fn renamed(edits: &[Edit]) -> TempDir {
+    let folder = paired(edits);
+    for (name, other) in [("original", "original_images"), ("edited", "edited_images")] {
+        fs::rename(folder.path().join(name), folder.path().join(other)).unwrap();
+    }
+    folder
+}
+
+/// `metadata.jsonl` and its pictures in a folder below, as Hugging Face's folders of pictures have it.
+fn nested(edits: &[Edit]) -> TempDir {
+    let (folder, listed) = (tempfile::tempdir().unwrap(), listed(edits));
+    let train = folder.path().join("train");
+    fs::create_dir_all(&train).unwrap();
+    for name in ["before", "after", "metadata.jsonl"] {
+        fs::rename(listed.path().join(name), train.join(name)).unwrap();
+    }
+    folder
+}
+
+/// A Parquet file of a plain column of bytes and one of paths, with these codecs for their pages.
+fn plain_table(path: &Path, edits: &[Edit], edited: &[String], compression: Compression) {
+    let schema =
+        "message schema { required binary original; required binary edited (STRING); required binary edit (STRING); }";
+    let schema = parse_message_type(schema).unwrap();
+    let properties = WriterProperties::builder().set_compression(compression).build();
+    let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema.into(), properties.into()).unwrap();
+    let mut out = writer.next_row_group().unwrap();
+    let bytes = |values: Vec<Vec<u8>>| values.into_iter().map(ByteArray::from).collect::<Vec<_>>();
+    for values in [
+        bytes(edits.iter().map(|edit| edit.original.clone()).collect()),
+        bytes(edited.iter().map(|path| path.clone().into_bytes()).collect()),
+        bytes(edits.iter().map(|edit| edit.instruction.clone().into_bytes()).collect()),
+    ] {
+        let mut column = out.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    out.close().unwrap();
+    writer.close().unwrap();
+}
+
 /// A column of a Parquet file: where a cell of `None` ends in its levels, and its values.
 fn column(cells: &[Option<Vec<u8>>], filled: i16) -> (Vec<ByteArray>, Vec<i16>) {
     let levels = cells.iter().map(|cell| if cell.is_some() { filled } else { filled - 1 });
@@ -221,7 +263,14 @@ fn every_source_gives_the_same_samples() {
     let listed = listed(&edits);
     let expected = run(&config(&listed)).0;
     assert_eq!(expected.samples().len(), 20);
-    for (folder, has_captions) in [(listed_as_csv(&edits), true), (paired(&edits), false), (tabled(&edits), true)] {
+    let folders = [
+        (listed_as_csv(&edits), true),
+        (paired(&edits), false),
+        (renamed(&edits), false),
+        (nested(&edits), true),
+        (tabled(&edits), true),
+    ];
+    for (folder, has_captions) in folders {
         let config = config(&folder);
         let (dataset, prompts, pictures) = run(&config);
         assert_eq!((prompts, pictures), (21, 40), "each instruction and the empty prompt, both pictures of each edit");
@@ -244,6 +293,90 @@ fn every_source_gives_the_same_samples() {
         assert_eq!((run(&config).1, run(&config).2), (0, 0));
         assert!(LatentDataset::open(&config, DatasetKind::Edits, &[], "", "").is_ok());
     }
+}
+
+#[test]
+fn tables_hold_bytes_or_name_files_and_are_compressed_in_any_usual_way() {
+    let edits = edits(6);
+    let expected = run(&config(&paired(&edits))).0.fingerprint();
+    for compression in [Compression::ZSTD(Default::default()), Compression::LZ4_RAW, Compression::UNCOMPRESSED] {
+        let folder = tempfile::tempdir().unwrap();
+        for (i, edit) in edits.iter().enumerate() {
+            // Below the folder of the table, or below the data folder.
+            write(
+                folder.path().join(if i % 2 == 0 { format!("data/img/{i}.png") } else { format!("img/{i}.png") }),
+                &edit.edited,
+            );
+        }
+        let names: Vec<String> = (0..edits.len()).map(|i| format!("img/{i}.png")).collect();
+        plain_table(&folder.path().join("data/train.parquet"), &edits, &names, compression);
+        let dataset = run(&config(&folder)).0;
+        assert_eq!(dataset.fingerprint(), expected, "{compression:?}");
+        assert_eq!(dataset.samples()[0].picture.place, Place::from("data/img/0.png".to_string()));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["img/0.png", "../1.png", "/etc/2.png", "", "4.png", "5.png"].map(String::from);
+    plain_table(&folder.path().join("a.parquet"), &edits, &names, Compression::SNAPPY);
+    assert_problems(
+        &folder,
+        &[
+            "a.parquet row 0 `edited`: there is no such picture as img/0.png",
+            "a.parquet row 1 `edited`: `../1.png` must be a path inside",
+            "a.parquet row 2 `edited`: `/etc/2.png` must be a path inside",
+            "a.parquet row 3 `edited`: holds no picture",
+            "a.parquet row 4 `edited`: there is no such picture as 4.png",
+            "a.parquet row 5 `edited`: there is no such picture as 5.png",
+        ],
+    );
+}
+
+#[test]
+fn the_edited_picture_chooses_the_size_of_a_pair() {
+    let mut all = edits(3);
+    all[0].original = png(128, 128, |x, y| [x as u8, y as u8, 9]); // larger, of the same shape
+    all[1].original = png(64, 64, |x, y| [x as u8, y as u8, 9]); // a square beside 80 × 48
+    let folder = listed(&all);
+    let (dataset, _, pictures) = run(&config(&folder));
+    assert_eq!((dataset.samples().len(), pictures), (3, 6));
+    for sample in dataset.samples() {
+        let original = sample.original.as_ref().unwrap();
+        assert_eq!(original.bucket, sample.picture.bucket);
+    }
+    assert_eq!(dataset.samples()[0].original.as_ref().unwrap().size, (128, 128));
+    let batch = dataset.read(&[SampleIndex { sample: 1, flipped: false }], &[KEPT]).unwrap();
+    assert_eq!(batch.original.unwrap().shape, batch.moments.shape);
+}
+
+#[test]
+fn the_set_of_the_paper_is_read_with_its_list_of_good_seeds() {
+    let all = edits(3);
+    let folder = tempfile::tempdir().unwrap();
+    for (i, edit) in all.iter().enumerate() {
+        let below = folder.path().join(format!("000000{}", i / 2));
+        write(below.join(format!("{i}_0.png")), &edit.original);
+        write(below.join(format!("{i}_1.png")), &edit.edited);
+        let prompt = json!({"input": format!("thing {}", i / 2), "edit": format!("make it number {}", i / 2), "output": "another"});
+        write(below.join("prompt.json"), prompt.to_string());
+        write(below.join("metadata.jsonl"), "{\"seed\": 0, \"p2p_threshold\": 0.3}\n");
+    }
+    let whole = run(&config(&folder)).0;
+    assert_eq!(whole.samples().len(), 3);
+    let sample = &whole.samples()[0];
+    assert_eq!(sample.caption, "make it number 0");
+    assert_eq!(
+        (sample.original_caption.as_deref(), sample.edited_caption.as_deref()),
+        (Some("thing 0"), Some("another"))
+    );
+    assert_eq!(sample.original.as_ref().unwrap().place, Place::from("0000000/0_0.png".to_string()));
+    write(folder.path().join("seeds.json"), json!([["0000000", ["1"]], ["0000001", ["2"]]]).to_string());
+    let files: Vec<_> = run(&config(&folder)).0.samples().iter().map(|s| s.picture.place.file.clone()).collect();
+    assert_eq!(files, ["0000000/1_1.png", "0000001/2_1.png"]);
+    fs::remove_file(folder.path().join("0000001/2_0.png")).unwrap();
+    write(folder.path().join("0000000/prompt.json"), "{}");
+    assert_problems(
+        &folder,
+        &["0000001/2_1.png: there is no image 2_0 beside it", "0000000/prompt.json: missing field"],
+    );
 }
 
 #[test]
@@ -431,7 +564,6 @@ fn the_joint_rule_is_that_of_diffusers() {
 #[test]
 fn all_that_is_wrong_with_a_list_is_found_together() {
     let mut all = edits(8);
-    all[1].edited = png(64, 64, |x, y| [x as u8, y as u8, 0]);
     all[2].original.truncate(100);
     all[3].instruction = " ".into();
     all[4].original = png(8, 64, |_, _| [0; 3]);
@@ -450,7 +582,6 @@ fn all_that_is_wrong_with_a_list_is_found_together() {
     assert_problems(
         &folder,
         &[
-            "after/1.png: is 64 × 64 pixels, but its original before/1.png is 80 × 48",
             "before/2.png: cannot be decoded",
             "line 4, after/3.png: its instruction is empty",
             "before/4.png: is too small",
@@ -495,7 +626,6 @@ fn all_that_is_wrong_with_two_folders_is_found_together() {
 fn all_that_is_wrong_with_tables_is_found_together() {
     let folder = tempfile::tempdir().unwrap();
     let mut all = edits(6);
-    all[1].edited = all[0].edited.clone();
     all[2].original.clear();
     all[3].instruction.clear();
     all[4].edited.truncate(60);
@@ -508,12 +638,11 @@ fn all_that_is_wrong_with_tables_is_found_together() {
     assert_problems(
         &folder,
         &[
-            "a.parquet row 1 `edited_image.bytes`: is 64 × 64 pixels, but its original a.parquet row 1 `original_image.bytes` is 80 × 48",
-            "a.parquet row 2 `original_image.bytes`: holds no picture",
+            "a.parquet row 2 `original_image.bytes`: there is no such picture as a.png",
             "a.parquet row 3: its instruction is empty",
             "a.parquet row 4 `edited_image.bytes`: cannot be decoded",
             "b.parquet: is not a Parquet file",
-            "c.parquet: has no column of original pictures (column `original`;",
+            "c.parquet: has no column of edited pictures (column `edited`;",
         ],
     );
     let whole = fs::read(folder.path().join("a.parquet")).unwrap();

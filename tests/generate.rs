@@ -364,7 +364,7 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
         (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
-        (&cut, &["--lora", &LORA], "the model has no such linear layer"),
+        (&cut, &["--lora", &LORA], "the model has no such layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),
     ] {
         let start = ["generate", "--model", model, "--prompt", "p", "--output", output.to_str().unwrap()];

@@ -13,6 +13,7 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
 use kiln::{
     kernels,
     lora::{Format, Init, Lora, LoraConfig, Targets, export, inspect},
+    nn::Delta,
     rng::Seed,
     weights::{TensorFile, write_tensors},
 };
@@ -218,6 +219,167 @@ fn all_spellings_of_one_adapter_are_read_alike() {
 }
 
 #[test]
+fn wrappers_and_shares_of_fused_layers_are_read_as_what_they_stand_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let golden = &goldens("FluxPipeline")[0];
+    let source = diffusers_file(&folders(golden)[0]);
+    let lora = Lora::read(&source).unwrap();
+    let source = TensorFile::open(source).unwrap();
+    let renamed = |name: &str, rename: &dyn Fn(&str, &str) -> String| {
+        let mut tensors = BTreeMap::new();
+        for layer in &lora.layers {
+            for (matrix, spelling) in [("lora_A", "lora_down"), ("lora_B", "lora_up")] {
+                let data = source.read(&format!("transformer.{}.{matrix}.weight", layer.name)).unwrap();
+                tensors.insert(rename(&layer.name, spelling), data);
+            }
+            let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
+            let module = rename(&layer.name, "").replace("..weight", "");
+            tensors.insert(format!("{module}.alpha"), alpha);
+        }
+        let path = temporary.path().join(name);
+        write_tensors(&path, &tensors, &BTreeMap::new()).unwrap();
+        path
+    };
+    for prefix in ["transformer.base_model.model.", "model.diffusion_model.", "base_model.model.transformer._orig_mod."]
+    {
+        let path = renamed(prefix, &|layer, matrix| format!("{prefix}{layer}.{matrix}.weight"));
+        assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6, "{prefix}");
+    }
+    // OneTrainer's older files number the layers that a module of the original code fuses.
+    let numbered = |layer: &str| {
+        let shares = [
+            ("attn.to_q", "img_attn.qkv.0"),
+            ("attn.to_k", "img_attn.qkv.1"),
+            ("attn.to_v", "img_attn.qkv.2"),
+            ("attn.add_q_proj", "txt_attn.qkv.0"),
+            ("attn.add_k_proj", "txt_attn.qkv.1"),
+            ("attn.add_v_proj", "txt_attn.qkv.2"),
+        ];
+        let single = [("attn.to_q", "linear1.0"), ("attn.to_k", "linear1.1"), ("attn.to_v", "linear1.2")];
+        let (table, block): (&[_], _) = match layer.strip_prefix("single_transformer_blocks.") {
+            Some(rest) => (&single, format!("single_blocks.{rest}")),
+            None => (&shares, layer.replace("transformer_blocks", "double_blocks")),
+        };
+        let found = table.iter().find(|(own, _)| block.ends_with(own));
+        found.map_or_else(|| layer.to_string(), |(own, share)| block.replace(own, share))
+    };
+    let path = renamed("numbered", &|layer, matrix| format!("transformer.{}.{matrix}.weight", numbered(layer)));
+    assert!(
+        TensorFile::open(&path).unwrap().names().iter().any(|name| name.contains("double_blocks.0.img_attn.qkv.1"))
+    );
+    assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6);
+}
+
+#[test]
+fn xlabs_files_change_the_image_stream_by_their_first_matrices() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("xlabs.safetensors");
+    let (width, rank) = (6, 2);
+    let block = "double_blocks.3.processor";
+    let mut tensors = vec![
+        (format!("{block}.qkv_lora1.down.weight"), vec![rank, width], 1.0),
+        (format!("{block}.qkv_lora1.up.weight"), vec![3 * width, rank], 1.0),
+        (format!("{block}.proj_lora2.down.weight"), vec![rank, width], 2.0),
+        (format!("{block}.proj_lora2.up.weight"), vec![width, rank], 1.0),
+    ];
+    let block = "single_blocks.4.processor";
+    tensors.extend([
+        (format!("{block}.qkv_lora.down.weight"), vec![rank, width], 3.0),
+        (format!("{block}.qkv_lora.up.weight"), vec![3 * width, rank], 1.0),
+        (format!("{block}.proj_lora.down.weight"), vec![rank, 5 * width], 1.0),
+        (format!("{block}.proj_lora.up.weight"), vec![width, rank], 1.0),
+    ]);
+    write(&path, tensors.iter().map(|(name, shape, value)| (name.as_str(), shape.clone(), *value)).collect());
+    let lora = Lora::read(&path).unwrap();
+    let names: Vec<_> = lora.layers.iter().map(|layer| layer.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "single_transformer_blocks.4.attn.to_k",
+            "single_transformer_blocks.4.attn.to_q",
+            "single_transformer_blocks.4.attn.to_v",
+            "single_transformer_blocks.4.proj_out",
+            "transformer_blocks.3.attn.to_add_out",
+            "transformer_blocks.3.attn.to_k",
+            "transformer_blocks.3.attn.to_q",
+            "transformer_blocks.3.attn.to_v",
+        ]
+    );
+    assert!(lora.layers.iter().all(|layer| layer.scale() == 1.0));
+    assert_eq!(inspect(&path).unwrap().lora.unwrap().format, "XLabs");
+}
+
+#[test]
+fn full_changes_and_fused_kronecker_products_come_apart_by_rows() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("fused.safetensors");
+    let width = 6;
+    let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+    let dense = random([3 * width, width]);
+    // Blocks of three rows end where a layer does, blocks of nine do not.
+    for (left, right) in [([6, 2], [3, 3]), ([2, 2], [9, 3])] {
+        let (left, right) = (random(left), random(right));
+        let module = "lora_unet_double_blocks_0_img_attn_qkv";
+        let tensors = BTreeMap::from([
+            (format!("{module}.lokr_w1"), left.to_data()),
+            (format!("{module}.lokr_w2"), right.to_data()),
+            ("lora_unet_double_blocks_0_txt_attn_qkv.diff".to_string(), dense.to_data()),
+        ]);
+        write_tensors(&path, &tensors, &BTreeMap::new()).unwrap();
+        let lora = Lora::read(&path).unwrap();
+        assert!(lora.layers.is_empty() && lora.foreign.len() == 6);
+        let whole = Delta::Kronecker { left, right }.dense();
+        let names = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"];
+        for (i, name) in names.into_iter().enumerate() {
+            let layer = lora.foreign.iter().find(|l| l.name.ends_with(name)).unwrap();
+            assert_eq!((layer.scale, layer.delta.dims()), (1.0, [width, width]));
+            let rows = if i < 3 { whole.clone() } else { dense.clone() }.narrow(0, i % 3 * width, width);
+            let apart: f32 = (layer.delta.dense() - rows).abs().max().into_scalar();
+            assert!(apart < 1e-5, "{name}: {apart}");
+        }
+    }
+    let text = export(&Lora::read(&path).unwrap(), &path, Format::Diffusers, FloatDType::F32).unwrap_err().to_string();
+    assert!(text.contains("no layers"), "{text}");
+}
+
+#[test]
+fn floats_of_eight_bits_are_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("eight.safetensors");
+    let module = "transformer.transformer_blocks.0.attn.to_q";
+    let header = format!(
+        r#"{{"{module}.lora_A.weight":{{"dtype":"F8_E4M3","shape":[1,2],"data_offsets":[0,2]}},"{module}.lora_B.weight":{{"dtype":"F8_E5M2","shape":[2,1],"data_offsets":[2,4]}}}}"#
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend([0x38, 0xc4, 0x3c, 0x41]); // 1, -3 and 1, 2.5
+    std::fs::write(&path, bytes).unwrap();
+    let delta = Lora::read(&path).unwrap().layers[0].delta().into_data().into_vec::<f32>().unwrap();
+    assert_eq!(delta, [1.0, -3.0, 2.5, -7.5]);
+}
+
+#[test]
+fn the_folder_of_an_adapter_is_read_as_its_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let text = Lora::read(folder).unwrap_err().to_string();
+    assert!(text.contains("adapter_model.safetensors"), "{text}");
+    std::fs::write(folder.join("adapter_model.bin"), "").unwrap();
+    let text = Lora::read(folder).unwrap_err().to_string();
+    assert!(text.contains("pickle") && text.contains("safe_serialization"), "{text}");
+    let source = diffusers_file(&folders(&goldens("FluxPipeline")[0])[0]);
+    let lora = Lora::read(&source).unwrap();
+    for name in ["some.safetensors", "adapter_model.safetensors"] {
+        std::fs::copy(&source, folder.join(name)).unwrap();
+        assert!(distance(&lora, &Lora::read(folder).unwrap()) == 0.0);
+        assert!(inspect(folder).unwrap().lora.is_some());
+    }
+    std::fs::rename(folder.join("adapter_model.safetensors"), folder.join("other.safetensors")).unwrap();
+    let text = Lora::read(folder).unwrap_err().to_string();
+    assert!(text.contains("2 safetensors files") && text.contains("other.safetensors"), "{text}");
+}
+
+#[test]
 fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("dense.safetensors");
@@ -262,22 +424,35 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
     };
     refuse(
         vec![
-            ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", vec![2, 4]),
-            ("transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector", vec![4]),
+            ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", vec![2, 4]),
+            ("transformer.transformer_blocks.0.attn.to_q.bias", vec![4]),
             ("transformer.transformer_blocks.0.attn.to_k.lora_A.weight", vec![2, 4]),
-            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", vec![2, 4]),
+            ("transformer.transformer_blocks.0.attn.to_v.oft_blocks", vec![2, 4]),
+            ("transformer.transformer_blocks.0.attn.to_v.lokr_w1", vec![2, 4]),
+            ("transformer.transformer_blocks.0.ff.net.2.hada_w1_a", vec![2, 4]),
+            ("transformer.transformer_blocks.0.norm1.diff", vec![2]),
         ],
-        &["3 problems", "text encoder", "DoRA", "attn.to_k` has only one", "lora_te1_"],
+        &[
+            "7 problems",
+            "second CLIP text encoder",
+            "change biases",
+            "attn.to_k` has only one",
+            "OFT",
+            "attn.to_v` lacks a factor",
+            "ff.net.2` lacks one of the four",
+            "norm1` changes what is no weight",
+        ],
     );
-    refuse(vec![("lora_unet_single_blocks_0_linear9.lora_down.weight", vec![2, 4])], &["linear9` has only one"]);
+    refuse(vec![("transformer.transformer_blocks.0.attn.to_q.dora_scale", vec![1, 4])], &["stretches columns"]);
+    refuse(vec![("lora_unet_single_blocks_0_linear9.lora_down.weight", vec![2, 4])], &["linear9` is no layer of FLUX"]);
     let fused = "lora_unet_double_blocks_0_img_attn_qkv";
     let (down, up) = (format!("{fused}.lora_down.weight"), format!("{fused}.lora_up.weight"));
     refuse(vec![(&down, vec![3, 4]), (&up, vec![13, 3])], &["13 rows"]);
     refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 3])], &["a second time"]);
     refuse(vec![(&down, vec![3, 4]), (&up, vec![12, 6])], &["different rank"]);
     refuse(
-        vec![("a.lora_down.weight", vec![2, 4, 3, 3]), ("a.lora_up.weight", vec![4, 2, 1, 1])],
-        &["3, 3", "two axes"],
+        vec![("a.lora_down.weight", vec![2, 4, 3]), ("a.lora_up.weight", vec![4, 2, 1])],
+        &["[2, 4, 3]", "no layer kiln knows"],
     );
     refuse(
         vec![
@@ -308,7 +483,7 @@ fn foreign_truncated_and_missing_files_are_errors() {
         assert!(inspect(&path).is_err());
     }
     let text = Lora::read(golden.folder.join("golden.json")).unwrap_err().to_string();
-    assert!(text.contains("not a complete safetensors file"), "{text}");
+    assert!(text.contains("is a JSON file"), "{text}");
     let vae = golden.folder.join("golden.safetensors");
     assert!(Lora::read(&vae).is_err());
     write(&path, vec![("conv_in.weight", vec![2, 4], 1.0), ("conv_in.bias", vec![2], 1.0)]);

@@ -91,7 +91,10 @@ fn both_formats_read_back_bit_for_bit() {
         for format in WRITTEN {
             let report = export(&lora, &path, format, FloatDType::F32).unwrap();
             // The scales of the goldens are powers of two.
-            assert!(report.difference == 0.0 && report.notes.is_empty(), "{case} {format}: {report}");
+            assert!(
+                report.difference == 0.0 && report.notes[0].contains("in full in diffusers"),
+                "{case} {format}: {report}"
+            );
             assert_eq!(content(&Lora::read(&path).unwrap()), folded(&lora), "{case} {format}");
             for dtype in [FloatDType::BF16, FloatDType::F16] {
                 assert!(export(&lora, &path, format, dtype).unwrap().difference < 0.02);
@@ -225,30 +228,16 @@ fn what_cannot_be_applied_or_written_is_refused_with_the_reason() {
         let text = Lora::read(&path).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(text.contains(part), "`{part}` in {text}"));
     };
-    let conv = "lora_unet_down_blocks_0_resnets_0_conv1";
     refuse(
-        &[(&format!("{conv}.lora_down.weight"), &[4, 8, 3, 3]), (&format!("{conv}.lora_up.weight"), &[8, 4, 1, 1])],
-        &["1 problem", "`lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight`", "are of convolution layers"],
-    );
-    let shortcuts =
-        ["lora_unet_down_blocks_1_resnets_0_conv_shortcut", "diffusion_model.input_blocks.4.0.skip_connection"];
-    for shortcut in shortcuts {
-        let (down, up) = (format!("{shortcut}.lora_down.weight"), format!("{shortcut}.lora_up.weight"));
-        refuse(&[(&down, &[4, 8, 1, 1]), (&up, &[8, 4, 1, 1])], &["1 problem", shortcut, "are of convolution layers"]);
-    }
-    let op = "lora_unet_input_blocks_3_0_op";
-    refuse(
-        &[(&format!("{op}.lora_down.weight"), &[4, 8, 3, 3]), (&format!("{op}.lora_up.weight"), &[8, 4, 1, 1])],
-        &["1 problem", "`lora_unet_input_blocks_3_0_op` is on no linear layer", "LoCon"],
+        &[("lora_unet_input_blocks_3_0_op.lora_down.weight", &[4, 8, 3, 3])],
+        &["1 problem", "`lora_unet_input_blocks_3_0_op` has only one of its two matrices"],
     );
     refuse(
         &[
-            ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", &[4, 8]),
-            ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", &[8, 4]),
-            ("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", &[4, 8]),
-            ("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", &[]),
+            ("lora_te_text_model_embeddings.lora_down.weight", &[4, 8]),
+            ("lora_te_text_model_embeddings.lora_up.weight", &[8, 4]),
         ],
-        &["1 problem", "and 1 more change a text encoder", "without these parts"],
+        &["1 problem", "no linear layer of CLIP or T5", "without these parts"],
     );
     refuse(
         &[

@@ -115,7 +115,7 @@ fn adapters(model: &UNet, file: &TensorFile, scale: f64) -> Adapters {
     let of = |name: String| {
         let factors = (factor(&name, ["lora_A", "lora.down"]), factor(&name, ["lora_B", "lora.up"]));
         let (Some(a), Some(b)) = factors else { return None };
-        Some((name, Adapter { a, b, scale, dropout: None }))
+        Some((name, Adapter::low_rank(a, b, scale)))
     };
     let found: Vec<_> = model.layers().into_iter().filter_map(|layer| of(layer.name)).collect();
     assert_eq!(2 * found.len(), file.names().len());

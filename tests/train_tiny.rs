@@ -194,8 +194,23 @@ fn exported_files_of_every_format_and_dtype_hold_the_trained_adapter_and_say_wha
             for key in ["kiln.config", "kiln.base_model", "kiln.base_model_fingerprint", "kiln.dataset_fingerprint"] {
                 assert!(metadata.get(key).is_some_and(|value| !value.is_empty()), "{file}: {key}");
             }
+            let here = env!("CARGO_MANIFEST_DIR");
+            assert!(metadata.values().all(|value| !value.contains(here)), "{file} names a folder of this machine");
+            assert_eq!(metadata["modelspec.architecture"], "flux-1-dev/lora");
+            assert_eq!(
+                (metadata["ss_base_model_version"].as_str(), metadata["ss_output_name"].as_str()),
+                ("flux1", "whole")
+            );
+            assert_eq!(metadata["sshs_model_hash"].len(), 64);
             let (said, _) = succeeds(&["inspect", file]);
             assert!(said.contains("LoRA") && said.to_lowercase().contains(format), "{said}");
+            assert!(said.contains("loads in full in diffusers, ComfyUI"), "{said}");
+            let bare = folder.join("bare.safetensors");
+            let bare_text = bare.to_str().unwrap();
+            succeeds(&["export", run, "--output", bare_text, "--format", format, "--dtype", dtype, "--no-metadata"]);
+            assert_eq!(TensorFile::open(&bare).unwrap().metadata(), [("format".to_string(), "pt".to_string())].into());
+            assert!(distance(&Lora::read(&bare).unwrap(), &lora) == 0.0, "{bare_text}");
+            assert_eq!(TensorFile::open(&bare).unwrap().names(), tensors.names());
         }
     }
     // The run's own export is that of its last checkpoint; another checkpoint can be asked for.

@@ -24,7 +24,8 @@ pub struct Args {
     /// The file to write (.safetensors) or, of a full run, the folder
     #[arg(long, value_name = "FILE|DIR", value_parser = super::path())]
     output: PathBuf,
-    /// Whose names the tensors of a LoRA get [default: diffusers]
+    /// The key naming convention of a LoRA file [default: the one that most programs read: diffusers for FLUX.1, kohya for Stable
+    /// Diffusion]
     #[arg(long, value_enum)]
     format: Option<lora::Format>,
     /// Number format of the tensors; bf16 and f16 halve the file and round the weights
@@ -33,6 +34,10 @@ pub struct Args {
     /// The trained numbers themselves, where the run also has their running mean (`training.ema_decay`)
     #[arg(long)]
     raw: bool,
+    /// Leave out what a LoRA file says about itself: the configuration, the trigger word, hashes. Folders and validation prompts are
+    /// never in it
+    #[arg(long)]
+    no_metadata: bool,
     /// Where the base model of a full run is now, if it is not where it was: a folder, or `org/name`
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
@@ -51,7 +56,13 @@ pub(super) fn run(args: Args) -> Result<()> {
         Dtype::Bf16 => FloatDType::BF16,
         Dtype::F16 => FloatDType::F16,
     };
-    let options = ExportOptions { format: args.format, dtype, raw: args.raw, model: args.model.as_deref() };
+    let options = ExportOptions {
+        format: args.format,
+        dtype,
+        raw: args.raw,
+        metadata: !args.no_metadata,
+        model: args.model.as_deref(),
+    };
     training::export(&args.path, &args.output, options)?;
     print(args.output.display())
 }

@@ -6,17 +6,17 @@ use std::{
 };
 
 use super::{
-    Cell, Place,
     listing::{Listing, repeats},
     manifest::{FileKind, Manifest, Row, clean, kind_of, named},
     metadata::{Record, is_metadata, records},
-    table::{Table, tables},
+    table::{Images, Table, tables},
+    text_file::read_text,
 };
 use crate::error::Result;
 
 /// The columns of metadata and Parquet files; of several, the first counts.
 const CAPTION: &[&str] = &["text", "caption"];
-const PICTURE: &[&str] = &["image", "picture", "img"];
+const PICTURE: &[&str] = &["image", "picture", "img", "image_bytes", "jpg", "png", "webp", "file_name", "image_path"];
 
 impl Manifest {
     /// Reads the pictures below a `metadata.jsonl` or `metadata.csv` as that says, and the others with their `.txt` files; in a
@@ -26,12 +26,24 @@ impl Manifest {
     /// The folder, or a metadata file, cannot be read.
     pub(super) fn read_captions(&mut self, listing: &Listing, folder: &Path, trigger: &str) -> Result<()> {
         let governed = self.read_metadata(listing, folder)?;
-        self.list_captioned(listing, folder, &governed);
         let tables = tables(folder)?;
-        if self.rows.is_empty() && self.problems.is_empty() {
-            tables.read.iter().for_each(|file| self.read_captioned_table(folder, file));
+        let has_texts = || {
+            listing
+                .files
+                .iter()
+                .any(|file| kind_of(file) == FileKind::Picture && listing.find(&text_of(file)).is_some())
+        };
+        if governed.is_empty() && !tables.read.is_empty() && !has_texts() {
+            tables.read.iter().for_each(|file| self.read_captioned_table(listing, folder, file));
             self.leave_out(".parquet files of other splits than train", &tables.others);
+            let used: BTreeSet<&str> = self.rows.iter().map(|row| row.picture.file.as_str()).collect();
+            let is_unlisted = |file: &&String| {
+                ![FileKind::Table, FileKind::Other].contains(&kind_of(file)) && !used.contains(file.as_str())
+            };
+            let unlisted: Vec<String> = listing.files.iter().filter(is_unlisted).cloned().collect();
+            self.leave_out("images that no .parquet file lists", &unlisted);
         } else {
+            self.list_captioned(listing, folder, &governed);
             self.leave_out(".parquet files beside images", &[tables.read, tables.others].concat());
         }
         if self.rows.is_empty() && self.problems.is_empty() {
@@ -92,7 +104,7 @@ impl Manifest {
                         self.problem(file, format!("there is no caption file {}", text_of(file)));
                         continue;
                     };
-                    match (std::fs::read_to_string(folder.join(&text)), repeats(file)) {
+                    match (read_text(&folder.join(&text)), repeats(file)) {
                         (Ok(caption), Ok(repeats)) => {
                             self.rows.push(Row { repeats, ..Row::new(file.clone().into(), None, &caption) });
                         }
@@ -111,22 +123,21 @@ impl Manifest {
         }
     }
 
-    /// The rows of a Parquet file: a column of pictures, which are structs with `bytes`, and one of captions.
-    fn read_captioned_table(&mut self, folder: &Path, file: &str) {
+    /// The rows of a Parquet file: a column of images or of their paths, and one of captions.
+    fn read_captioned_table(&mut self, listing: &Listing, folder: &Path, file: &str) {
         let rows = || {
             let table = Table::open(&folder.join(file))?;
             let missing = |what: &str, names: &[&str]| format!("has no column of {what} ({})", names.join(", "));
-            let picture =
-                table.first(PICTURE, ".bytes").ok_or_else(|| missing("pictures with their bytes", PICTURE))?;
+            let images = Images::of(&table, PICTURE).ok_or_else(|| missing("images or their paths", PICTURE))?;
             let caption = table.first(CAPTION, "").ok_or_else(|| missing("captions", CAPTION))?;
             let captions = table.texts(&caption)?;
-            let place = |row| Place { file: file.into(), cell: Some(Cell { row, column: picture.clone() }) };
-            let rows = captions.iter().enumerate().map(|(row, caption)| Row::new(place(row), None, caption));
-            Ok::<_, String>((rows.collect::<Vec<_>>(), table.unread(file, &[&picture, &caption])))
+            let places = images.places(&table, file, listing)?.into_iter();
+            let rows = places.zip(&captions).map(|(place, caption)| place.map(|place| Row::new(place, None, caption)));
+            Ok::<_, String>((rows.collect::<Vec<_>>(), table.unread(file, &[images.column(), &caption])))
         };
         match rows() {
             Ok((rows, unread)) => {
-                self.rows.extend(rows);
+                rows.into_iter().for_each(|row| self.add(row));
                 self.unused.extend(unread);
             }
             Err(problem) => self.problem(file, problem),
@@ -135,7 +146,7 @@ impl Manifest {
 }
 
 /// The folder of a file: empty, or ending in `/`.
-fn parent(file: &str) -> &str {
+pub(super) fn parent(file: &str) -> &str {
     file.rfind('/').map_or("", |end| &file[..=end])
 }
 

@@ -59,7 +59,7 @@ pub(super) type Stamp = (u64, u64);
 pub struct Sample {
     /// The picture; of an edit, the edited one.
     pub picture: Picture,
-    /// Of an edit, the picture before it, of the same size and so in the same bucket.
+    /// Of an edit, the picture before it, in the bucket of the edited one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<Picture>,
     /// The picture's caption, with the trigger word; of an edit, the instruction.

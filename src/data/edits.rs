@@ -5,14 +5,17 @@ use std::{
     path::Path,
 };
 
+use serde::Deserialize;
+
 use super::{
-    Cell, Place,
+    captions::parent,
     listing::Listing,
     manifest::{FileKind, Manifest, Row, clean, kind_of, named},
-    metadata::{Record, records},
-    table::{Table, tables},
+    metadata::{Record, is_metadata, records},
+    table::{Images, Table, tables},
+    text_file::read_text,
 };
-use crate::{error::Result, paths::composed};
+use crate::{error::Result, paths::composed, weights::read_json};
 
 // The columns of metadata and Parquet files; of several, the first counts. Besides our own names these are those of
 // diffusers' train_instruct_pix2pix.py and of the public sets of edits.
@@ -25,43 +28,48 @@ const ORIGINAL_CAPTION: &[&str] =
 const EDITED_CAPTION: &[&str] =
     &["edited_caption", "edited_prompt", "target_caption", "target_prompt", "output_caption", "output_prompt"];
 
+/// Folders of originals and of edited images, as people name them; the first pair that is there counts.
+const FOLDERS: [[&str; 2]; 6] = [
+    ["original", "edited"],
+    ["original_images", "edited_images"],
+    ["originals", "edits"],
+    ["input", "output"],
+    ["source", "target"],
+    ["before", "after"],
+];
+
 impl Manifest {
-    /// Reads `metadata.jsonl` or `metadata.csv` if the folder has one, else its folders `original` and `edited`, else its
-    /// Parquet files, and those in its folder `data`.
+    /// Reads all `metadata.jsonl` and `metadata.csv` if there are any, else a set in the layout of InstructPix2Pix's own, else
+    /// folders of originals and of edited images, else the Parquet files, and those in the folder `data`.
     ///
     /// # Errors
     /// The folder, or its metadata file, cannot be read.
     pub(super) fn read_edits(&mut self, listing: &Listing, folder: &Path) -> Result<()> {
-        let pairs = ["original", "edited"].map(|name| folder.join(name).is_dir());
+        let there = |names: &[&str; 2]| names.map(|name| folder.join(name).is_dir());
+        let names = FOLDERS.into_iter().find(|names| there(names) == [true; 2]).unwrap_or(FOLDERS[0]);
+        let pairs = there(&names);
         let tables = tables(folder)?;
-        match records(folder, "")? {
-            Some(records) => {
-                let mut seen = BTreeSet::new();
-                let names = [ORIGINAL, EDITED].map(with_file_names);
-                let [original, edited] =
-                    names.each_ref().map(|names| names.iter().map(String::as_str).collect::<Vec<_>>());
-                let read = [&original[..], &edited, INSTRUCTION, ORIGINAL_CAPTION, EDITED_CAPTION];
-                self.unused.extend(records.unread(&read));
-                for record in records.rows {
-                    match record {
-                        Ok(record) => self.add_edit(listing, &record, &mut seen),
-                        Err(problem) => self.problems.push(problem),
-                    }
-                }
-                self.leave_out(".parquet files beside metadata", &[&tables.read[..], &tables.others].concat());
+        let prompts = prompt_files(listing);
+        let governed: BTreeSet<&str> =
+            listing.files.iter().filter(|file| is_metadata(file)).map(|file| parent(file)).collect();
+        if !prompts.is_empty() {
+            self.read_seeds(listing, folder, &prompts);
+        } else if !governed.is_empty() {
+            let mut seen = BTreeSet::new();
+            for below in governed {
+                self.read_edit_metadata(listing, folder, below, &mut seen)?;
             }
-            None if pairs != [false; 2] && !tables.read.is_empty() => {
-                self.problem(&tables.read[0], "there are folders of pictures too: keep one of them");
-            }
-            None if pairs == [true; 2] => self.pair(listing, folder),
-            None if pairs != [false; 2] => {
-                let (there, missing) = if pairs[0] { ("original", "edited") } else { ("edited", "original") };
-                self.problem(format!("{there}/"), format!("there is no folder {missing}/ beside it"));
-            }
-            None => {
-                tables.read.iter().for_each(|file| self.read_table(folder, file));
-                self.leave_out(".parquet files of other splits than train", &tables.others);
-            }
+            self.leave_out(".parquet files beside metadata", &[&tables.read[..], &tables.others].concat());
+        } else if pairs != [false; 2] && !tables.read.is_empty() {
+            self.problem(&tables.read[0], "there are folders of pictures too: keep one of them");
+        } else if pairs == [true; 2] {
+            self.pair(listing, folder, names);
+        } else if pairs != [false; 2] {
+            let (there, missing) = if pairs[0] { ("original", "edited") } else { ("edited", "original") };
+            self.problem(format!("{there}/"), format!("there is no folder {missing}/ beside it"));
+        } else {
+            tables.read.iter().for_each(|file| self.read_table(listing, folder, file));
+            self.leave_out(".parquet files of other splits than train", &tables.others);
         }
         if self.problems.is_empty() {
             self.count_unlisted(listing);
@@ -86,10 +94,103 @@ impl Manifest {
         self.leave_out("images that are in no edit", &unlisted);
     }
 
-    /// The edit of a row of a metadata file.
-    fn add_edit(&mut self, listing: &Listing, record: &Record, seen: &mut BTreeSet<[String; 3]>) {
+    /// The edits of the metadata file in the sub-folder `below`.
+    fn read_edit_metadata(
+        &mut self,
+        listing: &Listing,
+        folder: &Path,
+        below: &str,
+        seen: &mut BTreeSet<[String; 3]>,
+    ) -> Result<()> {
+        let Some(records) = records(folder, below)? else { return Ok(()) };
+        let names = [ORIGINAL, EDITED].map(with_file_names);
+        let [original, edited] = names.each_ref().map(|names| names.iter().map(String::as_str).collect::<Vec<_>>());
+        let read = [&original[..], &edited, INSTRUCTION, ORIGINAL_CAPTION, EDITED_CAPTION];
+        self.unused.extend(records.unread(&read));
+        for record in records.rows {
+            match record {
+                Ok(record) => self.add_edit(listing, below, &record, seen),
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+        Ok(())
+    }
+
+    /// The set of InstructPix2Pix itself (timothybrooks/instruct-pix2pix): a folder for each prompt, with a `prompt.json` and pairs
+    /// `<seed>_0.jpg` and `<seed>_1.jpg`, and a list `seeds.json` of those that are good enough.
+    fn read_seeds(&mut self, listing: &Listing, folder: &Path, prompts: &[&String]) {
+        #[derive(Deserialize)]
+        struct Prompt {
+            #[serde(alias = "caption")]
+            input: Option<String>,
+            edit: String,
+            #[serde(alias = "edited_caption")]
+            output: Option<String>,
+        }
+        let good: Option<BTreeSet<(String, String)>> = match folder.join(SEEDS).is_file() {
+            false => None,
+            true => match read_json::<Vec<(String, Vec<String>)>>(folder.join(SEEDS)) {
+                Ok(seeds) => {
+                    let of =
+                        |(name, seeds): (String, Vec<String>)| seeds.into_iter().map(move |seed| (name.clone(), seed));
+                    Some(seeds.into_iter().flat_map(of).collect())
+                }
+                Err(e) => return self.problem(SEEDS, e.problems().join("; ")),
+            },
+        };
+        for file in prompts {
+            let below = parent(file);
+            let Prompt { input, edit, output } = match read_json(folder.join(file)) {
+                Ok(prompt) => prompt,
+                Err(e) => {
+                    self.problem(file, e.problems().join("; "));
+                    continue;
+                }
+            };
+            let name = below.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_string();
+            for (seed, [original, edited]) in self.seeded(listing, below) {
+                if good.as_ref().is_some_and(|good| !good.contains(&(name.clone(), seed))) {
+                    continue;
+                }
+                let row = Row::new(edited.clone().into(), Some(original.into()), &edit);
+                self.add_instructed(
+                    edited,
+                    Row { original_caption: input.clone(), edited_caption: output.clone(), ..row },
+                );
+            }
+        }
+    }
+
+    /// The pairs of a folder of such a set, by their seeds.
+    fn seeded(&mut self, listing: &Listing, below: &str) -> Vec<(String, [String; 2])> {
+        let mut sides: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
+        let here = listing.files.iter().filter(|file| parent(file) == below && kind_of(file) == FileKind::Picture);
+        for file in here {
+            let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            for (side, end) in ["_0", "_1"].into_iter().enumerate() {
+                if let Some(seed) = stem.strip_suffix(end) {
+                    sides.entry(seed.into()).or_default()[side] = Some(file.clone());
+                }
+            }
+        }
+        let mut pairs = Vec::new();
+        for (seed, sides) in sides {
+            match sides {
+                [Some(original), Some(edited)] => pairs.push((seed, [original, edited])),
+                [one, other] => {
+                    let (end, file) = if one.is_none() { ("_0", other) } else { ("_1", one) };
+                    self.problem(file.unwrap_or_default(), format!("there is no image {seed}{end} beside it"));
+                }
+            }
+        }
+        pairs
+    }
+
+    /// The edit of a row of the metadata file in the sub-folder `below`.
+    fn add_edit(&mut self, listing: &Listing, below: &str, record: &Record, seen: &mut BTreeSet<[String; 3]>) {
         let found = [("original", ORIGINAL), ("edited", EDITED)].map(|(what, names)| {
-            picture(listing, record, names).map_err(|problem| format!("{}, {what} picture: {problem}", record.place))
+            picture(listing, below, record, names)
+                .map_err(|problem| format!("{}, {what} picture: {problem}", record.place))
         });
         let problems: Vec<String> = found.iter().filter_map(|found| found.clone().err()).collect();
         let [Ok(original), Ok(edited)] = found else { return self.problems.extend(problems) };
@@ -120,30 +221,30 @@ impl Manifest {
         self.rows.push(row);
     }
 
-    /// Pictures of the same name, but for the extension, in the folders `original` and `edited`, and the `.txt` file of that
-    /// name in `edited`, `original` or `instruction`.
-    fn pair(&mut self, listing: &Listing, folder: &Path) {
-        let [originals, edits] = ["original", "edited"].map(|below| self.pictures(listing, below));
+    /// Pictures of the same name, but for the extension, in two `folders`, and the `.txt` file of that name in the second, the first
+    /// or in `instruction`.
+    fn pair(&mut self, listing: &Listing, folder: &Path, folders: [&str; 2]) {
+        let [before, after] = folders;
+        let [originals, edits] = folders.map(|below| self.pictures(listing, below));
         for (name, original) in &originals {
             if !edits.contains_key(name) {
-                self.problem(original, format!("there is no picture edited/{name} of any extension"));
+                self.problem(original, format!("there is no picture {after}/{name} of any extension"));
             }
         }
         for (name, edited) in edits {
             let Some(original) = originals.get(&name) else {
-                self.problem(edited, format!("there is no picture original/{name} of any extension"));
+                self.problem(edited, format!("there is no picture {before}/{name} of any extension"));
                 continue;
             };
-            let mut texts =
-                ["edited", "original", "instruction"].map(|place| format!("{place}/{name}.txt")).into_iter();
+            let mut texts = [after, before, "instruction"].map(|place| format!("{place}/{name}.txt")).into_iter();
             let Some(text) = texts.find_map(|text| listing.find(&text)) else {
                 self.problem(
                     edited,
-                    format!("there is no instruction edited/{name}.txt (nor in original/, instruction/)"),
+                    format!("there is no instruction {after}/{name}.txt (nor in {before}/, instruction/)"),
                 );
                 continue;
             };
-            match std::fs::read_to_string(folder.join(&text)) {
+            match read_text(&folder.join(&text)) {
                 Ok(instruction) => {
                     self.add_instructed(text, Row::new(edited.into(), Some(original.clone().into()), &instruction))
                 }
@@ -176,12 +277,15 @@ impl Manifest {
     }
 
     /// The rows of a Parquet file.
-    fn read_table(&mut self, folder: &Path, file: &str) {
-        match rows(folder, file) {
+    fn read_table(&mut self, listing: &Listing, folder: &Path, file: &str) {
+        match rows(listing, folder, file) {
             Ok((rows, unread)) => {
                 self.unused.extend(unread);
                 for (number, row) in rows.into_iter().enumerate() {
-                    self.add_instructed(format!("{file} row {number}"), row);
+                    match row {
+                        Ok(row) => self.add_instructed(format!("{file} row {number}"), row),
+                        Err(problems) => self.problems.extend(problems),
+                    }
                 }
             }
             Err(problem) => self.problem(file, problem),
@@ -189,14 +293,20 @@ impl Manifest {
     }
 }
 
-/// The rows of a Parquet file. A column of pictures is of structs with `bytes`, as Hugging Face writes them.
-fn rows(folder: &Path, file: &str) -> std::result::Result<(Vec<Row>, Option<String>), String> {
+/// A row, or what is wrong with its images.
+type FoundRow = std::result::Result<Row, Vec<String>>;
+
+/// The rows of a Parquet file.
+fn rows(listing: &Listing, folder: &Path, file: &str) -> std::result::Result<(Vec<FoundRow>, Option<String>), String> {
     let table = Table::open(&folder.join(file))?;
     let first = |names: &[&str], field: &str| table.first(names, field);
     let picture = |what: &str, names: &[&str]| {
-        first(names, ".bytes").ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
+        let all = with_file_names(names);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        Images::of(&table, &all).ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
     };
     let (original, edited) = (picture("original", ORIGINAL)?, picture("edited", EDITED)?);
+    let pairs = original.places(&table, file, listing)?.into_iter().zip(edited.places(&table, file, listing)?);
     let instruction =
         first(INSTRUCTION, "").ok_or_else(|| format!("has no instructions ({})", columns(INSTRUCTION)))?;
     let texts = |column: &str| Ok::<_, String>(table.texts(column)?.iter().map(|text| clean(text)).collect::<Vec<_>>());
@@ -207,18 +317,28 @@ fn rows(folder: &Path, file: &str) -> std::result::Result<(Vec<Row>, Option<Stri
     };
     let (before, after) = (captions(ORIGINAL_CAPTION)?, captions(EDITED_CAPTION)?);
     let texts = instructions.into_iter().zip(before.into_iter().zip(after));
-    let cell = |column: &str, row| Place { file: file.into(), cell: Some(Cell { row, column: column.into() }) };
     let captions = [ORIGINAL_CAPTION, EDITED_CAPTION].map(|names| first(names, "").unwrap_or_default());
-    let read = [&original, &edited, &instruction, &captions[0], &captions[1]].map(String::as_str);
+    let read = [original.column(), edited.column(), &instruction, &captions[0], &captions[1]];
     let rows = texts
-        .enumerate()
-        .map(|(number, (instruction, (before, after)))| Row {
-            original_caption: Some(before).filter(|caption| !caption.is_empty()),
-            edited_caption: Some(after).filter(|caption| !caption.is_empty()),
-            ..Row::new(cell(&edited, number), Some(cell(&original, number)), &instruction)
+        .zip(pairs)
+        .map(|((instruction, (before, after)), pair)| match pair {
+            (Ok(original), Ok(edited)) => Ok(Row {
+                original_caption: Some(before).filter(|caption| !caption.is_empty()),
+                edited_caption: Some(after).filter(|caption| !caption.is_empty()),
+                ..Row::new(edited, Some(original), &instruction)
+            }),
+            (original, edited) => Err([original.err(), edited.err()].into_iter().flatten().collect()),
         })
         .collect();
     Ok((rows, table.unread(file, &read)))
+}
+
+/// The file that says which seeds of InstructPix2Pix's own set are good enough.
+const SEEDS: &str = "seeds.json";
+
+/// The files that say what the edits of each folder of such a set are.
+fn prompt_files(listing: &Listing) -> Vec<&String> {
+    listing.files.iter().filter(|file| file.ends_with("/prompt.json")).collect()
 }
 
 /// The columns `names`, and these with `_file_name` appended, as Hugging Face's folders of pictures have it.
@@ -228,14 +348,14 @@ fn with_file_names(names: &[&str]) -> Vec<String> {
 }
 
 /// The picture that a row of a metadata file names in the first of the columns [`with_file_names`].
-fn picture(listing: &Listing, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
+fn picture(listing: &Listing, below: &str, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
     let columns_of = with_file_names(names);
     let name = record.text(&columns_of.iter().map(String::as_str).collect::<Vec<_>>())?.map(str::trim);
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| format!("is not given ({})", columns(names)))?;
     if kind_of(name) != FileKind::Picture {
         return Err(format!("{name} is not a JPEG, PNG or WebP file (by its extension)"));
     }
-    named(listing, "", name)
+    named(listing, below, name)
 }
 
 /// The names of columns, for people.

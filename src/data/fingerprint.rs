@@ -8,7 +8,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     stop,
-    weights::{has_weights, shards},
+    weights::{PartView, VIEW, has_weights, shards},
 };
 
 /// The settings of a model part. Tokenizers have a fingerprint of their own.
@@ -37,6 +37,12 @@ pub fn fingerprint(folders: &[PathBuf], settings: &str) -> Result<String> {
         let weights = if has_weights(folder)? { shards(folder)? } else { Vec::new() };
         for path in settings.chain(weights) {
             stop::check()?;
+            let of_view = if path.file_name().is_some_and(|name| name == VIEW) {
+                Some(PartView::read(&path)?.file)
+            } else {
+                None
+            };
+            let path = of_view.unwrap_or(path);
             hash_file(&mut hasher, &path).map_err(|e| Error::io(&path, e))?;
         }
     }

@@ -103,7 +103,7 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     reader.limits(limits.clone());
     if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_has_end(bytes) {
-        return Err("is cut short: the end of the JPEG is missing".into());
+        return jpeg_without_end(bytes).ok_or_else(|| "is cut short: the end of the JPEG is missing".into());
     }
     let image = || {
         let mut decoder = reader.into_decoder()?;
@@ -126,17 +126,35 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     }))
 }
 
-/// Whether the end marker follows the start of the picture data. The decoder itself fills what is missing with grey.
-fn jpeg_has_end(bytes: &[u8]) -> bool {
+/// A JPEG that lacks nothing but its end marker, as some cameras and programs write it; `None` if pixels are missing, too. The
+/// decoder fills what is missing: so if what follows the file changes the picture, it was not whole. Of several scans the last ones
+/// may be missing without a sign.
+fn jpeg_without_end(bytes: &[u8]) -> Option<RgbImage> {
+    const PROGRESSIVE: [u8; 2] = [0xFF, 0xC2];
+    if jpeg_start_of_scan(bytes).is_none_or(|scan| bytes[..scan].windows(2).any(|pair| pair == PROGRESSIVE)) {
+        return None;
+    }
+    let ended = |filler: &[u8]| decode(&[bytes, filler, &[0xFF, 0xD9]].concat()).ok();
+    let whole = ended(&[])?;
+    [0x55, 0x00, 0xAA].iter().all(|&byte| ended(&[byte; 64]).as_ref() == Some(&whole)).then_some(whole)
+}
+
+/// Where the first scan of a JPEG begins.
+fn jpeg_start_of_scan(bytes: &[u8]) -> Option<usize> {
     let mut at = 2; // after the start marker
     while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
         match marker {
             0xFF => at += 1, // padding between segments
-            0xDA => return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]),
+            0xDA => return Some(at),
             _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
         }
     }
-    false
+    None
+}
+
+/// Whether the end marker follows the start of the picture data. The decoder itself fills what is missing with grey.
+fn jpeg_has_end(bytes: &[u8]) -> bool {
+    jpeg_start_of_scan(bytes).is_some_and(|scan| bytes[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9]))
 }
 
 /// Scales the picture so that it just covers the bucket, with a filter that is wide enough not to alias, and cuts the

@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::Value;
 
+use super::text_file::read_text;
 use crate::{
     error::{Error, Result},
     notice::some_of,
@@ -88,7 +89,7 @@ pub fn records(folder: &Path, below: &str) -> Result<Option<Records>> {
 }
 
 fn jsonl_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path).map_err(|problem| Error::file(path, problem))?;
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let record = |(number, line): (usize, &str)| {
         let place = format!("{name} line {number}");
@@ -100,7 +101,7 @@ fn jsonl_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Reco
 }
 
 fn csv_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path).map_err(|problem| Error::file(path, problem))?;
     let not_csv = |e: csv::Error| Error::file(path, e.to_string());
     let mut reader =
         csv::ReaderBuilder::new().flexible(true).from_reader(text.trim_start_matches('\u{feff}').as_bytes());

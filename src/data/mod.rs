@@ -24,10 +24,12 @@ mod metadata;
 mod parallel;
 mod place;
 mod plan;
+mod pairs;
 mod prepare;
 mod progress;
 mod source;
 mod table;
+mod text_file;
 
 pub use batch::{Batch, HostBatch, Prefetch};
 pub use buckets::Bucket;

@@ -16,6 +16,7 @@ use super::{
     dataset::Stamp,
     images::{Inspected, TRANSFORM, inspect, pixels},
     manifest::Manifest,
+    pairs::say_cut,
     parallel::in_parallel,
     source::Source,
 };
@@ -128,9 +129,14 @@ impl Survey {
         let pictures = check(config, vae, &manifest, &known, progress)?;
 
         let mut dataset = LatentDataset { config: config.clone(), kind, cache, samples: Vec::new(), text: text.into() };
+        let cut_to_its_size_beside = |place: &Place, edited: &Picture| {
+            let original = pictures[place].clone();
+            let latents = latents(config, vae, &original.hash, edited.bucket);
+            Picture { bucket: edited.bucket, latents, ..original }
+        };
         let samples = manifest.rows.into_iter().map(|row| Sample {
             picture: pictures[&row.picture].clone(),
-            original: row.original.map(|place| pictures[&place].clone()),
+            original: row.original.map(|place| cut_to_its_size_beside(&place, &pictures[&row.picture])),
             prompt: dataset.prompt_key(&row.caption),
             caption: row.caption,
             repeats: row.repeats,
@@ -326,11 +332,8 @@ fn check(
             let step = config.bucket_step;
             format!("is too small: {} × {} pixels, but each side needs {step} without enlarging", size.0, size.1)
         })?;
-        let variants = if config.flip { &["plain", "mirrored"][..] } else { &["plain"] };
-        let dtype = format!("{:?}", config.cache_dtype);
-        let latents =
-            variants.iter().map(|flip| key(&["latents", &hash, &bucket.to_string(), flip, TRANSFORM, vae, &dtype]));
-        Ok(Picture { place: (*place).clone(), latents: latents.collect(), hash, size, bucket, stamp, changed })
+        let latents = latents(config, vae, &hash, bucket);
+        Ok(Picture { place: (*place).clone(), latents, hash, size, bucket, stamp, changed })
     };
     let places = manifest.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
     let places: Vec<&Place> = places.collect::<BTreeSet<_>>().into_iter().collect();
@@ -349,22 +352,21 @@ fn check(
         }
         Ok(())
     })?;
-    bad.extend(manifest.rows.iter().filter_map(|row| {
-        let (edited, original) = (pictures.get(&row.picture)?, pictures.get(row.original.as_ref()?)?);
-        let ((width, height), (before_width, before_height)) = (edited.size, original.size);
-        (edited.size != original.size).then(|| {
-            format!(
-                "{}: is {width} × {height} pixels, but its original {} is {before_width} × {before_height}",
-                edited.place, original.place
-            )
-        })
-    }));
     bad.sort_unstable();
     let problems: Vec<String> = manifest.problems.iter().cloned().chain(bad).collect();
     if !problems.is_empty() {
         return Err(Error::many(&config.path, problems));
     }
+    say_cut(&manifest.rows, &pictures);
     Ok(pictures)
+}
+
+/// The keys of the latents of a picture in a bucket: as it is and, if `data.flip` is on, mirrored.
+fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<String> {
+    let variants = if config.flip { &["plain", "mirrored"][..] } else { &["plain"] };
+    let dtype = format!("{:?}", config.cache_dtype);
+    let key = |flip: &&str| key(&["latents", hash, &bucket.to_string(), flip, TRANSFORM, vae, &dtype]);
+    variants.iter().map(key).collect()
 }
 
 /// What need not be read again: the pictures that `index.json` knows, by place, and the time up to which entries count as

@@ -3,7 +3,7 @@
 use std::{fs::File, ops::Range, path::Path};
 
 use parquet::{
-    basic::Type,
+    basic::{ConvertedType, LogicalType, Type},
     column::reader::ColumnReader,
     data_type::ByteArray,
     errors::ParquetError,
@@ -13,7 +13,11 @@ use parquet::{
     },
 };
 
-use super::manifest::{FileKind, kind_of};
+use super::{
+    Cell, Place,
+    listing::Listing,
+    manifest::{FileKind, kind_of, named},
+};
 use crate::{error::Error, notice::some_of, panics::guarded};
 
 /// The Parquet files of a folder.
@@ -174,7 +178,103 @@ fn lies_within(group: &RowGroupMetaData, length: u64) -> bool {
 fn readable(error: &ParquetError) -> String {
     let text = error.to_string();
     if text.contains("Disabled feature") {
-        return format!("is compressed in a way that cannot be read ({text}): write it with snappy, gzip or without");
+        return format!(
+            "is compressed in a way that cannot be read ({text}): write it with zstd, snappy, gzip or without"
+        );
     }
     format!("cannot be read ({text})")
+}
+
+/// The columns of a table that hold one kind of image: bytes, or paths of files, or for each row either.
+#[derive(Debug)]
+pub struct Images {
+    /// `image.bytes`, or a plain column of bytes.
+    bytes: Option<String>,
+    /// `image.path`, or a plain column of text.
+    path: Option<String>,
+}
+
+impl Images {
+    /// The first of the columns `names` that a table has: structs of `bytes` and `path`, as Hugging Face writes them, or plain
+    /// columns of either.
+    pub fn of(table: &Table, names: &[&str]) -> Option<Self> {
+        names.iter().find_map(|name| {
+            let field = |field: &str| Some(format!("{name}.{field}")).filter(|column| table.has(column));
+            let found = match table.has(name) {
+                true if table.is_text(name) => Self { bytes: None, path: Some(name.to_string()) },
+                true => Self { bytes: Some(name.to_string()), path: None },
+                false => Self { bytes: field("bytes"), path: field("path") },
+            };
+            (found.bytes.is_some() || found.path.is_some()).then_some(found)
+        })
+    }
+
+    /// The column that counts as read.
+    pub fn column(&self) -> &str {
+        self.bytes.as_deref().or(self.path.as_deref()).unwrap_or_default()
+    }
+
+    /// Where the image of each row of the table `file` is: in its cell, or else in the file that it names, which is looked for
+    /// below the data folder, and below the folder of the table; or what is wrong with that row.
+    ///
+    /// # Errors
+    /// One clause: the column cannot be read.
+    pub fn places(&self, table: &Table, file: &str, listing: &Listing) -> Result<Vec<Result<Place, String>>, String> {
+        let rows = table.rows();
+        let filled = self.bytes.as_ref().map_or_else(|| Ok(vec![false; rows]), |column| table.filled(column))?;
+        let paths = match &self.path {
+            Some(column) if !filled.iter().all(|filled| *filled) => table.texts(column)?,
+            _ => vec![String::new(); rows],
+        };
+        let place = |(row, (filled, path)): (usize, (bool, String))| {
+            if filled {
+                let column = self.column().to_string();
+                return Ok(Place { file: file.into(), cell: Some(Cell { row, column }) });
+            }
+            let problem = |problem: String| format!("{file} row {row} `{}`: {problem}", self.column());
+            if path.is_empty() {
+                return Err(problem("holds no picture".into()));
+            }
+            let beside = file.rfind('/').map_or("", |end| &file[..=end]);
+            let found = named(listing, "", &path).or_else(|problem| named(listing, beside, &path).map_err(|_| problem));
+            found.map(Place::from).map_err(problem)
+        };
+        Ok(filled.into_iter().zip(paths).enumerate().map(place).collect())
+    }
+}
+
+impl Table {
+    /// Whether a column is marked as text.
+    fn is_text(&self, name: &str) -> bool {
+        self.position(name).is_some_and(|position| {
+            let column = self.file.metadata().file_metadata().schema_descr().column(position);
+            column.converted_type() == ConvertedType::UTF8 || column.logical_type_ref() == Some(&LogicalType::String)
+        })
+    }
+
+    /// Which rows of a column are not empty; only read where the footer does not tell.
+    fn filled(&self, name: &str) -> Result<Vec<bool>, String> {
+        /// Rows that are read at once.
+        const AT_ONCE: usize = 64;
+        let position = self.position(name).ok_or_else(|| format!("has no column `{name}`"))?;
+        let mut filled = Vec::with_capacity(self.rows());
+        for group in self.file.metadata().row_groups() {
+            let rows = group.num_rows() as usize;
+            let nulls = group.column(position).statistics().and_then(|statistics| statistics.null_count_opt());
+            match nulls {
+                Some(0) => filled.extend(std::iter::repeat_n(true, rows)),
+                Some(nulls) if nulls as usize == rows => filled.extend(std::iter::repeat_n(false, rows)),
+                _ => {
+                    let end = filled.len() + rows;
+                    while filled.len() < end {
+                        let next = filled.len()..end.min(filled.len() + AT_ONCE);
+                        let cells = self.read(name, next)?;
+                        filled
+                            .extend(cells.iter().map(|cell| cell.as_ref().is_some_and(|cell| !cell.data().is_empty())));
+                    }
+                }
+            }
+        }
+        Ok(filled)
+    }
 }

@@ -13,6 +13,7 @@ use crate::{
         text::{PromptEmbeds, TextEncoders},
         vae::{AutoencoderKl, Moments},
     },
+    nn::Adapters,
     pipelines::Placement,
     tokenizer::{PromptIds, Shortened, Tokenizers},
 };
@@ -27,6 +28,8 @@ pub struct ModelEncoders {
     t5_tokens: usize,
     tokenizers: Tokenizers,
     text: Option<TextEncoders>,
+    /// Worn by the text encoders.
+    adapters: Adapters,
     vae: Option<AutoencoderKl>,
 }
 
@@ -49,6 +52,7 @@ impl ModelEncoders {
             placement: Placement::default(),
             limits: Limits::NONE,
             text: None,
+            adapters: Adapters::default(),
             vae: None,
         })
     }
@@ -63,6 +67,15 @@ impl ModelEncoders {
         Self { limits, ..self }
     }
 
+    /// The same with text encoders that wear `adapters`, whose layers' names begin with the encoder's folder.
+    pub fn wearing(mut self, adapters: Adapters) -> Self {
+        if let Some(text) = &mut self.text {
+            text.wear(&adapters);
+        }
+        self.adapters = adapters;
+        self
+    }
+
     /// The text encoders, loaded if they are not.
     ///
     /// # Errors
@@ -70,7 +83,9 @@ impl ModelEncoders {
     pub fn text(&mut self) -> Result<&TextEncoders> {
         if self.text.is_none() {
             tracing::debug!("loading the text encoders");
-            self.text = Some(TextEncoders::open_as(self.placement.text, &self.model, &self.device, Some(self.dtype))?);
+            let mut text = TextEncoders::open_as(self.placement.text, &self.model, &self.device, Some(self.dtype))?;
+            text.wear(&self.adapters);
+            self.text = Some(text);
         }
         Ok(self.text.as_ref().expect("just loaded"))
     }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
 
 use super::{
-    Defaults, Family, ObjectiveKind,
+    Architecture, Defaults, Family, ObjectiveKind,
     parts::{self, Widths},
 };
 use crate::{
@@ -98,6 +98,15 @@ impl Family for Flux {
 
     fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>> {
         Ok(Box::new(FluxPipeline::untrained(place, model, seed, device)?))
+    }
+
+    fn architecture(&self, model: &Path) -> Result<Architecture> {
+        let guided = FluxConfig::open(model.join("transformer"))?.guidance_embeds;
+        Ok(Architecture {
+            name: if guided { "flux-1-dev" } else { "flux-1-schnell" },
+            implementation: "https://github.com/black-forest-labs/flux",
+            version: "flux1",
+        })
     }
 
     fn objective(&self) -> ObjectiveKind {

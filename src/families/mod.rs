@@ -124,6 +124,12 @@ pub trait Family: Debug + Sync {
     /// What such a model is trained for.
     fn objective(&self) -> ObjectiveKind;
 
+    /// What the model in this folder is called in files made for it.
+    ///
+    /// # Errors
+    /// A configuration is missing or broken.
+    fn architecture(&self, model: &Path) -> Result<Architecture>;
+
     /// The part of the folder that training all weights replaces.
     fn trained_part(&self) -> TrainedPart;
 }
@@ -143,6 +149,17 @@ pub struct Defaults {
     pub true_guidance: Option<f64>,
     /// The image guidance scale, in a family that edits.
     pub image_guidance: Option<f64>,
+}
+
+/// What an architecture is called, by those who gave it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Architecture {
+    /// In the model specification of Stability AI, which viewers read (`modelspec.architecture`).
+    pub name: &'static str,
+    /// Whose code it is (`modelspec.implementation`).
+    pub implementation: &'static str,
+    /// In kohya's scripts (`ss_base_model_version`).
+    pub version: &'static str,
 }
 
 /// The family of a model in the layout of diffusers, by the `_class_name` in its `model_index.json`.

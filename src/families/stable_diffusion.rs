@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 
 use super::{
-    Defaults, Family, ObjectiveKind, TO_EDIT,
+    Architecture, Defaults, Family, ObjectiveKind, TO_EDIT,
     parts::{self, Widths},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
     pipelines::{ImageSizes, Pipeline, Placement, StableDiffusionPipeline},
     rng::Seed,
-    schedulers::SchedulerConfig,
+    schedulers::{PredictionType, SchedulerConfig},
     weights::{TrainedPart, Widened},
 };
 
@@ -102,6 +102,21 @@ impl Family for StableDiffusion {
 
     fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>> {
         Ok(Box::new(StableDiffusionPipeline::untrained(place, model, seed, device)?))
+    }
+
+    /// Version 2 reads OpenCLIP's wider embeddings; of it there is one that predicts the velocity, for larger images.
+    fn architecture(&self, model: &Path) -> Result<Architecture> {
+        let velocity = || {
+            Ok::<_, Error>(
+                SchedulerConfig::open(model.join("scheduler"))?.prediction_type == PredictionType::VPrediction,
+            )
+        };
+        let (name, version) = match unet(model)?.cross_attention_dim {
+            1024 if velocity()? => ("stable-diffusion-v2-768-v", "sd_v2"),
+            1024 => ("stable-diffusion-v2-512", "sd_v2"),
+            _ => ("stable-diffusion-v1", "sd_v1"),
+        };
+        Ok(Architecture { name, implementation: "diffusers", version })
     }
 
     /// One that makes images learns to edit: its UNet is widened.

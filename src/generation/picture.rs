@@ -71,13 +71,15 @@ fn resize(picture: RgbImage, size: Size) -> RgbImage {
     }
 }
 
-/// The picture itself, or all pictures in a folder (not below it), by name.
+/// The picture itself, or all pictures in a folder (not below it) that are not hidden, by name.
 pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);
     }
     let entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
+    // `._a.png` is what macOS leaves beside `a.png` on shares and in archives.
+    let shown = entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+    let mut files: Vec<_> = shown.map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
     files.sort_unstable();
     match files.is_empty() {
         true => Err(Error::file(path, "no pictures").hint(format!("pictures end in {}", ENDINGS.join(", ")))),
@@ -124,6 +126,19 @@ pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_macos_leaves_beside_pictures_is_passed_over_in_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.png", "._b.png", "a.jpg", ".DS_Store", "notes.txt"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let names: Vec<_> =
+            files(folder.path()).unwrap().iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["a.jpg", "b.png"]);
+        let hidden = folder.path().join("._b.png");
+        assert_eq!(files(&hidden).unwrap(), std::slice::from_ref(&hidden), "by its own name it is meant");
+    }
 
     #[test]
     fn large_pictures_shrink_to_the_models_area_and_small_ones_stay() {

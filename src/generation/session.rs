@@ -26,16 +26,17 @@ use crate::{
     hub,
     lending::Residence,
     limits::Limits,
-    lora::Lora,
+    lora::{Lora, Part},
     memory::{self, Stage},
     models::text::PromptEmbeds,
-    nn::Adapters,
+    nn::{Adapters, LayerShape, below},
     pipelines::{
         ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
         request::{join, pick},
     },
     stop,
     tokenizer::PromptIds,
+    weights::{TensorFile, shards},
 };
 
 /// What to show.
@@ -93,6 +94,8 @@ pub struct Session {
     is_loaded: bool,
     adapters: Adapters,
     limits: Limits,
+    /// Of the text encoders.
+    text_adapters: Adapters,
 }
 
 impl Session {
@@ -123,6 +126,7 @@ impl Session {
             embeddings: Embeddings::default(),
             adapters: Adapters::default(),
             limits: Limits::NONE,
+            text_adapters: Adapters::default(),
             device: device.clone(),
             folder,
             family,
@@ -187,7 +191,8 @@ impl Session {
     pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
         let lora = Lora::read(path)?;
         let fits = lora.check_base(&self.folder).and_then(|()| lora.check(&self.pipeline.layers()));
-        fits.map_err(|e| e.at(path))?;
+        let text_fits = || if lora.changes_text() { lora.check_text(&text_layers(&self.folder)?) } else { Ok(()) };
+        fits.and_then(|()| text_fits()).map_err(|e| e.at(path))?;
         Ok(lora.to_device(&self.device))
     }
 
@@ -197,8 +202,16 @@ impl Session {
     /// One does not fit the model: then nothing is changed.
     pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
         let layers = self.pipeline.layers();
-        let all = adapters.into_iter().map(|(lora, scale)| lora.adapters_for(&layers, &self.device, scale));
-        self.adapters = all.collect::<Result<Vec<_>>>()?.iter().fold(Adapters::default(), |all, one| all.and(one));
+        let (mut all, mut text) = (Adapters::default(), Adapters::default());
+        for (lora, scale) in adapters {
+            all = all.and(&lora.adapters_for(&layers, &self.device, scale)?);
+            text = text.and(&lora.text_adapters(&self.device, scale));
+        }
+        if !(text.is_empty() && self.text_adapters.is_empty()) {
+            self.embeddings = Embeddings::default(); // of other text encoders
+            self.encoders = self.encoders.take().map(|encoders| encoders.wearing(text.clone()));
+        }
+        (self.adapters, self.text_adapters) = (all, text);
         Ok(())
     }
 
@@ -239,7 +252,10 @@ impl Session {
     pub(super) fn embed(&mut self, prompts: &Prompts, options: &SamplingOptions) -> Result<Embedded> {
         let encoders = match &mut self.encoders {
             Some(encoders) => encoders,
-            none => none.insert(ModelEncoders::open(&self.folder, &self.device, self.dtype)?.placed(self.placement)),
+            none => {
+                let encoders = ModelEncoders::open(&self.folder, &self.device, self.dtype)?.placed(self.placement);
+                none.insert(encoders.wearing(self.text_adapters.clone()))
+            }
         };
         let negative = options.negative(self.family);
         let mut ids = match prompts {
@@ -338,4 +354,23 @@ impl Session {
         let _stage = Stage::enter("decode", &self.device);
         self.pipeline.decode(latents)
     }
+}
+
+/// What can be linear layers of a model's text encoders, by their names after the encoder's folder; from headers alone.
+fn text_layers(model: &Path) -> Result<Vec<LayerShape>> {
+    let mut layers = Vec::new();
+    for part in [Part::TextEncoder, Part::TextEncoder2] {
+        let folder = model.join(part.folder());
+        let files = if folder.is_dir() { shards(&folder)? } else { Vec::new() };
+        for file in files.iter().map(TensorFile::open) {
+            let file = file?;
+            for name in file.names() {
+                if let (Some(layer), Some(&[outputs, inputs])) = (name.strip_suffix(".weight"), file.shape(&name)) {
+                    let name = below(part.folder(), layer.strip_prefix("text_model.").unwrap_or(layer));
+                    layers.push(LayerShape { name, inputs, outputs, pointwise: false });
+                }
+            }
+        }
+    }
+    Ok(layers)
 }

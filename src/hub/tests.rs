@@ -164,7 +164,12 @@ fn only_files_that_are_read_are_fetched() {
         "transformer/deeper/config.json",
     ];
     let names: Vec<String> = FILES.iter().map(|(name, _)| *name).chain(others).map(String::from).collect();
-    let expected: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+    let mut expected: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+    // Of this part there is nothing else.
+    expected.extend([
+        "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "text_encoder/model.safetensors.index.fp16.json",
+    ]);
     assert_eq!(wanted(&names), expected);
 }
 
@@ -222,4 +227,39 @@ fn an_unreachable_hub_is_the_same_error() {
     let unreachable = Source { endpoint: Some(endpoint), online: true, ..source(cache.path()) };
     let error = unreachable.resolve("org/name").unwrap_err().to_string();
     assert!(error.contains("`org/name`") && error.contains("cannot be fetched"), "{error}");
+}
+
+#[test]
+fn the_address_of_a_models_page_is_its_name() {
+    for address in
+        ["https://huggingface.co/org/name", "https://huggingface.co/org/name/tree/main", "https://hf.co/org/name/"]
+    {
+        assert_eq!(page(address), Some("org/name"), "{address}");
+    }
+    assert_eq!(page("https://example.org/org/name"), None);
+    assert_eq!(page("https://huggingface.co/org"), None);
+}
+
+#[test]
+fn half_precision_variants_are_weights_and_pickles_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny-sd");
+    let copy = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    };
+    copy(&model, folder.path());
+    for part in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+        copy(&model.join(part), &folder.path().join(part));
+    }
+    let unet = folder.path().join("unet");
+    let plain = unet.join("diffusion_pytorch_model.safetensors");
+    std::fs::rename(&plain, unet.join("diffusion_pytorch_model.fp16.safetensors")).unwrap();
+    assert_eq!(resolve(folder.path().to_str().unwrap()).unwrap(), folder.path());
+    std::fs::rename(unet.join("diffusion_pytorch_model.fp16.safetensors"), unet.join("diffusion_pytorch_model.bin"))
+        .unwrap();
+    let error = resolve(folder.path().to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("unet/ (it has diffusion_pytorch_model.bin, a PyTorch pickle"), "{error}");
 }

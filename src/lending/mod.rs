@@ -115,6 +115,7 @@ struct Facts {
     layers: Vec<LayerShape>,
     /// How a layer is stored, if one is quantized.
     quantized: Option<&'static str>,
+    convolutions: Vec<LayerShape>,
     has_parameters: bool,
     /// On the device.
     bytes: u64,
@@ -127,7 +128,8 @@ impl Facts {
         part.parameters("", &mut |_, _| has_parameters = true);
         let mut quantized = None;
         part.linears("", &mut |_, layer| quantized = quantized.or(layer.weight().quantized()));
-        Self { layers: LayerShape::all(&name, &mut part), name, quantized, has_parameters, bytes }
+        let (layers, convolutions) = (LayerShape::all(&name, &mut part), LayerShape::convolutions(&name, &mut part));
+        Self { name, layers, convolutions, quantized, has_parameters, bytes }
     }
 }
 
@@ -190,6 +192,11 @@ impl<P: Part> Lender<P> {
         self.facts.iter().find_map(|facts| facts.quantized)
     }
 
+    /// All linear layers and convolutions, segment by segment: what can wear adapters of any kind.
+    pub fn wearable(&self) -> Vec<LayerShape> {
+        self.facts.iter().flat_map(|facts| facts.layers.iter().chain(&facts.convolutions).cloned()).collect()
+    }
+
     /// The first part with a layer that wears one of these, if any.
     pub fn first_wearing(&self, adapters: &Adapters) -> Option<usize> {
         (0..self.len()).find(|&index| self.wears(index, adapters))
@@ -221,7 +228,8 @@ impl<P: Part> Lender<P> {
     }
 
     fn wears(&self, index: usize, adapters: &Adapters) -> bool {
-        self.facts[index].layers.iter().any(|layer| adapters.contains(&layer.name))
+        let Facts { layers, convolutions, .. } = &self.facts[index];
+        layers.iter().chain(convolutions).any(|layer| adapters.contains(&layer.name))
     }
 
     fn dressed<'a>(&self, index: usize, mut part: P, adapters: &Adapters) -> Lent<'a, P> {

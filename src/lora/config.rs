@@ -16,7 +16,7 @@ pub struct LoraConfig {
     /// which is scale 1.
     pub alpha: Option<f64>,
     /// `"attention"`: the layers that diffusers trains by default, which are attention and for FLUX also feed-forward layers.
-    /// `"all"`: every linear layer. Or a list of patterns, see [`Targets`]. Default `"attention"`.
+    /// `"blocks"`: every linear layer that all programs read. `"all"`: every linear layer. Or a list of patterns, see [`Targets`]. Default `"attention"`.
     pub targets: Targets,
     /// How the adapters start. Default `"gaussian"`.
     pub init: Init,

@@ -9,7 +9,7 @@ use std::{
 use burn::tensor::FloatDType;
 use serde::Serialize;
 
-use super::{Format, Lora, LoraLayer, keys, matrix::Matrix};
+use super::{Format, Lora, LoraLayer, matrix::Matrix, metadata::tensor_hash, write::model_metadata};
 use crate::{
     disk::replace,
     error::{Error, Result},
@@ -31,7 +31,7 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The largest relative difference that any layer's change has after reading the file back; 0 is exact.
     pub difference: f64,
-    /// What a reader of this file should know.
+    /// Which programs read how much of it.
     pub notes: Vec<String>,
 }
 
@@ -55,10 +55,35 @@ impl fmt::Display for ExportReport {
 /// # Errors
 /// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
 pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
-    let path = path.as_ref();
+    export_by(lora, path.as_ref(), format, dtype, |partial| {
+        lora.write(partial, format, dtype)?;
+        let hash = tensor_hash(partial)?;
+        let mut hashed = lora.clone();
+        hashed.metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
+        hashed.metadata.insert("sshs_model_hash".into(), hash);
+        hashed.write(partial, format, dtype)
+    })
+}
+
+/// The same without a word about the adapter: only its tensors.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_bare(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
+    let none = model_metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    export_by(lora, path.as_ref(), format, dtype, |partial| lora.write_with(partial, format, dtype, &none))
+}
+
+fn export_by(
+    lora: &Lora,
+    path: &Path,
+    format: Format,
+    dtype: FloatDType,
+    write: impl Fn(&Path) -> Result<()>,
+) -> Result<ExportReport> {
     let mut difference = 0.0;
     replace(path, |partial| {
-        lora.write(partial, format, dtype).map_err(|e| e.at(path))?;
+        write(partial).map_err(|e| e.at(path))?;
         let compared = compare(lora, &Lora::read(partial).map_err(|e| e.at(path))?, dtype);
         difference = compared
             .map_err(|problems| Error::many(path, problems).hint("nothing was written; `dtype f32` loses the least"))?;
@@ -72,21 +97,8 @@ pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatD
         parameters: lora.parameters(),
         bytes,
         difference,
-        notes: notes(lora, format),
+        notes: lora.compatibility(format),
     })
-}
-
-/// diffusers converts the embedders and the final layer of such files for FLUX and then drops them without a word.
-fn notes(lora: &Lora, format: Format) -> Vec<String> {
-    let in_block =
-        |layer: &&LoraLayer| keys::original_of(&layer.name).is_some_and(|module| module.name.contains("_blocks."));
-    let outside = lora.layers.iter().filter(|layer| !in_block(layer)).count();
-    if format == Format::Diffusers || lora.is_unet() || outside == 0 {
-        return Vec::new();
-    }
-    vec![format!(
-        "{outside} of the layers stand outside the blocks; diffusers leaves these out when it reads this format (use `diffusers` there)"
-    )]
 }
 
 /// The largest relative difference between the changes of two adapters, or what is different beyond the rounding of `dtype`.
@@ -159,7 +171,7 @@ mod tests {
     }
 
     fn lora(layers: Vec<LoraLayer>) -> Lora {
-        Lora { layers, metadata: BTreeMap::new() }
+        Lora { layers, ..Lora::default() }
     }
 
     #[test]

@@ -8,8 +8,13 @@ use std::{
 
 use serde::Serialize;
 
-use super::{read::Index, read::Module};
-use crate::{error::Result, weights::TensorFile};
+use super::{
+    Format, Part,
+    index::{Index, Module},
+    programs::{Reader, readers, said},
+    read::adapter_file,
+};
+use crate::{error::Result, nn::below, weights::TensorFile};
 
 /// An optimizer's tensors are named after those of the adapter or model.
 const OPTIMIZER: (&str, &[&str]) = ("optimizer state", &["exp_avg"]);
@@ -62,9 +67,11 @@ pub struct Inspection {
 /// The adapter in a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoraSummary {
-    /// Whose layout it is: diffusers, PEFT, kohya, ComfyUI, OneTrainer, or bare names.
+    /// Whose layout it is: diffusers, PEFT, kohya, LyCORIS, ComfyUI, OneTrainer, XLabs, or bare names.
     pub format: String,
-    /// How many modules have each rank. A format that fuses layers has their common rank.
+    /// How many modules are of each kind: LoRA, LoCon (of convolutions), DoRA, LoKr, LoHa.
+    pub kinds: BTreeMap<String, usize>,
+    /// How many modules have each rank, if any. A format that fuses layers has their common rank.
     pub ranks: BTreeMap<usize, usize>,
     /// How many modules have each alpha.
     pub alphas: BTreeMap<String, usize>,
@@ -73,6 +80,8 @@ pub struct LoraSummary {
     pub targets: BTreeMap<String, BTreeMap<String, usize>>,
     /// What kiln cannot apply, and why.
     pub problems: Vec<String>,
+    /// Which programs read how much of it, for the layouts of which kiln knows that.
+    pub readers: Vec<Reader>,
 }
 
 /// Looks at the names, shapes and metadata of any safetensors file; only scalars are read.
@@ -80,7 +89,7 @@ pub struct LoraSummary {
 /// # Errors
 /// The file is missing, cut short or no safetensors file.
 pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
-    let file = TensorFile::open(path)?;
+    let file = TensorFile::open(adapter_file(path.as_ref())?)?;
     let names = file.names();
     let index = Index::of(&file)?;
     let has = |mark: &&str| names.iter().any(|name| name.contains(mark));
@@ -102,16 +111,32 @@ impl LoraSummary {
     fn of(index: &Index) -> Result<Self> {
         let (modules, mut problems) = index.modules()?;
         problems.extend(index.foreign());
-        let (mut ranks, mut alphas, mut targets) =
-            (BTreeMap::new(), BTreeMap::new(), BTreeMap::<_, BTreeMap<_, _>>::new());
-        for Module { layers, rank, alpha, .. } in &modules {
-            *ranks.entry(*rank).or_default() += 1;
-            *alphas.entry(alpha.to_string()).or_default() += 1;
-            for (kind, target) in layers.iter().map(|layer| in_block(layer)) {
+        let (mut kinds, mut ranks, mut alphas) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut targets = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for module in &modules {
+            *kinds.entry(module.kind().to_string()).or_default() += 1;
+            if let Some(rank) = module.rank {
+                *ranks.entry(rank).or_default() += 1;
+                *alphas.entry((module.scale * rank as f64).to_string()).or_default() += 1;
+            }
+            let Module { place, .. } = module;
+            for (kind, target) in place.layers.iter().map(|layer| in_block(&below(place.part.folder(), layer))) {
                 *targets.entry(kind).or_default().entry(target).or_default() += 1;
             }
         }
-        Ok(Self { format: index.layout().into(), ranks, alphas, targets, problems })
+        let layout = index.layout();
+        let names: Vec<&str> = modules.iter().flat_map(|module| &module.place.layers).map(String::as_str).collect();
+        let is_plain = kinds.keys().all(|kind| kind == "LoRA") && problems.is_empty();
+        let format = match layout {
+            "diffusers" => Some(Format::Diffusers),
+            "kohya" => Some(Format::Kohya),
+            "ComfyUI" => Some(Format::ComfyUi),
+            _ => None,
+        };
+        let of_denoiser = modules.iter().all(|module| module.place.part == Part::Denoiser);
+        let known = format.filter(|_| is_plain && of_denoiser);
+        let readers = known.map_or_else(Vec::new, |format| readers(names.iter().copied(), format));
+        Ok(Self { format: layout.into(), kinds, ranks, alphas, targets, problems, readers })
     }
 }
 
@@ -137,6 +162,7 @@ impl fmt::Display for Inspection {
         writeln!(f, "  parameters  {}", self.parameters)?;
         if let Some(lora) = &self.lora {
             writeln!(f, "  format      {}", lora.format)?;
+            writeln!(f, "  kind        {}", counted(&lora.kinds))?;
             writeln!(f, "  rank        {}", counted(&lora.ranks))?;
             writeln!(f, "  alpha       {}", counted(&lora.alphas))?;
             for (kind, targets) in &lora.targets {
@@ -149,6 +175,8 @@ impl fmt::Display for Inspection {
                     writeln!(f, "    {count} × {}", names.join(", "))?;
                 }
             }
+            let all = lora.targets.values().flat_map(BTreeMap::values).sum();
+            said(&lora.readers, all).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
             lora.problems.iter().try_for_each(|problem| writeln!(f, "  problem: {problem}"))?;
         }
         for (key, value) in &self.metadata {

@@ -91,6 +91,16 @@ pub(super) fn original_named(module: &str) -> Option<Original> {
     })
 }
 
+/// The diffusers layers that the module of the original layout called `module` is made of, in the order of its output rows.
+pub(crate) fn layers_of_original(module: &str) -> Option<Vec<String>> {
+    original_named(module).map(|original| original.layers)
+}
+
+/// Whether the halves of its output change places.
+pub(crate) fn swaps_halves(module: &str) -> bool {
+    original_named(module).is_some_and(|original| original.swapped)
+}
+
 /// The diffusers layer called `module`, where underscores may stand for the dots. Names that the table does not know are
 /// not changed.
 pub(super) fn layer_named(module: &str) -> String {

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::kernels;
+
 /// A matrix of f32, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Matrix {
@@ -21,10 +23,11 @@ impl Matrix {
         Self::from_data(tensor.to_data())
     }
 
-    /// `data` has two axes, and perhaps more of length one, and float elements of whatever width.
+    /// `data` has float elements of whatever width. All axes but the first are one; a vector is one column.
     pub fn from_data(data: TensorData) -> Self {
         let shape = data.shape.as_slice();
-        let (rows, columns) = (shape[0], shape[1]);
+        let rows = shape.first().copied().unwrap_or(1);
+        let columns = shape.iter().skip(1).product();
         let values = data.convert_dtype(DType::F32).into_vec().expect("the elements were made f32 in this line");
         Self { rows, columns, values }
     }
@@ -58,6 +61,49 @@ impl Matrix {
             let start = (row + i) * self.columns + column;
             self.values[start..start + block.columns].copy_from_slice(block.row(i));
         }
+    }
+
+    /// These rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        self.block(rows, 0..self.columns)
+    }
+
+    pub fn transposed(&self) -> Self {
+        let values = (0..self.columns).flat_map(|column| self.column(column)).collect();
+        Self { rows: self.columns, columns: self.rows, values }
+    }
+
+    /// `self · other`, if their sizes fit.
+    pub fn product(&self, other: &Self) -> Option<Self> {
+        let product = || kernels::matmul(self.clone().into_tensor(), other.clone().into_tensor());
+        (self.columns == other.rows && self.columns > 0).then(|| Self::from_tensor(&product()))
+    }
+
+    /// Each element times the other's, if both are of one size.
+    pub fn elementwise(mut self, other: &Self) -> Option<Self> {
+        let fits = (self.rows, self.columns) == (other.rows, other.columns);
+        self.values.iter_mut().zip(&other.values).for_each(|(v, other)| *v *= other);
+        fits.then_some(self)
+    }
+
+    /// Every row times every row of the other, element by element, if both are as wide: row (i, j) is row i of this times row j.
+    pub fn rows_times_rows(&self, other: &Self) -> Option<Self> {
+        let product = |i, j| self.row(i).iter().zip(other.row(j)).map(|(one, other)| one * other).collect::<Vec<_>>();
+        let pairs = (0..self.rows).flat_map(|i| (0..other.rows).map(move |j| (i, j)));
+        let values = pairs.flat_map(|(i, j)| product(i, j)).collect();
+        let result = Self { rows: self.rows * other.rows, columns: self.columns, values };
+        (self.columns == other.columns).then_some(result)
+    }
+
+    /// The Kronecker product: the block at (i, j) is `self[i, j] · other`.
+    pub fn kronecker(&self, other: &Self) -> Self {
+        let mut result = Self::zeros(self.rows * other.rows, self.columns * other.columns);
+        for i in 0..self.rows {
+            for (j, &factor) in self.row(i).iter().enumerate() {
+                result.put(i * other.rows, j * other.columns, &other.clone().scaled(f64::from(factor)));
+            }
+        }
+        result
     }
 
     /// The upper half of the rows below the lower half.

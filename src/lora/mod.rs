@@ -6,12 +6,21 @@
 
 mod base;
 mod config;
+mod convolution;
 mod export;
+mod foreign;
+mod forms;
+mod index;
 mod inspect;
 mod keys;
 mod matrix;
+mod metadata;
+mod names;
+mod programs;
 mod read;
+mod settings;
 mod targets;
+mod text;
 mod unet;
 mod write;
 
@@ -29,16 +38,25 @@ use crate::{
     rng::{Purpose, Seed},
 };
 pub use config::{Init, LoraConfig};
-pub use export::{ExportReport, export};
+pub use export::{ExportReport, export, export_bare};
+pub use foreign::ForeignLayer;
 pub use inspect::{Inspection, LoraSummary, inspect};
+pub(crate) use keys::{layers_of_original, swaps_halves};
+pub use metadata::{BASE_MODEL, CONFIG, name_of, to_share};
+pub use names::Part;
+pub use programs::{Program, Reader, readers};
 pub use targets::{ATTENTION, Targets, UNET_ATTENTION};
 pub use write::Format;
 
-/// A set of low-rank changes to the linear layers of one model.
-#[derive(Clone, Debug)]
+/// A set of changes to the layers of one model.
+#[derive(Clone, Debug, Default)]
 pub struct Lora {
-    /// In the order of the model when made by [`init`](Self::init), in natural order of names when read from a file.
+    /// Low-rank changes of the denoiser's linear layers: what is trained and written. In the order of the model when made by
+    /// [`init`](Self::init), in natural order of names when read from a file.
     pub layers: Vec<LoraLayer>,
+    /// All else that a file of another program changes: other layers, and forms that are no low-rank pair. It is worn and merged,
+    /// and neither trained nor written.
+    pub foreign: Vec<ForeignLayer>,
     /// What the file said about itself, or is to say: free text by key. Formats add their own keys when writing.
     pub metadata: BTreeMap<String, String>,
 }
@@ -130,7 +148,7 @@ impl Lora {
             let b = Tensor::zeros([outputs, rank], (device, DType::F32));
             LoraLayer { name: name.clone(), a, b, alpha, pointwise }
         };
-        Ok(Self { layers: chosen.map(new).collect(), metadata: BTreeMap::new() })
+        Ok(Self { layers: chosen.map(new).collect(), ..Self::default() })
     }
 
     /// How many values the adapters of a configuration have on a model of these `layers`.
@@ -144,13 +162,14 @@ impl Lora {
         Ok(chosen.map(|layer| config.rank * (layer.inputs + layer.outputs)).sum())
     }
 
-    /// The adapters as layers wear them, at `strength` (1 is as trained), where their tensors are. Nothing is copied.
+    /// The adapters as layers of the denoiser wear them, at `strength` (1 is as trained), where their tensors are. Nothing is
+    /// copied.
     pub fn adapters(&self, strength: f64) -> Adapters {
         let of = |layer: &LoraLayer| {
-            let (a, b, scale) = (layer.a.clone(), layer.b.clone(), layer.scale() * strength);
-            (layer.name.clone(), Adapter { a, b, scale, dropout: None })
+            (layer.name.clone(), Adapter::low_rank(layer.a.clone(), layer.b.clone(), layer.scale() * strength))
         };
-        self.layers.iter().map(of).collect()
+        let foreign = self.foreign.iter().filter(|layer| layer.part == Part::Denoiser);
+        self.layers.iter().map(of).chain(foreign.map(|layer| layer.adapter(strength))).collect()
     }
 
     /// The same for a model with these `layers` on `device`.
@@ -162,59 +181,74 @@ impl Lora {
         Ok(self.clone().to_device(device).adapters(strength))
     }
 
+    /// Whether it changes text encoders, too.
+    pub fn changes_text(&self) -> bool {
+        self.foreign.iter().any(|layer| layer.part != Part::Denoiser)
+    }
+
+    /// The adapters of the text encoders on `device`, which [`TextEncoders`](crate::models::text::TextEncoders) wear.
+    pub fn text_adapters(&self, device: &Device, strength: f64) -> Adapters {
+        let text = self.foreign.iter().filter(|layer| layer.part != Part::Denoiser);
+        text.map(|layer| layer.clone().on(device).adapter(strength)).collect()
+    }
+
     /// The same on another device.
     pub fn to_device(mut self, device: &Device) -> Self {
         for layer in &mut self.layers {
             layer.a = layer.a.clone().to_device(device);
             layer.b = layer.b.clone().to_device(device);
         }
+        self.foreign = self.foreign.into_iter().map(|layer| layer.on(device)).collect();
         self
     }
 
-    /// Adds the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
+    /// Puts the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
     ///
     /// # Errors
     /// As [`adapters_for`](Self::adapters_for). Then nothing was changed.
     pub fn merge(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
-        self.check(&LayerShape::all("", model))?;
-        let layers: BTreeMap<_, _> = self.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
+        let mut layers = LayerShape::all("", model);
+        layers.extend(LayerShape::convolutions("", model));
+        self.check(&layers)?;
+        let here = self.adapters(strength);
         model.linears("", &mut |name, linear| {
-            if let Some(layer) = layers.get(name) {
-                let [a, b] = [&layer.a, &layer.b].map(|factor| factor.clone().to_device(&linear.device()));
-                linear.merge(kernels::matmul(b, a) * (layer.scale() * strength));
+            for adapter in here.of(name) {
+                linear.merge(&adapter.clone().to_device(&linear.device()));
+            }
+        });
+        model.convolutions("", &mut |name, convolution| {
+            for adapter in here.of(name) {
+                convolution.merge(&adapter.clone().to_device(&convolution.device()));
             }
         });
         Ok(())
     }
 
-    /// Whether a model with these `layers` can wear the adapters.
+    /// Whether a model with these `layers` can wear the adapters of the denoiser.
     ///
     /// # Errors
     /// As [`adapters_for`](Self::adapters_for).
     pub fn check(&self, layers: &[LayerShape]) -> Result<()> {
-        let sizes: BTreeMap<_, _> = layers.iter().map(|layer| (&layer.name, [layer.outputs, layer.inputs])).collect();
-        let misfit = |layer: &LoraLayer| {
-            let wanted = [layer.b.dims()[0], layer.a.dims()[1]];
-            match sizes.get(&layer.name) {
-                None => Some(format!("`{}`: the model has no such linear layer", layer.name)),
-                Some(found) if *found != wanted => Some(format!(
-                    "`{}`: the adapter is for {} inputs and {} outputs, the layer has {} and {}",
-                    layer.name, wanted[1], wanted[0], found[1], found[0]
-                )),
-                Some(_) => None,
-            }
-        };
-        let problems: Vec<_> = self.layers.iter().filter_map(misfit).collect();
-        if problems.is_empty() {
-            return Ok(());
-        }
-        Err(Error::many("LoRA", problems)
-            .hint("this adapter was made for another model; `kiln inspect` shows for which"))
+        let foreign = self.foreign.iter().filter(|layer| layer.part == Part::Denoiser);
+        let foreign = foreign.map(|layer| (layer.name.clone(), layer.delta.dims()));
+        let own = self.layers.iter().map(|layer| (layer.name.clone(), [layer.b.dims()[0], layer.a.dims()[1]]));
+        fit(own.chain(foreign), layers)
     }
 
-    /// The number of trained values.
+    /// Whether text encoders with these `layers`, whose names begin with the encoder's folder, can wear the adapters of text
+    /// encoders.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_text(&self, layers: &[LayerShape]) -> Result<()> {
+        let text = self.foreign.iter().filter(|layer| layer.part != Part::Denoiser);
+        fit(text.map(|layer| (layer.full_name(), layer.delta.dims())), layers)
+    }
+
+    /// The number of values.
     pub fn parameters(&self) -> usize {
-        self.layers.iter().map(|layer| layer.a.shape().num_elements() + layer.b.shape().num_elements()).sum()
+        let own = self.layers.iter().map(|layer| layer.a.shape().num_elements() + layer.b.shape().num_elements());
+        own.chain(self.foreign.iter().map(|layer| layer.delta.parameters())).sum()
     }
 
     /// What diffusers calls the part of a pipeline that these layers belong to: `unet` or `transformer`.
@@ -226,6 +260,24 @@ impl Lora {
     fn is_unet(&self) -> bool {
         self.layers.iter().any(|layer| unet::layer_named(&layer.name).is_some())
     }
+}
+
+/// Whether changes of these sizes `[out, in]`, by the names of their layers, are changes of `layers`.
+fn fit(changes: impl Iterator<Item = (String, [usize; 2])>, layers: &[LayerShape]) -> Result<()> {
+    let sizes: BTreeMap<_, _> = layers.iter().map(|layer| (&layer.name, [layer.outputs, layer.inputs])).collect();
+    let misfit = |(name, wanted): (String, [usize; 2])| match sizes.get(&name) {
+        None => Some(format!("`{name}`: the model has no such layer")),
+        Some(found) if *found != wanted => Some(format!(
+            "`{name}`: the adapter is for {} inputs and {} outputs, the layer has {} and {}",
+            wanted[1], wanted[0], found[1], found[0]
+        )),
+        Some(_) => None,
+    };
+    let problems: Vec<_> = changes.filter_map(misfit).collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::many("LoRA", problems).hint("this adapter was made for another model; `kiln inspect` shows for which"))
 }
 
 /// The order in which people count: numbers between dots by value, so block 2 before block 10.

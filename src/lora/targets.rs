@@ -46,6 +46,9 @@ pub const UNET_ATTENTION: [&str; 8] = [
 pub enum Targets {
     /// What diffusers trains by default: [`UNET_ATTENTION`] in a model that has such layers, else [`ATTENTION`].
     Attention,
+    /// Every linear layer of a block that all programs train: of a transformer those inside its blocks, of a UNet those of its
+    /// transformers. Files with other layers are not read in full everywhere.
+    Blocks,
     /// Every linear layer.
     All,
     /// Every layer that matches one of these patterns.
@@ -53,7 +56,10 @@ pub enum Targets {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected \"attention\", \"all\" or a list of patterns such as [\"attn.to_q\"]")]
+#[serde(
+    untagged,
+    expecting = "expected \"attention\", \"blocks\", \"all\" or a list of patterns such as [\"attn.to_q\"]"
+)]
 enum Spelled {
     Set(String),
     Patterns(Vec<String>),
@@ -67,9 +73,10 @@ impl TryFrom<Spelled> for Targets {
             Spelled::Patterns(patterns) => Ok(Self::Patterns(patterns)),
             Spelled::Set(name) => match name.as_str() {
                 "attention" => Ok(Self::Attention),
+                "blocks" => Ok(Self::Blocks),
                 "all" => Ok(Self::All),
                 _ => Err(format!(
-                    "`{name}` is not a set of targets: use \"attention\", \"all\" or a list of patterns such as [\"{name}\"]"
+                    "`{name}` is not a set of targets: use \"attention\", \"blocks\", \"all\" or a list of patterns such as [\"{name}\"]"
                 )),
             },
         }
@@ -80,6 +87,7 @@ impl From<Targets> for Spelled {
     fn from(targets: Targets) -> Self {
         match targets {
             Targets::Attention => Self::Set("attention".into()),
+            Targets::Blocks => Self::Set("blocks".into()),
             Targets::All => Self::Set("all".into()),
             Targets::Patterns(patterns) => Self::Patterns(patterns),
         }
@@ -97,7 +105,7 @@ impl Targets {
                 Err(Error::setting("lora.targets", "is an empty list: nothing would be trained"))
             }
             Self::Patterns(patterns) => patterns.iter().try_for_each(|pattern| Pattern::parse(pattern).map(drop)),
-            Self::Attention | Self::All => Ok(()),
+            Self::Attention | Self::Blocks | Self::All => Ok(()),
         }
     }
 
@@ -113,6 +121,8 @@ impl Targets {
                 UNET_ATTENTION.map(String::from).to_vec()
             }
             Self::Attention => ATTENTION.map(String::from).to_vec(),
+            Self::Blocks if layers.iter().any(|layer| layer.contains(".attn1.")) => vec!["attentions.*".into()],
+            Self::Blocks => ["transformer_blocks.*", "single_transformer_blocks.*"].map(String::from).to_vec(),
             Self::Patterns(patterns) => patterns.clone(),
         };
         let mut meant = vec![false; layers.len()];
@@ -256,6 +266,18 @@ mod tests {
         assert_eq!(count(&["*_proj", "*_proj"]), 36);
         assert_eq!(count(&["ff*.net.2"]), 24);
         assert_eq!(count(&["*"]), layers().len());
+    }
+
+    #[test]
+    fn blocks_are_all_layers_but_those_that_stand_outside() {
+        let chosen = Targets::Blocks.resolve(&layers()).unwrap();
+        assert_eq!(chosen.len(), layers().len() - 2);
+        assert!(chosen.iter().all(|name| name.contains("transformer_blocks.")));
+        let unet =
+            ["time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj", "mid_block.attentions.0.proj_in"];
+        let mut unet: Vec<String> = unet.map(String::from).to_vec();
+        unet.push("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q".into());
+        assert_eq!(Targets::Blocks.resolve(&unet).unwrap(), unet[2..]);
     }
 
     #[test]

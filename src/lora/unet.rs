@@ -47,7 +47,7 @@ pub(super) fn layer_named(module: &str) -> Option<String> {
 }
 
 /// `name` with the dots of `pattern`, if it is that pattern with numbers for `#` and, here and there, underscores for dots.
-fn spelled(pattern: &str, name: &str) -> Option<String> {
+pub(super) fn spelled(pattern: &str, name: &str) -> Option<String> {
     let (mut spelled, mut rest) = (String::new(), name);
     for expected in pattern.chars() {
         let length = match expected {
@@ -65,7 +65,7 @@ fn spelled(pattern: &str, name: &str) -> Option<String> {
 }
 
 /// diffusers' name of a module of the original code.
-fn original(module: &str) -> Option<String> {
+pub(super) fn original(module: &str) -> Option<String> {
     let part = |number| if number == 1 { "attentions" } else { "resnets" };
     let (stem, rest) = if let Some((number, rest)) = numbered(module, "middle_block") {
         (format!("mid_block.{}.{}", part(number), number / 2), rest)

@@ -11,7 +11,7 @@ use super::{
     keys::{self, Original},
     matrix::Matrix,
     name_a, name_b,
-    read::ADAPTER_METADATA,
+    settings::ADAPTER_METADATA,
     unet,
 };
 use crate::{
@@ -54,30 +54,46 @@ impl Lora {
     /// There is nothing to write; the format does not exist for a UNet, or layers have no name in it (one error that lists
     /// them); the dtype is another; or the disk refuses.
     pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<()> {
-        let path = path.as_ref();
+        let own = match format {
+            Format::Diffusers => self.diffusers_metadata(),
+            Format::Kohya => self.kohya_metadata(),
+            Format::ComfyUi => model_metadata(),
+        };
+        let mut all: BTreeMap<_, _> = own.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        all.extend(self.metadata.clone());
+        self.write_with(path.as_ref(), format, dtype, &all)
+    }
+
+    /// The same with this metadata and no other.
+    pub(super) fn write_with(
+        &self,
+        path: &Path,
+        format: Format,
+        dtype: FloatDType,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
             return Err(Error::setting("dtype", format!("adapter files hold f32, bf16 or f16, not {dtype:?}")));
         }
         if self.layers.is_empty() {
             return Err(Error::file(path, "the adapter has no layers: there is nothing to write"));
         }
-        let (tensors, own) = match format {
-            Format::Diffusers => (self.diffusers(dtype), self.diffusers_metadata()),
-            Format::Kohya if self.is_unet() => (self.flattened(path, dtype)?, self.kohya_metadata()),
+        if !self.foreign.is_empty() {
+            let problem =
+                format!("{} of the layers are in forms or parts that kiln does not write", self.foreign.len());
+            return Err(Error::file(path, problem).hint("use the file that they came from"));
+        }
+        let tensors = match format {
+            Format::Diffusers => self.diffusers(dtype),
+            Format::Kohya if self.is_unet() => self.flattened(path, dtype)?,
             Format::ComfyUi if self.is_unet() => {
                 return Err(Error::setting("format", "`comfyui` is a layout for FLUX, and this adapter is for a UNet")
                     .hint("`format kohya` is what ComfyUI reads for Stable Diffusion"));
             }
-            Format::Kohya => {
-                (self.original(path, dtype, |name| format!("lora_unet_{}", keys::flat(name)))?, self.kohya_metadata())
-            }
-            Format::ComfyUi => {
-                (self.original(path, dtype, |name| format!("diffusion_model.{name}"))?, model_metadata())
-            }
+            Format::Kohya => self.original(path, dtype, |name| format!("lora_unet_{}", keys::flat(name)))?,
+            Format::ComfyUi => self.original(path, dtype, |name| format!("diffusion_model.{name}"))?,
         };
-        let mut all: BTreeMap<_, _> = own.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-        all.extend(self.metadata.clone());
-        write_tensors(path, &tensors, &all)
+        write_tensors(path, &tensors, metadata)
     }
 
     /// The adapter bit for bit, each layer's alpha beside it, under diffusers' names: what a checkpoint holds, and
@@ -196,8 +212,8 @@ impl Lora {
     }
 }
 
-/// What user interfaces sort files by.
-fn model_metadata() -> Vec<(&'static str, String)> {
+/// What PyTorch's loaders ask for.
+pub(super) fn model_metadata() -> Vec<(&'static str, String)> {
     vec![("format", "pt".into())]
 }
 

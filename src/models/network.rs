@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 
 use crate::{
     lending::{Lender, Lent, Part},
-    nn::{Adapters, LayerShape, Linear, Linears, Parameter, Parameters, below},
+    nn::{Adapters, Conv2d, LayerShape, Linear, Linears, Parameter, Parameters, below},
 };
 
 /// What stands between two segments of a network, of a type of the network's own: at first nothing, at last the prediction.
@@ -105,6 +105,11 @@ pub trait Network: Clone {
         self.lender().layers()
     }
 
+    /// All linear layers and convolutions: what can wear adapters of any kind.
+    fn wearable(&self) -> Vec<LayerShape> {
+        self.lender().wearable()
+    }
+
     /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`. The rows wear no adapters, all the same, or these in
     /// turn.
     ///
@@ -141,6 +146,13 @@ impl<T: Network> Linears for T {
         for segment in self.lender_mut().parts_mut() {
             let name = below(path, segment.name());
             segment.linears(&name, visit);
+        }
+    }
+
+    fn convolutions(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Conv2d)) {
+        for segment in self.lender_mut().parts_mut() {
+            let name = below(path, segment.name());
+            segment.convolutions(&name, visit);
         }
     }
 }

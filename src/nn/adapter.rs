@@ -5,9 +5,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
-use super::Linears;
+use super::{Delta, Linears, Magnitude};
 use crate::{
     kernels,
     rng::{Purpose, Seed},
@@ -16,32 +16,39 @@ use crate::{
 /// The name of a layer in its checkpoint, such as `transformer_blocks.0.attn.to_q`.
 pub type LayerName = String;
 
-/// One low-rank pair on one layer (Hu et al. 2021): `scale·(x·Aᵀ)·Bᵀ`. The tensors are plain when the layer is only used, and
-/// leaves of the autodiff graph while they are trained.
+/// One change of one layer. The tensors are plain when the layer is only used, and leaves of the autodiff graph while they are
+/// trained.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// `[rank, in]`, f32.
-    pub a: Tensor<2>,
-    /// `[out, rank]`, f32.
-    pub b: Tensor<2>,
+    /// What is added to the weight, before [`scale`](Self::scale).
+    pub delta: Delta,
     /// `alpha / rank`, times the strength asked for.
     pub scale: f64,
-    /// Only while training.
+    /// Of a DoRA adapter: the length of every row of the changed weight.
+    pub magnitude: Option<Magnitude>,
+    /// Only while training, of a low-rank pair.
     pub dropout: Option<Dropout>,
 }
 
 impl Adapter {
+    /// A low-rank pair: `a` `[rank, in]` and `b` `[out, rank]`, f32.
+    pub fn low_rank(a: Tensor<2>, b: Tensor<2>, scale: f64) -> Self {
+        Self { delta: Delta::LowRank { a, b }, scale, magnitude: None, dropout: None }
+    }
+
+    /// Itself, on `device`.
+    pub fn to_device(mut self, device: &Device) -> Self {
+        self.delta = self.delta.map(|tensor| tensor.to_device(device));
+        self.magnitude = self.magnitude.map(|magnitude| magnitude.to_device(device));
+        self
+    }
+
     /// `y` `[M, out]`, the output of its layer for `x` `[M, in]`, with what the adapter adds to it. The rows are those of
     /// `samples` samples.
     pub(super) fn add(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
-        let Self { a, b, scale, dropout } = self;
-        match dropout {
-            None => kernels::low_rank(y, x, a.clone(), b.clone(), *scale),
-            Some(dropout) => {
-                let dtype: FloatDType = x.dtype().into();
-                let u = kernels::matmul(x, a.clone().cast(dtype).transpose());
-                y + kernels::matmul(dropout.apply(u, samples), b.clone().cast(dtype).transpose()) * *scale
-            }
+        match &self.dropout {
+            None => self.delta.add(y, x, self.scale),
+            Some(dropout) => self.delta.add_with(y, x, self.scale, |u| dropout.apply(u, samples)),
         }
     }
 }
@@ -89,6 +96,14 @@ impl Adapters {
         self.0.is_empty()
     }
 
+    /// Those whose layers' names begin with `path` and a dot, without these.
+    pub fn below(&self, path: &str) -> Self {
+        let of = |(name, adapters): (&LayerName, &Vec<Adapter>)| {
+            Some((name.strip_prefix(path)?.strip_prefix('.')?.to_string(), adapters.clone()))
+        };
+        Self(Arc::new(self.0.iter().filter_map(of).collect()))
+    }
+
     /// Whether the layer has one.
     pub fn contains(&self, layer: &str) -> bool {
         self.0.contains_key(layer)
@@ -125,6 +140,7 @@ impl Adapters {
     /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
     pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
         part.linears(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
+        part.convolutions(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
     }
 }
 

@@ -1,11 +1,12 @@
 //! Two-dimensional convolution and the two resampling steps that go with it.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
-use super::{Parameter, Parameters};
+use super::{Adapter, Delta, Parameter, Parameters};
 use crate::{kernels, weights::Weights};
 
-/// A convolution over `[B, C, H, W]`.
+/// A convolution over `[B, C, H, W]`, plus what the adapters that it wears add (LoCon): a change of its kernel, which is a matrix
+/// `[out, in · kernel²]` to them, acts on the activation as that of a linear layer does.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[out, in, kernel, kernel]`.
@@ -18,19 +19,27 @@ pub struct Conv2d {
     padding: usize,
     /// Whether each sample must have the bits that it has alone.
     by_sample: bool,
+    /// What the checkpoint says its weight has, also where only headers were read.
+    dims: [usize; 4],
+    /// Only while it is lent.
+    pub(super) worn: Vec<Adapter>,
 }
 
 impl Conv2d {
+    fn new(weight: Tensor<4>, bias: Option<Tensor<1>>, dims: [usize; 4], stride: usize, padding: usize) -> Self {
+        Self { weight, bias, stride, padding, by_sample: false, dims, worn: Vec::new() }
+    }
+
     /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Self {
-        let weight = weights.tensor("weight", [outputs, inputs, kernel, kernel]);
-        Self { weight, bias: Some(weights.tensor("bias", [outputs])), stride: 1, padding: kernel / 2, by_sample: false }
+        let dims = [outputs, inputs, kernel, kernel];
+        Self::new(weights.tensor("weight", dims), Some(weights.tensor("bias", [outputs])), dims, 1, kernel / 2)
     }
 
     /// Takes `weight`; cuts pictures into patches of `side` × `side` pixels, each of which becomes one place.
     pub fn load_patches(weights: &Weights, inputs: usize, outputs: usize, side: usize) -> Self {
-        let weight = weights.tensor("weight", [outputs, inputs, side, side]);
-        Self { weight, bias: None, stride: side, padding: 0, by_sample: false }
+        let dims = [outputs, inputs, side, side];
+        Self::new(weights.tensor("weight", dims), None, dims, side, 0)
     }
 
     /// The same with output places so many input places apart, and so many zeros around each side.
@@ -50,6 +59,33 @@ impl Conv2d {
         let added = [outputs, inputs - before, height, width];
         let zeros = Tensor::zeros(added, (&self.weight.device(), self.weight.dtype()));
         self.weight = Tensor::cat(vec![self.weight.clone(), zeros], 1);
+        self.dims[1] = inputs;
+    }
+
+    /// The sizes of its kernel as a matrix, `[out, in · kernel²]`.
+    pub(super) fn matrix_dims(&self) -> [usize; 2] {
+        let [outputs, inputs, height, width] = self.dims;
+        [outputs, inputs * height * width]
+    }
+
+    /// Changes the kernel as `adapter` would change the layer: computed in f32, rounded once to its dtype.
+    pub fn merge(&mut self, adapter: &Adapter) {
+        let own = self.matrix();
+        let mut changed = own + adapter.delta.dense() * adapter.scale;
+        if let Some(magnitude) = &adapter.magnitude {
+            changed = changed.clone() * magnitude.gain(|| changed).unsqueeze_dim(1);
+        }
+        self.weight = changed.reshape(self.dims).cast(self.weight.dtype());
+    }
+
+    /// The kernel in f32, `[out, in · kernel²]`.
+    fn matrix(&self) -> Tensor<2> {
+        self.weight.clone().cast(DType::F32).reshape(self.matrix_dims())
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.weight.device()
     }
 
     /// The type in which it computes.
@@ -74,6 +110,30 @@ impl Conv2d {
 
     /// `[B, in, H, W]` → `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut y = self.own(x.clone());
+        let own = self.worn.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
+        for adapter in &self.worn {
+            let change = self.change(&adapter.delta, x.clone()) * adapter.scale;
+            y = match (&adapter.magnitude, &own) {
+                // As in a linear layer: the bias is not stretched.
+                (Some(magnitude), Some(own)) => {
+                    let gain = magnitude.gain(|| self.matrix() + adapter.delta.dense() * adapter.scale);
+                    let per_channel = |values: Tensor<1>| values.cast(own.dtype()).reshape([1, self.dims[0], 1, 1]);
+                    let gain = per_channel(gain);
+                    let without_bias = match &self.bias {
+                        Some(bias) => own.clone() - per_channel(bias.clone()),
+                        None => own.clone(),
+                    };
+                    y + without_bias * (gain.clone() - 1.0) + change * gain
+                }
+                _ => y + change,
+            };
+        }
+        y
+    }
+
+    /// What the convolution makes of `x` without adapters.
+    fn own(&self, x: Tensor<4>) -> Tensor<4> {
         let &Self { stride, padding, .. } = self;
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
         match self.by_sample {
@@ -89,6 +149,24 @@ impl Conv2d {
     /// below. See [`kernels::conv2d_rows`].
     pub fn forward_rows(&self, x: Tensor<4>, height: usize) -> Tensor<4> {
         kernels::conv2d_rows(x, self.weight.clone(), self.bias.clone(), self.stride, [0, self.padding], height)
+    }
+
+    /// What a change of the kernel makes of `x`, `[B, out, H', W']`.
+    fn change(&self, delta: &Delta, x: Tensor<4>) -> Tensor<4> {
+        let [outputs, inputs, height, width] = self.dims;
+        let dtype = x.dtype();
+        let through = |x, kernel: Tensor<2>, outputs| {
+            let kernel = kernel.cast(dtype).reshape([outputs, inputs, height, width]);
+            kernels::conv2d(x, kernel, None, self.stride, self.padding)
+        };
+        match delta {
+            Delta::LowRank { a, b } => {
+                let rank = a.dims()[0];
+                let pointwise = b.clone().cast(dtype).reshape([outputs, rank, 1, 1]);
+                kernels::conv2d(through(x, a.clone(), rank), pointwise, None, 1, 0)
+            }
+            Delta::Kronecker { .. } | Delta::Dense(_) => through(x, delta.dense(), outputs),
+        }
     }
 }
 
@@ -118,7 +196,7 @@ pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::TensorData;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Adapter, Weight};
+use super::{Adapter, Conv2d, Magnitude, Weight};
 use crate::{
     nn::{LayerName, Parameter, Parameters, below},
     weights::Weights,
@@ -45,6 +45,16 @@ impl LayerShape {
         });
         all
     }
+
+    /// Its convolutions, whose kernels are matrices `[out, in · kernel²]` here.
+    pub fn convolutions(path: &str, part: &mut (impl Linears + ?Sized)) -> Vec<Self> {
+        let mut all = Vec::new();
+        part.convolutions(path, &mut |name, layer| {
+            let [outputs, inputs] = layer.matrix_dims();
+            all.push(Self { name: name.into(), inputs, outputs, pointwise: false });
+        });
+        all
+    }
 }
 
 impl Linear {
@@ -80,8 +90,14 @@ impl Linear {
         self.weight.device()
     }
 
-    /// Adds `change` `[out, in]`, f32, to the weight: computed in f32, rounded once to the weight's dtype.
-    pub fn merge(&mut self, change: Tensor<2>) {
+    /// Changes the weight as `adapter` would change the layer: computed in f32, rounded once to the weight's dtype.
+    pub fn merge(&mut self, adapter: &Adapter) {
+        let mut change = adapter.delta.dense() * adapter.scale;
+        if let Some(magnitude) = &adapter.magnitude {
+            let own = self.weight.to_f32();
+            let changed = own.clone() + change;
+            change = changed.clone() * magnitude.gain(|| changed).unsqueeze_dim(1) - own;
+        }
         self.weight.add(change);
     }
 
@@ -104,11 +120,29 @@ impl Linear {
         // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
         let flat = x.reshape([rows, inputs]);
         let mut y = self.weight.product(flat.clone(), self.bias.clone());
+        let own = self.worn.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
         for adapter in &self.worn {
-            y = adapter.add(y, flat.clone(), shape[0]);
+            y = match (&adapter.magnitude, &own) {
+                (Some(magnitude), Some(own)) => y + self.stretched(adapter, magnitude, own.clone(), flat.clone()),
+                _ => adapter.add(y, flat.clone(), shape[0]),
+            };
         }
         shape[D - 1] = outputs;
         y.reshape(shape)
+    }
+}
+
+impl Linear {
+    /// What a DoRA adapter adds to the layer's `own` output `[M, out]` for `x` `[M, in]`: `(g − 1)·x·Wᵀ + g·scale·x·ΔWᵀ`, where
+    /// `g` stretches the rows of the changed weight to the adapter's lengths. The bias is not stretched.
+    fn stretched(&self, adapter: &Adapter, magnitude: &Magnitude, own: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        let changed = || self.weight.to_f32() + adapter.delta.dense() * adapter.scale;
+        let gain = magnitude.gain(changed).cast(own.dtype()).unsqueeze_dim::<2>(0);
+        let without_bias = match &self.bias {
+            Some(bias) => own - bias.clone().unsqueeze_dim(0),
+            None => own,
+        };
+        without_bias * (gain.clone() - 1.0) + adapter.delta.product(x, adapter.scale) * gain
     }
 }
 
@@ -127,4 +161,7 @@ pub trait Linears {
     /// Calls `visit` with the checkpoint name and each linear layer, in a fixed order. `path` is the name of this part;
     /// names below it are joined with a dot.
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear));
+
+    /// The same for its convolutions, which only adapters of other programs change. Most parts of models have none.
+    fn convolutions(&mut self, _path: &str, _visit: &mut dyn FnMut(&str, &mut Conv2d)) {}
 }

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod conv;
+mod delta;
 mod embedding;
 mod linear;
 mod norm;
@@ -10,6 +11,7 @@ mod weight;
 
 pub use adapter::{Adapter, Adapters, Dropout, LayerName};
 pub use conv::{Conv2d, pad_bottom_right, upsample_nearest};
+pub use delta::{Delta, Magnitude};
 pub use embedding::Embedding;
 pub use linear::{LayerShape, Linear, Linears};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};

@@ -89,15 +89,20 @@ impl Weight {
         }
     }
 
+    /// The matrix in f32, `[out, in]`.
+    pub(super) fn to_f32(&self) -> Tensor<2> {
+        let dense = match &self.form {
+            Form::Dense(dense) => dense.clone(),
+            Form::Packed(packed) => packed.dense(),
+        };
+        dense.cast(FloatDType::F32)
+    }
+
     /// The matrix with `change` `[out, in]` added: computed in f32, rounded once to its dtype. A quantized one is dense from then
     /// on.
     pub(super) fn add(&mut self, change: Tensor<2>) {
         let dtype: FloatDType = self.dtype().into();
-        let own = match &self.form {
-            Form::Dense(dense) => dense.clone(),
-            Form::Packed(packed) => packed.dense(),
-        };
-        self.form = Form::Dense(kernels::laid_out((own.cast(FloatDType::F32) + change).cast(dtype)));
+        self.form = Form::Dense(kernels::laid_out((self.to_f32() + change).cast(dtype)));
     }
 }
 

@@ -131,7 +131,7 @@ impl Pipeline for FluxPipeline {
     }
 
     fn layers(&self) -> Vec<LayerShape> {
-        self.transformer.layers()
+        self.transformer.wearable()
     }
 
     fn sizes(&self) -> ImageSizes {

@@ -125,7 +125,7 @@ pub trait Pipeline {
     /// Bounds how much is computed at once, from now on: it changes no result.
     fn limit(&mut self, limits: Limits);
 
-    /// The linear layers of the network, which can wear adapters.
+    /// The linear layers and convolutions of the network, which can wear adapters.
     fn layers(&self) -> Vec<LayerShape>;
 
     /// The sizes of images that it works at.

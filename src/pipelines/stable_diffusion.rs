@@ -139,7 +139,7 @@ impl Pipeline for StableDiffusionPipeline {
     }
 
     fn layers(&self) -> Vec<LayerShape> {
-        self.unet.layers()
+        self.unet.wearable()
     }
 
     fn sizes(&self) -> ImageSizes {
@@ -176,7 +176,7 @@ impl Pipeline for StableDiffusionPipeline {
         let run = (steps as f64 * strength) as usize;
         let first = match run.min(steps) {
             0 => sampler.timesteps().len(), // PNDM has one call more than steps
-            run => steps - run,
+            run => (steps - run) * sampler.calls_per_step(),
         };
         Ok((sampler, first))
     }

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{
     NoiseSchedule, PredictionType, Scheduler, ddim::Ddim, ddpm::Ddpm, dpm_solver::DpmSolver, euler::Euler,
-    euler_ancestral::EulerAncestral, noise_schedule::BetaSchedule, pndm::Pndm, spacing::TimestepSpacing,
+    euler_ancestral::EulerAncestral, heun::Heun, lcm::Lcm, noise_schedule::BetaSchedule, pndm::Pndm,
+    spacing::TimestepSpacing, uni_pc::UniPc,
 };
 use crate::{
     error::{Error, Result},
@@ -33,6 +34,12 @@ pub enum SchedulerName {
     DpmSolver,
     /// DPM-Solver++ with the noise levels of Karras et al. 2022.
     DpmSolverKarras,
+    /// Predictor and corrector in one: good in 10 steps.
+    UniPc,
+    /// Heun's method, which calls the model twice a step.
+    Heun,
+    /// For latent consistency models and their LoRAs: 4 to 8 steps.
+    Lcm,
 }
 
 /// What `scheduler_config.json` says.
@@ -73,7 +80,11 @@ impl SchedulerConfig {
             None => return, // nothing is sampled as the file says
             Some(SchedulerName::Ddpm | SchedulerName::Ddim) => &["thresholding"],
             Some(SchedulerName::Pndm | SchedulerName::EulerAncestral) => &[],
-            Some(SchedulerName::Euler) => &sigmas,
+            Some(SchedulerName::Euler | SchedulerName::Heun) => &sigmas,
+            Some(SchedulerName::Lcm) => &["thresholding"],
+            Some(SchedulerName::UniPc) => {
+                &[sigmas.as_slice(), &["thresholding", "use_flow_sigmas", "use_dynamic_shifting"]].concat()
+            }
             Some(SchedulerName::DpmSolver | SchedulerName::DpmSolverKarras) => &[sigmas.as_slice(), &solver].concat(),
         };
         let is_on = |key: &str| self.settings.get(key).is_some_and(|value| *value != Value::Bool(false) && *value != 0);
@@ -127,6 +138,11 @@ impl SchedulerConfig {
         NoiseSchedule::new(&self.betas, self.zero_terminal)
     }
 
+    /// How many timesteps the schedule has.
+    pub(super) fn levels(&self) -> usize {
+        self.betas.len()
+    }
+
     /// The sampler, for a run of `steps` steps.
     ///
     /// # Errors
@@ -140,6 +156,9 @@ impl SchedulerConfig {
             Some(SchedulerName::Euler) => Box::new(Euler::new(self, steps)?),
             Some(SchedulerName::EulerAncestral) => Box::new(EulerAncestral::new(self, steps)?),
             Some(SchedulerName::DpmSolver | SchedulerName::DpmSolverKarras) => Box::new(DpmSolver::new(self, steps)?),
+            Some(SchedulerName::UniPc) => Box::new(UniPc::new(self, steps)?),
+            Some(SchedulerName::Heun) => Box::new(Heun::new(self, steps)?),
+            Some(SchedulerName::Lcm) => Box::new(Lcm::new(self, steps)?),
             None => return Err(self.refuse("_class_name")),
         })
     }
@@ -164,8 +183,10 @@ impl SchedulerConfig {
     /// The error about a setting that a sampler lacks.
     pub(super) fn refuse(&self, key: &str) -> Error {
         let value = self.settings.get(key).unwrap_or(&Value::Null);
-        Error::file(&self.file, format!("`{key}` is {value}, which is not supported"))
-            .hint("choose a sampler by name: ddpm, ddim, pndm, euler, euler_ancestral, dpm_solver or dpm_solver_karras")
+        Error::file(&self.file, format!("`{key}` is {value}, which is not supported")).hint(
+            "choose a sampler by name: ddpm, ddim, pndm, euler, euler_ancestral, dpm_solver, \
+                   dpm_solver_karras, uni_pc, heun or lcm",
+        )
     }
 
     /// The timesteps of a run, falling, of which those of `linspace` may be fractions. `spare` more are laid out, and the
@@ -214,6 +235,9 @@ impl SchedulerConfig {
             "EulerAncestralDiscreteScheduler" => SchedulerName::EulerAncestral,
             "DPMSolverMultistepScheduler" if self.get("use_karras_sigmas", false)? => SchedulerName::DpmSolverKarras,
             "DPMSolverMultistepScheduler" => SchedulerName::DpmSolver,
+            "UniPCMultistepScheduler" => SchedulerName::UniPc,
+            "HeunDiscreteScheduler" => SchedulerName::Heun,
+            "LCMScheduler" => SchedulerName::Lcm,
             _ => return Ok(None),
         }))
     }
@@ -233,8 +257,15 @@ impl SchedulerConfig {
         if !(2..=100_000).contains(&levels) {
             return Err(Error::file(&self.file, format!("`num_train_timesteps` is {levels}, not 2 to 100000")));
         }
-        let (start, end) = (self.get("beta_start", 0.0001)?, self.get("beta_end", 0.02)?);
-        let schedule = self.get("beta_schedule", BetaSchedule::Linear)?;
+        // What the class has by itself.
+        let class: String = self.get("_class_name", String::new())?;
+        let (start, end, schedule) = match class.as_str() {
+            "HeunDiscreteScheduler" => (0.00085, 0.012, BetaSchedule::Linear),
+            "LCMScheduler" => (0.00085, 0.012, BetaSchedule::ScaledLinear),
+            _ => (0.0001, 0.02, BetaSchedule::Linear),
+        };
+        let (start, end) = (self.get("beta_start", start)?, self.get("beta_end", end)?);
+        let schedule = self.get("beta_schedule", schedule)?;
         let betas: Vec<f32> = match self.get("trained_betas", None)? {
             Some(betas) => betas,
             None => schedule.betas(start, end, levels),

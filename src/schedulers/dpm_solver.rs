@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::{
     Level, PredictionType, Scheduler, SchedulerConfig, SchedulerName,
-    curve::karras,
-    sigmas::{FinalSigma, SigmaTable, to_f32},
+    sigmas::{Curve, FinalSigma, SigmaTable, to_f32},
     spacing::TimestepSpacing,
 };
 use crate::error::Result;
@@ -33,8 +32,6 @@ impl DpmSolver {
         let no = [json!(false)];
         config.accept(&[
             ("thresholding", &no),
-            ("use_exponential_sigmas", &no),
-            ("use_beta_sigmas", &no),
             ("use_lu_lambdas", &no),
             ("use_flow_sigmas", &no),
             ("use_dynamic_shifting", &no),
@@ -50,11 +47,15 @@ impl DpmSolver {
         let table = SigmaTable::new(&config.noise_schedule());
         let mut timesteps = config.timesteps(steps, 1, TimestepSpacing::Linspace)?;
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
-        if config.name == Some(SchedulerName::DpmSolverKarras) {
+        let levels = match config.name {
+            Some(SchedulerName::DpmSolverKarras) => Some(Curve::Karras),
+            _ => Curve::of(config)?.filter(|curve| *curve != Curve::Karras), // which has a name of its own
+        };
+        if let Some(curve) = levels {
             let (least, most) = table.ends();
-            sigmas = karras(least, most, steps);
+            sigmas = curve.levels(least, most, steps);
             let cosine = config.get("beta_schedule", String::new())? == "squaredcos_cap_v2";
-            let whole = if cosine { f64::trunc } else { f64::round_ties_even };
+            let whole = if cosine || curve != Curve::Karras { f64::trunc } else { f64::round_ties_even };
             timesteps = sigmas.iter().map(|&sigma| whole(table.timestep(sigma))).collect();
         }
         let last = config.get("final_sigmas_type", FinalSigma::Zero)?;

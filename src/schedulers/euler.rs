@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Scheduler, SchedulerConfig,
-    sigmas::{EulerRun, FinalSigma},
+    sigmas::{Curve, EulerRun, FinalSigma},
 };
 use crate::error::Result;
 
@@ -18,15 +18,13 @@ impl Euler {
     /// The file has a setting that this sampler lacks, or too few timesteps.
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
         config.accept(&[
-            ("use_exponential_sigmas", &[json!(false)]),
-            ("use_beta_sigmas", &[json!(false)]),
             ("sigma_min", &[]),
             ("sigma_max", &[]),
             ("interpolation_type", &[json!("linear")]),
             ("timestep_type", &[json!("discrete")]),
         ])?;
-        let karras = config.get("use_karras_sigmas", false)?;
-        Ok(Self(EulerRun::new(config, steps, karras, config.get("final_sigmas_type", FinalSigma::Zero)?)?))
+        let levels = Curve::of(config)?;
+        Ok(Self(EulerRun::new(config, steps, levels, config.get("final_sigmas_type", FinalSigma::Zero)?)?))
     }
 
     /// The ratio of noise to signal before each call of the model, and after the last.

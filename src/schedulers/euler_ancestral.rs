@@ -16,7 +16,7 @@ impl EulerAncestral {
     /// # Errors
     /// The file has too few timesteps.
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
-        Ok(Self(EulerRun::new(config, steps, false, FinalSigma::Zero)?))
+        Ok(Self(EulerRun::new(config, steps, None, FinalSigma::Zero)?))
     }
 
     /// The ratio of noise to signal before each call of the model, and after the last.

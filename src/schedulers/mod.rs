@@ -10,6 +10,9 @@ mod noise_schedule;
 mod spacing;
 mod config;
 mod sigmas;
+pub mod heun;
+pub mod lcm;
+pub mod uni_pc;
 pub mod ddim;
 pub mod ddpm;
 pub mod dpm_solver;
@@ -33,6 +36,11 @@ pub use noise_schedule::NoiseSchedule;
 pub trait Scheduler: Debug {
     /// What the model is told at each of its calls, from most to least noise.
     fn timesteps(&self) -> &[f64];
+
+    /// How often each step but the last calls the model.
+    fn calls_per_step(&self) -> usize {
+        1
+    }
 
     /// What standard normal noise is multiplied by to start from.
     fn init_noise_sigma(&self) -> f64 {

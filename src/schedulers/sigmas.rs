@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, curve::karras, spacing::TimestepSpacing};
+use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, curve, spacing::TimestepSpacing};
 use crate::error::Result;
 
 /// Where a run ends.
@@ -55,6 +55,46 @@ impl SigmaTable {
     }
 }
 
+/// Where the levels of a run lie between their ends, in place of those of its timesteps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Curve {
+    Karras,
+    Exponential,
+    Beta,
+}
+
+impl Curve {
+    /// The one that a file asks for, if any.
+    ///
+    /// # Errors
+    /// It asks for several, or a setting is of another type.
+    pub(super) fn of(config: &SchedulerConfig) -> Result<Option<Self>> {
+        let mut found = None;
+        for (key, curve) in [
+            ("use_karras_sigmas", Self::Karras),
+            ("use_exponential_sigmas", Self::Exponential),
+            ("use_beta_sigmas", Self::Beta),
+        ] {
+            if config.get(key, false)? {
+                if found.is_some() {
+                    return Err(config.refuse(key));
+                }
+                found = Some(curve);
+            }
+        }
+        Ok(found)
+    }
+
+    /// `steps` levels from `most` to `least`.
+    pub(super) fn levels(self, least: f64, most: f64, steps: usize) -> Vec<f64> {
+        match self {
+            Self::Karras => curve::karras(least, most, steps),
+            Self::Exponential => curve::exponential(least, most, steps),
+            Self::Beta => curve::beta(least, most, steps),
+        }
+    }
+}
+
 /// Rounds to f32, which diffusers keeps its tables in.
 pub(super) fn to_f32(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     values.into_iter().map(|value| f64::from(value as f32)).collect()
@@ -71,13 +111,13 @@ pub(super) struct EulerRun {
 }
 
 impl EulerRun {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize, even: bool, last: FinalSigma) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize, levels: Option<Curve>, last: FinalSigma) -> Result<Self> {
         let table = SigmaTable::new(&config.noise_schedule());
         let spacing = config.get("timestep_spacing", TimestepSpacing::Linspace)?;
         let mut timesteps = to_f32(config.spread(steps, 0, spacing)?);
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
-        if even {
-            sigmas = karras(sigmas[steps - 1], sigmas[0], steps);
+        if let Some(curve) = levels {
+            sigmas = curve.levels(sigmas[steps - 1], sigmas[0], steps);
             timesteps = to_f32(sigmas.iter().map(|&sigma| table.timestep(sigma)));
         }
         sigmas.push(table.last(last));

@@ -1,7 +1,5 @@
 //! Five training steps of diffusers' FLUX LoRA script, replayed: losses, norms, first and last gradients, final adapter.
 
-use std::collections::BTreeMap;
-
 use burn::tensor::{FloatDType, Tensor};
 
 use super::{Found, Golden, flux};
@@ -33,7 +31,7 @@ pub fn adapter(golden: &Golden, section: &str) -> Result<Lora> {
             layers.push(LoraLayer { name: layer.into(), a, b, alpha, pointwise: false });
         }
     }
-    Ok(Lora { layers, metadata: BTreeMap::new() })
+    Ok(Lora { layers, ..Lora::default() })
 }
 
 /// Replays the steps of `section`, the transformer in `dtype` and the adapter in f32.

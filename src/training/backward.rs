@@ -14,7 +14,7 @@ use crate::{
     lending::Part,
     lora::{name_a, name_b},
     models::{Change, Inputs, Network, Segment, State},
-    nn::{Adapters, Leaf, Parameter},
+    nn::{Adapters, Delta, Leaf, Parameter},
 };
 
 /// What gradients are wanted of.
@@ -207,8 +207,11 @@ fn track(segment: &mut impl Part, subject: Subject<'_>) -> Vec<(String, Leaf)> {
         }
         Subject::Adapters(_) => segment.linears(&name, &mut |layer, linear| {
             for adapter in linear.worn_mut() {
-                found.push((name_a(layer), Parameter::Matrix(&mut adapter.a).track()));
-                found.push((name_b(layer), Parameter::Matrix(&mut adapter.b).track()));
+                // Other forms are worn, not trained.
+                if let Delta::LowRank { a, b } = &mut adapter.delta {
+                    found.push((name_a(layer), Parameter::Matrix(a).track()));
+                    found.push((name_b(layer), Parameter::Matrix(b).track()));
+                }
             }
         }),
     }

@@ -17,12 +17,14 @@ use crate::{
 /// How a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions<'a> {
-    /// The layout of an adapter's file; `None` is diffusers'. A whole model has but one layout.
+    /// The layout of an adapter's file; `None` is the one that the most programs read. A whole model has but one layout.
     pub format: Option<lora::Format>,
     /// Number format of the tensors: f32, bf16 or f16.
     pub dtype: FloatDType,
     /// What was trained itself, even if there is a running mean of it.
     pub raw: bool,
+    /// Whether an adapter's file says where it comes from.
+    pub metadata: bool,
     /// Where the base of a fully trained model is now: a folder or `org/name`; `None` is where it was when the run began.
     pub model: Option<&'a str>,
 }
@@ -49,10 +51,19 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
                 let problem = "is for fully trained models, and this run trained an adapter";
                 return Err(Error::setting("model", problem).hint("leave it out: an adapter is a file by itself"));
             }
-            let format = options.format.unwrap_or(lora::Format::Diffusers);
-            lora::export(&Lora::read(file)?, output, format, options.dtype)?.to_string()
+            let mut lora = Lora::read(file)?;
+            lora.metadata = lora::to_share(lora.metadata);
+            let format = options.format.unwrap_or(lora.usual_format());
+            match options.metadata {
+                true => lora::export(&lora, output, format, options.dtype)?.to_string(),
+                false => lora::export_bare(&lora, output, format, options.dtype)?.to_string(),
+            }
         }
         Mode::Full => {
+            if !options.metadata {
+                let problem = "is about a LoRA's file, and this run trained the whole model";
+                return Err(Error::setting("no_metadata", problem).hint("leave it out: a model folder has none"));
+            }
             if options.format.is_some() {
                 let problem = "is for adapters, and this run trained the whole model";
                 return Err(Error::setting("format", problem).hint("leave it out: the model is written as a folder"));
@@ -76,7 +87,7 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
 /// # Errors
 /// As [`export`].
 pub(super) fn finish(run: &Path, config: &TrainConfig) -> Result<()> {
-    let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, model: None };
+    let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, metadata: true, model: None };
     match config.training.mode {
         Mode::Lora => export(run, &run.join(format!("{}.safetensors", config.run.name)), options),
         Mode::Full => {

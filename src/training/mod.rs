@@ -21,6 +21,7 @@ mod metrics;
 mod plan;
 pub mod objective;
 pub mod optimizer;
+mod origin_metadata;
 mod prepare;
 mod report;
 mod resume;

@@ -18,6 +18,7 @@ use super::{
     interval::{Interval, Outcome},
     metrics::GRID,
     optimizer::AdamW,
+    origin_metadata::describe,
     prepare::{Prepared, prepare_dataset},
     resume::{Origin, Resumed, resumable},
     run_folder::{self, RunFolder, drop_grids},
@@ -31,7 +32,6 @@ use crate::{
     data::{Batch, Prefetch},
     disk::replace,
     error::{Error, Result, Subject},
-    lora::Lora,
     memory::Stage,
     paths,
     rng::Seed,
@@ -156,11 +156,16 @@ impl<'a, T: Task> Run<'a, T> {
             tensors += 1;
         });
         tracing::info!("{numbers} trained numbers in {tensors} tensors");
+        if let Trained::Lora(lora) = &trained {
+            for line in lora.compatibility(lora.usual_format()) {
+                tracing::info!("the file {}.safetensors {line}", config.run.name);
+            }
+        }
         // What is from after this step is done again, and so is this step's validation if it was cut short.
         let validated = step > 0 && !owes_validation(config, folder.path(), step, validator)?;
         drop_grids(folder.path(), if validated { step + 1 } else { step })?;
         let metrics = Metrics::open(folder.path(), step)?;
-        let (seed, metadata) = (Seed(config.run.seed), describe(config, &prepared.model, &origin)?);
+        let (seed, metadata) = (Seed(config.run.seed), describe(config, prepared, &origin)?);
         let (saved, interval) = (step, Interval::start());
         let dropout = (config.lora.dropout, seed);
         let learner = Learner::of(trained, optimizer, config.training.activations, dropout).with_ema(ema);
@@ -354,17 +359,4 @@ fn owes_validation(config: &TrainConfig, run: &Path, step: u64, validator: &Vali
         false => run_folder::grid(run, step).is_file(),
     };
     Ok(validation_due(config, step) && !there)
-}
-
-/// What an adapter's file says about where it comes from.
-fn describe(config: &TrainConfig, model: &Path, origin: &Origin) -> Result<BTreeMap<String, String>> {
-    let pairs = [
-        ("kiln.version", env!("CARGO_PKG_VERSION").to_string()),
-        ("kiln.config", config.to_toml()?),
-        ("kiln.base_model", config.model.path.clone()),
-        ("kiln.base_model_fingerprint", origin.base_model.clone()),
-        ("kiln.dataset_fingerprint", origin.dataset.clone()),
-    ];
-    let pairs = pairs.into_iter().chain(Lora::base_metadata(model)?);
-    Ok(pairs.map(|(key, value)| (key.to_string(), value)).collect())
 }

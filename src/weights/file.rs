@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Dtype};
 
-use super::gguf;
+use super::{Elsewhere, PartView, VIEW, container, gguf};
 use crate::{
     error::{Error, Result},
     quantization::{Code, E4M3, E5M2, Ggml, Packed, Shared},
@@ -27,6 +27,8 @@ pub struct TensorFile {
     map: Arc<Mmap>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    /// Instead of the tensors of the file, where it is another part's or of another layout.
+    view: Option<BTreeMap<String, Elsewhere>>,
 }
 
 /// One tensor of a file.
@@ -63,18 +65,27 @@ impl TensorFile {
     /// The file cannot be opened, is neither a safetensors file nor GGUF, or is shorter or longer than its header says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if path.file_name().is_some_and(|name| name == VIEW) {
+            let PartView { file, tensors } = PartView::read(path)?;
+            return Ok(Self { view: Some(tensors), ..Self::open(file)? });
+        }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(Error::file(path, "is a folder, not a safetensors file").hint("give a file in it"));
+        }
         // SAFETY: kiln replaces its own files by renaming and never writes into them; a foreign program that cuts the
         // file while it is mapped can end this process, as with every memory-mapped reader.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?);
+        let broken = |e: safetensors::SafeTensorError| match container::of(&map) {
+            Some((kind, hint)) => Error::file(path, format!("is {kind}; kiln reads safetensors")).hint(hint),
+            None => Error::file(path, format!("not a complete safetensors file ({e})"))
+                .hint("the download or copy may have been cut short: fetch the file again"),
+        };
         let (tensors, metadata) = match map.starts_with(gguf::MAGIC) {
             true => gguf::read(&map).map_err(|problem| Error::file(path, problem))?,
-            false => safetensors(&map).map_err(|e| {
-                Error::file(path, format!("not a complete safetensors file ({e})"))
-                    .hint("the download or copy may have been cut short: fetch the file again")
-            })?,
+            false => safetensors(&map).map_err(broken)?,
         };
-        Ok(Self { path: path.into(), map, tensors, metadata })
+        Ok(Self { path: path.into(), map, tensors, metadata, view: None })
     }
 
     /// Where the file is.
@@ -84,22 +95,36 @@ impl TensorFile {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        match &self.view {
+            Some(view) => view.keys().cloned().collect(),
+            None => self.tensors.keys().cloned().collect(),
+        }
     }
 
     /// Whether a tensor of this name is in the file.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.entry(name).is_some()
     }
 
     /// The shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+        match &self.view {
+            Some(view) => view.get(name).map(|tensor| tensor.shape.as_slice()),
+            None => self.tensors.get(name).map(|entry| entry.shape.as_slice()),
+        }
     }
 
     /// The element type of a tensor as the file format spells it (`F32`, `BF16`, `Q4_K`, …), if the file has it.
     pub fn dtype(&self, name: &str) -> Option<String> {
-        self.tensors.get(name).map(|entry| entry.element.to_string())
+        self.entry(name).map(|entry| entry.element.to_string())
+    }
+
+    /// The tensor of the file that is, or holds, the one of this name.
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        match &self.view {
+            Some(view) => self.tensors.get(&view.get(name)?.name),
+            None => self.tensors.get(name),
+        }
     }
 
     /// The text pairs that the file carries, sorted. Of GGUF also its numbers.
@@ -107,17 +132,29 @@ impl TensorFile {
         self.metadata.clone()
     }
 
-    /// The bytes of a tensor as they lie in the file, if it has it. They stay mapped; nothing is read yet.
+    /// The bytes of a tensor as they lie in the file, if it has it as a whole. They stay mapped; nothing is read yet.
     pub fn bytes(&self, name: &str) -> Option<Shared> {
-        self.tensors.get(name).map(|entry| Shared::new(self.map.clone(), entry.range.clone()))
+        let entry = self.whole(name)?;
+        Some(Shared::new(self.map.clone(), entry.range.clone()))
     }
 
     /// The matrix in blocks of ggml that a tensor of two axes is, if it is one.
     pub fn ggml(&self, name: &str) -> Option<Packed> {
-        let entry = self.tensors.get(name)?;
+        let entry = self.whole(name)?;
         let (Element::Ggml(kind), &[rows, columns]) = (entry.element, entry.shape.as_slice()) else { return None };
         let bytes = Shared::new(self.map.clone(), entry.range.clone());
         Some(Packed { dims: [rows, columns], code: Code::Ggml(kind, bytes) })
+    }
+
+    /// The tensor of the file that the one of this name is: not a part of it, and not changed as it is read.
+    fn whole(&self, name: &str) -> Option<&Entry> {
+        match self.view.as_ref().map(|view| view.get(name)) {
+            None => self.tensors.get(name),
+            Some(tensor) => {
+                let tensor = tensor.filter(|t| t.rows.is_none() && !t.swapped && t.scale.is_none())?;
+                self.tensors.get(&tensor.name).filter(|entry| entry.shape == tensor.shape)
+            }
+        }
     }
 
     /// Copies one tensor to host memory, in the file's own element type; fp8 as bf16, which holds every value of it, and blocks of
@@ -126,8 +163,42 @@ impl TensorFile {
     /// # Errors
     /// The tensor is missing or of a type that kiln does not compute with.
     pub fn read(&self, name: &str) -> Result<TensorData> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
-        self.decode(name, entry)
+        let entry = self.entry(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+        match self.view.as_ref().and_then(|view| view.get(name)) {
+            Some(tensor) => self.read_elsewhere(name, tensor, entry),
+            None => self.decode(name, entry),
+        }
+    }
+
+    /// The rows of a tensor of the file that are one of the view.
+    fn read_elsewhere(&self, name: &str, tensor: &Elsewhere, entry: &Entry) -> Result<TensorData> {
+        let misfit =
+            || Error::tensor(&self.path, &tensor.name, format!("is not what `{name}` was made from: it has changed"));
+        let Range { start, end } = entry.range;
+        let rows = entry.shape.first().copied().unwrap_or(1);
+        let [first, last] = tensor.rows.unwrap_or([0, rows]);
+        let row = (end - start).checked_div(rows).ok_or_else(misfit)?;
+        if first > last || last > rows || tensor.shape.first().is_some_and(|own| *own != last - first) {
+            return Err(misfit());
+        }
+        let range = start + first * row..start + last * row;
+        let mut data = self.decode(name, &Entry { element: entry.element, shape: tensor.shape.clone(), range })?;
+        if let Some(scale) = &tensor.scale {
+            let entry = self.tensors.get(scale).ok_or_else(misfit)?;
+            let scale = self.decode(scale, entry)?.convert_dtype(DType::F32).into_vec::<f32>().ok();
+            let scale = scale.and_then(|scale| scale.first().copied()).ok_or_else(misfit)?;
+            let dtype = data.dtype;
+            let mut values = data.convert_dtype(DType::F32).into_vec::<f32>().expect("just converted");
+            values.iter_mut().for_each(|value| *value *= scale);
+            data = TensorData::new(values, tensor.shape.clone()).convert_dtype(dtype);
+        }
+        if tensor.swapped {
+            let (mut bytes, dtype) = (data.as_bytes().to_vec(), data.dtype);
+            let half = bytes.len() / 2;
+            bytes.rotate_left(half);
+            data = TensorData::from_bytes_vec(bytes, tensor.shape.clone(), dtype);
+        }
+        Ok(data)
     }
 
     /// Copies one tensor to host memory as f32.

@@ -4,6 +4,7 @@
 //! `Linear::load(&weights.at("to_q"), inputs, outputs)`. So the code that defines a layer is also its key table, and no
 //! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
 
+mod container;
 mod file;
 mod gguf;
 mod packed;
@@ -13,6 +14,7 @@ mod quantized_tensor;
 mod random;
 mod shards;
 mod stored;
+mod view;
 mod folder;
 
 use std::{
@@ -37,8 +39,9 @@ pub use part_config::{read_config, read_json};
 pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
 use random::Spread;
 use shards::Sources;
-pub(crate) use shards::{has_weights, shards};
+pub(crate) use shards::{VARIANTS, has_weights, shards};
 pub use stored::{Stored, Values, write_tensors};
+pub(crate) use view::{Elsewhere, PartView, VIEW};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
 /// of these is there.

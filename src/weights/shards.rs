@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::read_json;
+use super::{VIEW, read_json};
 use crate::{
     error::{Error, Result},
     notice::{some_of, warn_once},
@@ -14,6 +14,9 @@ use crate::{
 /// The names that weights have, and whether the index of shards counts where there is a single file beside it: for diffusers
 /// (denoisers and VAEs) it does, for transformers (text encoders) it does not.
 const STEMS: [(&str, bool); 2] = [("diffusion_pytorch_model", true), ("model", false)];
+
+/// Copies in another precision, as diffusers calls them; the first that is there counts where there is no plain one.
+pub(crate) const VARIANTS: [&str; 3] = ["fp32", "bf16", "fp16"];
 
 /// The weight files of a part.
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub(crate) struct Sources {
 /// Whether a folder is of a part that has weights: that of a scheduler has none, nor has that of a denoiser that is not trained yet.
 pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    let is_weights =
+        |name: &str| name == VIEW || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
     Ok(entries.flatten().any(|entry| is_weights(&entry.file_name().to_string_lossy())))
 }
 
@@ -41,20 +45,30 @@ impl Sources {
         let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
         let names: BTreeSet<String> =
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        let of_stem = |(stem, index_first): (&str, bool)| {
-            let (single, index) = (format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json"));
-            match (names.contains(&single), names.contains(&index)) {
-                (false, false) => None,
-                (true, has_index) if !(has_index && index_first) => Some(single),
-                _ => Some(index),
-            }
+        let of_stem = |(single, index, index_first): (String, String, bool)| match (
+            names.contains(&single),
+            names.contains(&index),
+        ) {
+            (false, false) => None,
+            (true, has_index) if !(has_index && index_first) => Some(single),
+            _ => Some(index),
         };
-        let mut found = STEMS.into_iter().filter_map(of_stem);
-        let Some(source) = found.next() else {
-            let problem = "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
-            return Err(Error::file(folder, problem)
-                .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors"));
-        };
+        if names.contains(VIEW) {
+            return Ok(Self { folder: folder.into(), files: vec![folder.join(VIEW)], unread: Vec::new() });
+        }
+        let plain = STEMS.into_iter().map(|(stem, index_first)| {
+            (format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json"), index_first)
+        });
+        let variants = VARIANTS.into_iter().flat_map(|variant| {
+            STEMS.into_iter().map(move |(stem, index_first)| {
+                let index = format!("{stem}.safetensors.index.{variant}.json");
+                (format!("{stem}.{variant}.safetensors"), index, index_first)
+            })
+        });
+        let plain: Vec<String> = plain.filter_map(of_stem).collect();
+        let variant = || variants.filter_map(of_stem).next().into_iter().collect();
+        let mut found = if plain.is_empty() { variant() } else { plain }.into_iter();
+        let Some(source) = found.next() else { return Err(without_weights(folder, &names)) };
         if let Some(other) = found.next() {
             let problem = format!("there are two sources of weights, `{source}` and `{other}`");
             return Err(Error::file(folder, problem).hint("keep the one that is meant, and move the other elsewhere"));
@@ -85,6 +99,22 @@ impl Sources {
             some_of(&self.unread)
         ));
     }
+}
+
+/// The error of a folder without safetensors that are read; pickles in it are named.
+fn without_weights(folder: &Path, names: &BTreeSet<String>) -> Error {
+    let is_pickle = |name: &&String| [".bin", ".ckpt", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
+    let pickles: Vec<&String> = names.iter().filter(is_pickle).collect();
+    if !pickles.is_empty() {
+        return Error::file(folder, format!("weights are there as PyTorch pickles only: {}", some_of(&pickles))).hint(
+            "save the model again with `save_pretrained(folder, safe_serialization=True)`: kiln reads safetensors",
+        );
+    }
+    let other: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    let seen = if other.is_empty() { String::new() } else { format!("; there are {}", some_of(&other)) };
+    let problem = "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
+    Error::file(folder, format!("{problem}{seen}"))
+        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors")
 }
 
 /// The weight files of a component folder: those that [`Weights::open`](super::Weights::open) reads.
@@ -153,6 +183,18 @@ mod tests {
             assert_eq!(names(&sources), [format!("{read}.safetensors")]);
             assert_eq!(sources.unread, [format!("{unread}.safetensors")]);
         }
+    }
+
+    #[test]
+    fn variants_are_read_where_there_is_nothing_else_and_pickles_are_named() {
+        let half = folder(&["model.fp16.safetensors", "model.bf16.safetensors"], "", &[]);
+        assert_eq!(names(&Sources::of(half.path()).unwrap()), ["model.bf16.safetensors"]);
+        let pickle = folder(&["diffusion_pytorch_model.bin", "config.json"], "", &[]);
+        let error = Sources::of(pickle.path()).unwrap_err().to_string();
+        assert!(error.contains("`diffusion_pytorch_model.bin`") && error.contains("safe_serialization"), "{error}");
+        let other = folder(&["weights.safetensors"], "", &[]);
+        let error = Sources::of(other.path()).unwrap_err().to_string();
+        assert!(error.contains("there are `weights.safetensors`"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-"""Runs of diffusers' samplers that golden.py does not have -> ../fixtures/samplers.safetensors
+"""Runs of diffusers' samplers that golden.py does not have -> ../fixtures/samplers.safetensors, samplers_more.safetensors
 
     python samplers.py
 
@@ -53,11 +53,34 @@ CASES = [
 ]  # fmt: skip
 
 
+# In a file of their own: UniPC, Heun, LCM, and the curves of noise levels that other samplers have, too.
+CURVES = [dict(BETAS, **{f"use_{curve}_sigmas": True}) for curve in ("karras", "exponential", "beta")]
+UNIPC, HEUN = "UniPCMultistep", "HeunDiscrete"
+MORE = [
+    *[(UNIPC, dict(BETAS, solver_order=order), steps, 0) for order in (1, 2, 3) for steps in (1, 2, 3, 8)],
+    (UNIPC, dict(V, solver_type="bh1", final_sigmas_type="sigma_min"), 8, 0),
+    (UNIPC, dict(BETAS, solver_order=3, solver_type="bh1", final_sigmas_type="sigma_min"), 9, 3),
+    (UNIPC, dict(LINEAR, lower_order_final=False, final_sigmas_type="sigma_min"), 8, 0), (UNIPC, COSINE, 8, 0),
+    (UNIPC, dict(BETAS, **LEADING, steps_offset=1), 8, 2), (UNIPC, dict(V, **TRAILING), 7, 0),
+    *[(UNIPC, curve, 8, 0) for curve in CURVES], (UNIPC, dict(CURVES[0], final_sigmas_type="sigma_min"), 6, 0),
+    (HEUN, BETAS, 8, 0), (HEUN, BETAS, 1, 0), (HEUN, LINEAR, 5, 4), (HEUN, V, 8, 6), (HEUN, dict(BETAS, **TRAILING), 7, 0),
+    (HEUN, dict(BETAS, **LEADING, steps_offset=1), 6, 0), *[(HEUN, curve, 6, 0) for curve in CURVES],
+    ("LCM", BETAS, 4, 0), ("LCM", BETAS, 1, 0), ("LCM", V, 8, 3), ("LCM", dict(BETAS, original_inference_steps=100, timestep_scaling=7.0), 7, 0),
+    *[("EulerDiscrete", curve, 8, 0) for curve in CURVES[1:]], *[(DPM, curve, 8, 0) for curve in CURVES[1:]],
+    (DPM, dict(CURVES[2], solver_order=3), 9, 0),
+]  # fmt: skip
+
+
 def main():
+    write("samplers", CASES)
+    write("samplers_more", MORE)
+
+
+def write(name, all_cases):
     rng = torch.Generator().manual_seed(0)
     start, noise, outputs = (torch.randn(*n, *SHAPE, generator=rng) for n in ((), (CALLS,), (CALLS,)))
     tensors, cases = dict(start=start, noise=noise, model_output=outputs), []
-    for i, (cls, settings, steps, begin) in enumerate(CASES):
+    for i, (cls, settings, steps, begin) in enumerate(all_cases):
         scheduler = getattr(diffusers, cls + "Scheduler").from_config(settings)
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):
@@ -74,13 +97,13 @@ def main():
             x = scheduler.step(output, t, x, return_dict=False)[0]
             samples.append(x)
         case.update(prev_sample=torch.stack(samples))
-        if "Euler" in cls:
+        if "Euler" in cls or "Heun" in cls:
             case.update(model_input=torch.stack(inputs))
         tensors.update({f"{i}.{k}": v.contiguous() for k, v in case.items()})
         cases.append(dict(settings, _class_name=cls + "Scheduler", steps=steps, begin=begin,
                           init_noise_sigma=float(scheduler.init_noise_sigma)))  # fmt: skip
         assert all(v.isfinite().all() for v in case.values()), (cls, settings, steps)
-    path = Path(__file__).parent.parent / "fixtures" / "samplers.safetensors"
+    path = Path(__file__).parent.parent / "fixtures" / f"{name}.safetensors"
     save_file(tensors, path, metadata=dict(cases=json.dumps(cases)))
     print(path, path.stat().st_size, "bytes,", len(cases), "cases")
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::{
     kernels,
     models::heads,
-    nn::{LayerNorm, Linear},
+    nn::{LayerNorm, Linear, Linears},
     weights::Weights,
 };
 
@@ -99,5 +99,20 @@ impl Layer {
             ClipActivation::Gelu => activation::gelu(h),
         };
         x + self.fc2.forward(h)
+    }
+}
+
+impl Linears for Layer {
+    fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        for (name, layer) in [
+            ("self_attn.q_proj", &mut self.q_proj),
+            ("self_attn.k_proj", &mut self.k_proj),
+            ("self_attn.v_proj", &mut self.v_proj),
+            ("self_attn.out_proj", &mut self.out_proj),
+            ("mlp.fc1", &mut self.fc1),
+            ("mlp.fc2", &mut self.fc2),
+        ] {
+            visit(&format!("{path}.{name}"), layer);
+        }
     }
 }

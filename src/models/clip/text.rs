@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::layer::{ClipActivation, Layer, LayerShape};
 use crate::{
     error::{Error, Result},
-    nn::{Embedding, LayerNorm},
+    nn::{Embedding, LayerNorm, Linear, Linears, below},
     weights::{Weights, read_config},
 };
 
@@ -206,6 +206,15 @@ impl ClipTextModel {
             end => Some(end),
         };
         ids.iter().position(|&id| Some(id) == end).unwrap_or(0)
+    }
+}
+
+/// By the names of checkpoints without `text_model.`, which some have and some have not.
+impl Linears for ClipTextModel {
+    fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            layer.linears(&below(path, &format!("encoder.layers.{i}")), visit);
+        }
     }
 }
 

@@ -7,7 +7,13 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 
 pub use super::clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
-use crate::{error::Result, lending::Residence, tokenizer::PromptIds, weights::Weights};
+use crate::{
+    error::Result,
+    lending::Residence,
+    nn::{Adapters, Linear, Linears, below},
+    tokenizer::PromptIds,
+    weights::Weights,
+};
 pub use t5::{FeedForwardKind, T5Config, T5Encoder, T5Type};
 
 /// What a diffusion model reads instead of text.
@@ -109,6 +115,14 @@ impl TextEncoders {
         Ok(clip + t5.map_or(0, |t5| t5.bytes(residence)))
     }
 
+    /// Puts adapters on, in place of those that were worn; the names of their layers begin with the encoder's folder.
+    pub fn wear(&mut self, adapters: &Adapters) {
+        adapters.put_on("text_encoder", &mut self.clip);
+        if let Some(t5) = &mut self.t5 {
+            t5.wear(adapters.below("text_encoder_2"));
+        }
+    }
+
     /// Encodes a batch of at least one prompt, tokenized with the tokenizers of the same model; the embeddings are in the
     /// dtype of the weights.
     pub fn encode(&self, prompts: &[PromptIds]) -> PromptEmbeds {
@@ -119,5 +133,15 @@ impl TextEncoders {
             None => clip.last_hidden_state,
         };
         PromptEmbeds { prompt, pooled: clip.pooled }
+    }
+}
+
+/// Each below the name of its folder.
+impl Linears for TextEncoders {
+    fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        self.clip.linears(&below(path, "text_encoder"), visit);
+        if let Some(t5) = &mut self.t5 {
+            t5.linears(&below(path, "text_encoder_2"), visit);
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     kernels,
     lending::{Lender, Part, Residence},
     models::heads,
-    nn::{Embedding, Linear, Linears, Parameter, Parameters, RmsNorm},
+    nn::{Adapters, Embedding, Linear, Linears, Parameter, Parameters, RmsNorm, below},
     weights::{Weights, read_config},
 };
 
@@ -85,6 +85,8 @@ pub struct T5Encoder {
     final_norm: RmsNorm,
     /// Bytes of what is not lent.
     rest: u64,
+    /// Worn by the blocks.
+    adapters: Adapters,
 }
 
 /// The fields of [`T5Config`], and what does not change what the encoder computes: the decoder, training, and dtypes.
@@ -187,7 +189,12 @@ impl T5Encoder {
         let (rest, of) = (weights.bytes(), config.clone());
         let load = move |weights: &Weights, index| Layer::load(weights, &of, index);
         let layers = Lender::new(weights, residence, config.num_layers, load);
-        Self { tokens, distances, layers, final_norm, rest, config }
+        Self { tokens, distances, layers, final_norm, rest, config, adapters: Adapters::default() }
+    }
+
+    /// Puts adapters on, in place of those that were worn.
+    pub fn wear(&mut self, adapters: Adapters) {
+        self.adapters = adapters;
     }
 
     /// Reads token ids, all of one length; padding is attended to, as FLUX.1 was trained. Returns `[B, L, D]`.
@@ -195,7 +202,7 @@ impl T5Encoder {
         let (batch, length) = (ids.len(), ids.first().map_or(0, |ids| ids.len()));
         let mut x = self.tokens.forward(&ids.concat()).reshape([batch, length, self.config.d_model]);
         let bias = self.position_bias(length);
-        for layer in self.layers.walk(0..self.layers.len(), None) {
+        for layer in self.layers.walk(0..self.layers.len(), Some(&self.adapters)) {
             x = layer.forward(x, bias.clone());
         }
         self.final_norm.forward(x)
@@ -212,6 +219,17 @@ impl T5Encoder {
         let kinds: Vec<i64> = (0..length_i64).flat_map(|q| (0..length_i64).map(move |k| kind(q, k))).collect();
         let bias = self.distances.forward(&kinds).cast(FloatDType::F32);
         bias.reshape([1, length, length, self.config.num_heads]).permute([0, 3, 1, 2])
+    }
+}
+
+/// # Panics
+/// Its blocks are streamed.
+impl Linears for T5Encoder {
+    fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        for layer in self.layers.parts_mut() {
+            let name = below(path, layer.name());
+            layer.linears(&name, visit);
+        }
     }
 }
 

@@ -49,6 +49,14 @@ impl Linears for Resnet {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         visit(&format!("{path}.time_emb_proj"), &mut self.time_emb_proj);
     }
+
+    fn convolutions(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Conv2d)) {
+        visit(&format!("{path}.conv1"), &mut self.conv1);
+        visit(&format!("{path}.conv2"), &mut self.conv2);
+        if let Some(shortcut) = &mut self.conv_shortcut {
+            visit(&format!("{path}.conv_shortcut"), shortcut);
+        }
+    }
 }
 
 impl Parameters for Resnet {

@@ -268,6 +268,18 @@ impl Linears for UNetSegment {
             Part::Down(_) | Part::Up(_) | Part::Head(_) => {}
         }
     }
+
+    fn convolutions(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Conv2d)) {
+        match &mut self.part {
+            Part::Stem(stem) => stem.convolutions(path, visit),
+            Part::Layer(Layer { number, resnet, .. }) => {
+                resnet.convolutions(&format!("{path}.resnets.{number}"), visit);
+            }
+            Part::Down(conv) => visit(&format!("{path}.downsamplers.0.conv"), conv),
+            Part::Up(conv) => visit(&format!("{path}.upsamplers.0.conv"), conv),
+            Part::Head(head) => head.convolutions(path, visit),
+        }
+    }
 }
 
 impl Parameters for UNetSegment {

@@ -71,6 +71,10 @@ impl Linears for Stem {
         visit(&below(path, "time_embedding.linear_1"), &mut self.linear_1);
         visit(&below(path, "time_embedding.linear_2"), &mut self.linear_2);
     }
+
+    fn convolutions(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Conv2d)) {
+        visit(&below(path, "conv_in"), &mut self.conv_in);
+    }
 }
 
 impl Parameters for Stem {
@@ -94,6 +98,10 @@ impl Head {
             conv_norm_out: GroupNorm::load(&weights.at("conv_norm_out"), channels, groups, config.norm_eps),
             conv_out: Conv2d::load(&weights.at("conv_out"), channels, config.out_channels, config.conv_out_kernel),
         }
+    }
+
+    pub(super) fn convolutions(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Conv2d)) {
+        visit(&below(path, "conv_out"), &mut self.conv_out);
     }
 
     /// `[B, C, h, w]` → `[B, out_channels, h, w]`.

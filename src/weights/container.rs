@@ -1,0 +1,106 @@
+//! What a file is that is no safetensors file, as its first bytes tell: so that an error can say what to do.
+
+/// A kind of file by a mark near its start.
+struct Kind {
+    mark: &'static [u8],
+    /// How many bytes stand before the mark.
+    at: usize,
+    name: &'static str,
+    hint: &'static str,
+}
+
+const SAVE_AGAIN: &str = "save its tensors as safetensors (`safetensors.torch.save_file`), where the file's maker is trusted: loading a \
+                          pickle runs what it says";
+
+const DOWNLOAD: &str = "download the file itself: on its page, the link that says `download` or `resolve`, not `blob`; gated files need a login";
+
+const KINDS: [Kind; 16] = [
+    Kind {
+        mark: b"version https://git-lfs",
+        at: 0,
+        name: "a pointer of git-lfs, not the file it stands for",
+        hint: "run `git lfs pull` in the repository it is from, or download the file by itself",
+    },
+    Kind { mark: b"GGUF", at: 0, name: "a GGUF file", hint: "use the safetensors file of the same model" },
+    Kind {
+        mark: b"PK\x03\x04",
+        at: 0,
+        name: "a PyTorch pickle (.pt, .pth, .bin, .ckpt) or another zip archive",
+        hint: SAVE_AGAIN,
+    },
+    Kind { mark: b"\x80\x02", at: 0, name: "a PyTorch pickle (.pt, .pth, .bin, .ckpt)", hint: SAVE_AGAIN },
+    Kind { mark: b"\x80\x03", at: 0, name: "a Python pickle", hint: SAVE_AGAIN },
+    Kind { mark: b"\x80\x04", at: 0, name: "a Python pickle", hint: SAVE_AGAIN },
+    Kind { mark: b"\x80\x05", at: 0, name: "a Python pickle", hint: SAVE_AGAIN },
+    Kind {
+        mark: b"\x93NUMPY",
+        at: 0,
+        name: "a NumPy array",
+        hint: "save it as safetensors (`safetensors.numpy.save_file`)",
+    },
+    Kind { mark: b"\x89HDF", at: 0, name: "an HDF5 file", hint: "save its tensors as safetensors" },
+    Kind { mark: b"\x89PNG", at: 0, name: "a PNG image", hint: "give the file with the weights, not its preview" },
+    Kind {
+        mark: b"\xff\xd8\xff",
+        at: 0,
+        name: "a JPEG image",
+        hint: "give the file with the weights, not its preview",
+    },
+    Kind { mark: b"WEBP", at: 8, name: "a WebP image", hint: "give the file with the weights, not its preview" },
+    Kind { mark: b"\x1f\x8b", at: 0, name: "a gzip archive", hint: "unpack it first" },
+    Kind { mark: b"7z\xbc\xaf", at: 0, name: "a 7z archive", hint: "unpack it first" },
+    Kind { mark: b"Rar!", at: 0, name: "a RAR archive", hint: "unpack it first" },
+    Kind { mark: b"%PDF", at: 0, name: "a PDF", hint: "give the file with the weights" },
+];
+
+/// What a file with these `bytes` is, and the next move; nothing if it may well be a damaged safetensors file.
+pub(crate) fn of(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    if bytes.is_empty() {
+        return Some(("an empty file", "fetch it again: the download or copy ended before it began"));
+    }
+    if let Some(kind) = KINDS.iter().find(|kind| bytes.get(kind.at..).is_some_and(|rest| rest.starts_with(kind.mark))) {
+        return Some((kind.name, kind.hint));
+    }
+    let start: String = bytes.iter().take(512).map(|&byte| byte.to_ascii_lowercase() as char).collect();
+    let start = start.trim_start_matches(['\u{ef}', '\u{bb}', '\u{bf}']).trim_start();
+    if start.starts_with("<!doctype html") || start.starts_with("<html") || start.starts_with("<?xml") {
+        return Some(("a web page (HTML)", DOWNLOAD));
+    }
+    if bytes.len() > 8 && bytes[8] == b'{' {
+        return None; // the header of a safetensors file begins so
+    }
+    if start.starts_with(['{', '[']) {
+        return Some(("a JSON file", "give the file with the weights beside it"));
+    }
+    let is_text = bytes.iter().take(512).all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~'));
+    is_text.then_some(("a text file", DOWNLOAD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_called_by_what_they_are() {
+        for (bytes, name) in [
+            (&b""[..], "an empty file"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs"),
+            (b"GGUF\x03\x00\x00\x00", "GGUF"),
+            (b"PK\x03\x04\x00\x00", "pickle"),
+            (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+            (b"\n <!DOCTYPE html><html>", "HTML"),
+            (b"\xef\xbb\xbf<html lang>", "HTML"),
+            (b"{\"error\": \"gated\"}", "JSON"),
+            (b"Entry not found", "text"),
+            (b"Access to model X is restricted.", "text"),
+            (b"\x89PNG\r\n", "PNG"),
+            (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "WebP"),
+        ] {
+            let found = of(bytes).unwrap_or_else(|| panic!("{bytes:?}"));
+            assert!(found.0.contains(name), "{found:?}");
+        }
+        for bytes in [&b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\":"[..], b"\x01\x02\x03"] {
+            assert_eq!(of(bytes), None);
+        }
+    }
+}
