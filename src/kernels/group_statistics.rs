@@ -135,6 +135,7 @@ pub struct GroupStatistics {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a few at a time, never moved
 enum State {
     /// In f32 on the CPU: of each group of each sample.
     Gathering(Vec<Gathered>),
