@@ -33,6 +33,7 @@ impl Session {
         let plans = plans.collect::<Result<Vec<_>>>()?;
         let plan = Plan::choose(config, memory::available(&self.device), plans)?;
         self.place(plan.level.into());
+        self.limit(plan.level.limits());
         Ok(plan)
     }
 
@@ -56,7 +57,8 @@ impl Session {
         let row = pipeline.bytes_of_row(width, height, tokens) * self.dtype_size() / 4;
         let rows = (self.rows(options.negative(self.family).is_some()) * work.images) as u64;
         let side = pipeline.sizes().latent_pixel;
-        let images = pipeline.vae().bytes_of_image(width * height * side * side) * work.images as u64;
+        // One after the other.
+        let images = pipeline.vae().bytes_of_image([width * side, height * side], &level.limits());
         let with_vae = |name, denoiser| {
             Phase::new(name, [("denoiser", denoiser), ("VAE", vae_kept.max(vae.largest)), ("activations", images)])
         };

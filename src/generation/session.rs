@@ -168,9 +168,14 @@ impl Session {
 
     /// The same with bounds on how much is computed at once, which change no result.
     pub fn within(mut self, limits: Limits) -> Self {
+        self.limit(limits);
+        self
+    }
+
+    /// Bounds how much is computed at once, from now on.
+    pub(super) fn limit(&mut self, limits: Limits) {
         self.limits = limits;
         self.pipeline.limit(limits);
-        self
     }
 
     /// The kind of model.

@@ -4,14 +4,16 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Where weights lie between two uses. A level never changes a result, only memory and time.
+use crate::limits::Limits;
+
+/// Where weights lie between two uses, and how much is computed at once. A level never changes a result, only memory and time.
 ///
 /// | | denoiser, T5 | VAE |
 /// |---|---|---|
 /// | `none` | on the device | on the device |
 /// | `balanced` | on the device, until images are decoded | in its file, until it is used |
-/// | `aggressive` | in its file; on the device are the block in use and the next one | in its file, until it is used |
-/// | `ultra` | in its file; on the device is the block in use | in its file, until it is used |
+/// | `aggressive` | in its file; on the device are the block in use and the next one | in its file, until it is used; in bands |
+/// | `ultra` | in its file; on the device is the block in use | in its file, until it is used; in narrower bands |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Everything stays on the device.
@@ -28,6 +30,21 @@ pub enum Level {
 impl Level {
     /// From the fastest to the one that needs the least memory.
     pub const ALL: [Self; 4] = [Self::None, Self::Balanced, Self::Aggressive, Self::Ultra];
+
+    /// How much is computed at once.
+    pub fn limits(self) -> Limits {
+        let (vae_rows, feed_forward_tokens, attention_scores) = match self {
+            Self::None | Self::Balanced => return Limits::NONE,
+            Self::Aggressive => (64, 1024, 1 << 26),
+            Self::Ultra => (32, 512, 1 << 24),
+        };
+        Limits {
+            vae_rows: Some(vae_rows),
+            vae_images: Some(1),
+            feed_forward_tokens: Some(feed_forward_tokens),
+            attention_scores: Some(attention_scores),
+        }
+    }
 
     /// The word for it.
     pub fn word(self) -> &'static str {

@@ -76,7 +76,6 @@ fn plan(
     let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
     let ema = u64::from(config.training.ema_decay > 0.0);
     let sums = u64::from(config.training.gradient_accumulation > 1);
-    let pixels = config.data.resolution * config.data.resolution;
     let (side, batch) = (config.data.resolution / sizes.latent_pixel, config.data.batch_size);
     let blockwise = config.training.activations == Activations::Blockwise;
     let in_dtype = |bytes: u64| bytes * DType::from(dtype).size() as u64 / 4;
@@ -85,7 +84,10 @@ fn plan(
         Phase::new("prepare: text", [("text encoders", text)]),
         Phase::new(
             "prepare: images",
-            [("VAE", vae_kept.max(vae.largest)), ("activations", pipeline.vae().bytes_of_image(pixels))],
+            [
+                ("VAE", vae_kept.max(vae.largest)),
+                ("activations", pipeline.vae().bytes_of_image([config.data.resolution; 2], &level.limits())),
+            ],
         ),
         Phase::new(
             "training step",
@@ -113,7 +115,8 @@ fn plan(
             false => 1 + u64::from(config.validation.true_guidance > 1.0),
         };
         let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + 2 + ema) * trained)];
-        let image = pipeline.vae().bytes_of_image(width * height * sizes.latent_pixel * sizes.latent_pixel);
+        let image = [width * sizes.latent_pixel, height * sizes.latent_pixel];
+        let image = pipeline.vae().bytes_of_image(image, &level.limits());
         let denoising = [
             ("denoiser", denoiser.at(place.denoiser)),
             kept[1],

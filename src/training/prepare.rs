@@ -9,8 +9,7 @@ use crate::{
     data::{self, Encoders, LatentDataset},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
-    memory::Stage,
-    pipelines::Placement,
+    memory::{Level, Stage},
 };
 
 /// What a run needs before its model is loaded.
@@ -21,8 +20,8 @@ pub(super) struct Prepared {
     pub family: &'static dyn Family,
     /// All samples, encoded.
     pub dataset: LatentDataset,
-    /// Where weights lie.
-    pub placement: Placement,
+    /// How much of the model is in device memory at once.
+    pub level: Level,
 }
 
 /// Checks and encodes what the cache lacks.
@@ -30,9 +29,10 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     let model = config.model.folder()?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
-    let placement = Outline::of(config, family, &model, device)?.memory.level.into();
+    let level = Outline::of(config, family, &model, device)?.memory.level;
     let _stage = Stage::enter("prepare", device);
-    let mut encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?.placed(placement);
+    let encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
+    let mut encoders = encoders.placed(level.into()).within(level.limits());
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);
     let (kind, prompts) = (config.objective.kind().data(), &config.validation.prompts);
@@ -46,7 +46,7 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
         }
         false => error,
     })?;
-    Ok(Prepared { model, family, dataset, placement })
+    Ok(Prepared { model, family, dataset, level })
 }
 
 /// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.

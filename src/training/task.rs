@@ -13,7 +13,7 @@ use crate::{
     memory::Stage,
     models::{Network, draw_noise, vae::Moments},
     nn::Adapters,
-    pipelines::{FluxPipeline, InstructPix2PixPipeline, Similarity},
+    pipelines::{FluxPipeline, InstructPix2PixPipeline, Pipeline, Similarity},
     rng::{Purpose, Seed},
 };
 
@@ -94,18 +94,20 @@ pub(super) fn with_task<J: Job>(
     }
     match &config.objective {
         ObjectiveConfig::FlowMatching(objective) => {
-            let pipeline = match config.model.init {
-                ModelInit::Pretrained => FluxPipeline::open_as(prepared.placement, model, device, dtype)?,
-                ModelInit::Random => FluxPipeline::untrained(prepared.placement, model, seed, device)?,
+            let mut pipeline = match config.model.init {
+                ModelInit::Pretrained => FluxPipeline::open_as(prepared.level, model, device, dtype)?,
+                ModelInit::Random => FluxPipeline::untrained(prepared.level.into(), model, seed, device)?,
             };
+            pipeline.limit(prepared.level.limits());
             drop(loading);
             job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
         }
         ObjectiveConfig::InstructPix2Pix(objective) => {
-            let pipeline = match config.model.init {
-                ModelInit::Pretrained => InstructPix2PixPipeline::open_as(prepared.placement, model, device, dtype)?,
-                ModelInit::Random => InstructPix2PixPipeline::untrained(prepared.placement, model, seed, device)?,
+            let mut pipeline = match config.model.init {
+                ModelInit::Pretrained => InstructPix2PixPipeline::open_as(prepared.level, model, device, dtype)?,
+                ModelInit::Random => InstructPix2PixPipeline::untrained(prepared.level.into(), model, seed, device)?,
             };
+            pipeline.limit(prepared.level.limits());
             drop(loading);
             job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
         }

@@ -84,10 +84,16 @@ impl AutoencoderKl {
     }
 
     /// About the most memory that decoding or encoding an image of this many pixels takes beside the weights, in bytes. At full
-    /// size the second level's channels are the widest, in f32: 5.5 tensors of them were measured.
-    pub fn bytes_of_image(&self, pixels: usize) -> u64 {
+    /// size the second level's channels are the widest, in f32: 5.5 tensors of them were measured. In bands one of the first
+    /// level's is kept, and some bands.
+    pub fn bytes_of_image(&self, [width, height]: [usize; 2], limits: &Limits) -> u64 {
         let channels = &self.config.block_out_channels;
-        (pixels * channels.get(1).unwrap_or(&channels[0])) as u64 * 4 * 6
+        let (first, widest) = (channels[0], *channels.get(1).unwrap_or(&channels[0]));
+        let values = match limits.vae_rows {
+            Some(rows) if rows < height => width * height * first + 7 * rows * width * widest,
+            _ => 6 * width * height * widest,
+        };
+        4 * values as u64
     }
 
     /// Pictures to the distribution of their latents.
