@@ -2,7 +2,7 @@
 //!
 //! Memory: the largest tensors are those of the decoder's last level, `block_out_channels[1]` channels at full size. For
 //! FLUX.1 at 1024² that is 1 GiB each in f32, and between two and three are alive inside a residual block (its input, the normed
-//! input, and the output). In [bands](bands) there is one at most, of `block_out_channels[0]` channels.
+//! input, and the output). In bands there is one at most, of `block_out_channels[0]` channels.
 
 mod bands;
 mod blocks;
