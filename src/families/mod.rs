@@ -68,6 +68,18 @@ pub trait Family: Debug + Sync {
         Ok(0)
     }
 
+    /// Tokens of a prompt as the denoiser reads them: of T5 where the family has it, else of CLIP.
+    ///
+    /// # Errors
+    /// As [`t5_tokens`](Self::t5_tokens).
+    fn prompt_tokens(&self, model: &Path) -> Result<usize> {
+        const CLIP_TOKENS: usize = 77;
+        Ok(match self.t5_tokens(model)? {
+            0 => CLIP_TOKENS,
+            tokens => tokens,
+        })
+    }
+
     /// Values for what a request for images leaves open.
     fn defaults(&self) -> Defaults;
 

@@ -3,14 +3,10 @@
 use super::{SamplingOptions, Session};
 use crate::{
     error::Result,
-    lending::Residence,
     memory::{self, MemoryConfig, Phase, Plan},
-    models::text::TextEncoders,
+    models::text::{TextEncoders, TextSizes},
     pipelines::Placement,
 };
-
-/// Tokens of a prompt of CLIP.
-const CLIP_TOKENS: usize = 77;
 
 /// How much is made at once.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +25,8 @@ impl Session {
     /// # Errors
     /// No level fits, or the text encoders' files are broken.
     pub(super) fn fit(&mut self, config: &MemoryConfig, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
-        let plans = memory::Level::ALL.into_iter().map(|level| self.plan(level, work, options));
+        let text = TextEncoders::sizes(&self.folder, &self.device, self.dtype)?;
+        let plans = memory::Level::ALL.into_iter().map(|level| self.plan(level, text, work, options));
         let plans = plans.collect::<Result<Vec<_>>>()?;
         let plan = Plan::choose(config, memory::available(&self.device), plans)?;
         self.place(plan.level.into());
@@ -38,20 +35,11 @@ impl Session {
     }
 
     /// The plan of `work` at a level.
-    fn plan(&self, level: memory::Level, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
+    fn plan(&self, level: memory::Level, text: TextSizes, work: AtOnce, options: &SamplingOptions) -> Result<Plan> {
         let (place, pipeline) = (Placement::from(level), &self.pipeline);
-        let text = TextEncoders::bytes(&self.folder, &self.device, self.dtype, place.text)?;
-        let denoiser = pipeline.denoiser_sizes();
-        let (kept, at_work) = match place.denoiser {
-            Residence::Resident => (denoiser.total, denoiser.total),
-            elsewhere => (0, denoiser.at(elsewhere)),
-        };
-        let vae = pipeline.vae().sizes();
-        let vae_kept = if place.vae == Residence::Resident { vae.total } else { 0 };
-        let tokens = match self.family.t5_tokens(&self.folder)? {
-            0 => CLIP_TOKENS,
-            tokens => tokens,
-        };
+        let (denoiser, vae) = (pipeline.denoiser_sizes(), pipeline.vae().sizes());
+        let (kept, vae_kept) = (denoiser.kept_at(place.denoiser), vae.kept_at(place.vae));
+        let tokens = self.family.prompt_tokens(&self.folder)?;
         let (width, height) = work.size;
         // The sum is of f32; half of it in 16 bits.
         let row = pipeline.bytes_of_row(width, height, tokens) * self.dtype_size() / 4;
@@ -62,9 +50,12 @@ impl Session {
         let with_vae = |name, denoiser| {
             Phase::new(name, [("denoiser", denoiser), ("VAE", vae_kept.max(vae.largest)), ("activations", images)])
         };
-        let mut phases = vec![Phase::new("text", [("text encoders", text)])];
+        let mut phases = vec![Phase::new("text", [("text encoders", text.at(place.text))])];
         phases.extend(work.encodes.then(|| with_vae("encode", kept)));
-        phases.push(Phase::new("denoise", [("denoiser", at_work), ("VAE", vae_kept), ("activations", row * rows)]));
+        phases.push(Phase::new(
+            "denoise",
+            [("denoiser", denoiser.at(place.denoiser)), ("VAE", vae_kept), ("activations", row * rows)],
+        ));
         phases.push(with_vae("decode", if level == memory::Level::None { kept } else { 0 }));
         Ok(Plan { level, phases })
     }

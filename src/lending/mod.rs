@@ -53,6 +53,11 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// What stays on the device between two uses if the parts lie there.
+    pub fn kept_at(self, residence: Residence) -> u64 {
+        if residence == Residence::Resident { self.total } else { 0 }
+    }
+
     /// What is on the device at once if the parts lie there.
     pub fn at(self, residence: Residence) -> u64 {
         match residence {

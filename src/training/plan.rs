@@ -11,13 +11,10 @@ use crate::{
     lending::Residence,
     lora::Lora,
     memory::{self, Level, Phase, Plan},
-    models::text::TextEncoders,
+    models::text::{TextEncoders, TextSizes},
     pipelines::{Pipeline, Placement},
     rng::Seed,
 };
-
-/// Tokens of a prompt of CLIP.
-const CLIP_TOKENS: usize = 77;
 
 /// A run, as far as it can be known before anything is loaded.
 pub(super) struct Outline {
@@ -47,31 +44,26 @@ impl Outline {
             Mode::Lora => &Level::ALL,
             Mode::Full => &[Level::None, Level::Balanced],
         };
-        let plan = |&level| plan(config, family, model, device, pipeline.as_ref(), parameters, level);
-        let plans = levels.iter().map(plan).collect::<Result<Vec<_>>>()?;
+        let text = TextEncoders::sizes(model, device, config.model.dtype.into())?;
+        let tokens = family.prompt_tokens(model)?;
+        let plan = |&level| plan(config, pipeline.as_ref(), text, tokens, parameters, level);
+        let plans = levels.iter().map(plan).collect();
         Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
     }
 }
 
-/// What a run takes at a level.
+/// What a run takes at a level, with prompts of so many `tokens`.
 fn plan(
     config: &TrainConfig,
-    family: &dyn Family,
-    model: &Path,
-    device: &Device,
     pipeline: &dyn Pipeline,
+    text: TextSizes,
+    tokens: usize,
     parameters: usize,
     level: Level,
-) -> Result<Plan> {
+) -> Plan {
     let (place, dtype) = (Placement::from(level), config.model.dtype);
-    let text = TextEncoders::bytes(model, device, dtype.into(), place.text)?;
     let (denoiser, vae, sizes) = (pipeline.denoiser_sizes(), pipeline.vae().sizes(), pipeline.sizes());
-    let vae_kept = if place.vae == Residence::Resident { vae.total } else { 0 };
-    let denoiser_kept = if place.denoiser == Residence::Resident { denoiser.total } else { 0 };
-    let tokens = match family.t5_tokens(model)? {
-        0 => CLIP_TOKENS,
-        tokens => tokens,
-    };
+    let (denoiser_kept, vae_kept) = (denoiser.kept_at(place.denoiser), vae.kept_at(place.vae));
     // The trained values themselves are among the weights where these are trained.
     let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
     let ema = u64::from(config.training.ema_decay > 0.0);
@@ -81,7 +73,7 @@ fn plan(
     let in_dtype = |bytes: u64| bytes * DType::from(dtype).size() as u64 / 4;
     let row = in_dtype(pipeline.bytes_of_training_row(side, side, tokens, blockwise));
     let mut phases = vec![
-        Phase::new("prepare: text", [("text encoders", text)]),
+        Phase::new("prepare: text", [("text encoders", text.at(place.text))]),
         Phase::new(
             "prepare: images",
             [
@@ -127,5 +119,5 @@ fn plan(
         phases.push(Phase::new("validation: denoise", denoising));
         phases.push(Phase::new("validation: decode", decoding));
     }
-    Ok(Plan { level, phases })
+    Plan { level, phases }
 }

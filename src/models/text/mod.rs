@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 pub use super::clip::{ClipActivation, ClipClass, ClipOutput, ClipTextConfig, ClipTextModel};
 use crate::{
     error::Result,
-    lending::Residence,
+    lending::{Residence, Sizes},
     nn::{Adapters, Linear, Linears, below},
     tokenizer::PromptIds,
     weights::Weights,
@@ -66,6 +66,22 @@ impl TextLimits {
     }
 }
 
+/// The bytes of text encoders on the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TextSizes {
+    /// Of what stays as long as an encoder.
+    kept: u64,
+    /// Of the blocks that are lent.
+    blocks: Sizes,
+}
+
+impl TextSizes {
+    /// What is on the device at once if the blocks lie there.
+    pub fn at(self, residence: Residence) -> u64 {
+        self.kept + self.blocks.at(residence)
+    }
+}
+
 /// The text encoders of one model.
 #[derive(Clone, Debug)]
 pub struct TextEncoders {
@@ -103,16 +119,15 @@ impl TextEncoders {
         })
     }
 
-    /// The bytes that the text encoders of a model have on a device at once, by their headers alone.
+    /// The bytes of the text encoders of a model on the device, by their headers alone.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn bytes(model: &Path, device: &Device, dtype: FloatDType, residence: Residence) -> Result<u64> {
+    pub fn sizes(model: &Path, device: &Device, dtype: FloatDType) -> Result<TextSizes> {
         let clip = Weights::open(model.join("text_encoder"), device, Some(dtype))?.stored_bytes();
         let second = model.join("text_encoder_2");
-        let t5 = || T5Encoder::open_as(Residence::Streamed, &second, device, Some(dtype));
-        let t5 = second.is_dir().then(t5).transpose()?;
-        Ok(clip + t5.map_or(0, |t5| t5.bytes(residence)))
+        let t5 = second.is_dir().then(|| T5Encoder::sizes(&second, device, dtype)).transpose()?.unwrap_or_default();
+        Ok(TextSizes { kept: clip + t5.kept, blocks: t5.blocks })
     }
 
     /// Puts adapters on, in place of those that were worn; the names of their layers begin with the encoder's folder.

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor, activation};
 use serde::Deserialize;
 
+use super::TextSizes;
 use crate::{
     error::{Error, Result},
     kernels,
@@ -172,9 +173,16 @@ impl T5Encoder {
         weights.finish().map(|()| model)
     }
 
-    /// The bytes on the device at once, if the weights of the blocks lie where `residence` says.
-    pub fn bytes(&self, residence: Residence) -> u64 {
-        self.rest + self.layers.sizes().at(residence)
+    /// The bytes that the encoder in a folder has on the device, by its headers alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn sizes(folder: &Path, device: &Device, dtype: FloatDType) -> Result<TextSizes> {
+        let config = T5Config::open(folder)?;
+        let weights = Weights::open(folder, device, Some(dtype))?;
+        let model = Self::load(&weights.unread(), config, Residence::Streamed);
+        weights.finish()?;
+        Ok(TextSizes { kept: model.rest, blocks: model.layers.sizes() })
     }
 
     /// Takes the model's tensors. Files name the token table `shared`, `encoder.embed_tokens` or, as two copies, both.
