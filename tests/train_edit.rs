@@ -146,6 +146,37 @@ fn validation_does_not_change_what_is_trained() {
 }
 
 #[test]
+fn a_model_from_random_weights_has_the_tensors_of_one_that_diffusers_wrote() {
+    // Projections as 1×1 convolutions, as in Stable Diffusion 1, and as matrices, as in 2.
+    for linear in [false, true] {
+        let bare = WORKSHOP.join(format!("bare-{linear}"));
+        copy("checkpoints/tiny-sd", &bare);
+        std::fs::remove_file(bare.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+        let path = bare.join("unet/config.json");
+        let mut unet: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(unet["use_linear_projection"], false);
+        unet["use_linear_projection"] = linear.into();
+        std::fs::write(&path, unet.to_string()).unwrap();
+        let base = format!("model.path='{}'", bare.display());
+        let more = ["model.init=random", "training.max_steps=1", &base];
+        let run = train(&config(&format!("random-{linear}"), &more), None).unwrap();
+        let file = "unet/diffusion_pytorch_model.safetensors";
+        let shapes = |file: PathBuf| -> Vec<_> {
+            tensors(file).into_iter().map(|(name, data)| (name, data.shape.to_vec())).collect()
+        };
+        let expected = shapes(Path::new("checkpoints/tiny-sd").join(file)).into_iter().map(|(name, mut shape)| {
+            match name.as_str() {
+                "conv_in.weight" => shape[1] = 8,
+                name if linear && name.contains(".proj_") => shape.truncate(2),
+                _ => (),
+            }
+            (name, shape)
+        });
+        assert_eq!(shapes(run.join("model").join(file)), expected.collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
     let folder = WORKSHOP.join("exports");
     std::fs::create_dir_all(&folder).unwrap();

@@ -114,6 +114,6 @@ impl Family for Flux {
     }
 
     fn trained_part(&self) -> TrainedPart {
-        TrainedPart { folder: self.denoiser(), widened: None }
+        TrainedPart { folder: self.denoiser(), widened: None, pointwise: |_, _| false }
     }
 }

@@ -127,6 +127,14 @@ impl Family for StableDiffusion {
     /// With eight channels in (four of noisy latents, four of the original's) a folder is InstructPix2Pix's.
     fn trained_part(&self) -> TrainedPart {
         let class = |channels| (channels == 8).then_some(EDITING);
-        TrainedPart { folder: UNET, widened: Some(Widened { weight: "conv_in.weight", class }) }
+        TrainedPart {
+            folder: UNET,
+            widened: Some(Widened { weight: "conv_in.weight", class }),
+            // The projections about the blocks of an attention: convolutions in Stable Diffusion 1, matrices in 2.
+            pointwise: |name, config| {
+                let linear = config.get("use_linear_projection").is_some_and(|value| value == true);
+                !linear && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"))
+            },
+        }
     }
 }

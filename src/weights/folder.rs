@@ -29,6 +29,9 @@ pub struct TrainedPart {
     pub folder: &'static str,
     /// What may change in it besides the values, if anything may.
     pub widened: Option<Widened>,
+    /// Whether a matrix, by its name, is stored as the weight of a 1×1 convolution in a part of this `config.json`. It counts
+    /// where the base has no weights whose shapes would tell.
+    pub pointwise: fn(&str, &Map<String, Value>) -> bool,
 }
 
 /// A weight whose number of inputs may change: the first convolution, where a model learns to read more channels.
@@ -77,8 +80,8 @@ impl fmt::Display for FolderReport {
 /// `part`, by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of that part. A tensor may lack axes of
 /// length one that it has in the base's file.
 ///
-/// - Each tensor gets the shape it has in the base's file, if the base has weights of that part (a model that was trained from
-///   random weights may have none). Only the widened one may have another number of inputs, which
+/// - Each tensor gets the shape it has in the base's file, or, if the base has no weights of that part (a model that was trained
+///   from random weights may have none), the one that the part's `config.json` asks for. Only the widened one may have another number of inputs, which
 ///   `config.json` then says, too; the class of the pipeline may change with it.
 /// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
 ///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
@@ -186,8 +189,13 @@ fn stored<'a>(
         return Err(Error::setting("dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
     }
     if !has_weights(folder)? {
+        let config = read_json(folder.join(CONFIG))?;
         let own = |(name, Values { shape, numbers }): (&String, &'a Values)| {
-            (name.clone(), Converted { numbers, shape: shape.clone(), dtype })
+            let mut shape = shape.clone();
+            if shape.len() == 2 && (part.pointwise)(name, &config) {
+                shape.extend([1, 1]);
+            }
+            (name.clone(), Converted { numbers, shape, dtype })
         };
         return Ok(tensors.iter().map(own).collect());
     }
