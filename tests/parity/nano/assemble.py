@@ -25,12 +25,15 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": 
         "shift": 1.0, "use_dynamic_shifting": False}  # fmt: skip
 UNET = {
     "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.42.1", "act_fn": "silu", "attention_head_dim": 4,
-    "block_out_channels": [48, 96, 144], "center_input_sample": False, "cross_attention_dim": 96,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "downsample_padding": 1,
+    "block_out_channels": [48, 64, 64], "center_input_sample": False, "cross_attention_dim": 96,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1,
     "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 8, "layers_per_block": 1, "mid_block_scale_factor": 1,
     "norm_eps": 1e-05, "norm_num_groups": 16, "out_channels": 4, "sample_size": 16,
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "use_linear_projection": True,
 }  # fmt: skip
+# The images are white for the most part, and an edit may make them black: the last timestep is noise alone (Lin et al. 2023).
+ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 COMMON = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
           "vae": ["diffusers", "AutoencoderKL"], "_diffusers_version": "0.42.1"}  # fmt: skip
 
@@ -44,8 +47,10 @@ def main():
     flux = a.kind == "flux"
     shutil.rmtree(a.out, ignore_errors=True)
     for part in ["tokenizer", "text_encoder"] + ["tokenizer_2", "text_encoder_2"] * flux:
-        shutil.copytree(a.parts / "text" / part, a.out / part)
-    shutil.copytree(a.parts / ("vae-flux" if flux else "vae-sd"), a.out / "vae", ignore=shutil.ignore_patterns("encoder.json", "decoder.json"))
+        # As published: a tokenizer of Stable Diffusion is a vocabulary and merges.
+        shutil.copytree(a.parts / "text" / part, a.out / part, ignore=None if flux else shutil.ignore_patterns("tokenizer.json"))
+    curves = shutil.ignore_patterns("encoder.json", "decoder.json", "both.json")
+    shutil.copytree(a.parts / ("vae-flux" if flux else "vae-sd"), a.out / "vae", ignore=curves)
     if flux:  # the longest caption has eight tokens, and each costs as much as one of the image's sixteen
         path = a.out / "tokenizer_2/tokenizer_config.json"
         dump(path, json.loads(path.read_text()) | {"model_max_length": 10})
@@ -61,7 +66,7 @@ def main():
         }  # fmt: skip
     else:
         dump(a.out / "unet/config.json", UNET)
-        dump(a.out / "scheduler/scheduler_config.json", SD_SCHEDULERS["ddim"] | SD_COMMON)
+        dump(a.out / "scheduler/scheduler_config.json", SD_SCHEDULERS["ddim"] | SD_COMMON | ZERO)
         index = COMMON | {
             "_class_name": "StableDiffusionInstructPix2PixPipeline", "feature_extractor": [None, None],
             "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],

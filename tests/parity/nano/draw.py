@@ -24,19 +24,26 @@ CATEGORIES = ["Activities", "Animals & Nature", "Food & Drink", "Objects", "Smil
 LEFT_OUT = re.compile(r"-oclock|o-clock|-thirty|flag|speech|button|zzz|(ing|ed|ous|ful|less|y)-face|face-(with|in|without)|cat-with")
 
 
-def names(package):
-    icons = json.loads((package / "icons.json").read_text())["icons"]
+def read(package):
+    """The icons of a package by name, and how wide and high those are that do not say so; prints their licence."""
+    licence = json.loads((package / "info.json").read_text())["license"]
+    print(f"{package}: {licence['title']} ({licence.get('url', '')})")
+    data = json.loads((package / "icons.json").read_text())
+    return data["icons"], data.get("width", 16), data.get("height", 16)
+
+
+def names(package, icons):
     categories = json.loads((package / "metadata.json").read_text())["categories"]
     found = {name for category in CATEGORIES for name in categories[category]}
     return sorted(name for name in found if name in icons and not LEFT_OUT.search(name))
 
 
-def draw(icon, width, height, size):
+def draw(icon, width, height, size, ground="white"):
     """Drawn four times as large, so that thin lines are averaged and not missed."""
     box = f"0 0 {icon.get('width', width)} {icon.get('height', height)}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">'
     png = cairosvg.svg2png(
-        f"{head}{icon['body']}</svg>".encode(), output_width=4 * size, output_height=4 * size, background_color="white"
+        f"{head}{icon['body']}</svg>".encode(), output_width=4 * size, output_height=4 * size, background_color=ground
     )
     return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.Resampling.BOX)
 
@@ -60,13 +67,11 @@ def main():
     p.add_argument("--from-file", type=Path, help="draw the names in this file, one a line")
     p.add_argument("--ink", action="store_true", help="in blue ink: the style that the quickstart teaches")
     a = p.parse_args()
-    licence = json.loads((a.package / "info.json").read_text())["license"]
-    print(f"{a.package}: {licence['title']} ({licence.get('url', '')})")
-    data = json.loads((a.package / "icons.json").read_text())
-    wanted = a.only or (a.from_file.read_text().split() if a.from_file else names(a.package))
+    icons, *side = read(a.package)
+    wanted = a.only or (a.from_file.read_text().split() if a.from_file else names(a.package, icons))
     a.out.mkdir(parents=True, exist_ok=True)
     for name in wanted:
-        image = draw(data["icons"][name], data.get("width", 16), data.get("height", 16), a.size)
+        image = draw(icons[name], *side, a.size)
         image = in_ink(image) if a.ink else image
         image.save(a.out / f"{name}.png", optimize=True)
         (a.out / f"{name}.txt").write_text(caption(name) + "\n")

@@ -2,13 +2,14 @@
 """Train a small AutoencoderKL of diffusers on drawn images, in the layout of FLUX.1's (or of Stable Diffusion's).
 
     python vae.py encoder flux OUT/vae FOLDER...     # 64 x 64 -> 8 x 8 x 16, no quant convolutions, a shift and a scale
-    python vae.py encoder sd OUT/vae FOLDER...       # 64 x 64 -> 16 x 16 x 4, quant convolutions, a scale
     python vae.py decoder flux OUT/vae FOLDER...     # for the encoder that is there, which stays as it is
+    python vae.py both sd OUT/vae FOLDER...          # 64 x 64 -> 16 x 16 x 4, quant convolutions, a scale
 
-The encoder learns the principal components of patches of the images, each a channel: a denoiser can begin as soon as they are
+An encoder alone learns the principal components of patches of the images, each a channel: a denoiser can begin as soon as they are
 there, and of a small encoder that is trained together with its decoder the colors come last. The decoder learns to draw from
-them, and more than a linear map would. `scaling_factor` and `shift_factor` are measured on the latents of the images, so that
-they have mean 0 and deviation 1. The images are seen as they are, mirrored, upside down, in grey, in other colors and on dark
+them, and more than a linear map would. Both together begin so, and then are free: four channels have to carry more than the
+four strongest components would, and the divergence from a normal distribution (Kingma & Welling 2013) keeps them near it.
+`scaling_factor` and `shift_factor` are measured on the latents of the images, so that they have mean 0 and deviation 1. The images are seen as they are, mirrored, upside down, in grey, in other colors and on dark
 backgrounds: an autoencoder has to carry what an adapter or an edit may ask for. Needs `torch diffusers pillow`.
 """
 
@@ -33,10 +34,15 @@ KINDS = {
 
 
 def images(folders):
-    """All images of the folders, [N, 3, H, W] in -1..1."""
+    """All images of the folders, [N, 3, H, W] of bytes."""
     files = [f for folder in folders for f in sorted(Path(folder).glob("*.png"))]
     pixels = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def signed(x):
+    """Bytes as numbers in -1..1."""
+    return x.float() / 127.5 - 1
 
 
 def varied(x, g):
@@ -63,15 +69,25 @@ def components(data, side, count):
     return weights.reshape(count, 3, side, side), -weights @ mean
 
 
+def colors_first(data, side):
+    """The same for four channels: three for the mean color of a patch, one for what of it varies the most."""
+    base, base_bias = components(F.avg_pool2d(data, side), 1, 3)
+    rest, rest_bias = components(data - F.interpolate(F.avg_pool2d(data, side), scale_factor=side), side, 1)
+    rest = rest - rest.mean((2, 3), keepdim=True)
+    return torch.cat([base.expand(3, 3, side, side) / side**2, rest]), torch.cat([base_bias, rest_bias])
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("part", choices=["encoder", "decoder"])
+    p.add_argument("part", choices=["encoder", "decoder", "both"])
     p.add_argument("kind", choices=sorted(KINDS))
     p.add_argument("out", type=Path)
     p.add_argument("folders", type=Path, nargs="+")
     p.add_argument("--steps", type=int, default=600)
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--rate", type=float, default=2e-3)
+    p.add_argument("--divergence", type=float, default=3e-4, help="weight of the divergence, with `both`")
+    p.add_argument("--hue", type=float, default=4, help="weight of the error of colors")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--start", type=Path, help="weights to start from, an autoencoder of this layout")
     p.add_argument("--save", type=Path, help="write to this folder, and leave OUT as it is")
@@ -88,27 +104,36 @@ def main():
     if start:
         vae = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
     print(f"{len(data)} images, {sum(w.numel() for w in vae.parameters()):,} parameters", flush=True)
-    ends = ("encoder", "quant_conv") if a.part == "encoder" else ("decoder", "post_quant_conv")
-    trained = [w for name, w in vae.named_parameters() if name.split(".")[0] in ends]
+    ends = {"encoder": ["encoder", "quant_conv"], "decoder": ["decoder", "post_quant_conv"]}
+    ends["both"] = ends["encoder"] + ends["decoder"]
+    trained = [w for name, w in vae.named_parameters() if name.split(".")[0] in ends[a.part]]
     side = 2 ** (n - 1)
-    weights, bias = components(data, side, config["latent_channels"])
+    some = data[torch.randperm(len(data), generator=g)[:1000]]
+    if config["latent_channels"] == 4:
+        weights, bias = colors_first(signed(some), side)
+    else:
+        weights, bias = components(signed(some), side, config["latent_channels"])
     optimizer = torch.optim.AdamW(trained, lr=a.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     half = lambda step: min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * step / a.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, half)
     began, seen = time.time(), []
     for step in range(a.steps):
-        x = varied(data[torch.randint(len(data), (a.batch,), generator=g)], g)
-        if a.part == "encoder":
+        x = varied(signed(data[torch.randint(len(data), (a.batch,), generator=g)]), g)
+        loss = 0
+        with torch.set_grad_enabled(a.part != "decoder"):
             posterior = vae.encode(x).latent_dist
+        if a.part != "decoder":
+            # With `both`, this pull ends after a third of the steps.
+            pull = 1 if a.part == "encoder" else max(0, 1 - 3 * step / a.steps)
             error = (posterior.mean - F.conv2d(x, weights, bias, stride=side)).square().mean()
-            loss = error + 0.01 * (posterior.logvar + 6).square().mean()
-        else:
-            with torch.no_grad():
-                latents = vae.encode(x).latent_dist.sample(g)
-            y = vae.decode(latents).sample
+            loss = pull * (error + 0.01 * (posterior.logvar + 6).square().mean())
+        if a.part != "encoder":
+            y = vae.decode(posterior.sample(g)).sample
             error = (y - x).square().mean()
             hue = F.avg_pool2d(y - x, 4)
-            loss = error + (y - x).abs().mean() + 4 * (hue - hue.mean(1, keepdim=True)).square().mean()
+            loss = loss + error + (y - x).abs().mean() + a.hue * (hue - hue.mean(1, keepdim=True)).square().mean()
+        if a.part == "both":
+            loss = loss + a.divergence * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -117,10 +142,10 @@ def main():
         seen.append(error.item())
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}: mse {np.mean(seen[-50:]):.5f}, {(time.time() - began) / 60:.1f} min", flush=True)
-    if a.part == "encoder":
+    if a.part != "decoder":
         vae.eval()
         with torch.no_grad():
-            latents = torch.cat([vae.encode(x).latent_dist.mean for x in data.split(64)])
+            latents = torch.cat([vae.encode(signed(x)).latent_dist.mean for x in data[:: max(1, len(data) // 2000)].split(64)])
         mean, deviation = latents.mean().item(), latents.std().item()
         print(f"latents: mean {mean:.4f}, deviation {deviation:.4f}", flush=True)
         if a.kind == "flux":
