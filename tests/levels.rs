@@ -8,7 +8,7 @@ use std::{
 };
 
 use support::{
-    program::{MODEL, fails, overrides, succeeds, tensors, train, with_overrides, workshop},
+    program::{EDITING, MODEL, fails, overrides, succeeds, tensors, train, with_overrides, workshop},
     sampling::{EDITS, MAKES, draw, model},
 };
 
@@ -92,7 +92,7 @@ fn a_run_goes_on_at_another_level_as_if_nothing_had_happened() {
 fn weights_that_are_trained_stay_on_the_device() {
     let settings = ["run.name=full", "memory.level=aggressive"].map(String::from);
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
-    let arguments: Vec<_> = ["train", "--config", "configs/quickstart_edit.toml"].into_iter().chain(settings).collect();
+    let arguments: Vec<_> = ["train", "--config", EDITING].into_iter().chain(settings).collect();
     let said = fails(&arguments);
     assert!(said.contains("`memory.level`: `aggressive`") && said.contains("`balanced`"), "{said}");
 }

@@ -12,7 +12,7 @@ use kiln::weights::TensorFile;
 pub const QUICKSTART: &str = "tests/fixtures/tiny_flux.toml";
 
 /// The same for editing.
-pub const EDITING: &str = "configs/quickstart_edit.toml";
+pub const EDITING: &str = "tests/fixtures/tiny_edit.toml";
 
 /// Its model.
 pub const MODEL: &str = "checkpoints/tiny-flux";
