@@ -170,6 +170,82 @@ fn adapters_are_switched_between_requests_and_leave_no_trace() {
     }
 }
 
+/// The most that two lists of images differ in one value.
+fn apart(left: &[RgbImage], right: &[RgbImage]) -> u8 {
+    let values = |images: &[RgbImage]| images.iter().flat_map(|image| image.as_raw().clone()).collect::<Vec<_>>();
+    values(left).into_iter().zip(values(right)).map(|(a, b)| a.abs_diff(b)).max().unwrap()
+}
+
+/// Each with its own steps, guidance, adapters and number of images; one joins after two steps, one is dropped after three.
+#[test]
+fn images_of_many_requests_share_the_calls_of_the_denoiser_and_each_is_as_if_alone() {
+    for class in CLASSES {
+        let golden = &goldens(class)[0];
+        let mut session = open(&golden.model);
+        let file = |name: &str| golden.folder.join(name).join("pytorch_lora_weights.safetensors");
+        let loras = ["lora_r4_a4", "lora_all_r4_a2"].map(file).into_iter().filter(|path| path.is_file());
+        let loras: Vec<_> = loras.map(|path| session.read_adapter(&path).unwrap()).collect();
+        let worn: Vec<_> =
+            (0..4).map(|number| session.wear(loras.get(number).map(|lora| (lora, 3.0))).unwrap()).collect();
+        assert!(class == MAKES || loras.len() == 2, "{class} has adapters to wear");
+        let request = |number: usize, prompts: &[&str]| {
+            let mut request = images(&session, prompts, 10 * number as u64, 48, 32);
+            request.sampling.steps = Some(4 + number);
+            request.sampling.guidance = Some([3.0, 1.0, 7.5, 5.0][number]);
+            request
+        };
+        let requests = [
+            request(0, &["a red circle"]),
+            request(1, &["rain", "snow"]),
+            request(2, &["a cat"]),
+            request(3, &[""; 1]),
+        ];
+        let requests = requests.map(|mut request| {
+            request.prompts.iter_mut().filter(|prompt| prompt.is_empty()).for_each(|prompt| *prompt = "fog".into());
+            request
+        });
+        let alone: Vec<_> = requests
+            .iter()
+            .zip(&worn)
+            .map(|(request, worn)| {
+                let mut one = session.begin(request, worn).unwrap();
+                while !one.is_done() {
+                    session.advance(&mut [&mut one]).unwrap();
+                }
+                session.decode(one.latents().clone()).unwrap()
+            })
+            .collect();
+        assert!(alone[2..].iter().zip(&requests[2..]).all(|(images, request)| *images == made(&mut session, request)));
+
+        let mut begin = |number: usize| (number, session.begin(&requests[number], &worn[number]).unwrap());
+        let (last, mut running) = (begin(3), vec![begin(0), begin(1), begin(2)]);
+        let (mut last, mut together) = (Some(last), vec![None; 4]);
+        for step in 0.. {
+            if step == 2 {
+                running.extend(last.take());
+            }
+            if step == 3 {
+                running.retain(|(number, _)| *number != 2);
+            }
+            if running.is_empty() {
+                break;
+            }
+            session.advance(&mut running.iter_mut().map(|(_, one)| one).collect::<Vec<_>>()).unwrap();
+            for (number, one) in running.iter().filter(|(_, one)| one.is_done()) {
+                together[*number] = Some(session.decode(one.latents().clone()).unwrap());
+            }
+            running.retain(|(_, one)| !one.is_done());
+        }
+        for number in [0, 1, 3] {
+            // What wears nothing goes through the layers with others that do not, and is then rounded otherwise.
+            let most = if loras.get(number).is_some() { 0 } else { 1 };
+            let apart = apart(together[number].as_ref().unwrap(), &alone[number]);
+            assert!(apart <= most, "{class}: request {number} is {apart} apart");
+        }
+        assert!(together[2].is_none());
+    }
+}
+
 #[test]
 fn an_adapter_of_another_model_is_refused_before_any_weights_are_read() {
     let temporary = tempfile::tempdir().unwrap();

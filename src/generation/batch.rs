@@ -184,7 +184,7 @@ fn with_model(
     let latents = |side: u32| side as usize / sizes.latent_pixel;
     let at_once = AtOnce { size: (latents(largest.0), latents(largest.1)), images: request.batch_size, encodes: true };
     session.fit(&request.memory, at_once, &request.sampling)?;
-    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling)?;
+    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling, &session.worn.clone())?;
     session.load()?;
     for ((size, strength), group) in groups {
         for batch in group.chunks(request.batch_size) {

@@ -140,7 +140,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     if !request.return_latents {
         disk::sweep(&request.output);
     }
-    let shown = session.embed(&prompts, sampling)?;
+    let shown = session.embed(&prompts, sampling, &session.worn.clone())?;
     let mut made = Made { request, latents: Vec::new(), files: Vec::new() };
     // At this level the denoiser is let go of before images are decoded, and so is there only once.
     let decodes_last = plan.level == Level::Balanced;

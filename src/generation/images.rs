@@ -7,11 +7,11 @@ use image::{GrayImage, RgbImage};
 
 use super::{
     SamplingOptions, Session, input,
-    session::{Batch, Prompts},
+    session::{Batch, Embedded, Prompts, Worn},
 };
 use crate::{
     error::{Error, Result},
-    pipelines::{OnStep, Outcome},
+    pipelines::{Denoising, OnStep, Outcome},
 };
 
 /// Images to make together: of one size, each with a prompt and a seed of its own.
@@ -67,10 +67,28 @@ impl Session {
     /// # Errors
     /// As [`check_images`](Self::check_images), which comes first; weights cannot be loaded, or an image is not finite.
     pub fn make(&mut self, images: &Images, on_step: OnStep) -> Result<Outcome<Vec<RgbImage>>> {
+        let worn = self.worn.clone();
+        let (batch, shown) = self.prepare(images, &worn)?;
+        self.denoise(&batch, &shown, &images.sampling, on_step)?.and_then(|latents| self.decode(latents))
+    }
+
+    /// Makes ready to denoise images that wear these adapters: then [`advance`](Self::advance) takes them on, step by step and
+    /// together with others, and [`decode`](Self::decode) makes images of what they come to. Those that wear the same adapters
+    /// go through the layers together, which may round them otherwise than alone; others do not touch each other.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub fn begin(&mut self, images: &Images, worn: &Worn) -> Result<Denoising> {
+        let (batch, shown) = self.prepare(images, worn)?;
+        self.ready(&batch, &shown, &images.sampling, worn)
+    }
+
+    /// What to make images from.
+    fn prepare(&mut self, images: &Images, worn: &Worn) -> Result<(Batch, Embedded)> {
         self.check_images(images)?;
         let Images { prompts, seeds, width, height, originals, strength, mask, sampling } = images;
         let texts: Vec<String> = prompts.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
-        let shown = self.embed(&Prompts::Texts(&texts), sampling)?;
+        let shown = self.embed(&Prompts::Texts(&texts), sampling, worn)?;
         let number = |prompt: &String| texts.binary_search(prompt).expect("every prompt is among the texts");
         let noise = seeds.iter().map(|&seed| self.pipeline.start_noise(seed, *width, *height)).collect();
         let batch = Batch {
@@ -80,6 +98,6 @@ impl Session {
             strength: *strength,
             mask: mask.as_ref().map(|mask| input::latent_mask(mask, self.sizes().latent_pixel, &self.device)),
         };
-        self.denoise(&batch, &shown, sampling, on_step)?.and_then(|latents| self.decode(latents))
+        Ok((batch, shown))
     }
 }

@@ -25,4 +25,4 @@ pub use batch_report::{BatchReport, Done, Skipped, Work};
 pub use generate::{GenerateRequest, generate, plan};
 pub use images::Images;
 pub use options::SamplingOptions;
-pub use session::Session;
+pub use session::{Session, Worn};

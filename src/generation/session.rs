@@ -31,7 +31,7 @@ use crate::{
     models::text::PromptEmbeds,
     nn::{Adapters, LayerShape, below},
     pipelines::{
-        ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
+        Denoising, ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
         request::{join, pick},
     },
     stop,
@@ -79,6 +79,13 @@ pub(super) struct Batch {
     pub mask: Option<Tensor<4>>,
 }
 
+/// What images wear: adapters of the denoiser and of the text encoders of one [`Session`]. Cheap to clone: nothing is copied.
+#[derive(Clone, Debug, Default)]
+pub struct Worn {
+    denoiser: Adapters,
+    text: Adapters,
+}
+
 /// One model on one device, for any number of requests, one after the other.
 pub struct Session {
     pub(super) folder: PathBuf,
@@ -89,13 +96,14 @@ pub struct Session {
     keeps_text_encoders: bool,
     encoders: Option<ModelEncoders>,
     embeddings: Embeddings,
+    /// What the text encoders wore when these were made.
+    embedded_with: Adapters,
     /// With weights that stay in their files, until it is [loaded](Self::load).
     pub(super) pipeline: Box<dyn Pipeline>,
     is_loaded: bool,
-    adapters: Adapters,
+    /// By images whose maker does not say.
+    pub(super) worn: Worn,
     limits: Limits,
-    /// Of the text encoders.
-    text_adapters: Adapters,
 }
 
 impl Session {
@@ -124,9 +132,9 @@ impl Session {
             keeps_text_encoders: false,
             encoders: None,
             embeddings: Embeddings::default(),
-            adapters: Adapters::default(),
+            embedded_with: Adapters::default(),
+            worn: Worn::default(),
             limits: Limits::NONE,
-            text_adapters: Adapters::default(),
             device: device.clone(),
             folder,
             family,
@@ -206,18 +214,22 @@ impl Session {
     /// # Errors
     /// One does not fit the model: then nothing is changed.
     pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
-        let layers = self.pipeline.layers();
-        let (mut all, mut text) = (Adapters::default(), Adapters::default());
-        for (lora, scale) in adapters {
-            all = all.and(&lora.adapters_for(&layers, &self.device, scale)?);
-            text = text.and(&lora.text_adapters(&self.device, scale));
-        }
-        if !(text.is_empty() && self.text_adapters.is_empty()) {
-            self.embeddings = Embeddings::default(); // of other text encoders
-            self.encoders = self.encoders.take().map(|encoders| encoders.wearing(text.clone()));
-        }
-        (self.adapters, self.text_adapters) = (all, text);
+        self.worn = self.wear(adapters)?;
         Ok(())
+    }
+
+    /// These adapters, each with its scale, for images to wear.
+    ///
+    /// # Errors
+    /// One does not fit the model.
+    pub fn wear<'a>(&self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<Worn> {
+        let layers = self.pipeline.layers();
+        let mut worn = Worn::default();
+        for (lora, scale) in adapters {
+            worn.denoiser = worn.denoiser.and(&lora.adapters_for(&layers, &self.device, scale)?);
+            worn.text = worn.text.and(&lora.text_adapters(&self.device, scale));
+        }
+        Ok(worn)
     }
 
     /// Loads the denoiser and the VAE, if they are not.
@@ -254,12 +266,17 @@ impl Session {
     ///
     /// # Errors
     /// A prompt cannot be read, or the text encoders cannot be loaded.
-    pub(super) fn embed(&mut self, prompts: &Prompts, options: &SamplingOptions) -> Result<Embedded> {
+    pub(super) fn embed(&mut self, prompts: &Prompts, options: &SamplingOptions, worn: &Worn) -> Result<Embedded> {
+        if !worn.text.are(&self.embedded_with) {
+            self.embeddings = Embeddings::default(); // of other text encoders
+            self.embedded_with = worn.text.clone();
+            self.encoders = self.encoders.take().map(|encoders| encoders.wearing(worn.text.clone()));
+        }
         let encoders = match &mut self.encoders {
             Some(encoders) => encoders,
             none => {
                 let encoders = ModelEncoders::open(&self.folder, &self.device, self.dtype)?.placed(self.placement);
-                none.insert(encoders.wearing(self.text_adapters.clone()))
+                none.insert(encoders.wearing(worn.text.clone()))
             }
         };
         let negative = options.negative(self.family);
@@ -319,6 +336,15 @@ impl Session {
     ) -> Result<Outcome<Tensor<4>>> {
         self.load()?;
         let _stage = Stage::enter("denoise", &self.device);
+        let request = self.request(batch, shown, options, &self.worn);
+        self.pipeline.generate_until(&request, &mut |step| {
+            tracing::info!("denoising: {}/{}", step.number, step.of);
+            on_step(step)
+        })
+    }
+
+    /// What the pipeline is asked for.
+    fn request(&self, batch: &Batch, shown: &Embedded, options: &SamplingOptions, worn: &Worn) -> Request {
         let (prompts, seeds): (Vec<_>, Vec<_>) = batch.rows.iter().copied().unzip();
         let text = pick(&shown.text, &prompts);
         let (family, scaled) = (self.family, |raw| self.pipeline.vae().latent_scale().normalize(raw));
@@ -333,26 +359,46 @@ impl Session {
             }
             (None, _) => (None, None),
         };
-        let request = Request {
+        Request {
             scheduler: options.scheduler,
             guidance: options.guidance(family),
             negative: shown.negative.clone(),
             original,
             start,
-            adapters: vec![self.adapters.clone()],
+            adapters: vec![worn.denoiser.clone()],
             ..Request::new(text, batch.noise.clone(), seeds, options.steps(family))
-        };
-        self.pipeline.generate_until(&request, &mut |step| {
-            tracing::info!("denoising: {}/{}", step.number, step.of);
-            on_step(step)
-        })
+        }
     }
 
-    /// The pictures of scaled latents.
+    /// Makes ready to denoise a batch, step by step.
     ///
     /// # Errors
-    /// As [`load`](Self::load), or a picture is not finite.
-    pub(super) fn decode(&mut self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
+    /// As [`denoise`](Self::denoise).
+    pub(super) fn ready(
+        &mut self,
+        batch: &Batch,
+        shown: &Embedded,
+        options: &SamplingOptions,
+        worn: &Worn,
+    ) -> Result<Denoising> {
+        self.load()?;
+        self.pipeline.begin(&self.request(batch, shown, options, worn))
+    }
+
+    /// Takes images a step on, each from where it is, in one call of the denoiser: those of all these requests together.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) and [`Pipeline::advance`].
+    pub fn advance(&mut self, all: &mut [&mut Denoising]) -> Result<()> {
+        self.load()?;
+        self.pipeline.advance(all)
+    }
+
+    /// The images of scaled latents, `[B, C, h, w]`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or an image is not finite.
+    pub fn decode(&mut self, latents: Tensor<4>) -> Result<Vec<RgbImage>> {
         if self.placement.vae == Residence::Resident {
             self.load()?;
         }

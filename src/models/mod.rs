@@ -16,7 +16,7 @@ use burn::tensor::Tensor;
 use crate::{kernels, limits::Limits, nn::Linear};
 
 pub use network::{Change, Inputs, Network, Segment, State};
-use network::{every, view};
+use network::{pick, view};
 pub use noise::draw_noise;
 
 /// Tokens that go through a feed-forward together at least. Of fewer rows, a matrix product may add up in another order.

@@ -62,14 +62,13 @@ pub trait Inputs: Clone {
     /// How many rows the batch has.
     fn rows(&self) -> usize;
 
-    /// Some rows as a batch: the `first`, and every `step`th after it.
-    fn every(&self, first: usize, step: usize) -> Self;
+    /// The rows with these numbers, as a batch.
+    fn pick(&self, rows: &[usize]) -> Self;
 }
 
-/// Some rows of a tensor: the `first`, and every `step`th after it.
-pub(super) fn every<const D: usize>(tensor: &Tensor<D>, first: usize, step: usize) -> Tensor<D> {
-    let rows = (first..tensor.dims()[0]).step_by(step);
-    Tensor::cat(rows.map(|row| tensor.clone().narrow(0, row, 1)).collect(), 0)
+/// The rows of a tensor with these numbers.
+pub(super) fn pick<const D: usize>(tensor: &Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    Tensor::cat(rows.iter().map(|&row| tensor.clone().narrow(0, row, 1)).collect(), 0)
 }
 
 /// A network: stem, blocks, head.
@@ -115,25 +114,38 @@ pub trait Network: Clone {
     ///
     /// Rows that wear different ones go through each segment one after the other, so that each row's numbers are those that
     /// it has alone, whatever the others wear. Of pictures that takes hardly longer than together: the products have as many
-    /// rows as a picture has places. Each segment is lent once for all. Where there are fewer adapters than rows, as with the
-    /// two or three rows of a picture that is guided, those that wear the same go together.
+    /// rows as a picture has places. Each segment is lent once for all. Rows that wear the same, as the two or three of an image
+    /// that is guided do, go together.
     fn predict(&self, inputs: &Self::Inputs, adapters: &[Adapters]) -> Tensor<4> {
         let lender = self.lender();
         if adapters.windows(2).all(|pair| pair[0].are(&pair[1])) {
             let segments = lender.walk(0..self.len(), adapters.first());
             return segments.fold(Self::State::default(), |state, segment| segment.run(inputs, state)).prediction();
         }
-        let sets = adapters.len().min(inputs.rows());
-        let parts: Vec<_> = (0..sets).map(|set| inputs.every(set, sets)).collect();
-        let mut states = vec![Self::State::default(); sets];
+        // The adapters of each set, and its rows.
+        let mut sets: Vec<(&Adapters, Vec<usize>)> = Vec::new();
+        for row in 0..inputs.rows() {
+            let worn = &adapters[row % adapters.len()];
+            match sets.iter_mut().find(|(others, _)| worn.are(others)) {
+                Some((_, rows)) => rows.push(row),
+                None => sets.push((worn, vec![row])),
+            }
+        }
+        let parts: Vec<_> = sets.iter().map(|(_, rows)| inputs.pick(rows)).collect();
+        let mut states = vec![Self::State::default(); sets.len()];
         for (index, segment) in lender.walk(0..self.len(), None).enumerate() {
-            for ((inputs, state), worn) in parts.iter().zip(&mut states).zip(adapters) {
+            for ((inputs, state), (worn, _)) in parts.iter().zip(&mut states).zip(&sets) {
                 *state = lender.dress(index, &segment, worn).run(inputs, std::mem::take(state));
             }
         }
-        let predictions: Vec<_> = states.into_iter().map(State::prediction).collect();
-        let row = |row: usize| predictions[row % sets].clone().narrow(0, row / sets, 1);
-        Tensor::cat((0..inputs.rows()).map(row).collect(), 0)
+        let mut predictions = vec![None; inputs.rows()];
+        for (state, (_, rows)) in states.into_iter().zip(&sets) {
+            let prediction = state.prediction();
+            for (place, &row) in rows.iter().enumerate() {
+                predictions[row] = Some(prediction.clone().narrow(0, place, 1));
+            }
+        }
+        Tensor::cat(predictions.into_iter().flatten().collect(), 0)
     }
 }
 

@@ -132,9 +132,9 @@ impl Adapters {
         self
     }
 
-    /// Whether these are the others, and not only equal to them.
+    /// Whether these are the others, and not only equal to them; none are none.
     pub fn are(&self, others: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &others.0)
+        Arc::ptr_eq(&self.0, &others.0) || (self.is_empty() && others.is_empty())
     }
 
     /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.

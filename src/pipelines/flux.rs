@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use super::{
     ImageSizes,
     pipeline::{Pipeline, Placement},
-    request::Condition,
+    request::{Condition, numbers},
 };
 use crate::{
     error::{Error, Result},
@@ -173,15 +173,15 @@ impl Pipeline for FluxPipeline {
     }
 
     /// The velocity. The timestep of this model is the noise level.
-    fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4> {
-        let [rows, _, height, width] = latents.dims();
+    fn predict(&self, latents: Tensor<4>, timesteps: &[f64], condition: &Condition) -> Tensor<4> {
+        let [_, _, height, width] = latents.dims();
         let text = &condition.text;
         let inputs = FluxInputs {
             img: pack(latents).cast(self.dtype),
             txt: text.prompt.clone().cast(self.dtype),
             pooled: text.pooled.clone().cast(self.dtype),
-            sigma: Tensor::full([rows], timestep, &self.device),
-            guidance: Tensor::full([rows], condition.guidance, &self.device),
+            sigma: numbers(timesteps, &self.device),
+            guidance: numbers(&condition.guidance, &self.device),
             rope: self.transformer.config.rope(text.prompt.dims()[1], height, width, &self.device),
             limits: self.limits,
         };

@@ -10,11 +10,13 @@
 
 mod size;
 pub(crate) mod request;
+mod denoising;
 pub(crate) mod pipeline;
 mod flux;
 mod stable_diffusion;
 mod similarity;
 
+pub use denoising::Denoising;
 pub use flux::FluxPipeline;
 pub use pipeline::{OnStep, Outcome, Pipeline, Placement, Step};
 pub use request::{Condition, Request, Start};

@@ -8,7 +8,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
 use super::{
-    ImageSizes,
+    Denoising, ImageSizes,
     request::{Condition, Request},
 };
 use crate::{
@@ -173,8 +173,9 @@ pub trait Pipeline {
         size: (usize, usize),
     ) -> Result<(Box<dyn Scheduler>, usize)>;
 
-    /// One call of the network, in f32: `latents` `[R, C, h, w]` as the sampler scales them, with one row of `condition` each.
-    fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4>;
+    /// One call of the network, in f32: `latents` `[R, C, h, w]` as the sampler scales them, with a timestep and a row of
+    /// `condition` each.
+    fn predict(&self, latents: Tensor<4>, timesteps: &[f64], condition: &Condition) -> Tensor<4>;
 
     /// Denoises: scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. What a sampler adds
     /// between two steps is drawn from the row's seed, so a picture does not depend on its batch, but for rounding.
@@ -194,13 +195,7 @@ pub trait Pipeline {
     /// # Errors
     /// As [`generate`](Self::generate).
     fn generate_until(&self, request: &Request, on_step: OnStep) -> Result<Outcome<Tensor<4>>> {
-        let mut calls = 0;
-        let mut noise = || {
-            calls += 1;
-            let draws = request.seeds.iter().map(|&seed| Seed(seed).draw(Purpose::Sampler, calls, 0));
-            draw_noise(draws, request.noise.dims(), self.device())
-        };
-        self.generate_with(request, &mut noise, on_step)
+        run(self, request, &mut |denoising, prediction| denoising.take(prediction), on_step)
     }
 
     /// The same with noise of the caller's, of the latents' shape, for samplers that add some between two steps.
@@ -213,45 +208,51 @@ pub trait Pipeline {
         noise: &mut dyn FnMut() -> Tensor<4>,
         on_step: OnStep,
     ) -> Result<Outcome<Tensor<4>>> {
+        run(self, request, &mut |denoising, prediction| denoising.take_with(prediction, noise), on_step)
+    }
+
+    /// Makes ready to denoise, step by step, with [`advance`](Self::advance).
+    ///
+    /// # Errors
+    /// The request does not suit the model, or its settings leave nothing to do.
+    fn begin(&self, request: &Request) -> Result<Denoising> {
         request.check(self.edits())?;
         let ([_, channels, height, width], own) = (request.noise.dims(), self.vae().latent_channels());
         if channels != own {
             return Err(Error::setting("noise", format!("has {channels} channels, the model's latents have {own}")));
         }
         self.check_size(width * self.vae().downsampling(), height * self.vae().downsampling())?;
-        let (mut sampler, first) =
-            self.sampler(request.scheduler, request.steps, request.strength(), (width, height))?;
-        let timesteps = sampler.timesteps().to_vec();
-        check_first(first, &timesteps, request.steps)?;
-        let (condition, weights) = request.conditions();
-        let clean = request.start.as_ref();
-        let start = request.noise.clone().cast(FloatDType::F32);
-        let mut latents = match clean {
-            Some(clean) if !clean.is_free() => sampler.add_noise(clean.latents.clone(), start.clone(), first),
-            _ => start.clone() * sampler.init_noise_sigma(),
+        let (sampler, first) = self.sampler(request.scheduler, request.steps, request.strength(), (width, height))?;
+        check_first(first, sampler.timesteps(), request.steps)?;
+        Ok(Denoising::new(request, sampler, first))
+    }
+
+    /// Takes all of them a step on, each from where it is, in one call of the network.
+    ///
+    /// # Errors
+    /// They have not all the same size, or as many tokens of text.
+    ///
+    /// # Panics
+    /// One is done.
+    fn advance(&self, all: &mut [&mut Denoising]) -> Result<()> {
+        let inputs: Vec<_> = all.iter().map(|one| one.inputs()).collect();
+        let alike = |(latents, _, condition): &(Tensor<4>, _, &Condition)| {
+            let [_, _, height, width] = latents.dims();
+            (height, width, condition.text.prompt.dims()[1])
         };
-        let middle = (first + timesteps.len()) / 2;
-        for index in first..timesteps.len() {
-            stop::check()?;
-            let watched = index == first || index == middle;
-            let _watched = watched.then(|| Stage::detail(format!("step {}", index - first + 1), self.device()));
-            let input = sampler.scale_model_input(latents.clone(), index).repeat_dim(0, weights.len());
-            let prediction = weighted_sum(self.predict(input, timesteps[index], &condition), &weights);
-            latents = sampler.step(prediction, index, latents, noise);
-            if let Some((clean, mask)) = clean.and_then(|clean| Some((clean, clean.mask.as_ref()?))) {
-                // What is not masked follows the picture, as noisy as the latents are now.
-                let kept = match index + 1 < timesteps.len() {
-                    true => sampler.add_noise(clean.latents.clone(), start.clone(), index + 1),
-                    false => clean.latents.clone(),
-                };
-                latents = kept * (mask.clone().neg() + 1.0) + latents * mask.clone();
-            }
-            let (number, of) = (index - first + 1, timesteps.len() - first);
-            if on_step(Step { number, of, latents: &latents }).is_break() {
-                return Ok(Outcome::Cancelled(number));
-            }
+        if inputs.windows(2).any(|pair| alike(&pair[0]) != alike(&pair[1])) {
+            return Err(Error::setting("size", "is not the same for all images that are made together"));
         }
-        Ok(Outcome::Finished(latents))
+        let latents = Tensor::cat(inputs.iter().map(|(latents, ..)| latents.clone()).collect(), 0);
+        let timesteps: Vec<f64> = inputs.iter().flat_map(|(_, timesteps, _)| timesteps.clone()).collect();
+        let condition = Condition::join(&inputs.iter().map(|(.., condition)| *condition).collect::<Vec<_>>());
+        let predictions = self.predict(latents, &timesteps, &condition);
+        let mut row = 0;
+        for one in all {
+            one.take(predictions.clone().narrow(0, row, one.rows()));
+            row += one.rows();
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -289,6 +290,29 @@ pub trait Pipeline {
     }
 }
 
+/// Denoises; `take` goes a step on from a prediction.
+fn run(
+    pipeline: &(impl Pipeline + ?Sized),
+    request: &Request,
+    take: &mut dyn FnMut(&mut Denoising, Tensor<4>),
+    on_step: OnStep,
+) -> Result<Outcome<Tensor<4>>> {
+    let mut denoising = pipeline.begin(request)?;
+    while !denoising.is_done() {
+        stop::check()?;
+        let watched = [0, denoising.of() / 2].contains(&denoising.step());
+        let _watched = watched.then(|| Stage::detail(format!("step {}", denoising.step() + 1), pipeline.device()));
+        let (latents, timesteps, condition) = denoising.inputs();
+        let prediction = pipeline.predict(latents, &timesteps, condition);
+        take(&mut denoising, prediction);
+        let (number, of) = (denoising.step(), denoising.of());
+        if on_step(Step { number, of, latents: denoising.latents() }).is_break() {
+            return Ok(Outcome::Cancelled(number));
+        }
+    }
+    Ok(Outcome::Finished(denoising.latents().clone()))
+}
+
 /// # Errors
 /// The `first` call of a sampler for so many steps comes after its last.
 pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
@@ -300,7 +324,7 @@ pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Resu
 }
 
 /// The rows of each condition `[K·B, C, h, w]`, weighted and added up: `[B, C, h, w]`.
-fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
+pub(super) fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
     if let [1.0] = weights {
         return predictions;
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::{
     error::{Error, Result},
@@ -63,10 +63,29 @@ pub struct Condition {
     pub text: PromptEmbeds,
     /// Latents of the pictures to edit as the network reads them, `[R, C, h, w]`; zero where there is none.
     pub original: Option<Tensor<4>>,
-    /// The distilled guidance.
-    pub guidance: f64,
-    /// What the network wears, row by row in turn.
+    /// The distilled guidance, one for each row.
+    pub guidance: Vec<f64>,
+    /// What the network wears: nothing, or for each row what it does.
     pub adapters: Vec<Adapters>,
+}
+
+impl Condition {
+    /// All rows of some conditions, one after the other, and how many each of them has.
+    pub(super) fn join(all: &[&Self]) -> Self {
+        let rows = |one: &Self| one.guidance.len();
+        let wear = all.iter().any(|one| !one.adapters.is_empty());
+        let worn = |one: &Self| match one.adapters.is_empty() {
+            true => vec![Adapters::default(); rows(one)],
+            false => one.adapters.clone(),
+        };
+        let originals: Vec<_> = all.iter().filter_map(|one| one.original.clone()).collect();
+        Self {
+            text: join(&all.iter().map(|one| one.text.clone()).collect::<Vec<_>>()),
+            original: (!originals.is_empty()).then(|| Tensor::cat(originals, 0)),
+            guidance: all.iter().flat_map(|one| one.guidance.clone()).collect(),
+            adapters: if wear { all.iter().flat_map(|one| worn(one)).collect() } else { Vec::new() },
+        }
+    }
 }
 
 impl Request {
@@ -190,7 +209,10 @@ impl Request {
             (_, original) => originals.extend(original.map(|(latents, _)| latents)),
         }
         let original = (!originals.is_empty()).then(|| Tensor::cat(originals, 0));
-        (Condition { text: join(&texts), original, guidance: self.guidance, adapters: self.adapters.clone() }, weights)
+        let all = rows * weights.len();
+        let adapters =
+            self.adapters.iter().cycle().take(if self.adapters.is_empty() { 0 } else { all }).cloned().collect();
+        (Condition { text: join(&texts), original, guidance: vec![self.guidance; all], adapters }, weights)
     }
 }
 
@@ -219,4 +241,11 @@ pub(crate) fn join(parts: &[PromptEmbeds]) -> PromptEmbeds {
         prompt: Tensor::cat(parts.iter().map(|part| part.prompt.clone()).collect(), 0),
         pooled: Tensor::cat(parts.iter().map(|part| part.pooled.clone()).collect(), 0),
     }
+}
+
+/// One number for each row, `[R]`, f32.
+pub(super) fn numbers(values: &[f64], device: &Device) -> Tensor<1> {
+    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use super::{
     ImageSizes,
     pipeline::{Pipeline, Placement},
-    request::Condition,
+    request::{Condition, numbers},
 };
 use crate::{
     error::{Error, Result},
@@ -182,15 +182,14 @@ impl Pipeline for StableDiffusionPipeline {
     }
 
     /// The noise or the velocity, as the model was trained.
-    fn predict(&self, latents: Tensor<4>, timestep: f64, condition: &Condition) -> Tensor<4> {
-        let rows = latents.dims()[0];
+    fn predict(&self, latents: Tensor<4>, timesteps: &[f64], condition: &Condition) -> Tensor<4> {
         let sample = match &condition.original {
             Some(original) => Tensor::cat(vec![latents, original.clone()], 1),
             None => latents,
         };
         let inputs = UNetInputs {
             sample: sample.cast(self.dtype),
-            timestep: Tensor::full([rows], timestep, &self.device),
+            timestep: numbers(timesteps, &self.device),
             text: condition.text.prompt.clone().cast(self.dtype),
             limits: self.limits,
         };

@@ -9,7 +9,7 @@ use crate::{
     error::Result,
     lending::{Lender, Residence},
     limits::Limits,
-    models::{Inputs, Network, every},
+    models::{Inputs, Network, pick},
     rng::Seed,
     weights::Weights,
 };
@@ -53,13 +53,13 @@ impl Inputs for FluxInputs {
         self.img.dims()[0]
     }
 
-    fn every(&self, first: usize, step: usize) -> Self {
+    fn pick(&self, rows: &[usize]) -> Self {
         Self {
-            img: every(&self.img, first, step),
-            txt: every(&self.txt, first, step),
-            pooled: every(&self.pooled, first, step),
-            sigma: every(&self.sigma, first, step),
-            guidance: every(&self.guidance, first, step),
+            img: pick(&self.img, rows),
+            txt: pick(&self.txt, rows),
+            pooled: pick(&self.pooled, rows),
+            sigma: pick(&self.sigma, rows),
+            guidance: pick(&self.guidance, rows),
             rope: self.rope.clone(),
             limits: self.limits,
         }

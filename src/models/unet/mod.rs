@@ -18,7 +18,7 @@ use crate::{
     error::Result,
     lending::{Lender, Residence},
     limits::Limits,
-    models::{Inputs, Network, every},
+    models::{Inputs, Network, pick},
     rng::Seed,
     weights::Weights,
 };
@@ -53,11 +53,11 @@ impl Inputs for UNetInputs {
         self.sample.dims()[0]
     }
 
-    fn every(&self, first: usize, step: usize) -> Self {
+    fn pick(&self, rows: &[usize]) -> Self {
         Self {
-            sample: every(&self.sample, first, step),
-            timestep: every(&self.timestep, first, step),
-            text: every(&self.text, first, step),
+            sample: pick(&self.sample, rows),
+            timestep: pick(&self.timestep, rows),
+            text: pick(&self.text, rows),
             limits: self.limits,
         }
     }
