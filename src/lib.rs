@@ -43,6 +43,7 @@ pub mod pipelines;
 pub mod families;
 pub mod generation;
 pub mod training;
+pub mod serve;
 pub mod bench;
 pub mod selftest;
 pub mod doctor;

@@ -1,0 +1,214 @@
+//! `serve.toml`: what is served, from where, to whom, and how much of it.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config,
+    error::{Error, Result},
+    memory::{Bytes, LevelChoice},
+    paths,
+};
+
+/// The owner of all jobs where no keys are configured.
+pub const LOCAL: &str = "local";
+
+/// The most bytes of a name of a model, an adapter or an owner.
+const LONGEST_NAME: usize = 128;
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeConfig {
+    /// The address to listen at. Default `127.0.0.1`: this machine alone.
+    #[serde(default = "loopback")]
+    pub host: IpAddr,
+    /// The port to listen at. Default 7800.
+    #[serde(default = "port")]
+    pub port: u16,
+    /// A file with a name and a key, or the BLAKE3 hash of one, a line. Without it the server answers this machine alone.
+    #[serde(default)]
+    pub keys: Option<PathBuf>,
+    /// Origins of web pages that may call the server, such as `https://example.org`. Default: none but its own page.
+    #[serde(default)]
+    pub origins: Vec<String>,
+    /// The folder of the journal, the images and the uploaded adapters.
+    pub state: PathBuf,
+    /// Models, the default one first.
+    pub models: Vec<ModelEntry>,
+    /// Folders of LoRA files, which are named by their file names.
+    #[serde(default)]
+    pub loras: Vec<PathBuf>,
+    /// How much is taken on.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// How long images are kept.
+    #[serde(default)]
+    pub results: ResultsConfig,
+    /// What the page shows beside jobs.
+    #[serde(default)]
+    pub page: PageConfig,
+}
+
+/// A model to serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    /// What requests call it.
+    pub name: String,
+    /// Its folder, or `org/name`.
+    pub path: String,
+    /// `none`, `balanced`, `aggressive` or `ultra`, as in `[memory]` of a training. Default `auto`: the fastest that fits when the
+    /// model is loaded.
+    #[serde(default)]
+    pub memory: LevelChoice,
+}
+
+/// `[limits]`: how much is taken on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Jobs that wait, at most. Default 64.
+    pub queue: usize,
+    /// The share of the queue that one key may fill, above 0 and at most 1. Default 0.5. Without keys there is one owner, who may
+    /// fill all of it.
+    pub share: f64,
+    /// Images of a job, at most. Default 10.
+    pub images: usize,
+    /// Pixels of an image, at most, whether it is made or sent. Default 4,194,304: 2048 × 2048.
+    pub pixels: u64,
+    /// Denoising steps, at most. Default 200.
+    pub steps: usize,
+    /// Images that are denoised at the same time, at most. Default 8. Fewer if no more fit into memory.
+    pub rows: usize,
+    /// Bytes of the body of a request. Default `"32MiB"`.
+    pub body_bytes: Bytes,
+    /// Bytes of an uploaded adapter. Default `"1GiB"`.
+    pub upload_bytes: Bytes,
+    /// Bytes of adapters that are kept in memory; those in use are kept in any case. Default `"2GiB"`.
+    pub adapter_bytes: Bytes,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            queue: 64,
+            share: 0.5,
+            images: 10,
+            pixels: 2048 * 2048,
+            steps: 200,
+            rows: 8,
+            body_bytes: Bytes(32 << 20),
+            upload_bytes: Bytes(1 << 30),
+            adapter_bytes: Bytes(2 << 30),
+        }
+    }
+}
+
+/// `[results]`: how long images are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResultsConfig {
+    /// Seconds after a job has finished. Default 86,400: one day.
+    pub keep_seconds: u64,
+    /// Bytes of all images together; the oldest go first. Default `"4GiB"`.
+    pub bytes: Bytes,
+}
+
+impl ResultsConfig {
+    /// How long after a job has finished.
+    pub fn keep(&self) -> Duration {
+        Duration::from_secs(self.keep_seconds)
+    }
+}
+
+impl Default for ResultsConfig {
+    fn default() -> Self {
+        Self { keep_seconds: 86_400, bytes: Bytes(4 << 30) }
+    }
+}
+
+/// `[page]`: what the page shows beside jobs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PageConfig {
+    /// Folders of run folders. Default: none.
+    pub runs: Vec<PathBuf>,
+    /// Folders of training images with captions. Default: none.
+    pub datasets: Vec<PathBuf>,
+}
+
+fn loopback() -> IpAddr {
+    IpAddr::from([127, 0, 0, 1])
+}
+
+fn port() -> u16 {
+    7800
+}
+
+impl ServeConfig {
+    /// Reads `serve.toml` with overrides such as `port=7801`, and checks it.
+    ///
+    /// # Errors
+    /// As [`config::load`] and [`check`](Self::check).
+    pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
+        let mut config: Self = config::load(path, overrides)?;
+        config.state = paths::meant_by("state", &config.state)?;
+        for folder in &mut config.loras {
+            *folder = paths::meant_by("loras", folder)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether the settings go together, as far as that needs no files.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<()> {
+        if self.models.is_empty() {
+            return Err(Error::setting("models", "is empty").hint("add a table `[[models]]` with `name` and `path`"));
+        }
+        for (number, model) in self.models.iter().enumerate() {
+            check_name("models.name", &model.name)?;
+            if self.models[..number].iter().any(|other| other.name == model.name) {
+                return Err(Error::setting("models.name", format!("`{}` is there twice", model.name)));
+            }
+        }
+        let LimitsConfig { queue, share, images, pixels, steps, rows, .. } = &self.limits;
+        for (field, is_zero) in [
+            ("limits.queue", *queue == 0),
+            ("limits.images", *images == 0),
+            ("limits.pixels", *pixels == 0),
+            ("limits.steps", *steps == 0),
+            ("limits.rows", *rows == 0),
+        ] {
+            if is_zero {
+                return Err(Error::setting(field, "is 0").hint("use at least 1"));
+            }
+        }
+        if !(*share > 0.0 && *share <= 1.0) {
+            return Err(Error::setting("limits.share", format!("{share} is not above 0 and at most 1")));
+        }
+        Ok(())
+    }
+}
+
+/// Whether this can be the name of a model or an adapter: letters of ASCII, digits, `.`, `_` and `-`, not first a dot.
+///
+/// # Errors
+/// It cannot; the error is about the setting `field`.
+pub fn check_name(field: &str, name: &str) -> Result<()> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(fits) && !name.starts_with('.') {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(LONGEST_NAME).collect();
+    Err(Error::setting(field, format!("`{}` cannot be a name", shown.escape_debug()))
+        .hint(format!("use 1 to {LONGEST_NAME} letters, digits, `.`, `_` or `-`, and no dot first")))
+}
