@@ -226,7 +226,7 @@ fn key_at(table: &DeTable<'_>, position: usize) -> Option<String> {
 }
 
 /// A message of the parser without its programmer's words.
-fn plain(message: &str) -> String {
+pub(crate) fn plain(message: &str) -> String {
     const WORDS: [(&str, &str); 13] = [
         ("unknown field", "unknown key"),
         ("missing field", "missing key"),
@@ -254,7 +254,7 @@ fn nearest(message: &str) -> Option<&str> {
 }
 
 /// Levenshtein distance: insertions, deletions and replacements of letters that turn `a` into `b`.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use kiln::training::TrainConfig;
+use kiln::{serve::config::ServeConfig, training::TrainConfig};
 
+const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/serve.toml");
+
+/// Those of trainings.
 fn shipped() -> Vec<PathBuf> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("serve.toml"));
     files.sort();
     files
 }
@@ -51,4 +54,20 @@ fn an_unknown_table_is_refused_with_a_suggestion() {
     std::fs::write(target.path(), text).unwrap();
     let error = TrainConfig::load(target.path(), &[]).unwrap_err().to_string();
     assert!(error.contains("unknown key `optimiser`") && error.ends_with("did you mean `optimizer`?"), "{error}");
+}
+
+#[test]
+fn the_shipped_server_says_what_the_code_says() {
+    let config = ServeConfig::load(SERVER, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let models: Vec<_> = config.models.iter().map(|model| model.path.as_str()).collect();
+    assert_eq!(models, ["checkpoints/nano-flux", "checkpoints/tiny-sd"]);
+    // Whatever it sets to the default is the default; pixels are fewer, for a laptop.
+    let pixels = config.limits.pixels;
+    let defaults = ServeConfig::load(SERVER, &[format!("limits={{pixels={pixels}}}")]).unwrap();
+    assert_eq!(config.limits, defaults.limits);
+    let broken = tempfile::NamedTempFile::new().unwrap();
+    let text = std::fs::read_to_string(SERVER).unwrap().replacen("[limits]", "[limits]\nqeue = 1", 1);
+    std::fs::write(broken.path(), text).unwrap();
+    let error = ServeConfig::load(broken.path(), &[]).unwrap_err().to_string();
+    assert!(error.contains("`limits.qeue`: unknown key `qeue`") && error.ends_with("did you mean `queue`?"), "{error}");
 }

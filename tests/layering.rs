@@ -261,7 +261,7 @@ fn no_file_is_long_or_called_utils() {
 #[test]
 fn a_command_fits_on_a_screen() {
     for command in
-        ["prepare", "train", "validate", "export", "generate", "edit", "batch", "inspect", "bench", "selftest"]
+        ["prepare", "train", "validate", "export", "generate", "edit", "batch", "inspect", "bench", "selftest", "serve"]
     {
         let file = source().join("cli").join(format!("{command}.rs"));
         let lines = std::fs::read_to_string(&file).unwrap().lines().count();

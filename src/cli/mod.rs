@@ -15,6 +15,7 @@ mod quantize;
 mod report;
 mod sampling;
 mod selftest;
+mod serve;
 mod train;
 mod validate;
 
@@ -126,6 +127,7 @@ enum Command {
     Generate(generate::Args),
     Edit(edit::Args),
     Batch(batch::Args),
+    Serve(serve::Args),
     Quantize(quantize::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -147,6 +149,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, global),
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args, global),

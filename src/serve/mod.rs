@@ -13,8 +13,24 @@
 pub mod config;
 pub mod job;
 mod service;
+mod http;
 
+use std::net::SocketAddr;
+
+use burn::tensor::Device;
+use config::ServeConfig;
+
+use crate::error::Result;
 pub use service::{
     Accepted, CancelOutcome, LoraInfo, MemoryStatus, Missing, ModelDefaults, ModelInfo, QueueStatus, Refusal, Service,
     StatusInfo,
 };
+
+/// Serves until the process is asked to [stop](crate::stop). `ready` is told the address as soon as requests are answered there.
+///
+/// # Errors
+/// The address cannot be had, or is open to other machines without keys; or as [`Service::start`].
+pub fn serve(config: ServeConfig, device: &Device, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+    let front = http::Front::open(&config)?;
+    front.serve(Service::start(config, device)?, ready)
+}

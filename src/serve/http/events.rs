@@ -1,0 +1,124 @@
+//! What happens to jobs, as it happens: server-sent events.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    extract::{Path, State},
+    http::HeaderMap,
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Message, KeepAlive, Sse},
+    },
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use utoipa::IntoParams;
+
+use super::{
+    App,
+    auth::Caller,
+    errors::{Answer, Failure},
+    fields::Asked,
+    jobs::{named, with_addresses},
+};
+use crate::serve::job::Numbered;
+
+/// Messages that may wait for a slow listener.
+const WAITING: usize = 32;
+
+/// A comment so often keeps proxies from closing a silent stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The answer that sends what comes through a channel.
+pub(super) fn answer(messages: mpsc::Receiver<Message>) -> Response {
+    let messages = ReceiverStream::new(messages).map(Ok::<_, Infallible>);
+    let stream = Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    // nginx would hold events back.
+    ([("x-accel-buffering", "no"), ("cache-control", "no-store")], stream).into_response()
+}
+
+/// The answer that sends `messages` until they end, nobody listens any more, or `until` comes.
+fn passed_on(
+    messages: impl Stream<Item = Message> + Send + 'static,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> Response {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let (mut messages, mut until) = (std::pin::pin!(messages), std::pin::pin!(until));
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                () = sender.closed() => None,
+                () = &mut until => None,
+            };
+            match message {
+                Some(message) => {
+                    if sender.send(message).await.is_err() {
+                        break;
+                    }
+                }
+                None => break,
+            }
+        }
+    });
+    answer(receiver)
+}
+
+/// `event:` and `data:` of a message.
+pub(super) fn message(name: &str, data: &Value) -> Message {
+    Message::default().event(name).data(data.to_string())
+}
+
+/// A number that a client may go on from.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct After {
+    /// The number of the last event that is known. The header `Last-Event-ID`, which browsers send by themselves, goes before it.
+    after: Option<u64>,
+}
+
+fn data(numbered: &Numbered) -> Value {
+    with_addresses(serde_json::to_value(&numbered.event).unwrap_or_else(|_| json!({})), numbered.job)
+}
+
+/// What happens to a job
+///
+/// Events `queued`, `started`, `progress`, `preview`, `completed`, `failed` and `cancelled`, numbered from 1. The stream ends with
+/// one of the last three. After a break it resumes behind `Last-Event-ID`.
+#[utoipa::path(get, path = "/kiln/v1/jobs/{id}/events", tag = "jobs", params(("id" = String, Path, description = "Name of the job"), After),
+    responses((status = 200, description = "Events of the job", content_type = "text/event-stream", body = String),
+        (status = 404, description = "There is no such job")))]
+pub(super) async fn of_job(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Asked(After { after }): Asked<After>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    let id = named(&id)?;
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let after = last.or(after).unwrap_or(0);
+    let events = app.service.events(id, &caller.owner, after).map_err(|missing| Failure::missing("job", missing))?;
+    let messages =
+        events.map(|numbered| message(numbered.event.name(), &data(&numbered)).id(numbered.number.to_string()));
+    // It goes on while the server stops, to the end of the job if that is reached; then the service ends it.
+    Ok(passed_on(messages, std::future::pending()))
+}
+
+/// What happens to all jobs of the caller
+///
+/// The same events, from now on, each with the name of its job as `job`.
+#[utoipa::path(get, path = "/kiln/v1/events", tag = "jobs",
+    responses((status = 200, description = "Events of all jobs of the caller", content_type = "text/event-stream", body = String)))]
+pub(super) async fn of_all(State(app): State<App>, caller: Caller) -> Response {
+    let messages = app.service.all_events(&caller.owner).map(|numbered| {
+        let mut data = data(&numbered);
+        data["job"] = numbered.job.to_string().into();
+        message(numbered.event.name(), &data)
+    });
+    let mut stopping = app.stopping.clone();
+    passed_on(messages, async move { drop(stopping.wait_for(|stops| *stops).await) })
+}

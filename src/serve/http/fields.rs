@@ -1,0 +1,193 @@
+//! The parameters of a request, taken out one by one: a wrong one is named, and so is one that nobody asks for.
+
+use axum::{
+    extract::{FromRequestParts, Query},
+    http::request::Parts,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::errors::{Answer, Failure};
+use crate::{
+    config,
+    error::{Error, Result},
+};
+
+/// The most characters of a value that an error repeats.
+const SHOWN: usize = 120;
+
+/// Parameters by their names.
+#[derive(Debug)]
+pub(super) struct Fields {
+    values: Map<String, Value>,
+    /// Those that were asked for.
+    asked: Vec<&'static str>,
+    /// Whether a number may come as text.
+    lenient: bool,
+}
+
+impl Fields {
+    /// The parameters of a body that is a JSON object.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn from_json(body: &[u8]) -> Answer<Self> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(values)) => Ok(Self { values, asked: Vec::new(), lenient: false }),
+            Ok(_) => Err(Error::setting("body", "is JSON, but not an object").into()),
+            Err(e) => Err(Error::setting("body", format!("is no JSON: {e}")).into()),
+        }
+    }
+
+    /// The text parts of a form.
+    pub fn from_form(values: Map<String, Value>) -> Self {
+        Self { values, asked: Vec::new(), lenient: true }
+    }
+
+    /// The same, but what is text in place of a number or a truth value is read as one, as Python's servers do.
+    pub fn leniently(self) -> Self {
+        Self { lenient: true, ..self }
+    }
+
+    /// Takes a parameter out; `null` is none.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
+        self.asked.push(name);
+        match self.values.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => self.read(name, value).map(Some),
+        }
+    }
+
+    /// Takes a parameter out that must be there.
+    ///
+    /// # Errors
+    /// It is not, or does not fit.
+    pub fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T> {
+        self.take(name)?.ok_or_else(|| Error::setting(name, "is missing"))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str, value: Value) -> Result<T> {
+        let said = match (&value, self.lenient) {
+            (Value::String(text), true) => {
+                let (text, as_text) = (text.clone(), serde_json::from_value(value.clone()));
+                as_text.or_else(|problem| serde_json::from_str(text.trim()).map_err(|_| problem))
+            }
+            _ => serde_json::from_value(value),
+        };
+        said.map_err(|e| Error::setting(name, shortened(&config::plain(&e.to_string()))))
+    }
+
+    /// Says that nothing may be left.
+    ///
+    /// # Errors
+    /// The first that nobody asked for.
+    pub fn finish(self) -> Answer<()> {
+        let Some((name, _)) = self.values.iter().next() else { return Ok(()) };
+        let near = self.asked.iter().map(|known| (config::distance(name, known), *known)).min();
+        let near = near.filter(|(distance, _)| *distance <= 1 + name.chars().count() / 3);
+        let error = Error::setting(shortened(name), "is not a parameter that this server knows");
+        let error = match near {
+            Some((_, known)) => error.hint(format!("did you mean `{known}`?")),
+            None => error.hint("leave it out"),
+        };
+        Err(Failure::unknown_parameter(&error))
+    }
+
+    /// The names of all that nobody asked for and that ask for something: `false`, nothing and empty values do not.
+    pub fn ignored(self) -> Vec<String> {
+        let asks = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(items) => !items.is_empty(),
+            Value::Bool(true) | Value::Number(_) => true,
+        };
+        self.values.into_iter().filter(|(_, value)| asks(value)).map(|(name, _)| name).collect()
+    }
+}
+
+/// What is asked behind the `?` of an address.
+pub(super) struct Asked<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
+        let wrong = |e: axum::extract::rejection::QueryRejection| {
+            let text = e.body_text();
+            let problem = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, problem)| problem);
+            Error::setting("query", shortened(&config::plain(problem)))
+        };
+        Query::try_from_uri(&parts.uri).map(|Query(asked)| Self(asked)).map_err(|e| wrong(e).into())
+    }
+}
+
+/// A text as it fits into a message: a value may be megabytes of base64.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.into(),
+        Some((end, _)) => {
+            // Of serde's messages the end says what was expected.
+            let tail =
+                text.rfind(", expected").filter(|&at| at > end && text.len() - at < SHOWN).map_or("", |at| &text[at..]);
+            format!("{}…{tail}", &text[..end])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(failure: Failure) -> String {
+        failure.text().to_string()
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_is_named_and_not_repeated_at_length() {
+        let body = format!(r#"{{"steps": "{}", "seed": -1, "width": 64, "height": null}}"#, "x".repeat(1 << 20));
+        let mut fields = Fields::from_json(body.as_bytes()).unwrap();
+        assert_eq!(fields.take::<usize>("width").unwrap(), Some(64));
+        assert_eq!(fields.take::<usize>("height").unwrap(), None);
+        let steps = fields.take::<usize>("steps").unwrap_err().to_string();
+        assert!(steps.starts_with("`steps`: invalid type: string \"xxx") && steps.len() < 300, "{steps}");
+        assert!(steps.ends_with(", expected a whole number"), "{steps}");
+        assert!(fields.take::<u64>("seed").unwrap_err().to_string().starts_with("`seed`: "));
+        assert_eq!(fields.need::<String>("prompt").unwrap_err().to_string(), "`prompt`: is missing");
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_an_error_with_the_name_that_was_meant() {
+        let mut fields = Fields::from_json(br#"{"step": 3}"#).unwrap();
+        fields.take::<usize>("steps").unwrap();
+        let said = said(fields.finish().unwrap_err());
+        assert_eq!(said, "`step`: is not a parameter that this server knows\nhint: did you mean `steps`?");
+    }
+
+    #[test]
+    fn what_is_ignored_is_listed_unless_it_asks_for_nothing() {
+        let body = br#"{"a": false, "b": "", "c": [], "d": {}, "e": null, "f": 0, "g": true, "h": "x"}"#;
+        assert_eq!(Fields::from_json(body).unwrap().ignored(), ["f", "g", "h"]);
+    }
+
+    #[test]
+    fn a_form_has_numbers_as_text_and_text_that_looks_like_a_number() {
+        let values = [("n", "2"), ("prompt", "42"), ("stream", "true"), ("scale", "0.5")];
+        let values = values.map(|(name, text)| (name.to_string(), Value::String(text.into())));
+        let mut fields = Fields::from_form(values.into_iter().collect());
+        assert_eq!(fields.take::<usize>("n").unwrap(), Some(2));
+        assert_eq!(fields.take::<String>("prompt").unwrap().as_deref(), Some("42"));
+        assert_eq!(fields.take::<bool>("stream").unwrap(), Some(true));
+        assert_eq!(fields.take::<f64>("scale").unwrap(), Some(0.5));
+    }
+
+    #[test]
+    fn only_an_object_has_parameters() {
+        for body in ["", "{", "[]", "3", "{\"a\": }", "\u{0}", &"[".repeat(10_000)] {
+            assert!(said(Fields::from_json(body.as_bytes()).unwrap_err()).starts_with("`body`: is "));
+        }
+    }
+}

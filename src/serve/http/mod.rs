@@ -1,0 +1,185 @@
+//! HTTP before a [`Service`]: who may ask, what is asked, and how it is answered.
+//!
+//! ```text
+//! dialect of errors ─► count ─► Host and Origin ─► key ─► native | OpenAI | AUTOMATIC1111 ─► Service
+//! ```
+//!
+//! Handlers never touch a tensor, and what waits for the disk runs on threads of its own.
+
+mod errors;
+mod auth;
+mod host;
+mod fields;
+mod images;
+mod count;
+mod body;
+mod waiting;
+mod jobs;
+mod events;
+mod models;
+mod adapters;
+mod openai;
+mod sdapi;
+mod operations;
+mod openapi;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, http::HeaderValue, middleware};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+use self::{auth::Keys, count::Requests, sdapi::Automatic};
+use super::{
+    Service,
+    config::{LimitsConfig, ServeConfig},
+};
+use crate::{
+    error::{Error, Result},
+    stop,
+};
+
+/// How long running jobs have after a request to stop; streams and answers on their way have [`LINGER`] more. Together they stay
+/// below the 30 seconds after which supervisors kill.
+const DRAIN: Duration = Duration::from_secs(24);
+const LINGER: Duration = Duration::from_secs(3);
+
+/// How often it is asked whether to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Threads that answer, and threads that wait for the disk.
+const THREADS: [usize; 2] = [2, 64];
+
+/// What all handlers share.
+type App = Arc<Shared>;
+
+struct Shared {
+    service: Service,
+    keys: Keys,
+    /// As it is configured, for the check of `Host`.
+    host: String,
+    origins: Vec<HeaderValue>,
+    limits: LimitsConfig,
+    /// Turns of large bodies.
+    large: Semaphore,
+    requests: Requests,
+    automatic: Mutex<Automatic>,
+    /// Turns true when streams are to end.
+    stopping: watch::Receiver<bool>,
+}
+
+/// Where a server listens, before anything else is known to work.
+pub(super) struct Front {
+    runtime: tokio::runtime::Runtime,
+    listener: TcpListener,
+    keys: Keys,
+    origins: Vec<HeaderValue>,
+}
+
+impl Front {
+    /// Listens at the configured address; nobody is answered yet.
+    ///
+    /// # Errors
+    /// The address is not of this machine alone and there are no keys, a key or origin cannot be used, or the port is taken.
+    pub fn open(config: &ServeConfig) -> Result<Self> {
+        let keys = config.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
+        if keys.is_empty() && !config.host.is_loopback() {
+            return Err(Error::setting(
+                "host",
+                format!("{} is open to other machines, and there are no keys", config.host),
+            )
+            .hint("name a file of keys as `keys`, or use `host = \"127.0.0.1\"`"));
+        }
+        let origins = config.origins.iter().map(|origin| listed(origin)).collect::<Result<_>>()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS[0])
+            .max_blocking_threads(THREADS[1])
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::setting("server", format!("cannot start its threads ({e})")))?;
+        let address = SocketAddr::new(config.host, config.port);
+        let listener = runtime.block_on(TcpListener::bind(address)).map_err(|e| {
+            Error::setting("port", format!("cannot listen at {address} ({e})"))
+                .hint("choose another `port`; 0 takes a free one")
+        })?;
+        Ok(Self { runtime, listener, keys, origins })
+    }
+
+    /// Answers until the process is asked to stop. `ready` is told the address.
+    ///
+    /// # Errors
+    /// `ready` refuses.
+    pub fn serve(self, service: Service, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+        let Self { runtime, listener, keys, origins } = self;
+        let address = listener.local_addr().map_err(|e| Error::setting("port", e.to_string()))?;
+        let (stop, stopping) = watch::channel(false);
+        let config = service.config();
+        let app = Arc::new(Shared {
+            keys,
+            host: config.host.to_string(),
+            origins,
+            limits: config.limits.clone(),
+            large: Semaphore::new(body::LARGE_AT_ONCE),
+            requests: Requests::default(),
+            automatic: Mutex::default(),
+            stopping: stopping.clone(),
+            service: service.clone(),
+        });
+        ready(address)?;
+        runtime.block_on(async {
+            let router = router(app).into_make_service_with_connect_info::<SocketAddr>();
+            let mut asked = stopping;
+            let ended = async move { drop(asked.wait_for(|stops| *stops).await) };
+            let server = tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(ended).into_future());
+            while !stop::requested() {
+                tokio::time::sleep(LOOK).await;
+            }
+            tracing::info!("stopping: running jobs have {} seconds to finish", DRAIN.as_secs());
+            _ = stop.send(true);
+            _ = tokio::task::spawn_blocking(move || service.stop(DRAIN)).await;
+            if tokio::time::timeout(LINGER, server).await.is_err() {
+                tracing::warn!("stopped while somebody was still being answered");
+            }
+        });
+        runtime.shutdown_timeout(Duration::from_millis(500));
+        Ok(())
+    }
+}
+
+/// An origin as browsers send it: a scheme and a name, perhaps a port, nothing else.
+fn listed(origin: &str) -> Result<HeaderValue> {
+    let name = origin.split_once("://").map(|(_, name)| name);
+    let is_one = name.is_some_and(|name| !name.is_empty() && !name.contains(['/', '*', '@', '?', '#', ' ']));
+    let value = HeaderValue::from_str(&origin.to_ascii_lowercase()).ok().filter(|_| is_one);
+    value.ok_or_else(|| {
+        Error::setting("origins", format!("`{origin}` is no origin"))
+            .hint("write it as `https://example.org`, without a path")
+    })
+}
+
+/// All routes behind all checks.
+fn router(app: App) -> Router {
+    let (routes, description) = openapi::routes().split_for_parts();
+    let routes = routes.merge(openapi::route(description)).fallback(operations::nothing_here);
+    let routes = routes.method_not_allowed_fallback(operations::wrong_method);
+    // The layer that is added last is asked first.
+    routes
+        .layer(middleware::from_fn_with_state(app.clone(), auth::identify))
+        .layer(middleware::from_fn_with_state(app.clone(), host::check))
+        .layer(middleware::from_fn(errors::speak))
+        .layer(middleware::from_fn_with_state(app.clone(), count::count))
+        .with_state(app)
+}
+
+/// Runs what waits for the disk on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> errors::Answer<T> {
+    let failed = |_| errors::Failure::broken(&Error::setting("server", "a thread of it ended early"));
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}

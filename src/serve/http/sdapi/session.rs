@@ -1,0 +1,188 @@
+//! What AUTOMATIC1111 keeps for everyone, kept for each caller: the chosen model and the jobs that are waited for. A caller is a key
+//! and the address that it asks from.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{MutexGuard, PoisonError},
+};
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{
+    super::{
+        App,
+        auth::Caller,
+        body,
+        errors::{Answer, Failure},
+        fields::Fields,
+    },
+    session_of,
+};
+use crate::serve::{
+    ModelInfo,
+    job::{Job, JobId, Status},
+};
+
+/// The most callers whose model is kept; then the first in order is forgotten.
+const CALLERS: usize = 10_000;
+
+/// What is kept for all callers.
+#[derive(Debug, Default)]
+pub(in super::super) struct Automatic {
+    chosen: BTreeMap<(String, IpAddr), String>,
+    shown: Vec<((String, IpAddr), JobId)>,
+}
+
+fn automatic(app: &App) -> MutexGuard<'_, Automatic> {
+    app.automatic.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A job that its caller waits for: progress shows it and interrupt reaches it, as long as this lives.
+pub(super) struct Shown {
+    app: App,
+    id: JobId,
+}
+
+impl Shown {
+    pub fn new(app: &App, caller: &Caller, id: JobId) -> Self {
+        automatic(app).shown.push((session_of(caller), id));
+        Self { app: app.clone(), id }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        automatic(&self.app).shown.retain(|(_, id)| *id != self.id);
+    }
+}
+
+/// The jobs that a caller waits for, the oldest first.
+fn shown(app: &App, caller: &Caller) -> Vec<JobId> {
+    let session = session_of(caller);
+    automatic(app).shown.iter().filter(|(own, _)| *own == session).map(|(_, id)| *id).collect()
+}
+
+/// The model of this name.
+pub(super) fn find(app: &App, name: &str) -> Option<ModelInfo> {
+    app.service.models().into_iter().find(|model| model.name == name)
+}
+
+/// The model that a caller chose, or the default one.
+///
+/// # Errors
+/// There is none, which cannot be.
+pub(super) fn model(app: &App, caller: &Caller) -> Answer<ModelInfo> {
+    let chosen = automatic(app).chosen.get(&session_of(caller)).cloned();
+    let chosen = chosen.and_then(|name| find(app, &name));
+    let model = chosen.or_else(|| app.service.models().into_iter().next());
+    model.ok_or_else(|| Failure::not_found("sd_model_checkpoint", "is not a model of this server"))
+}
+
+/// Cancel the jobs that you wait for in this dialect, and nobody else's
+#[utoipa::path(post, path = "/sdapi/v1/interrupt", tag = "automatic1111",
+    responses((status = 200, description = "They are cancelled, or will be within one step", body = Object)))]
+pub(in super::super) async fn interrupt(State(app): State<App>, caller: Caller) -> Json<Value> {
+    for id in shown(&app, &caller) {
+        // It may have ended meanwhile, which is as good.
+        _ = app.service.cancel(id, &caller.owner);
+    }
+    Json(json!({}))
+}
+
+/// How far the jobs are that you wait for in this dialect.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AutomaticProgress)]
+pub(in super::super) struct Progress {
+    /// From 0 to 1 for the job that runs; 0 where none does.
+    progress: f64,
+    /// Seconds that are left, about; 0 where nothing runs.
+    eta_relative: f64,
+    state: State1111,
+    /// Always none: event streams have previews.
+    current_image: Option<String>,
+    textinfo: Option<String>,
+}
+
+/// The rest of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AutomaticState)]
+struct State1111 {
+    skipped: bool,
+    interrupted: bool,
+    /// The name of the job.
+    job: String,
+    /// Jobs that are not done.
+    job_count: usize,
+    job_no: usize,
+    sampling_step: usize,
+    sampling_steps: usize,
+}
+
+/// How far the jobs are that you wait for in this dialect
+#[utoipa::path(get, path = "/sdapi/v1/progress", tag = "automatic1111",
+    responses((status = 200, description = "How far they are", body = Progress)))]
+pub(in super::super) async fn progress(State(app): State<App>, caller: Caller) -> Json<Progress> {
+    let jobs = shown(&app, &caller).into_iter().filter_map(|id| app.service.job(id, &caller.owner).ok());
+    let jobs: Vec<Job> = jobs.filter(|job| !job.status.is_final()).collect();
+    let running = jobs.iter().find(|job| job.status == Status::Running);
+    let (step, of) = running.map_or((0, 0), |job| (job.step, job.of));
+    let progress = if of == 0 { 0.0 } else { step as f64 / of as f64 };
+    let state = State1111 {
+        skipped: false,
+        interrupted: false,
+        job: jobs.first().map_or(String::new(), |job| job.id.to_string()),
+        job_count: jobs.len(),
+        job_no: 0,
+        sampling_step: step,
+        sampling_steps: of,
+    };
+    let left = running.and_then(|job| job.started).filter(|_| progress > 0.0);
+    let eta_relative = left.map_or(0.0, |started| (now() - started).max(0.0) * (1.0 - progress) / progress);
+    Json(Progress { progress, eta_relative, state, current_image: None, textinfo: None })
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Your options: the model
+#[utoipa::path(get, path = "/sdapi/v1/options", tag = "automatic1111",
+    responses((status = 200, description = "`sd_model_checkpoint`, the name of the model, and what never changes", body = Object)))]
+pub(in super::super) async fn options(State(app): State<App>, caller: Caller) -> Answer<Json<Value>> {
+    let model = model(&app, &caller)?;
+    Ok(Json(json!({"sd_model_checkpoint": model.name, "samples_format": "png", "sd_vae": "Automatic"})))
+}
+
+/// Choose your model as `sd_model_checkpoint`; other options are ignored, and listed in the answer
+#[utoipa::path(post, path = "/sdapi/v1/options", tag = "automatic1111", request_body(content = Object),
+    responses((status = 200, description = "`ignored`: the options that are of no use", body = Object),
+        (status = 404, description = "There is no such model")))]
+pub(in super::super) async fn set_options(
+    State(app): State<App>,
+    caller: Caller,
+    asked: Request,
+) -> Answer<Json<Value>> {
+    const KEY: &str = "sd_model_checkpoint";
+    let mut fields = Fields::from_json(&body::read(&app, asked, app.limits.body_bytes.0).await?)?.leniently();
+    if let Some(name) = fields.take::<String>(KEY)? {
+        let model = find(&app, &name).ok_or_else(|| Failure::not_found(KEY, "is not a model of this server"))?;
+        let mut automatic = automatic(&app);
+        if automatic.chosen.len() >= CALLERS {
+            automatic.chosen.pop_first();
+        }
+        automatic.chosen.insert(session_of(&caller), model.name);
+    }
+    // Clients send back all options that they were given.
+    for own in ["samples_format", "sd_vae"] {
+        fields.take::<Value>(own)?;
+    }
+    Ok(Json(json!({"ignored": fields.ignored()})))
+}
