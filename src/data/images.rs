@@ -67,6 +67,20 @@ pub fn read_picture(path: &Path) -> Result<RgbImage> {
     decode(&bytes).map_err(|problem| Error::file(path, problem))
 }
 
+/// The same from the bytes of a file, if it has at most so many pixels: that is known from its header, before anything is decoded.
+///
+/// # Errors
+/// One line: it has more, or is no whole image.
+pub fn decode_picture(bytes: &[u8], most_pixels: u64) -> std::result::Result<RgbImage, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let size = guarded(|| reader.into_dimensions().map_err(|e| e.to_string())).unwrap_or_else(Err);
+    let (width, height) = size.map_err(|e| format!("cannot be decoded ({})", e.lines().next().unwrap_or_default()))?;
+    if u64::from(width) * u64::from(height) > most_pixels {
+        return Err(format!("has {width} × {height} pixels, and {most_pixels} are the most"));
+    }
+    decode(bytes)
+}
+
 /// Width and height of that picture, from the head of its file alone.
 ///
 /// # Errors

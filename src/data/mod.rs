@@ -37,7 +37,7 @@ pub use config::DataConfig;
 pub use dataset::{DatasetKind, LatentDataset, Picture, Sample, Split};
 pub use encoders::Encoders;
 pub use fingerprint::fingerprint;
-pub use images::{picture_size, read_picture, to_pixels};
+pub use images::{decode_picture, picture_size, read_picture, to_pixels};
 pub use place::{Cell, Place};
 pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
 pub use prepare::{Examined, examine, prepare};

@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use image::{GrayImage, RgbImage};
 
 use super::{
-    SamplingOptions, Session, input,
-    session::{Batch, Embedded, Prompts, Worn},
+    SamplingOptions, Session, Worn, input,
+    session::{Batch, Embedded, Prompts},
 };
 use crate::{
     error::{Error, Result},

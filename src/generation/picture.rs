@@ -12,6 +12,7 @@ use image::{
     imageops::{self, FilterType},
 };
 
+use super::Session;
 use crate::{
     data,
     disk::replace,
@@ -54,6 +55,14 @@ impl PictureFile {
     /// Of a result, a picture of the size that the file has.
     pub fn restore(&self, picture: RgbImage) -> RgbImage {
         resize(picture, self.size)
+    }
+}
+
+impl Session {
+    /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a
+    /// side, in the same proportions; both sides are rounded to the steps of the model's sizes.
+    pub fn working_size(&self, size: (u32, u32), most: usize) -> (u32, u32) {
+        fit(size, most, self.sizes().step)
     }
 }
 

@@ -59,4 +59,24 @@ impl Session {
         phases.push(with_vae("decode", if level == memory::Level::None { kept } else { 0 }));
         Ok(Plan { level, phases })
     }
+
+    /// Chooses the memory level of the model for `images` of its native size together, if `config` names none: from now on weights
+    /// lie where it says.
+    ///
+    /// # Errors
+    /// No level fits into the memory that is free.
+    pub fn fit_native(&mut self, config: &MemoryConfig, images: usize) -> Result<Plan> {
+        let sizes = self.sizes();
+        let side = sizes.native / sizes.latent_pixel;
+        self.fit(config, AtOnce { size: (side, side), images, encodes: true }, &SamplingOptions::default())
+    }
+
+    /// How many images of a size in pixels can be denoised together in the memory that is free now, at least one.
+    ///
+    /// # Errors
+    /// The text encoders' configurations are broken.
+    pub fn images_at_once(&self, (width, height): (usize, usize)) -> Result<usize> {
+        let (factor, tokens) = (self.sizes().latent_pixel, self.family.prompt_tokens(&self.folder)?);
+        Ok(self.pipeline.pictures_that_fit((width / factor, height / factor), tokens, self.rows(true)))
+    }
 }

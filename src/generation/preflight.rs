@@ -1,11 +1,8 @@
 //! The checks of a request that need no weights, made before any are loaded.
 
-use std::path::PathBuf;
-
 use super::{SamplingOptions, Session};
 use crate::{
     error::{Error, Result},
-    lora::Lora,
     pipelines::{pipeline::check_first, request::check_strength},
 };
 
@@ -27,15 +24,5 @@ impl Session {
         let side = sizes.native / sizes.latent_pixel;
         let (sampler, first) = self.pipeline.sampler(options.scheduler, steps, strength, (side, side))?;
         check_first(first, sampler.timesteps(), steps)
-    }
-
-    /// Reads LoRA files, each of which comes with its scale, and puts them on.
-    ///
-    /// # Errors
-    /// As [`read_adapter`](Self::read_adapter).
-    pub fn put_on_files(&mut self, files: &[(PathBuf, f64)]) -> Result<()> {
-        let read = |(path, scale): &(PathBuf, f64)| Ok((self.read_adapter(path)?, *scale));
-        let loras: Vec<(Lora, f64)> = files.iter().map(read).collect::<Result<_>>()?;
-        self.set_adapters(loras.iter().map(|(lora, scale)| (lora, *scale)))
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{SamplingOptions, embeddings::Embeddings, input};
+use super::{SamplingOptions, adapters::Worn, embeddings::Embeddings, input};
 use crate::{
     data::Encoders,
     device,
@@ -26,17 +26,15 @@ use crate::{
     hub,
     lending::Residence,
     limits::Limits,
-    lora::{Lora, Part},
     memory::{self, Stage},
     models::text::PromptEmbeds,
-    nn::{Adapters, LayerShape, below},
+    nn::Adapters,
     pipelines::{
         Denoising, ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
         request::{join, pick},
     },
     stop,
     tokenizer::PromptIds,
-    weights::{TensorFile, shards},
 };
 
 /// What to show.
@@ -77,13 +75,6 @@ pub(super) struct Batch {
     pub strength: f64,
     /// Where to change them, `[B, 1, h, w]`.
     pub mask: Option<Tensor<4>>,
-}
-
-/// What images wear: adapters of the denoiser and of the text encoders of one [`Session`]. Cheap to clone: nothing is copied.
-#[derive(Clone, Debug, Default)]
-pub struct Worn {
-    denoiser: Adapters,
-    text: Adapters,
 }
 
 /// One model on one device, for any number of requests, one after the other.
@@ -194,42 +185,6 @@ impl Session {
     /// The sizes of images that the model works at.
     pub fn sizes(&self) -> ImageSizes {
         self.pipeline.sizes()
-    }
-
-    /// Reads a LoRA file for this model, onto its device: to be given to [`set_adapters`](Self::set_adapters), as often as one
-    /// likes.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is for another model.
-    pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
-        let lora = Lora::read(path)?;
-        let fits = lora.check_base(&self.folder).and_then(|()| lora.check(&self.pipeline.layers()));
-        let text_fits = || if lora.changes_text() { lora.check_text(&text_layers(&self.folder)?) } else { Ok(()) };
-        fits.and_then(|()| text_fits()).map_err(|e| e.at(path))?;
-        Ok(lora.to_device(&self.device))
-    }
-
-    /// Puts these adapters on, each with its scale, in place of those before. The weights of the model are not touched.
-    ///
-    /// # Errors
-    /// One does not fit the model: then nothing is changed.
-    pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
-        self.worn = self.wear(adapters)?;
-        Ok(())
-    }
-
-    /// These adapters, each with its scale, for images to wear.
-    ///
-    /// # Errors
-    /// One does not fit the model.
-    pub fn wear<'a>(&self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<Worn> {
-        let layers = self.pipeline.layers();
-        let mut worn = Worn::default();
-        for (lora, scale) in adapters {
-            worn.denoiser = worn.denoiser.and(&lora.adapters_for(&layers, &self.device, scale)?);
-            worn.text = worn.text.and(&lora.text_adapters(&self.device, scale));
-        }
-        Ok(worn)
     }
 
     /// Loads the denoiser and the VAE, if they are not.
@@ -405,23 +360,4 @@ impl Session {
         let _stage = Stage::enter("decode", &self.device);
         self.pipeline.decode(latents)
     }
-}
-
-/// What can be linear layers of a model's text encoders, by their names after the encoder's folder; from headers alone.
-fn text_layers(model: &Path) -> Result<Vec<LayerShape>> {
-    let mut layers = Vec::new();
-    for part in [Part::TextEncoder, Part::TextEncoder2] {
-        let folder = model.join(part.folder());
-        let files = if folder.is_dir() { shards(&folder)? } else { Vec::new() };
-        for file in files.iter().map(TensorFile::open) {
-            let file = file?;
-            for name in file.names() {
-                if let (Some(layer), Some(&[outputs, inputs])) = (name.strip_suffix(".weight"), file.shape(&name)) {
-                    let name = below(part.folder(), layer.strip_prefix("text_model.").unwrap_or(layer));
-                    layers.push(LayerShape { name, inputs, outputs, pointwise: false });
-                }
-            }
-        }
-    }
-    Ok(layers)
 }

@@ -112,7 +112,7 @@ impl From<Level> for Placement {
 }
 
 /// A network, a VAE and a schedule. Text encoders are not part of it: prompts are embedded before it is loaded.
-pub trait Pipeline {
+pub trait Pipeline: Send {
     /// Between latents and pixels, in f32.
     fn vae(&self) -> &AutoencoderKl;
 

@@ -12,6 +12,21 @@
 
 pub mod config;
 pub mod job;
+mod info;
+mod refusal;
+mod record;
+mod sanity;
+mod preview;
+mod numbers;
+mod results;
+mod journal;
+mod models;
+mod adapters;
+mod queue;
+mod shared;
+mod work;
+mod loads;
+mod engine;
 mod service;
 mod http;
 
@@ -21,10 +36,9 @@ use burn::tensor::Device;
 use config::ServeConfig;
 
 use crate::error::Result;
-pub use service::{
-    Accepted, CancelOutcome, LoraInfo, MemoryStatus, Missing, ModelDefaults, ModelInfo, QueueStatus, Refusal, Service,
-    StatusInfo,
-};
+pub use info::{LoraInfo, MemoryStatus, ModelDefaults, ModelInfo, QueueStatus, StatusInfo};
+pub use refusal::{Accepted, CancelOutcome, Missing, Refusal};
+pub use service::Service;
 
 /// Serves until the process is asked to [stop](crate::stop). `ready` is told the address as soon as requests are answered there.
 ///

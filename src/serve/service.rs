@@ -1,179 +1,57 @@
-//! The server without HTTP: what takes jobs and tells about them.
+//! The handle on a running server.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use burn::tensor::Device;
-use serde::Serialize;
-use tokio_stream::Stream;
-use utoipa::ToSchema;
+use tokio::sync::oneshot;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 
 use super::{
+    adapters::Adapters,
     config::ServeConfig,
-    job::{Job, JobId, JobRequest, Numbered, Status},
+    engine::Engine,
+    info::{LoraInfo, MemoryStatus, ModelInfo, QueueStatus, StatusInfo},
+    job::{Failure, Job, JobId, JobRequest, Numbered, Status},
+    journal::Journal,
+    models::Models,
+    queue::{Entry, Full, Queue},
+    record::{MOST_RESTARTS, Record, now},
+    refusal::{Accepted, CancelOutcome, Missing, Refusal},
+    results::Results,
+    shared::{Order, Shared},
 };
-use crate::error::{Error, Result};
+use crate::{
+    device,
+    disk::FolderLock,
+    error::{Error, Result},
+};
 
-/// A job that was accepted: whatever happens to this process, it will be done or failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Accepted {
-    /// Its name.
-    #[schema(value_type = String, format = "uuid")]
-    pub id: JobId,
-    /// Where it stands: queued, unless it was accepted before under the same idempotency key.
-    pub status: Status,
-    /// Jobs before it, while it waits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue_position: Option<usize>,
-}
+/// The stack of the engine's thread, in bytes: as much as a main thread has.
+const STACK: usize = 8 << 20;
 
-/// Why a job was not accepted.
-#[derive(Debug)]
-pub enum Refusal {
-    /// It can never be done: 400.
-    Invalid(Error),
-    /// The idempotency key belongs to another request: 422.
-    Conflict(Error),
-    /// As many jobs wait as may: 429.
-    QueueFull {
-        /// When it may be worth trying again.
-        retry_after: Duration,
-    },
-    /// As many jobs of this owner wait as may: 429.
-    ShareFull {
-        /// When it may be worth trying again.
-        retry_after: Duration,
-    },
-    /// The server is stopping: 503.
-    Stopping,
-    /// The journal or a folder cannot be written: 500.
-    Broken(Error),
-}
-
-/// Why something is not there.
-#[derive(Debug)]
-pub enum Missing {
-    /// Nobody knows it, or it belongs to somebody else: 404.
-    Unknown,
-    /// It was there, and was removed by its age or by the limit of bytes: 410.
-    Expired,
-    /// It should be there, but the disk refuses: 500.
-    Broken(Error),
-}
-
-/// What a wish to cancel came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CancelOutcome {
-    /// The job is cancelled, or will be within one step.
-    Cancelled,
-    /// It had ended before, so.
-    Finished(Status),
-}
-
-/// A model that is served.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct ModelInfo {
-    /// What requests call it.
-    pub name: String,
-    /// The kind of model, such as `FLUX.1`.
-    pub family: String,
-    /// The side of a square as large as the images that it was made for, in pixels.
-    pub native_size: usize,
-    /// A multiple of this must be each side, in pixels.
-    pub size_step: usize,
-    /// Whether it edits images by instruction.
-    pub edits: bool,
-    /// Whether its weights are loaded.
-    pub loaded: bool,
-    /// Whether it is the one for requests that name none.
-    pub default: bool,
-    /// What requests leave open.
-    pub defaults: ModelDefaults,
-    /// Names of samplers to choose from; empty where the model has one of its own.
-    pub schedulers: Vec<String>,
-}
-
-/// What requests for images of a model leave open.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct ModelDefaults {
-    /// Denoising steps.
-    pub steps: usize,
-    /// Guidance scale.
-    pub guidance: f64,
-    /// Scale of classifier-free guidance with a negative prompt, where guidance is distilled.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub true_guidance: Option<f64>,
-    /// Image guidance scale, where the model edits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_guidance: Option<f64>,
-    /// The sampler, where one can be chosen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduler: Option<String>,
-}
-
-/// An adapter that is served.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct LoraInfo {
-    /// What requests call it.
-    pub name: String,
-    /// Of its file.
-    pub bytes: u64,
-    /// The largest rank of its layers; none where they are no low-rank pairs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rank: Option<usize>,
-    /// How many layers it changes.
-    pub layers: usize,
-    /// Whether it changes text encoders, too.
-    pub changes_text: bool,
-    /// Names of the models that it fits.
-    pub fits: Vec<String>,
-    /// Whether it is in memory.
-    pub in_memory: bool,
-    /// Whether it was uploaded, and so can be removed.
-    pub uploaded: bool,
-}
-
-/// What the server is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct StatusInfo {
-    /// What computes: `cpu` or `cuda:N`.
-    pub device: String,
-    /// Jobs that wait.
-    pub queue: QueueStatus,
-    /// Jobs whose images are being made.
-    #[schema(value_type = Vec<String>)]
-    pub running: Vec<JobId>,
-    /// Memory in use.
-    pub memory: MemoryStatus,
-    /// Of this program.
-    pub version: &'static str,
-}
-
-/// Jobs that wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct QueueStatus {
-    /// How many.
-    pub depth: usize,
-    /// How many at most.
-    pub limit: usize,
-}
-
-/// Memory in use, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct MemoryStatus {
-    /// On the GPU; none where the CPU computes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_bytes: Option<u64>,
-    /// Of this process on the host.
-    pub host_bytes: u64,
-}
+/// How long the engine may be in one step before it is thought to be stuck.
+const LONGEST_STEP: Duration = Duration::from_secs(600);
 
 /// The handle on a running server: as many as one likes, on any thread.
 ///
-/// What is said to block waits for the disk: asynchronous callers use `spawn_blocking`. All else answers at once.
+/// What is said to block waits for the disk: asynchronous callers use `spawn_blocking`. All else answers at once. The last handle
+/// that is dropped stops the server, as [`stop`](Self::stop) does with no time left.
 #[derive(Clone)]
-pub struct Service(Arc<Inner>);
+pub struct Service(Arc<Running>);
 
-struct Inner {}
+struct Running {
+    shared: Arc<Shared>,
+    device: Device,
+    engine: Mutex<Option<JoinHandle<()>>>,
+    /// The right to write into the state folder.
+    _lock: FolderLock,
+}
+
+type Answer<T> = std::result::Result<T, Missing>;
 
 impl Service {
     /// Starts the engine on `device`, and takes up the jobs that the journal in `config.state` still holds.
@@ -181,12 +59,41 @@ impl Service {
     /// # Errors
     /// A model cannot be used, a folder is missing, or another server works in the state folder.
     pub fn start(config: ServeConfig, device: &Device) -> Result<Self> {
-        todo!("{config:?} {device:?}")
+        config.check()?;
+        let state = &config.state;
+        std::fs::create_dir_all(state).map_err(|e| Error::io(state, e))?;
+        let lock = FolderLock::try_take(state)?.ok_or_else(|| {
+            Error::file(state, "another server uses this folder").hint("stop it, or choose another folder for `state`")
+        })?;
+        let (journal, results) = (Journal::open(state)?, Results::open(state)?);
+        let models = Models::open(&config.models)?;
+        let adapters = Adapters::open(&config.loras, state, config.limits.adapter_bytes.0)?;
+        let queue = taken_up(&journal, &results)?;
+        let shared = Arc::new(Shared::new(config, journal, results, models, adapters));
+        shared.change(|state| state.queue = queue);
+        let (hall, own) = (shared.clone(), device.clone());
+        let work = move || {
+            // A panic ends all waiting, too.
+            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Engine::new(hall.clone(), &own).run()));
+            hall.change(|state| {
+                state.is_over = true;
+                state.orders.clear();
+                state.queue.close();
+            });
+        };
+        let thread = thread::Builder::new().name("kiln-engine".into()).stack_size(STACK).spawn(work);
+        let thread = thread.map_err(|e| Error::setting("engine", format!("cannot be started ({e})")))?;
+        let engine = Mutex::new(Some(thread));
+        Ok(Self(Arc::new(Running { shared, device: device.clone(), engine, _lock: lock })))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 
     /// The configuration.
     pub fn config(&self) -> &ServeConfig {
-        todo!()
+        &self.shared().config
     }
 
     /// Accepts a job of `owner`. The same request under the same idempotency key is the same job. Blocks.
@@ -199,23 +106,107 @@ impl Service {
         owner: &str,
         idempotency_key: Option<&str>,
     ) -> std::result::Result<Accepted, Refusal> {
-        todo!("{request:?} {owner} {idempotency_key:?}")
+        let accepted = self.admit(request, owner, idempotency_key);
+        let numbers = &self.shared().numbers;
+        match &accepted {
+            Ok(_) => _ = numbers.accepted.inc(),
+            Err(refusal) => numbers.refuse(refusal.word()),
+        }
+        accepted
+    }
+
+    fn admit(&self, request: JobRequest, owner: &str, key: Option<&str>) -> std::result::Result<Accepted, Refusal> {
+        let shared = self.shared();
+        let text = serde_json::to_vec(&request).expect("a request has text as keys");
+        let hash = blake3::hash(&text).to_hex().to_string();
+        // Before anything is decoded, and without waiting for those who are being accepted.
+        if let Some(known) = self.place(owner, key, &hash)? {
+            return Ok(known);
+        }
+        let (request, inputs) = shared.models.resolve(request, &shared.config.limits).map_err(Refusal::Invalid)?;
+        let model = request.model.as_deref().unwrap_or_default();
+        for choice in &request.loras {
+            let checked = shared.adapters.check(&choice.name, model, &shared.models, &shared.numbers);
+            checked.map_err(Refusal::Invalid)?;
+        }
+        let _door = shared.door.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.place(owner, key, &hash)? {
+            return Ok(known);
+        }
+        let record = Record {
+            id: JobId::new(),
+            owner: owner.into(),
+            key: key.map(Into::into),
+            hash,
+            request,
+            has_image: inputs.0.is_some(),
+            has_mask: inputs.1.is_some(),
+            status: Status::Queued,
+            created: now(),
+            started: None,
+            finished: None,
+            starts: 0,
+            attempts: 0,
+            error: None,
+            images: Vec::new(),
+            expired: false,
+        };
+        let id = record.id;
+        shared.journal.accept(&record, &inputs).map_err(Refusal::Broken)?;
+        let position = shared.change(|state| state.queue.push(record));
+        Ok(Accepted { id, status: Status::Queued, queue_position: Some(position) })
+    }
+
+    /// The job that is known under a key; none if there is a place for a new one.
+    fn place(&self, owner: &str, key: Option<&str>, hash: &str) -> std::result::Result<Option<Accepted>, Refusal> {
+        let shared = self.shared();
+        let state = shared.state();
+        if let Some(known) = key.and_then(|key| state.queue.under_key(owner, key)) {
+            if known.record.hash != hash {
+                let error = Error::setting("Idempotency-Key", "belongs to another request");
+                return Err(Refusal::Conflict(error.hint("use a new key for each request")));
+            }
+            let Job { id, status, queue_position, .. } = state.queue.job(known);
+            return Ok(Some(Accepted { id, status, queue_position }));
+        }
+        if state.stop_at.is_some() || state.is_over {
+            return Err(Refusal::Stopping);
+        }
+        let retry_after = Duration::from_secs_f64(state.pace.clamp(1.0, 60.0).ceil());
+        match state.queue.has_place(owner, &shared.config.limits) {
+            Ok(()) => Ok(None),
+            Err(Full::Queue) => Err(Refusal::QueueFull { retry_after }),
+            Err(Full::Share) => Err(Refusal::ShareFull { retry_after }),
+        }
+    }
+
+    /// What `look` sees of a job of `owner`.
+    fn of<T>(&self, id: JobId, owner: &str, look: impl FnOnce(&Queue, &Entry) -> T) -> Answer<T> {
+        let state = self.shared().state();
+        match state.queue.get(id).filter(|entry| entry.record.owner == owner) {
+            None => Err(Missing::Unknown),
+            Some(entry) if entry.record.expired => Err(Missing::Expired),
+            Some(entry) => Ok(look(&state.queue, entry)),
+        }
     }
 
     /// A job of `owner`.
     ///
     /// # Errors
     /// There is none.
-    pub fn job(&self, id: JobId, owner: &str) -> std::result::Result<Job, Missing> {
-        todo!("{id} {owner}")
+    pub fn job(&self, id: JobId, owner: &str) -> Answer<Job> {
+        self.of(id, owner, |queue, entry| queue.job(entry))
     }
 
     /// All jobs of `owner` that are known, the newest first.
     pub fn jobs(&self, owner: &str) -> Vec<Job> {
-        todo!("{owner}")
+        let state = self.shared().state();
+        let own = state.queue.all().filter(|entry| entry.record.owner == owner && !entry.record.expired);
+        own.map(|entry| state.queue.job(entry)).collect()
     }
 
-    /// The events of a job of `owner` with numbers above `after`, up to the last that there will be.
+    /// The events of a job of `owner` with numbers above `after`, up to the last that there will be. A listener who does not keep up
+    /// is cut off before that, and may ask again.
     ///
     /// # Errors
     /// There is no such job.
@@ -224,44 +215,60 @@ impl Service {
         id: JobId,
         owner: &str,
         after: u64,
-    ) -> std::result::Result<impl Stream<Item = Numbered> + Send + 'static, Missing> {
-        let _ = (id, owner, after);
-        std::result::Result::<tokio_stream::Empty<Numbered>, Missing>::Err(Missing::Unknown)
+    ) -> Answer<impl Stream<Item = Numbered> + Send + Unpin + 'static + use<>> {
+        self.job(id, owner)?;
+        let receiver = self.shared().state().queue.listen(id, after);
+        receiver.map(ReceiverStream::new).ok_or(Missing::Unknown)
     }
 
     /// The events of all jobs of `owner` from now on. A listener who does not keep up misses some.
-    pub fn all_events(&self, owner: &str) -> impl Stream<Item = Numbered> + Send + 'static {
-        let _ = owner;
-        tokio_stream::empty()
+    pub fn all_events(&self, owner: &str) -> impl Stream<Item = Numbered> + Send + Unpin + 'static + use<> {
+        ReceiverStream::new(self.shared().state().queue.listen_to_all(owner))
     }
 
-    /// A job of `owner` once it has ended.
+    /// A job of `owner` once it has ended, or the server has.
     ///
     /// # Errors
     /// There is none.
-    pub async fn wait(&self, id: JobId, owner: &str) -> std::result::Result<Job, Missing> {
-        todo!("{id} {owner}")
+    pub async fn wait(&self, id: JobId, owner: &str) -> Answer<Job> {
+        let done = self.of(id, owner, |queue, _| queue.done(id))?;
+        if let Some(mut done) = done {
+            _ = done.wait_for(|is_done| *is_done).await; // a job that is forgotten meanwhile is not there below
+        }
+        self.job(id, owner)
     }
 
-    /// Cancels a job of `owner`: at once while it waits, else before its next step.
+    /// Cancels a job of `owner`: at once while it waits, else before its next step. Blocks.
     ///
     /// # Errors
     /// There is none.
-    pub fn cancel(&self, id: JobId, owner: &str) -> std::result::Result<CancelOutcome, Missing> {
-        todo!("{id} {owner}")
+    pub fn cancel(&self, id: JobId, owner: &str) -> Answer<CancelOutcome> {
+        let status = self.of(id, owner, |_, entry| entry.record.status)?;
+        if status.is_final() {
+            return Ok(CancelOutcome::Finished(status));
+        }
+        if self.shared().change(|state| state.queue.cancel(id)) {
+            self.shared().end(id, Status::Cancelled, Vec::new(), None);
+        }
+        Ok(CancelOutcome::Cancelled)
     }
 
     /// The PNG file of the image `number`, from 0, of a job of `owner`. Blocks.
     ///
     /// # Errors
     /// There is none.
-    pub fn image(&self, id: JobId, owner: &str, number: usize) -> std::result::Result<Vec<u8>, Missing> {
-        todo!("{id} {owner} {number}")
+    pub fn image(&self, id: JobId, owner: &str, number: usize) -> Answer<Vec<u8>> {
+        let count = self.of(id, owner, |_, entry| entry.record.images.len())?;
+        if number >= count {
+            return Err(Missing::Unknown);
+        }
+        let file = self.shared().results.read(id, number).map_err(Missing::Broken)?;
+        file.ok_or(Missing::Expired) // it was removed just now
     }
 
     /// The models, the default one first.
     pub fn models(&self) -> Vec<ModelInfo> {
-        todo!()
+        self.shared().models.infos()
     }
 
     /// Loads a model, once running jobs leave the engine to it.
@@ -269,7 +276,7 @@ impl Service {
     /// # Errors
     /// There is no such model, or it cannot be loaded.
     pub async fn load(&self, model: &str) -> Result<()> {
-        todo!("{model}")
+        self.order(model, Order::Load).await
     }
 
     /// Lets go of a model's weights, once its running jobs have ended.
@@ -277,12 +284,23 @@ impl Service {
     /// # Errors
     /// There is no such model.
     pub async fn unload(&self, model: &str) -> Result<()> {
-        todo!("{model}")
+        self.order(model, Order::Unload).await
     }
 
-    /// The adapters, in the order of their names. Blocks.
+    async fn order(&self, model: &str, order: impl FnOnce(usize, oneshot::Sender<Result<()>>) -> Order) -> Result<()> {
+        let number = self.shared().models.find(Some(model))?;
+        let (reply, answer) = oneshot::channel();
+        self.shared().change(|state| {
+            if !state.is_over {
+                state.orders.push(order(number, reply))
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::setting("model", "the server is stopping")))
+    }
+
+    /// The adapters, in the order of their names. Blocks: those that are new are read.
     pub fn loras(&self) -> Vec<LoraInfo> {
-        todo!()
+        self.shared().adapters.infos(&self.shared().models, &self.shared().numbers)
     }
 
     /// Takes an adapter: the bytes of a safetensors file. One that was uploaded under the same name is replaced. Blocks.
@@ -291,20 +309,42 @@ impl Service {
     /// [`Refusal::Invalid`]: the name cannot be one, or is that of an adapter in a configured folder; the file is too large or
     /// broken, holds no adapter, or fits none of the models. [`Refusal::Broken`]: the disk refuses.
     pub fn upload_lora(&self, name: &str, bytes: &[u8]) -> std::result::Result<LoraInfo, Refusal> {
-        todo!("{name} {bytes:?}")
+        let (shared, most) = (self.shared(), self.config().limits.upload_bytes);
+        if bytes.len() as u64 > most.0 {
+            let problem = format!("has {} bytes, and {most} are the most", bytes.len());
+            return Err(Refusal::Invalid(Error::setting("body", problem)));
+        }
+        let uploaded = shared.adapters.upload(name, bytes, &shared.models, &shared.numbers);
+        uploaded.map_err(|e| if e.is_io() { Refusal::Broken(e) } else { Refusal::Invalid(e) })
     }
 
     /// Removes an adapter that was uploaded. Jobs that were accepted with it and have not begun fail. Blocks.
     ///
     /// # Errors
     /// [`Missing::Unknown`]: there is none that was uploaded.
-    pub fn remove_lora(&self, name: &str) -> std::result::Result<(), Missing> {
-        todo!("{name}")
+    pub fn remove_lora(&self, name: &str) -> Answer<()> {
+        match self.shared().adapters.remove(name) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Missing::Unknown),
+            Err(e) => Err(Missing::Broken(e)),
+        }
     }
 
     /// What the server is doing.
     pub fn status(&self) -> StatusInfo {
-        todo!()
+        let (shared, numbers) = (self.shared(), &self.shared().numbers);
+        let state = shared.state();
+        let bytes = |amount: i64| u64::try_from(amount).unwrap_or(0);
+        StatusInfo {
+            device: device::name(&self.0.device),
+            queue: QueueStatus { depth: state.queue.depth(), limit: shared.config.limits.queue },
+            running: state.queue.running().to_vec(),
+            memory: MemoryStatus {
+                device_bytes: (!device::is_cpu(&self.0.device)).then(|| bytes(numbers.device_bytes.get())),
+                host_bytes: bytes(numbers.host_bytes.get()),
+            },
+            version: env!("CARGO_PKG_VERSION"),
+        }
     }
 
     /// Whether jobs are taken and done.
@@ -312,17 +352,69 @@ impl Service {
     /// # Errors
     /// Why they are not, in a sentence.
     pub fn ready(&self) -> std::result::Result<(), String> {
-        todo!()
+        let (since, state) = (self.shared().since_beat(), self.shared().state());
+        match () {
+            () if state.is_over => Err("the engine has ended".into()),
+            () if state.stop_at.is_some() => Err("the server is stopping".into()),
+            () if since > LONGEST_STEP => Err(format!("the engine has been in one step for {} s", since.as_secs())),
+            () => Ok(()),
+        }
     }
 
     /// Its metrics in the text format of Prometheus. Nothing in them is from prompts.
     pub fn metrics(&self) -> String {
-        todo!()
+        self.shared().numbers.text()
     }
 
     /// Accepts nothing more, and ends the engine: running jobs are finished within `deadline`, or else begun again by the next
     /// server with this state folder, as those that wait are. Streams of events end. Blocks.
     pub fn stop(&self, deadline: Duration) {
-        todo!("{deadline:?}")
+        self.0.stop(deadline);
     }
+}
+
+impl Running {
+    fn stop(&self, deadline: Duration) {
+        let stop_at = Instant::now() + deadline;
+        self.shared.change(|state| {
+            state.stop_at = Some(state.stop_at.map_or(stop_at, |before| before.min(stop_at)));
+        });
+        // A step cannot be interrupted. If it lasts longer, the journal says that its jobs run, and they are begun again.
+        self.shared.wait(deadline + Duration::from_secs(2), |state| state.is_over);
+        let thread = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.shared.state().is_over
+            && let Some(thread) = thread
+        {
+            _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+/// The jobs of the journal. Those that a server was in the middle of when it died wait again, but not for ever.
+fn taken_up(journal: &Journal, results: &Results) -> Result<Queue> {
+    let (mut queue, mut kept) = (Queue::default(), std::collections::BTreeSet::new());
+    for mut record in journal.all()? {
+        if record.status == Status::Running && record.starts > MOST_RESTARTS {
+            let problem = format!("the server ended unexpectedly {} times while it was running", record.starts);
+            let error = Error::setting("job", problem)
+                .hint("the log of the server may say why; smaller images need less memory");
+            (record.status, record.error, record.finished) = (Status::Failed, Some(Failure::from(&error)), Some(now()));
+            journal.finish(&record)?;
+        } else if record.status == Status::Running {
+            (record.status, record.started) = (Status::Queued, None);
+        }
+        if record.status == Status::Completed && !record.expired {
+            kept.insert(record.id);
+        }
+        queue.restore(record);
+    }
+    results.keep_only(|id| kept.contains(&id))?;
+    queue.tell_positions();
+    Ok(queue)
 }

@@ -1,0 +1,93 @@
+//! Adapters that the images of a session wear.
+
+use std::path::{Path, PathBuf};
+
+use super::Session;
+use crate::{
+    error::Result,
+    lora::{Lora, Part},
+    nn::{Adapters, LayerShape, below},
+    weights::{TensorFile, shards},
+};
+
+/// What images wear: adapters of the denoiser and of the text encoders of one [`Session`]. Cheap to clone: nothing is copied.
+#[derive(Clone, Debug, Default)]
+pub struct Worn {
+    pub(super) denoiser: Adapters,
+    pub(super) text: Adapters,
+}
+
+impl Session {
+    /// Reads a LoRA file for this model, onto its device: to be given to [`set_adapters`](Self::set_adapters), as often as one
+    /// likes.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is for another model.
+    pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
+        let lora = Lora::read(path)?;
+        self.check_adapter(&lora).map_err(|e| e.at(path))?;
+        Ok(lora.to_device(&self.device))
+    }
+
+    /// Whether this model may wear an adapter, wherever its tensors are. Reads headers alone.
+    ///
+    /// # Errors
+    /// It is for another model.
+    pub fn check_adapter(&self, lora: &Lora) -> Result<()> {
+        lora.check_base(&self.folder)?;
+        lora.check(&self.pipeline.layers())?;
+        if lora.changes_text() { lora.check_text(&text_layers(&self.folder)?) } else { Ok(()) }
+    }
+
+    /// Puts these adapters on, each with its scale, in place of those before. The weights of the model are not touched.
+    ///
+    /// # Errors
+    /// One does not fit the model: then nothing is changed.
+    pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
+        self.worn = self.wear(adapters)?;
+        Ok(())
+    }
+
+    /// These adapters, each with its scale, for images to wear.
+    ///
+    /// # Errors
+    /// One does not fit the model.
+    pub fn wear<'a>(&self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<Worn> {
+        let layers = self.pipeline.layers();
+        let mut worn = Worn::default();
+        for (lora, scale) in adapters {
+            worn.denoiser = worn.denoiser.and(&lora.adapters_for(&layers, &self.device, scale)?);
+            worn.text = worn.text.and(&lora.text_adapters(&self.device, scale));
+        }
+        Ok(worn)
+    }
+
+    /// Reads LoRA files, each of which comes with its scale, and puts them on.
+    ///
+    /// # Errors
+    /// As [`read_adapter`](Self::read_adapter).
+    pub fn put_on_files(&mut self, files: &[(PathBuf, f64)]) -> Result<()> {
+        let read = |(path, scale): &(PathBuf, f64)| Ok((self.read_adapter(path)?, *scale));
+        let loras: Vec<(Lora, f64)> = files.iter().map(read).collect::<Result<_>>()?;
+        self.set_adapters(loras.iter().map(|(lora, scale)| (lora, *scale)))
+    }
+}
+
+/// What can be linear layers of a model's text encoders, by their names after the encoder's folder; from headers alone.
+fn text_layers(model: &Path) -> Result<Vec<LayerShape>> {
+    let mut layers = Vec::new();
+    for part in [Part::TextEncoder, Part::TextEncoder2] {
+        let folder = model.join(part.folder());
+        let files = if folder.is_dir() { shards(&folder)? } else { Vec::new() };
+        for file in files.iter().map(TensorFile::open) {
+            let file = file?;
+            for name in file.names() {
+                if let (Some(layer), Some(&[outputs, inputs])) = (name.strip_suffix(".weight"), file.shape(&name)) {
+                    let name = below(part.folder(), layer.strip_prefix("text_model.").unwrap_or(layer));
+                    layers.push(LayerShape { name, inputs, outputs, pointwise: false });
+                }
+            }
+        }
+    }
+    Ok(layers)
+}
