@@ -8,7 +8,7 @@
 //!
 //! A network is a list of segments that are lent, one at a time, to whoever needs them: [`lending`], [`models::Network`].
 //! Training runs them forward keeping only what stands between them, then backward, one tape at a time:
-//! [`training::backward`].
+//! [`training::step::backward`].
 //!
 //! In shapes, `B` is the batch, `C` channels, `H W` (or `h w`) the size of latents, `L` image tokens, `T` text tokens, `D` the
 //! width, `N` heads, `K` the size of a head, `P` the width of the pooled text embedding, `M` rows of any kind.

@@ -1,19 +1,19 @@
 //! The command line: one file a command, each with its `Args` and a `run`. Data goes to standard output, everything else
 //! to standard error.
 
+mod flags;
+mod report;
+mod sampling;
 mod batch;
 mod bench;
 mod doctor;
 mod edit;
 mod export;
-mod flags;
 mod generate;
 mod inspect;
 mod memory;
 mod prepare;
 mod quantize;
-mod report;
-mod sampling;
 mod selftest;
 mod serve;
 mod train;

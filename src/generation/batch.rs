@@ -8,11 +8,10 @@ use std::{
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use serde::{Deserialize, Serialize};
 
 use super::{
     SamplingOptions, Session,
-    batch_report::{BatchReport, Done},
+    batch_report::{BatchReport, Choices, Done, name},
     generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
     plan::AtOnce,
@@ -53,19 +52,6 @@ pub struct BatchRequest {
     pub memory: MemoryConfig,
 }
 
-/// What to do with pictures: of each list, every picture gets one. Which one depends on the seed, the list's length and the
-/// picture's name only, so it is the same whatever else is in the folder.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Choices {
-    /// Folders, or `org/name`.
-    pub models: Vec<String>,
-    /// Texts, or instructions for a model that edits.
-    pub prompts: Vec<String>,
-    /// How much to change a picture, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
-    pub strengths: Vec<f64>,
-}
-
 /// What is to be done with one picture.
 struct Task {
     path: PathBuf,
@@ -81,7 +67,7 @@ struct Task {
 /// The request cannot be carried out, a model cannot be used, or no picture can be read. What was made until then is kept and
 /// reported, also if the process is asked to stop.
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
-    let mut report = BatchReport::new(request);
+    let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
     let mut tasks = tasks(request, &mut report)?;
     let mut sessions = BTreeMap::new();
     for Task { model, prompt, strength, .. } in &tasks {
@@ -246,9 +232,4 @@ impl BatchRequest {
     fn report(&self) -> PathBuf {
         self.output.join("report.json")
     }
-}
-
-/// The name of a file, without its folder.
-pub(super) fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

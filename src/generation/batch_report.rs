@@ -6,17 +6,26 @@ use std::{
     time::Instant,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{
-    BatchRequest,
-    batch::{Choices, name},
-};
 use crate::{
     disk::replace,
     error::{Error, Result},
     memory::{Measured, mib},
 };
+
+/// What to do with pictures: of each list, every picture gets one. Which one depends on the seed, the list's length and the
+/// picture's name only, so it is the same whatever else is in the folder.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Choices {
+    /// Folders, or `org/name`.
+    pub models: Vec<String>,
+    /// Texts, or instructions for a model that edits.
+    pub prompts: Vec<String>,
+    /// How much to change a picture, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
+    pub strengths: Vec<f64>,
+}
 
 /// What was done to a folder, and what it took. As JSON it is `report.json`; as text, a table.
 #[derive(Clone, Debug, Serialize)]
@@ -92,11 +101,11 @@ pub struct Skipped {
 
 impl BatchReport {
     /// Nothing done yet.
-    pub(super) fn new(request: &BatchRequest) -> Self {
+    pub(super) fn new(folder: &Path, seed: u64, choices: &Choices) -> Self {
         Self {
-            folder: request.folder.clone(),
-            seed: request.seed,
-            choices: request.choices.clone(),
+            folder: folder.into(),
+            seed,
+            choices: choices.clone(),
             seconds: 0.0,
             models: Vec::new(),
             pictures: Vec::new(),
@@ -173,4 +182,9 @@ impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.problem)
     }
+}
+
+/// The name of a file, without its folder.
+pub(super) fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::{Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, run_config::run_config, started};
+use super::{
+    Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, record::started, run_config::run_config,
+};
 use crate::{
     disk::{remove_folder, sweep},
     error::{Error, Result},

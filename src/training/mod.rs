@@ -3,41 +3,27 @@
 //! A run folder `checkpoints/NAME/` holds `config.toml` (every value, resolved), `metrics.jsonl`, `tensorboard/`, `samples/`,
 //! checkpoints `step-NNNNNN/`, and at the end what other programs load: `NAME.safetensors`, a LoRA, or `model/`, a whole model.
 
-pub mod backward;
-mod bars;
-mod checkpoint;
+// As in `lib.rs`: each imports only from those above it.
 mod config;
 mod curve;
-mod dashboard;
-mod display;
-mod dry_run;
-mod edit;
-mod ema;
-mod export;
-mod flux;
-mod grid;
-mod interval;
-mod metrics;
-mod plan;
 pub mod objective;
-pub mod optimizer;
-mod origin_metadata;
-mod prepare;
-mod report;
-mod resume;
-mod run;
-mod run_config;
-mod run_folder;
-mod schedule;
-mod signals;
-mod started;
-mod state_file;
 pub mod step;
+mod record;
+mod display;
+mod plan;
+mod prepare;
+mod dry_run;
+mod origin;
+mod origin_metadata;
+mod checkpoint;
+mod run_config;
+mod resume;
+mod export;
 mod task;
-mod tensorboard;
-mod terminal;
-mod trained;
-mod validation;
+mod held_out_loss;
+mod tasks;
+mod run;
+mod validate;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
@@ -46,18 +32,18 @@ pub use config::{
     TrainConfig, ValidationConfig, Weighting,
 };
 pub use curve::{CurvePoint, EditCurve};
-pub use display::{Display, Silent, Ui, open_display};
+pub use display::{
+    Display, LogWriter, STOPPED, Silent, Ui, has_colours, is_gone, open_display, print_error, stop_on_signals,
+};
 pub use dry_run::{DryRun, dry_run};
-pub use ema::Ema;
 pub use export::{ExportOptions, export};
-pub use metrics::{Metrics, Record, StepMetrics, ValidationMetrics};
+pub use origin::Origin;
 pub use prepare::prepare;
-pub use report::{CheckpointScore, ValidationReport, validate};
-pub use resume::Origin;
+pub use record::{Metrics, Record, StepMetrics, ValidationMetrics};
 pub use run::train;
 pub use run_config::run_config;
-pub use signals::{STOPPED, stop_on_signals};
-pub use terminal::{LogWriter, has_colours, is_gone, print_error};
+pub use step::{Ema, backward, optimizer};
+pub use validate::{CheckpointScore, ValidationReport, validate};
 
 /// The resolved configuration in a run folder.
 const CONFIG: &str = "config.toml";

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{TrainConfig, prepare::Prepared, resume::Origin};
+use super::{TrainConfig, origin::Origin, prepare::Prepared};
 use crate::{
     data::LatentDataset,
     error::Result,

@@ -12,21 +12,27 @@ use burn::tensor::Device;
 use super::{
     CONFIG, Display, Metrics, Record, TrainConfig, ValidationMetrics,
     checkpoint::{Checkpoint, Content, State},
-    ema::Ema,
     export::finish,
-    grid::save_grid,
-    interval::{Interval, Outcome},
-    metrics::GRID,
-    optimizer::AdamW,
+    held_out_loss::Validator,
+    origin::Origin,
     origin_metadata::describe,
     prepare::{Prepared, prepare_dataset},
-    resume::{Origin, Resumed, resumable},
-    run_folder::{self, RunFolder, drop_grids},
-    started,
-    step::{Learner, Stepped, Summed},
-    task::{Job, Noised, Task, with_task},
-    trained::{Both, Trained},
-    validation::Validator,
+    record::{
+        grid::save_grid,
+        interval::{Interval, Outcome},
+        metrics::GRID,
+        run_folder::{self, RunFolder, drop_grids},
+        started,
+    },
+    resume::{Resumed, resumable},
+    step::{
+        ema::Ema,
+        learner::{Learner, Stepped, Summed},
+        optimizer::AdamW,
+        trained::{Both, Trained},
+    },
+    task::{Noised, Task},
+    tasks::{Job, with_task},
 };
 use crate::{
     data::{Batch, Prefetch},
@@ -201,7 +207,10 @@ impl<'a, T: Task> Run<'a, T> {
                 let metrics = self.interval.read(self.step, &device)?;
                 self.interval = Interval::start();
                 // First: then a checkpoint has the lines of all its steps.
-                let recorded = self.metrics.step(&metrics, display);
+                let recorded = self.metrics.step(&metrics);
+                if recorded.is_ok() {
+                    display.training(&metrics);
+                }
                 if save || recorded.is_err() {
                     self.save()?;
                 }
@@ -226,7 +235,10 @@ impl<'a, T: Task> Run<'a, T> {
         let mut recorded = Ok(());
         if !self.interval.is_empty() {
             let metrics = self.interval.read(self.step, self.task.device())?;
-            recorded = self.metrics.step(&metrics, display);
+            recorded = self.metrics.step(&metrics);
+            if recorded.is_ok() {
+                display.training(&metrics);
+            }
         }
         self.save()?;
         recorded
@@ -319,7 +331,9 @@ impl<'a, T: Task> Run<'a, T> {
             self.metrics.image(GRID, &grid, self.step)?;
         }
         if !losses.is_empty() {
-            self.metrics.validation(&ValidationMetrics::new(self.step, &losses), display)?;
+            let metrics = ValidationMetrics::new(self.step, &losses);
+            self.metrics.validation(&metrics)?;
+            display.validation(&metrics);
         }
         Ok(())
     }

@@ -3,17 +3,13 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{
-    EditCurve, ModelInit, ObjectiveConfig, TrainConfig, edit::EditTask, flux::FluxTask, objective::Example,
-    prepare::Prepared,
-};
+use super::{curve::EditCurve, objective::Example};
 use crate::{
     data::Batch,
     error::Result,
-    memory::Stage,
     models::{Network, draw_noise, vae::Moments},
     nn::Adapters,
-    pipelines::{FluxPipeline, InstructPix2PixPipeline, Pipeline, Similarity},
+    pipelines::Similarity,
     rng::{Purpose, Seed},
 };
 
@@ -63,55 +59,6 @@ pub(super) trait Task: Sized {
     /// # Errors
     /// The model does not edit pictures, a picture is not finite, or the cache is damaged.
     fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve>;
-}
-
-/// What is done with a task, whichever it is.
-pub(super) trait Job {
-    /// What comes of it.
-    type Output;
-
-    /// Does it.
-    ///
-    /// # Errors
-    /// Whatever goes wrong.
-    fn run<T: Task>(self, task: T) -> Result<Self::Output>;
-}
-
-/// Loads the model and does `job` with the task that it is trained for.
-///
-/// # Errors
-/// The model cannot be loaded, settings do not suit it, or the job fails.
-pub(super) fn with_task<J: Job>(
-    config: &TrainConfig,
-    prepared: &Prepared,
-    device: &Device,
-    job: J,
-) -> Result<J::Output> {
-    let loading = Stage::enter("load", device);
-    let (model, dtype, seed) = (&prepared.model, config.model.dtype.into(), Seed(config.run.seed));
-    if config.model.init == ModelInit::Random {
-        tracing::info!("the denoiser starts from random weights, drawn from the seed {}", seed.0);
-    }
-    match &config.objective {
-        ObjectiveConfig::FlowMatching(objective) => {
-            let mut pipeline = match config.model.init {
-                ModelInit::Pretrained => FluxPipeline::open_as(prepared.level, model, device, dtype)?,
-                ModelInit::Random => FluxPipeline::untrained(prepared.level.into(), model, seed, device)?,
-            };
-            pipeline.limit(prepared.level.limits());
-            drop(loading);
-            job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
-        }
-        ObjectiveConfig::InstructPix2Pix(objective) => {
-            let mut pipeline = match config.model.init {
-                ModelInit::Pretrained => InstructPix2PixPipeline::open_as(prepared.level, model, device, dtype)?,
-                ModelInit::Random => InstructPix2PixPipeline::untrained(prepared.level.into(), model, seed, device)?,
-            };
-            pipeline.limit(prepared.level.limits());
-            drop(loading);
-            job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
-        }
-    }
 }
 
 /// Everything random about a batch.

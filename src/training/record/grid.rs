@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use image::{ImageFormat, RgbImage, imageops};
 
-use super::run_folder;
 use crate::{
     disk::replace,
     error::{Error, Result},
+    training::record::run_folder,
 };
 
 /// Pixels between two pictures of a grid.
 const GAP: u32 = 4;
 
 /// Pictures in rows of `columns`, on white; each has a cell of the size of the largest.
-pub(super) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
+pub(in crate::training) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
     let largest = |side: fn(&RgbImage) -> u32| pictures.iter().map(|picture| side(picture)).max().unwrap_or(0);
     let (width, height) = (largest(RgbImage::width), largest(RgbImage::height));
     let rows = pictures.len().div_ceil(columns) as u32;
@@ -32,7 +32,7 @@ pub(super) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
 ///
 /// # Errors
 /// The disk refuses.
-pub(super) fn save_grid(run: &Path, step: u64, grid: &RgbImage) -> Result<PathBuf> {
+pub(in crate::training) fn save_grid(run: &Path, step: u64, grid: &RgbImage) -> Result<PathBuf> {
     let path = run_folder::grid(run, step);
     let folder = path.parent().expect("a grid lies in a folder of the run");
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;

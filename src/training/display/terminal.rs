@@ -9,7 +9,7 @@ use std::{
 use indicatif::MultiProgress;
 
 /// Where log lines go.
-pub(super) enum Logs {
+pub(in crate::training) enum Logs {
     /// To standard error.
     Stderr,
     /// Above the progress bars.
@@ -25,7 +25,7 @@ fn logs() -> MutexGuard<'static, Logs> {
 }
 
 /// Sends log lines to `place` from now on, and those that were held to standard error.
-pub(super) fn send_logs_to(place: Logs) {
+pub(in crate::training) fn send_logs_to(place: Logs) {
     if let Logs::Held(lines) = std::mem::replace(&mut *logs(), place) {
         to_stderr(&lines);
     }
@@ -67,7 +67,7 @@ pub fn has_colours() -> bool {
 }
 
 /// Whether standard error can show what moves: a terminal that can put its cursor elsewhere.
-pub(super) fn has_cursor() -> bool {
+pub(in crate::training) fn has_cursor() -> bool {
     io::stderr().is_terminal() && !is_dumb()
 }
 
@@ -103,7 +103,7 @@ impl Write for LogWriter {
 
 /// The terminal's settings before a dashboard changed them.
 #[cfg(unix)]
-pub(super) struct Restore(Option<rustix::termios::Termios>);
+pub(in crate::training) struct Restore(Option<rustix::termios::Termios>);
 
 #[cfg(unix)]
 impl Restore {
@@ -128,7 +128,7 @@ impl Restore {
 /// Lets ctrl-c be a signal although the terminal is in raw mode, once it is. The renderer enters raw mode on a thread of
 /// its own, so this waits for it, at most a second.
 #[cfg(unix)]
-pub(super) fn keep_ctrl_c() {
+pub(in crate::training) fn keep_ctrl_c() {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     for _ in 0..100 {
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -142,4 +142,4 @@ pub(super) fn keep_ctrl_c() {
 }
 
 #[cfg(not(unix))]
-pub(super) fn keep_ctrl_c() {}
+pub(in crate::training) fn keep_ctrl_c() {}

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use super::{ScheduleConfig, ScheduleName};
+use crate::training::{ScheduleConfig, ScheduleName};
 
 /// Where `polynomial` ends.
 const POLYNOMIAL_END: f64 = 1e-7;

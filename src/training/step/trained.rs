@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
-use super::{Mode, TrainConfig, checkpoint::Checkpoint};
 use crate::{
     error::{Error, Result},
     lora::Lora,
     models::Network,
     nn::{Adapters, Parameter, Parameters},
     rng::Seed,
-    weights::{TensorFile, Values},
+    training::{Mode, TrainConfig},
+    weights::Values,
 };
 
 /// The numbers that are trained.
-pub(super) enum Trained {
+pub(in crate::training) enum Trained {
     /// Beside the model, which wears them while it is lent.
     Lora(Lora),
     /// The model's own.
@@ -37,66 +37,6 @@ impl Trained {
             )?)),
             Mode::Full => trainable(model).map(|()| Self::Full),
         }
-    }
-
-    /// The numbers of a checkpoint, on `device`, with those of the running mean if `averaged` is asked for and there is one.
-    /// For a full run they go into `model`.
-    ///
-    /// # Errors
-    /// A file is missing or broken, or does not fit the model.
-    pub fn read(
-        config: &TrainConfig,
-        checkpoint: &Checkpoint,
-        averaged: bool,
-        model: &mut impl Network,
-        device: &Device,
-    ) -> Result<Self> {
-        let path = checkpoint.trained(averaged)?;
-        match config.training.mode {
-            Mode::Lora => {
-                let mut lora = Lora::read(path)?;
-                for layer in &mut lora.layers {
-                    layer.a = layer.a.clone().to_device(device);
-                    layer.b = layer.b.clone().to_device(device);
-                    // Exactly as configured; the file holds 32 bits of it.
-                    layer.alpha = config.lora.alpha();
-                }
-                Ok(Self::Lora(lora))
-            }
-            Mode::Full => {
-                trainable(model)?;
-                let weights = rows(&TensorFile::open(path)?, model, device)?;
-                assign(model, &weights);
-                Ok(Self::Full)
-            }
-        }
-    }
-
-    /// The running means of a checkpoint by the names of the parameters, each as one row; `None` if it has none.
-    ///
-    /// # Errors
-    /// Their file is missing or broken, or does not fit.
-    pub fn means(
-        &self,
-        checkpoint: &Checkpoint,
-        model: &mut impl Network,
-        device: &Device,
-    ) -> Result<Option<BTreeMap<String, Tensor<1>>>> {
-        if !checkpoint.state()?.averaged {
-            return Ok(None);
-        }
-        let path = checkpoint.trained(true)?;
-        Ok(Some(match self {
-            Self::Full => rows(&TensorFile::open(path)?, model, device)?,
-            Self::Lora(_) => {
-                let mut means = BTreeMap::new();
-                let mut lora = Lora::read(path)?;
-                Parameters::parameters(&mut lora, "", &mut |name, parameter| {
-                    means.insert(name.to_string(), parameter.flat().to_device(device));
-                });
-                means
-            }
-        }))
     }
 
     /// # Errors
@@ -159,7 +99,7 @@ fn trainable(model: &impl Network) -> Result<()> {
 }
 
 /// The trained numbers of a run as one thing with names.
-pub(super) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
+pub(in crate::training) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
 
 impl<M: Network> Parameters for Both<'_, M> {
     fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
@@ -168,20 +108,10 @@ impl<M: Network> Parameters for Both<'_, M> {
 }
 
 /// Sets each parameter that `values` names, to one row of numbers.
-pub(super) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
+pub(in crate::training) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
     parameters.parameters("", &mut |name, parameter| {
         if let Some(value) = values.get(name) {
             parameter.update(|_| value.clone());
         }
     });
-}
-
-/// The tensors of a file by the names of `parameters`, each as one row.
-///
-/// # Errors
-/// One is missing or has another shape.
-fn rows(file: &TensorFile, parameters: &mut impl Parameters, device: &Device) -> Result<BTreeMap<String, Tensor<1>>> {
-    let mut shapes = BTreeMap::new();
-    parameters.parameters("", &mut |name, parameter| _ = shapes.insert(name.to_string(), parameter.shape()));
-    shapes.into_iter().map(|(name, shape)| file.row(&name, &shape, device).map(|row| (name, row))).collect()
 }

@@ -3,12 +3,6 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{
-    EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
-    grid::arrange,
-    objective::{Example, FlowMatching},
-    task::{Noised, Task},
-};
 use crate::{
     data::{Batch, LatentDataset},
     error::{Error, Result},
@@ -20,10 +14,16 @@ use crate::{
     nn::Adapters,
     pipelines::{FluxPipeline, Pipeline, Request, Similarity},
     rng::Seed,
+    training::{
+        EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
+        objective::{Example, FlowMatching},
+        record::grid::arrange,
+        task::{Noised, Task},
+    },
 };
 
 /// A FLUX.1 pipeline and the flow-matching objective.
-pub(super) struct FluxTask {
+pub(in crate::training) struct FluxTask {
     pipeline: FluxPipeline,
     objective: FlowMatching,
     validation: ValidationConfig,

@@ -1,4 +1,4 @@
-//! The record of a run: `metrics.jsonl`, TensorBoard's files and the display, fed from one place.
+//! The record of a run: `metrics.jsonl` and TensorBoard's files, fed from one place.
 //!
 //! A line of `metrics.jsonl` is one [`Record`]; its keys are the names used everywhere else.
 
@@ -12,14 +12,13 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Display,
-    run_folder::{METRICS, TENSORBOARD, grid},
-    tensorboard::TensorBoard,
-};
 use crate::{
     disk::replace,
     error::{Error, Result},
+    training::record::{
+        run_folder::{METRICS, TENSORBOARD, grid},
+        tensorboard::TensorBoard,
+    },
 };
 
 /// What is known about training at a logging step.
@@ -80,7 +79,7 @@ impl ValidationMetrics {
 }
 
 /// The name of a run's grids among TensorBoard's pictures.
-pub(super) const GRID: &str = "samples";
+pub(in crate::training) const GRID: &str = "samples";
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,20 +148,16 @@ impl Metrics {
     ///
     /// # Errors
     /// The file cannot be written, such as for a full disk.
-    pub fn step(&mut self, metrics: &StepMetrics, display: &mut dyn Display) -> Result<()> {
-        self.append(&Record::Step(metrics.clone()))?;
-        display.training(metrics);
-        Ok(())
+    pub fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.append(&Record::Step(metrics.clone()))
     }
 
     /// Records a validation.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn validation(&mut self, metrics: &ValidationMetrics, display: &mut dyn Display) -> Result<()> {
-        self.append(&Record::Validation(metrics.clone()))?;
-        display.validation(metrics);
-        Ok(())
+    pub fn validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
+        self.append(&Record::Validation(metrics.clone()))
     }
 
     /// Puts a picture, such as a grid of samples, beside the curves of TensorBoard.
@@ -227,7 +222,6 @@ fn line(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::training::{Ui, open_display};
 
     fn at(step: u64) -> StepMetrics {
         StepMetrics {
@@ -244,18 +238,17 @@ mod tests {
     #[test]
     fn a_resumed_run_drops_the_lines_after_its_step_and_a_torn_one() {
         let folder = tempfile::tempdir().unwrap();
-        let mut display = open_display(Ui::Plain, Default::default()).unwrap();
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
         let validation = ValidationMetrics::new(2, &[(0.1, 1.0), (0.9, 0.5)]);
         assert_eq!(validation.validation_loss, 0.75);
-        (1..=2).for_each(|step| metrics.step(&at(step), display.as_mut()).unwrap());
-        metrics.validation(&validation, display.as_mut()).unwrap();
-        metrics.step(&at(3), display.as_mut()).unwrap();
+        (1..=2).for_each(|step| metrics.step(&at(step)).unwrap());
+        metrics.validation(&validation).unwrap();
+        metrics.step(&at(3)).unwrap();
         metrics.file.write_all(b"{\"step\":4,\"lo").unwrap();
         drop(metrics);
 
         let mut metrics = Metrics::open(folder.path(), 2).unwrap();
-        metrics.step(&at(3), display.as_mut()).unwrap();
+        metrics.step(&at(3)).unwrap();
         let expected = [Record::Step(at(1)), Record::Step(at(2)), Record::Validation(validation), Record::Step(at(3))];
         assert_eq!(Metrics::read(folder.path()).unwrap(), expected);
 
@@ -266,9 +259,8 @@ mod tests {
     #[test]
     fn scalars_and_pictures_reach_the_files_of_tensorboard() {
         let folder = tempfile::tempdir().unwrap();
-        let mut display = open_display(Ui::Plain, Default::default()).unwrap();
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
-        metrics.step(&at(1), display.as_mut()).unwrap();
+        metrics.step(&at(1)).unwrap();
         metrics.image("samples/grid", &RgbImage::from_pixel(3, 2, image::Rgb([9, 8, 7])), 1).unwrap();
         drop(metrics);
         let files: Vec<_> = std::fs::read_dir(folder.path().join("tensorboard")).unwrap().flatten().collect();

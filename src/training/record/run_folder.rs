@@ -5,24 +5,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CONFIG, TrainConfig, checkpoint::Checkpoint, started};
 use crate::{
     disk::{FolderLock, sweep, sweep_folders},
     error::{Error, Result},
+    training::{CONFIG, TrainConfig, record::started},
 };
 
 /// The record of a run.
-pub(super) const METRICS: &str = "metrics.jsonl";
+pub(in crate::training) const METRICS: &str = "metrics.jsonl";
 
 /// The event files of TensorBoard.
-pub(super) const TENSORBOARD: &str = "tensorboard";
+pub(in crate::training) const TENSORBOARD: &str = "tensorboard";
 
 /// The grids of pictures.
 const SAMPLES: &str = "samples";
 
 /// A run folder in which no other process writes as long as this lives.
 #[derive(Debug)]
-pub(super) struct RunFolder {
+pub(in crate::training) struct RunFolder {
     path: PathBuf,
     _lock: FolderLock,
 }
@@ -82,7 +82,7 @@ impl RunFolder {
 }
 
 /// Whether the folder at `path` is that of a run which ended before its first checkpoint.
-pub(super) fn is_without_checkpoint(path: &Path) -> bool {
+pub(in crate::training) fn is_without_checkpoint(path: &Path) -> bool {
     path.join(CONFIG).is_file() && has_nothing_to_lose(path)
 }
 
@@ -102,7 +102,7 @@ fn has_nothing_to_lose(path: &Path) -> bool {
 }
 
 /// Where the grid of a step is.
-pub(super) fn grid(run: &Path, step: u64) -> PathBuf {
+pub(in crate::training) fn grid(run: &Path, step: u64) -> PathBuf {
     run.join(SAMPLES).join(format!("step-{step:06}.png"))
 }
 
@@ -110,7 +110,7 @@ pub(super) fn grid(run: &Path, step: u64) -> PathBuf {
 ///
 /// # Errors
 /// The disk refuses.
-pub(super) fn drop_grids(run: &Path, first: u64) -> Result<()> {
+pub(in crate::training) fn drop_grids(run: &Path, first: u64) -> Result<()> {
     for entry in fs::read_dir(run.join(SAMPLES)).into_iter().flatten().flatten() {
         let path = entry.path();
         let step = path.file_stem().and_then(|name| name.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
@@ -119,10 +119,4 @@ pub(super) fn drop_grids(run: &Path, first: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The newest checkpoint of `run` from before `step` whose files are all as they were written.
-pub(super) fn intact_before(run: &Path, step: u64) -> Option<Checkpoint> {
-    let all = Checkpoint::all(run).unwrap_or_default();
-    all.into_iter().rev().filter(|checkpoint| checkpoint.step < step).find(|checkpoint| checkpoint.verify().is_ok())
 }

@@ -3,14 +3,16 @@
 use burn_train::Interrupter;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{
+use crate::training::{
     Display, StepMetrics, ValidationMetrics,
-    display::{describe, describe_validation},
-    terminal::{Logs, has_cursor, send_logs_to},
+    display::{
+        describe, describe_validation,
+        terminal::{Logs, has_cursor, send_logs_to},
+    },
 };
 
 /// One bar for training and, above it, one for what is done between steps. Log lines go above both.
-pub(super) struct Bars {
+pub(in crate::training) struct Bars {
     interrupter: Interrupter,
     all: MultiProgress,
     training: Option<ProgressBar>,

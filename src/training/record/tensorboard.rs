@@ -20,7 +20,7 @@ use crate::{
 const START: &str = "events.out.tfevents.";
 
 /// Writes curves and pictures that `tensorboard --logdir <run>` shows. A resumed run adds a file.
-pub(super) struct TensorBoard {
+pub(in crate::training) struct TensorBoard {
     path: PathBuf,
     records: RecordWriter<File>,
 }

@@ -1,5 +1,13 @@
 //! What a person sees while kiln works.
 
+mod terminal;
+mod signals;
+mod bars;
+mod dashboard;
+
+pub use signals::{STOPPED, stop_on_signals};
+pub use terminal::{LogWriter, has_colours, is_gone, print_error};
+
 use std::{
     io::IsTerminal,
     time::{Duration, Instant},
@@ -7,8 +15,13 @@ use std::{
 
 use burn_train::Interrupter;
 
-use super::{StepMetrics, ValidationMetrics, bars::Bars, dashboard::Dashboard, terminal::has_cursor};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    training::{
+        StepMetrics, ValidationMetrics,
+        display::{bars::Bars, dashboard::Dashboard, terminal::has_cursor},
+    },
+};
 
 /// Shows how far the work is. All of it goes to standard error or to the terminal; standard output is for results.
 pub trait Display {
@@ -85,7 +98,7 @@ impl Display for Silent {
 
 /// The numbers of a step as one line, with the time that is left: at the speed of the last steps, so that it is right
 /// after a resume too, and without validation and checkpoints.
-pub(super) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
+pub(in crate::training) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
     let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib, device_memory_mib } = metrics;
     let on_device = device_memory_mib.map_or(String::new(), |mib| format!(" + {mib:.0} on the GPU"));
     let left = max_steps.saturating_sub(*step) as f64 * seconds_per_step.max(0.0);
@@ -97,7 +110,7 @@ pub(super) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
 }
 
 /// The held-out loss as one line.
-pub(super) fn describe_validation(metrics: &ValidationMetrics) -> String {
+pub(in crate::training) fn describe_validation(metrics: &ValidationMetrics) -> String {
     let each: Vec<_> = metrics.validation_loss_at_level.iter().map(|(s, loss)| format!("{s}: {loss:.4}")).collect();
     format!("step {}  validation_loss {:.4}  (at {})", metrics.step, metrics.validation_loss, each.join(", "))
 }

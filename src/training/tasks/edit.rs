@@ -3,13 +3,6 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{
-    InstructPix2PixConfig, TrainConfig, ValidationConfig,
-    curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
-    grid::arrange,
-    objective::{Denoising, Example},
-    task::{Noised, Task, draw_normal},
-};
 use crate::{
     data::{Batch, Dropped, LatentDataset, SampleIndex},
     error::Result,
@@ -21,10 +14,17 @@ use crate::{
     nn::Adapters,
     pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Request, Similarity},
     rng::{Purpose, Seed},
+    training::{
+        InstructPix2PixConfig, TrainConfig, ValidationConfig,
+        curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
+        objective::{Denoising, Example},
+        record::grid::arrange,
+        task::{Noised, Task, draw_normal},
+    },
 };
 
 /// An InstructPix2Pix pipeline and the objective of a model with a noise schedule.
-pub(super) struct EditTask<'a> {
+pub(in crate::training) struct EditTask<'a> {
     pipeline: InstructPix2PixPipeline,
     objective: Denoising,
     validation: ValidationConfig,

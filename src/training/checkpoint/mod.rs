@@ -5,6 +5,9 @@
 //! also has the checksums of the other files and one of itself. The folder appears under its name only when it is complete, and
 //! older ones go only after that: renamed first, so that none is ever there in part, and not while another process reads them.
 
+mod restored;
+mod state_file;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -15,11 +18,13 @@ use std::{
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, OptimizerConfig, optimizer::AdamW, resume::Origin, run_folder, state_file};
 use crate::{
     disk::{checksum, hold, hold_alone, remove_folder, remove_whole, sync_folder},
     error::{Error, Result},
     nn::Parameters,
+    training::{
+        Mode, OptimizerConfig, checkpoint::state_file, origin::Origin, record::run_folder, step::optimizer::AdamW,
+    },
     weights::{TensorFile, Values, write_tensors},
 };
 
@@ -45,7 +50,7 @@ pub struct State {
 }
 
 /// What goes into a checkpoint beside its state.
-pub(super) struct Content<'a> {
+pub(in crate::training) struct Content<'a> {
     /// An adapter or weights.
     pub trained: BTreeMap<String, Values>,
     /// Their running mean, if there is one.
@@ -66,6 +71,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The newest checkpoint of `run` from before `step` whose files are all as they were written.
+    pub(in crate::training) fn intact_before(run: &Path, step: u64) -> Option<Self> {
+        let all = Self::all(run).unwrap_or_default();
+        all.into_iter().rev().filter(|checkpoint| checkpoint.step < step).find(|checkpoint| checkpoint.verify().is_ok())
+    }
+
     /// All complete checkpoints of a run, oldest first.
     ///
     /// # Errors
@@ -108,7 +119,7 @@ impl Checkpoint {
     }
 
     /// Says which folders of a run look like checkpoints and are none.
-    pub(super) fn warn_of_halves(run: &Path) {
+    pub(in crate::training) fn warn_of_halves(run: &Path) {
         for entry in fs::read_dir(run).into_iter().flatten().flatten() {
             let folder = entry.path();
             if step_of(&folder).is_some() && Self::at(&folder).is_none() {
@@ -209,7 +220,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Its file is broken or does not fit the parameters.
-    pub(super) fn optimizer(
+    pub(in crate::training) fn optimizer(
         &self,
         config: OptimizerConfig,
         parameters: &mut impl Parameters,
@@ -223,7 +234,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The disk refuses; what was there before is still there, and nothing else.
-    pub(super) fn save(run: &Path, state: &State, content: Content) -> Result<Self> {
+    pub(in crate::training) fn save(run: &Path, state: &State, content: Content) -> Result<Self> {
         let folder = run.join(format!("step-{:06}", state.step));
         let partial = run.join(format!("step-{:06}.partial", state.step));
         remove_folder(&partial)?;

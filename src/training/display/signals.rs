@@ -16,7 +16,7 @@ pub fn stop_on_signals() -> crate::error::Result<()> {
         iterator::Signals,
     };
 
-    use super::terminal::Restore;
+    use crate::training::display::terminal::Restore;
     use crate::{error::Error, stop};
 
     // A background job of a script has ctrl-c ignored, but a `kill -INT` by name still means it: only the other is respected.

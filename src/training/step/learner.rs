@@ -4,25 +4,27 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 
-use super::{
-    Activations, Ema,
-    backward::{self, Gradients, Subject, backward},
-    objective::Example,
-    optimizer::{AdamW, accumulate, clip},
-    trained::{Both, Trained, assign},
-};
 use crate::{
     lora::Lora,
     models::{Inputs, Network},
     nn::{Adapters, Parameter, Parameters},
     rng::Seed,
+    training::{
+        Activations, Ema,
+        objective::Example,
+        step::{
+            backward::{self, Gradients, Subject, backward},
+            optimizer::{AdamW, accumulate, clip},
+            trained::{Both, Trained, assign},
+        },
+    },
 };
 
 /// What learns: trained numbers, their optimizer, and their running mean if there is one.
 pub struct Learner {
-    pub(super) trained: Trained,
-    pub(super) optimizer: AdamW,
-    pub(super) ema: Option<Ema>,
+    pub(in crate::training) trained: Trained,
+    pub(in crate::training) optimizer: AdamW,
+    pub(in crate::training) ema: Option<Ema>,
     activations: Activations,
     /// Of the adapters: a probability, and the seed of the run.
     dropout: (f64, Seed),
@@ -69,7 +71,12 @@ impl Learner {
     }
 
     /// The same for trained numbers that are there, with dropout in their adapters.
-    pub(super) fn of(trained: Trained, optimizer: AdamW, activations: Activations, dropout: (f64, Seed)) -> Self {
+    pub(in crate::training) fn of(
+        trained: Trained,
+        optimizer: AdamW,
+        activations: Activations,
+        dropout: (f64, Seed),
+    ) -> Self {
         Self { trained, optimizer, ema: None, activations, dropout }
     }
 
@@ -131,7 +138,7 @@ impl Learner {
     }
 
     /// Puts the running mean in the place of the trained numbers, which it returns; `None` without a mean.
-    pub(super) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
+    pub(in crate::training) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
         let ema = self.ema.as_ref()?;
         let mut both = Both(&mut self.trained, model);
         let mut raw = BTreeMap::new();
@@ -141,7 +148,7 @@ impl Learner {
     }
 
     /// Sets each trained tensor that `values` names.
-    pub(super) fn assign<M: Network>(&mut self, model: &mut M, values: &BTreeMap<String, Tensor<1>>) {
+    pub(in crate::training) fn assign<M: Network>(&mut self, model: &mut M, values: &BTreeMap<String, Tensor<1>>) {
         assign(&mut Both(&mut self.trained, model), values);
     }
 }

@@ -9,14 +9,16 @@ use burn_train::{
     renderer::{MetricState, MetricsRenderer, MetricsRendererTraining, tui::TuiMetricsRendererWrapper},
 };
 
-use super::{
+use crate::training::{
     Display, StepMetrics, ValidationMetrics,
-    display::describe_validation,
-    terminal::{Logs, keep_ctrl_c, send_logs_to},
+    display::{
+        describe_validation,
+        terminal::{Logs, keep_ctrl_c, send_logs_to},
+    },
 };
 
 /// Curves and numbers over the whole terminal; `q` asks whether to stop. Log lines wait until it closes.
-pub(super) struct Dashboard {
+pub(in crate::training) struct Dashboard {
     interrupter: Interrupter,
     /// Taken out when the dashboard closes, which is what gives the terminal back.
     renderer: Option<TuiMetricsRendererWrapper>,

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
-use super::StepMetrics;
 use crate::{
     error::{Error, Result},
     memory,
+    training::StepMetrics,
 };
 
 /// What one optimizer step leaves: scalars that are still on the device.
-pub(super) struct Outcome {
+pub(in crate::training) struct Outcome {
     /// Mean over the samples of the step, `[1]`.
     pub loss: Tensor<1>,
     /// Before clipping, `[1]`.
@@ -21,7 +21,7 @@ pub(super) struct Outcome {
 }
 
 /// The steps since the last record.
-pub(super) struct Interval {
+pub(in crate::training) struct Interval {
     started: Instant,
     steps: Vec<Outcome>,
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{OptimizerConfig, backward::Gradients};
 use crate::{
     error::Result,
     kernels,
     nn::Parameters,
+    training::{OptimizerConfig, step::backward::Gradients},
     weights::{TensorFile, Values},
 };
 

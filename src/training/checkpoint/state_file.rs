@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::State;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    training::checkpoint::State,
+};
 
 /// What is wrong with a file whose checksum is another.
-pub(super) const DAMAGED: &str = "does not match its checksum: it was damaged or changed after it was written";
+pub(in crate::training) const DAMAGED: &str =
+    "does not match its checksum: it was damaged or changed after it was written";
 
 /// What stands between the content and its checksum.
 const SEAL: &str = ",\n  \"checksum\": \"";
@@ -18,7 +21,7 @@ const SEAL: &str = ",\n  \"checksum\": \"";
 const END: &str = "\"\n}";
 
 /// BLAKE3 hashes, in hexadecimal digits, by file name.
-pub(super) type Sums = BTreeMap<String, String>;
+pub(in crate::training) type Sums = BTreeMap<String, String>;
 
 #[derive(Serialize)]
 struct Written<'a> {
@@ -36,7 +39,7 @@ struct Read {
 }
 
 /// The text of the file.
-pub(super) fn text(state: &State, files: &Sums) -> String {
+pub(in crate::training) fn text(state: &State, files: &Sums) -> String {
     let json = serde_json::to_string_pretty(&Written { state, files }).expect("the state is text and numbers");
     let content = json.strip_suffix("\n}").expect("an object with fields ends in a line of its own");
     format!("{content}{SEAL}{}{END}", hash(content))
@@ -46,7 +49,7 @@ pub(super) fn text(state: &State, files: &Sums) -> String {
 ///
 /// # Errors
 /// It is missing or broken, or is not what was written.
-pub(super) fn read(path: &Path) -> Result<(State, Sums)> {
+pub(in crate::training) fn read(path: &Path) -> Result<(State, Sums)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let text = str::from_utf8(&bytes).map_err(|_| Error::file(path, DAMAGED))?;
     let sealed = match text.rsplit_once(SEAL) {

@@ -7,15 +7,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::TrainConfig;
 use crate::{
     disk::replace,
     error::{Error, Result},
+    training::TrainConfig,
     weights::read_json,
 };
 
 /// In a run's folder.
-pub(super) const FILE: &str = "started.json";
+pub(in crate::training) const FILE: &str = "started.json";
 
 #[derive(Serialize, Deserialize)]
 struct Started {
@@ -28,7 +28,7 @@ struct Started {
 ///
 /// # Errors
 /// The disk refuses.
-pub(super) fn note(run: &Path, config: &TrainConfig) -> Result<()> {
+pub(in crate::training) fn note(run: &Path, config: &TrainConfig) -> Result<()> {
     let Ok(working_directory) = std::env::current_dir() else { return Ok(()) }; // it was removed: no path begins there
     if working_directory.to_str().is_none() || from_its_start(run, config) != *config {
         return Ok(());
@@ -40,7 +40,7 @@ pub(super) fn note(run: &Path, config: &TrainConfig) -> Result<()> {
 
 /// The configuration of a `run` with its model and data where they are: relative paths that lead nowhere from here are taken
 /// from where the run was started, if they lead somewhere from there.
-pub(super) fn from_its_start(run: &Path, config: &TrainConfig) -> TrainConfig {
+pub(in crate::training) fn from_its_start(run: &Path, config: &TrainConfig) -> TrainConfig {
     let mut config = config.clone();
     let Ok(Started { working_directory }) = read_json(run.join(FILE)) else { return config };
     let there = |path: &Path| Some(working_directory.join(path)).filter(|there| path.is_relative() && there.exists());

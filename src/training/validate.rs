@@ -11,14 +11,14 @@ use serde::Serialize;
 use super::{
     EditCurve, Silent, TrainConfig,
     checkpoint::{Checkpoint, Held},
-    grid::save_grid,
+    held_out_loss::Validator,
+    origin::Origin,
     prepare::{Prepared, prepare_dataset},
-    resume::Origin,
+    record::{grid::save_grid, started},
     run_config::run_config,
-    started,
-    task::{Job, Task, with_task},
-    trained::Trained,
-    validation::Validator,
+    step::trained::Trained,
+    task::Task,
+    tasks::{Job, with_task},
 };
 use crate::{
     error::{Error, Result},

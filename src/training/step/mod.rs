@@ -1,0 +1,11 @@
+//! One optimizer step: gradients, clipping, AdamW, the learning rate, the running mean, and the whole of it as a [`Learner`].
+
+pub mod backward;
+mod ema;
+pub mod optimizer;
+mod schedule;
+pub(in crate::training) mod trained;
+pub(in crate::training) mod learner;
+
+pub use ema::Ema;
+pub use learner::{Learner, Stepped, Summed};
