@@ -1,11 +1,11 @@
 //! cuDNN: its graph interface, as far as attention needs it (a graph says what is computed of which tensors, cuDNN makes a plan
 //! of it for one GPU, and the plan runs on addresses), and its convolutions.
 
-mod convolution;
+mod library;
 mod descriptor;
 mod graph;
-mod library;
 mod sdpa;
+mod convolution;
 
 pub use convolution::{Convolution, Direction, Task};
 pub use graph::{Layout, Target, Type};
