@@ -26,8 +26,7 @@ use super::{
     },
     resume::{Resumed, resumable},
     step::{
-        ema::Ema,
-        learner::{Learner, Stepped, Summed},
+        Ema, Learner, Stepped, Summed,
         optimizer::AdamW,
         trained::{Both, Trained},
     },

@@ -22,9 +22,7 @@ use crate::{
     disk::{checksum, hold, hold_alone, remove_folder, remove_whole, sync_folder},
     error::{Error, Result},
     nn::Parameters,
-    training::{
-        Mode, OptimizerConfig, checkpoint::state_file, origin::Origin, record::run_folder, step::optimizer::AdamW,
-    },
+    training::{Mode, OptimizerConfig, origin::Origin, record::run_folder, step::optimizer::AdamW},
     weights::{TensorFile, Values, write_tensors},
 };
 

@@ -33,13 +33,9 @@ impl Trained {
         let path = checkpoint.trained(averaged)?;
         match config.training.mode {
             Mode::Lora => {
-                let mut lora = Lora::read(path)?;
-                for layer in &mut lora.layers {
-                    layer.a = layer.a.clone().to_device(device);
-                    layer.b = layer.b.clone().to_device(device);
-                    // Exactly as configured; the file holds 32 bits of it.
-                    layer.alpha = config.lora.alpha();
-                }
+                let mut lora = Lora::read(path)?.to_device(device);
+                // Exactly as configured; the file holds 32 bits of it.
+                lora.layers.iter_mut().for_each(|layer| layer.alpha = config.lora.alpha());
                 Ok(Self::Lora(lora))
             }
             Mode::Full => {

@@ -5,7 +5,7 @@ mod ema;
 pub mod optimizer;
 mod schedule;
 pub(in crate::training) mod trained;
-pub(in crate::training) mod learner;
+mod learner;
 
 pub use ema::Ema;
 pub use learner::{Learner, Stepped, Summed};
