@@ -4,6 +4,7 @@
 mod flags;
 mod report;
 mod sampling;
+mod memory;
 mod batch;
 mod bench;
 mod doctor;
@@ -11,7 +12,6 @@ mod edit;
 mod export;
 mod generate;
 mod inspect;
-mod memory;
 mod prepare;
 mod quantize;
 mod selftest;

@@ -1,21 +1,14 @@
-//! Adapters that the images of a session wear.
+//! Adapters for a session: read from files, checked, and put on.
 
 use std::path::{Path, PathBuf};
 
-use super::Session;
+use super::{Session, worn::Worn};
 use crate::{
     error::Result,
     lora::{Lora, Part},
-    nn::{Adapters, LayerShape, below},
+    nn::{LayerShape, below},
     weights::{TensorFile, shards},
 };
-
-/// What images wear: adapters of the denoiser and of the text encoders of one [`Session`]. Cheap to clone: nothing is copied.
-#[derive(Clone, Debug, Default)]
-pub struct Worn {
-    pub(super) denoiser: Adapters,
-    pub(super) text: Adapters,
-}
 
 impl Session {
     /// Reads a LoRA file for this model, onto its device: to be given to [`set_adapters`](Self::set_adapters), as often as one

@@ -12,9 +12,9 @@ use image::RgbImage;
 use super::{
     SamplingOptions, Session,
     batch_report::{BatchReport, Choices, Done, name},
-    generate::MOST_AT_ONCE,
     picture::{self, PictureFile, Size},
     plan::AtOnce,
+    request::MOST_AT_ONCE,
     session::{Batch, Prompts},
 };
 use crate::{

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 use burn::tensor::{Device, Tensor};
 
 use super::{
-    SamplingOptions, Session,
+    GenerateRequest, Session,
     group::{Group, Row},
     input,
     picture::{self, Size},
@@ -15,54 +15,9 @@ use super::{
 use crate::{
     data, disk,
     error::{Error, Result},
-    memory::{Level, MemoryConfig, Plan},
-    paths,
-    pipelines::{LARGEST_SIDE, Outcome},
+    memory::{Level, Plan},
+    pipelines::Outcome,
 };
-
-/// What `kiln generate` and `kiln edit` are asked for.
-#[derive(Clone, Debug, Default)]
-pub struct GenerateRequest {
-    /// A folder, or `org/name`.
-    pub model: String,
-    /// LoRA files of diffusers, PEFT, kohya or ComfyUI, each with its scale.
-    pub loras: Vec<(PathBuf, f64)>,
-    /// How pictures are made.
-    pub sampling: SamplingOptions,
-    /// Whether the model must be one that edits by instruction; if not, it must be none.
-    pub edit: bool,
-    /// Texts or instructions.
-    pub prompts: Vec<String>,
-    /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
-    pub pre_tokenized_ids: Option<PathBuf>,
-    /// A picture, or a folder of pictures, to edit or to start from.
-    pub image: Option<PathBuf>,
-    /// Whether `image` is no picture, but a file with scaled `latents` `[B, C, h, w]` of pictures.
-    pub input_is_latents: bool,
-    /// The share of the steps to run on a picture to start from.
-    pub strength: f64,
-    /// Where to change such a picture: white in a picture of its size.
-    pub mask: Option<PathBuf>,
-    /// Pixels; that of `image` or `noise`, or else what the model was made for, if not given.
-    pub width: Option<usize>,
-    /// Pixels, as the width.
-    pub height: Option<usize>,
-    /// Of the first picture of each prompt; the next has the next seed.
-    pub seed: u64,
-    /// Pictures for each prompt and picture.
-    pub count: usize,
-    /// Pictures made together, of one size. If not given: as many as are sure to fit into memory.
-    pub batch_size: Option<usize>,
-    /// Start noise from a file: `noise` `[B, C, h, w]`.
-    pub noise: Option<PathBuf>,
-    /// Whether the scaled latents are written instead of pictures: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` where
-    /// the model's family packs them.
-    pub return_latents: bool,
-    /// Folder for pictures. None that is there is written over.
-    pub output: PathBuf,
-    /// How much of the model is in device memory at once.
-    pub memory: MemoryConfig,
-}
 
 /// A request that was checked, with the model it is for.
 struct Ready<'a> {
@@ -212,49 +167,5 @@ fn stopped(error: Error, files: &[PathBuf]) -> Error {
             Error::stopped(what, files.into())
         }
         false => error,
-    }
-}
-
-/// The most pictures that one command makes.
-const MOST_PICTURES: usize = 100_000;
-
-/// The most pictures that are made together.
-pub(super) const MOST_AT_ONCE: usize = 1024;
-
-impl GenerateRequest {
-    /// What can be said before a file is opened.
-    ///
-    /// # Errors
-    /// A number is out of its range, or the output cannot be written.
-    fn check(&self) -> Result<()> {
-        let (batch_size, sides) = (self.batch_size.unwrap_or(1), [self.width.unwrap_or(1), self.height.unwrap_or(1)]);
-        // The model tells which sides above zero it can make.
-        for (field, number, least, most) in [
-            ("count", self.count, 1, MOST_PICTURES),
-            ("batch_size", batch_size, 1, MOST_AT_ONCE),
-            ("width", sides[0], 0, LARGEST_SIDE),
-            ("height", sides[1], 0, LARGEST_SIDE),
-        ] {
-            if !(least..=most).contains(&number) {
-                return Err(Error::setting(field, format!("must be at least 1 and at most {most}, not {number}")));
-            }
-        }
-        match self.return_latents {
-            true => paths::check_file(&self.output),
-            false => paths::check_folder(&self.output).map_err(|e| e.hint("choose another `output`")),
-        }
-    }
-
-    /// How many pictures are made from so many to start from (noise counts as one) and so many prompts.
-    ///
-    /// # Errors
-    /// There are too many.
-    pub(super) fn total(&self, pictures: usize, prompts: usize) -> Result<usize> {
-        let total = pictures.checked_mul(prompts).and_then(|rows| rows.checked_mul(self.count));
-        total.filter(|&total| total <= MOST_PICTURES).ok_or_else(|| {
-            let problem =
-                format!("is {} for {prompts} prompts and {pictures} pictures, more than {MOST_PICTURES}", self.count);
-            Error::setting("count", problem).hint("use several commands")
-        })
     }
 }

@@ -8,9 +8,11 @@
 //! after another: `generate`, `edit` and `batch` are requests in files, [`Images`] are one in memory.
 
 mod options;
+mod request;
 mod picture;
 mod input;
 mod embeddings;
+mod worn;
 mod session;
 mod adapters;
 mod preflight;
@@ -21,10 +23,11 @@ mod generate;
 mod batch_report;
 mod batch;
 
-pub use adapters::Worn;
 pub use batch::{BatchRequest, batch};
 pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
-pub use generate::{GenerateRequest, generate, plan};
+pub use generate::{generate, plan};
 pub use images::Images;
 pub use options::SamplingOptions;
+pub use request::GenerateRequest;
 pub use session::Session;
+pub use worn::Worn;

@@ -17,7 +17,7 @@ use std::{
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{SamplingOptions, adapters::Worn, embeddings::Embeddings, input};
+use super::{SamplingOptions, embeddings::Embeddings, input, worn::Worn};
 use crate::{
     data::Encoders,
     device,

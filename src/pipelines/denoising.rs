@@ -1,11 +1,8 @@
 //! A request on its way from noise to latents, one call of the network at a time.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
-use super::{
-    pipeline::weighted_sum,
-    request::{Condition, Request, Start},
-};
+use super::request::{Condition, Request, Start};
 use crate::{
     models::draw_noise,
     rng::{Purpose, Seed},
@@ -36,7 +33,7 @@ impl Denoising {
     /// `sampler` starts with its call `first`.
     pub(super) fn new(request: &Request, sampler: Box<dyn Scheduler>, first: usize) -> Self {
         let (condition, weights) = request.conditions();
-        let (noise, clean) = (request.noise.clone().cast(burn::tensor::FloatDType::F32), request.start.clone());
+        let (noise, clean) = (request.noise.clone().cast(FloatDType::F32), request.start.clone());
         let latents = match &clean {
             Some(clean) if !clean.is_free() => sampler.add_noise(clean.latents.clone(), noise.clone(), first),
             _ => noise.clone() * sampler.init_noise_sigma(),
@@ -116,4 +113,13 @@ impl Denoising {
             }
         };
     }
+}
+
+/// The rows of each condition `[K·B, C, h, w]`, weighted and added up: `[B, C, h, w]`.
+fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
+    if let [1.0] = weights {
+        return predictions;
+    }
+    let parts = predictions.chunk(weights.len(), 0).into_iter().zip(weights);
+    parts.map(|(part, weight)| part * *weight).reduce(|sum, part| sum + part).expect("there is at least one condition")
 }

@@ -323,15 +323,6 @@ pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Resu
     }
 }
 
-/// The rows of each condition `[K·B, C, h, w]`, weighted and added up: `[B, C, h, w]`.
-pub(super) fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
-    if let [1.0] = weights {
-        return predictions;
-    }
-    let parts = predictions.chunk(weights.len(), 0).into_iter().zip(weights);
-    parts.map(|(part, weight)| part * *weight).reduce(|sum, part| sum + part).expect("there is at least one condition")
-}
-
 /// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit picture, which errors call by its `name`.
 fn to_image(pixels: Tensor<4>, name: &str) -> Result<RgbImage> {
     let [_, _, height, width] = pixels.dims();

@@ -13,9 +13,9 @@
 
 mod bytes;
 mod dynamic;
+mod fp8;
 mod eight_bit;
 mod four_bit;
-mod fp8;
 mod ggml;
 
 use std::ops::Range;

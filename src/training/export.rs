@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::{
-    Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, record::started, run_config::run_config,
-};
+use super::{Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, record::started, run_config::run_config};
 use crate::{
     disk::{remove_folder, sweep},
     error::{Error, Result},

@@ -6,21 +6,21 @@
 
 pub(super) mod activation;
 pub(super) mod adamw;
+mod cudnn;
+mod stream;
+mod ready;
 pub(super) mod attention;
 pub(super) mod conv;
 mod cublaslt;
-mod cudnn;
 pub(super) mod geglu;
 pub(super) mod group_norm;
-pub(super) mod linear;
-pub(super) mod matmul;
-pub(super) mod norm;
 mod product;
+pub(super) mod matmul;
+pub(super) mod linear;
+pub(super) mod norm;
 pub(super) mod residual;
-mod ready;
 pub(super) mod rope;
 pub(super) mod softmax;
-mod stream;
 
 use burn::backend::{BackendTensor, Cuda, DispatchTensorKind, tensor::FloatTensor};
 use burn::tensor::{DType, Shape};

@@ -90,7 +90,7 @@ impl Trained {
 ///
 /// # Errors
 /// Some are quantized.
-fn trainable(model: &impl Network) -> Result<()> {
+pub(in crate::training) fn trainable(model: &impl Network) -> Result<()> {
     model.lender().quantized().map_or(Ok(()), |format| {
         let problem = format!("`full` trains the weights themselves, and those of this model are stored as {format}");
         Err(Error::setting("training.mode", problem)
