@@ -7,8 +7,8 @@
 //! Handlers never touch a tensor, and what waits for the disk runs on threads of its own.
 
 mod errors;
-mod auth;
 mod host;
+mod auth;
 mod fields;
 mod images;
 mod count;
