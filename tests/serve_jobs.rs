@@ -186,7 +186,8 @@ fn cancelling_ends_a_job_within_a_step_and_the_next_one_begins() {
     let service = start(config);
     let rounds = std::env::var("KILN_TEST_CANCELS").map_or(20, |count| count.parse().unwrap());
     for round in 0..rounds {
-        let long = submit(&service, request("a red apple", round, 50));
+        // So long that it is not over before somebody looks, however busy the machine is.
+        let long = submit(&service, JobRequest { count: 10, ..request("a red apple", round, 200) });
         let next = submit(&service, request("a key", round, 1));
         let told = service.events(long, LOCAL, 0).unwrap();
         let step = round as usize % 5;

@@ -51,7 +51,7 @@ fn server() {
                 say(format!("\ncompleted {} {}\n", job.id, blake3::hash(&image)));
             }
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -89,8 +89,11 @@ fn no_accepted_job_is_lost_and_no_image_changes_after_it_was_told() {
             }
             accepted.len()
         };
+        // Now and then before anything was finished.
+        let mut is_finished = round % 4 == 3;
         while let Some(line) = lines.next() {
-            if read(line) >= until {
+            is_finished |= line.starts_with("completed");
+            if read(line) >= until && is_finished {
                 break;
             }
         }
@@ -122,7 +125,7 @@ fn no_accepted_job_is_lost_and_no_image_changes_after_it_was_told() {
             other => panic!("{id}: {other:?} {:?}", job.error),
         }
     }
-    assert!(given_up <= kills / 3, "{given_up} jobs were given up");
+    assert!(4 * given_up <= accepted.len(), "{given_up} of {} jobs were given up", accepted.len());
     let known: Vec<_> = service.jobs(LOCAL).into_iter().map(|job| job.id).collect();
     assert!(known.len() >= accepted.len() && accepted.iter().all(|id| known.contains(id)));
 }

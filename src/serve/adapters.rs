@@ -113,8 +113,8 @@ impl Adapters {
         if known.as_ref().is_none_or(|file| file_at(&file.path, file.uploaded).as_ref() != Some(file)) {
             self.look()?;
         }
-        current(&self.all()).ok_or_else(|| {
-            let all = self.all();
+        let all = self.all();
+        current(&all).ok_or_else(|| {
             let names: Vec<_> = all.known.keys().collect();
             let shown: String = name.chars().take(64).collect();
             let error = Error::setting("loras.name", format!("there is no adapter `{}`", shown.escape_debug()));
@@ -205,14 +205,15 @@ impl Adapters {
             warn_once(e.to_string());
         }
         let files: Vec<_> = self.all().known.iter().map(|(name, known)| (name.clone(), known.file.clone())).collect();
-        let mut infos = Vec::new();
+        let mut abouts = Vec::new();
         for (name, file) in files {
             match self.about(&name, &file, models, numbers) {
-                Ok(about) => infos.push(self.info(&name, &file, about)),
+                Ok(about) => abouts.push((name, file, about)),
                 Err(e) => warn_once(format!("{}: is not served: {}", file.path.display(), e.message())),
             }
         }
-        infos
+        // Reading one may have made another one go.
+        abouts.into_iter().map(|(name, file, about)| self.info(&name, &file, about)).collect()
     }
 
     fn info(&self, name: &str, file: &File, about: About) -> LoraInfo {
