@@ -6,6 +6,8 @@ pub mod program;
 pub mod pty;
 pub mod run;
 pub mod sampling;
+#[cfg(unix)]
+pub mod server;
 
 use std::{
     ops::Deref,
