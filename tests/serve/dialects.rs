@@ -47,20 +47,36 @@ fn generated() -> image::RgbImage {
 
 #[test]
 fn a_job_is_followed_event_by_event_and_its_image_is_that_of_generate() {
-    let server = Server::start(&model("nano-flux"), &[]);
+    let server = Server::start(&(model("nano-flux") + "[limits]\nrows = 1\n"), &[]);
     let mut asked = apple();
     asked["previews"] = true.into();
+    // It waits until somebody listens.
+    let mut before = apple();
+    before["steps"] = 100.into();
+    let before = server.submit(&before);
     let accepted = server.post("/kiln/v1/jobs", &asked).expect(202);
     let id = accepted.json()["id"].as_str().unwrap().to_string();
     assert_eq!(accepted.header("location"), Some(format!("/kiln/v1/jobs/{id}").as_str()));
 
     let path = format!("/kiln/v1/jobs/{id}/events");
-    let followed = server.get(&path).expect(200);
+    let mut stream = server.send("GET", &path, &[], &[]);
+    let mut heard = vec![0; 4096];
+    let count = stream.read(&mut heard).unwrap();
+    heard.truncate(count);
+    server.ask("DELETE", &format!("/kiln/v1/jobs/{before}"), &[], &[]).expect(200);
+    stream.read_to_end(&mut heard).unwrap();
+    let followed = parsed(&heard).expect(200);
     assert_eq!(followed.header("content-type"), Some("text/event-stream"));
     let all = events(&followed.body);
     let names: Vec<_> = all.iter().map(|(_, name, _)| name.as_str()).collect();
     assert_eq!(names.iter().filter(|name| **name == "completed").count(), 1, "{names:?}");
-    assert!(names.contains(&"started") && names.contains(&"progress") && names.contains(&"preview"), "{names:?}");
+    assert!(
+        names[..2] == ["queued", "queued"]
+            && names.contains(&"started")
+            && names.contains(&"progress")
+            && names.contains(&"preview"),
+        "{names:?}"
+    );
     assert!(all.windows(2).all(|two| two[0].0 < two[1].0), "{all:?}");
     let last_progress = all.iter().rfind(|(_, name, _)| name == "progress").unwrap();
     assert_eq!((&last_progress.2["step"], &last_progress.2["of"]), (&json!(4), &json!(4)));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRequest, Multipart, Request, multipart::MultipartError},
+    extract::{DefaultBodyLimit, FromRequest, Multipart, Request, multipart::MultipartError},
     http::{HeaderMap, StatusCode, header},
 };
 use serde_json::{Map, Value};
@@ -65,6 +65,7 @@ pub(super) async fn form(app: &App, request: Request, limit: u64) -> Answer<Form
     let body = Body::from(read(app, request, limit).await?);
     let mut whole = Request::new(body);
     *whole.headers_mut() = headers;
+    DefaultBodyLimit::disable().apply(&mut whole); // it was read within a limit
     let mut parts = Multipart::from_request(whole, &()).await.map_err(|e| {
         Error::setting("body", e.body_text()).hint("send a form: `multipart/form-data` with a `boundary`")
     })?;

@@ -157,7 +157,8 @@ pub(super) struct Cancelled {
         (status = 404, description = "There is no such job"), (status = 409, description = "It had ended before")))]
 pub(super) async fn cancel(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Answer<Json<Cancelled>> {
     let id = named(&id)?;
-    match app.service.cancel(id, &caller.owner).map_err(|missing| Failure::missing("job", missing))? {
+    let outcome = blocking(move || app.service.cancel(id, &caller.owner)).await?;
+    match outcome.map_err(|missing| Failure::missing("job", missing))? {
         CancelOutcome::Cancelled => Ok(Json(Cancelled { id, status: Status::Cancelled })),
         CancelOutcome::Finished(status) => {
             let error = Error::setting("job", format!("is {} already", status.word()));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use tokio::runtime::Handle;
 
 use super::{
     App, blocking,
@@ -50,7 +51,7 @@ impl Held {
             job = app.service.wait(id, &owner) => job.map_err(|missing| Failure::missing("job", missing))?,
             () = self.is_left_over() => return Err(Failure::stopping()),
         };
-        self.ended = true;
+        self.ended = job.status.is_final();
         completed(job)
     }
 
@@ -74,9 +75,15 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.ended {
-            tracing::debug!(job = %self.id, "cancelled: nobody waits for it any more");
-            _ = self.app.service.cancel(self.id, &self.owner);
+        if self.ended {
+            return;
+        }
+        tracing::debug!(job = %self.id, "cancelled: nobody waits for it any more");
+        let (app, id, owner) = (self.app.clone(), self.id, std::mem::take(&mut self.owner));
+        let cancel = move || drop(app.service.cancel(id, &owner));
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(cancel)),
+            Err(_) => cancel(),
         }
     }
 }
@@ -89,6 +96,8 @@ pub(super) fn completed(job: Job) -> Answer<Job> {
     match (&job.error, job.status) {
         (Some(failure), _) => Err(Failure::of_job(failure)),
         (None, Status::Completed) => Ok(job),
+        // The server stops before it was done.
+        (None, status) if !status.is_final() => Err(Failure::stopping()),
         (None, status) => {
             let error = Error::setting("job", format!("was {}", status.word()));
             Err(Failure::new(StatusCode::CONFLICT, "cancelled", &error))

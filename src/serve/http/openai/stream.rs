@@ -26,36 +26,43 @@ const WAITING: usize = 8;
 pub(super) fn answer(app: &App, held: Held, kind: &'static str, sending: Sending) -> Answer<Response> {
     let missing = |missing| Failure::missing("job", missing);
     let job = app.service.job(held.id, &held.owner).map_err(missing)?;
-    let numbered = app.service.events(held.id, &held.owner, 0).map_err(missing)?;
     let (sender, receiver) = mpsc::channel(WAITING);
-    let mut told = Told { app: app.clone(), kind, sending, previews: vec![0; job.request.count], job };
+    let mut told = Told {
+        app: app.clone(),
+        kind,
+        sending,
+        previews: vec![0; job.request.count],
+        steps: job.of / job.request.count.max(1),
+        job,
+    };
     tokio::spawn(async move {
-        let (mut held, mut numbered) = (held, std::pin::pin!(numbered));
-        loop {
-            let next = tokio::select! {
-                next = numbered.next() => next,
+        let (mut held, mut last) = (held, 0);
+        // A listener who falls behind is cut off, and listens again from where it was.
+        while let Ok(events) = told.app.service.events(held.id, &held.owner, last) {
+            let mut events = std::pin::pin!(events);
+            while let Some(Numbered { number, event, .. }) = tokio::select! {
+                next = events.next() => next,
                 () = sender.closed() => return,
-            };
-            // If the stream ends before the job, the server is stopping: then nobody will fetch the images.
-            let is_over = next.as_ref().is_some_and(|Numbered { event, .. }| event.is_final());
-            let ends = is_over || next.is_none();
-            let messages = match next {
-                Some(Numbered { event, .. }) => told.messages(event).await,
-                None => Err(Failure::stopping()),
-            };
-            if is_over {
-                held.end();
-            }
-            let messages = messages.unwrap_or_else(|failure| vec![told.failure(&failure)]);
-            for message in messages {
-                if sender.send(message).await.is_err() {
+            } {
+                last = number;
+                if event.is_final() {
+                    held.end();
+                }
+                let (is_final, messages) = (event.is_final(), told.messages(event).await);
+                for message in messages.unwrap_or_else(|failure| vec![told.failure(&failure)]) {
+                    if sender.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                if is_final {
                     return;
                 }
             }
-            if ends {
-                return;
+            if *told.app.stopping.borrow() {
+                break;
             }
         }
+        _ = sender.send(told.failure(&Failure::stopping())).await;
     });
     Ok(events::answer(receiver))
 }
@@ -69,11 +76,17 @@ struct Told {
     job: Job,
     /// Previews sent, of each image.
     previews: Vec<usize>,
+    /// Denoising steps of an image: fewer than were asked for where one is changed.
+    steps: usize,
 }
 
 impl Told {
     async fn messages(&mut self, event: Event) -> Answer<Vec<Message>> {
         match event {
+            Event::Progress { of, .. } => {
+                self.steps = of / self.job.request.count.max(1);
+                Ok(Vec::new())
+            }
             Event::Preview { image, step, png } if self.is_due(image, step) => {
                 let (sending, side) = (self.sending, |side: Option<usize>| side.unwrap_or_default() as u32);
                 let size = (side(self.job.request.width), side(self.job.request.height));
@@ -106,9 +119,9 @@ impl Told {
 
     /// Whether a preview of an image comes at its time: they are spread evenly over its steps.
     fn is_due(&self, image: usize, step: usize) -> bool {
-        let (steps, wanted) = (self.job.request.steps.unwrap_or(1), self.sending.partial_images);
+        let wanted = self.sending.partial_images;
         let sent = self.previews.get(image).copied().unwrap_or(wanted);
-        sent < wanted && step * (wanted + 1) >= (sent + 1) * steps
+        sent < wanted && step * (wanted + 1) >= (sent + 1) * self.steps
     }
 
     fn message(&self, what: &str, file: &[u8], more: Value) -> Message {

@@ -19,7 +19,7 @@ use super::{
     super::{
         App,
         auth::Caller,
-        body,
+        blocking, body,
         errors::{Answer, Failure},
         fields::Fields,
     },
@@ -88,12 +88,10 @@ pub(super) fn model(app: &App, caller: &Caller) -> Answer<ModelInfo> {
 /// Cancel the jobs that you wait for in this dialect, and nobody else's
 #[utoipa::path(post, path = "/sdapi/v1/interrupt", tag = "automatic1111",
     responses((status = 200, description = "They are cancelled, or will be within one step", body = Object)))]
-pub(in super::super) async fn interrupt(State(app): State<App>, caller: Caller) -> Json<Value> {
-    for id in shown(&app, &caller) {
-        // It may have ended meanwhile, which is as good.
-        _ = app.service.cancel(id, &caller.owner);
-    }
-    Json(json!({}))
+pub(in super::super) async fn interrupt(State(app): State<App>, caller: Caller) -> Answer<Json<Value>> {
+    // One may have ended meanwhile, which is as good.
+    let cancel = move || shown(&app, &caller).into_iter().for_each(|id| drop(app.service.cancel(id, &caller.owner)));
+    blocking(cancel).await.map(|()| Json(json!({})))
 }
 
 /// How far the jobs are that you wait for in this dialect.
