@@ -141,7 +141,8 @@ fn with_keys_other_machines_are_answered() {
 
 #[test]
 fn what_is_too_large_is_refused_before_it_is_taken_in() {
-    let limits = "[limits]\nbody_bytes = 65536\nupload_bytes = 131072\npixels = 16384\nsteps = 20\nimages = 3\n";
+    let limits =
+        "[limits]\nbody_bytes = \"64KiB\"\nupload_bytes = \"128KiB\"\npixels = 16384\nsteps = 20\nimages = 3\n";
     let server = Server::start(&(model("nano-flux") + limits), &[]);
     let long = json!({"prompt": "x".repeat(70_000)});
     assert_eq!(server.post("/kiln/v1/jobs", &long).expect(413).json()["error"]["code"], "too_large");

@@ -46,7 +46,7 @@ impl Dice {
         for _ in 0..1 + self.roll(4) {
             let at = self.roll(bytes.len().max(1)).min(bytes.len());
             match self.roll(5) {
-                0 if !bytes.is_empty() => bytes[at.min(self.0 as usize % bytes.len())] = self.roll(256) as u8,
+                0 if at < bytes.len() => bytes[at] = self.roll(256) as u8,
                 1 => bytes.truncate(at),
                 2 => _ = bytes.drain(at..(at + self.roll(20)).min(bytes.len())),
                 3 => {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::program::command;
 
 /// Longer than anything here takes on a machine that has other work, too.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A model of this repository.
 pub fn model(name: &str) -> String {

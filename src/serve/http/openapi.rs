@@ -62,6 +62,13 @@ fn finished(mut description: utoipa::openapi::OpenApi) -> Value {
         components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
     }
     let mut description = serde_json::to_value(description).unwrap_or_else(|_| json!({}));
+    // Handlers of several modules have one name; a method and a path are unique.
+    for (path, item) in description["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let words = path.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
+            operation["operationId"] = [method.as_str()].into_iter().chain(words).collect::<Vec<_>>().join("_").into();
+        }
+    }
     // Handlers add it where they know the address.
     let image = &mut description["components"]["schemas"]["Made"];
     image["properties"]["url"] = json!({"type": "string", "description": "Where it is to be had."});

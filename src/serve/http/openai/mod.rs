@@ -47,7 +47,7 @@ struct Model {
 }
 
 /// The models
-#[utoipa::path(get, path = "/v1/models", tag = "openai", operation_id = "openai_models",
+#[utoipa::path(get, path = "/v1/models", tag = "openai",
     responses((status = 200, description = "Models", body = ModelList)))]
 pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
     let models = app.service.models().into_iter();

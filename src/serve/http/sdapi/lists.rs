@@ -57,7 +57,7 @@ pub(in super::super) async fn vaes() -> Json<Vec<Value>> {
 }
 
 /// The adapters
-#[utoipa::path(get, path = "/sdapi/v1/loras", tag = "automatic1111", operation_id = "automatic1111_loras",
+#[utoipa::path(get, path = "/sdapi/v1/loras", tag = "automatic1111",
     responses((status = 200, description = "`name` of each", body = Vec<Object>)))]
 pub(in super::super) async fn loras(State(app): State<App>) -> Answer<Json<Vec<Value>>> {
     let loras = blocking(move || app.service.loras()).await?.into_iter();
