@@ -151,13 +151,13 @@ pub(super) fn parent(file: &str) -> &str {
 }
 
 /// Whether a metadata file stands in the folder of `file`, or in one above it.
-fn speaks_for(governed: &BTreeSet<String>, file: &str) -> bool {
+pub(super) fn speaks_for(governed: &BTreeSet<String>, file: &str) -> bool {
     let ends = file.char_indices().filter(|(_, letter)| *letter == '/').map(|(end, _)| end + 1);
     std::iter::once(0).chain(ends).any(|end| governed.contains(&file[..end]))
 }
 
 /// The name of the caption file of a picture.
-fn text_of(file: &str) -> String {
+pub(super) fn text_of(file: &str) -> String {
     Path::new(file).with_extension("txt").to_string_lossy().into_owned()
 }
 

@@ -59,6 +59,18 @@ impl Manifest {
     /// The folder itself or its metadata cannot be read, or a setting does not suit the kind. Problems with single rows are
     /// collected in [`problems`](Self::problems).
     pub fn read(config: &DataConfig, kind: DatasetKind) -> Result<Self> {
+        let manifest = Self::look(config, kind)?;
+        if !manifest.unused.is_empty() {
+            tracing::warn!("{}: not used: {}", config.path.display(), manifest.unused.join("; "));
+        }
+        Ok(manifest)
+    }
+
+    /// The same, without a word about what is not used.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn look(config: &DataConfig, kind: DatasetKind) -> Result<Self> {
         let folder = &config.path;
         if !folder.is_dir() {
             let problem = if folder.exists() { "is a file, not a folder" } else { "there is no such folder" };
@@ -84,9 +96,6 @@ impl Manifest {
             }
         }
         manifest.rows.sort_unstable();
-        if !manifest.unused.is_empty() {
-            tracing::warn!("{}: not used: {}", folder.display(), manifest.unused.join("; "));
-        }
         Ok(manifest)
     }
 

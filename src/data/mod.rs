@@ -11,6 +11,7 @@
 mod batch;
 mod buckets;
 mod cache;
+mod captioned;
 mod captions;
 mod config;
 mod dataset;
@@ -33,6 +34,7 @@ mod text_file;
 
 pub use batch::{Batch, HostBatch, Prefetch};
 pub use buckets::Bucket;
+pub use captioned::{CaptionFile, CaptionedFolder, CaptionedImage};
 pub use config::DataConfig;
 pub use dataset::{DatasetKind, LatentDataset, Picture, Sample, Split};
 pub use encoders::Encoders;

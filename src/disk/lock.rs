@@ -71,6 +71,19 @@ impl Drop for FolderLock {
     }
 }
 
+/// The process that writes in `folder` now, for whoever looks on without wanting to write: its number on this machine. `None` if
+/// nobody writes there, or a process whose number is not known here.
+pub fn writer(folder: &Path) -> Option<u32> {
+    let file = File::open(folder.join(NAME)).ok()?;
+    // What a dead process left can be locked by anybody.
+    if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+        return None;
+    }
+    let text = holder(folder);
+    let (process, rest) = text.strip_prefix("process ")?.split_once(" on ")?;
+    (rest.rsplit_once(" (kiln ")?.0 == host()).then(|| process.parse().ok())?
+}
+
 /// Who writes in `folder`, as its lock says.
 fn holder(folder: &Path) -> String {
     let mut text = String::new();
@@ -138,8 +151,10 @@ mod tests {
         assert!(FolderLock::try_take(folder.path()).unwrap().is_none());
         let error = FolderLock::take(folder.path()).unwrap_err().to_string();
         assert!(error.contains(&format!("process {} on ", std::process::id())) && error.contains("hint: "), "{error}");
+        assert_eq!(writer(folder.path()), Some(std::process::id()));
         drop(lock);
         assert!(!folder.path().join(NAME).exists());
+        assert_eq!(writer(folder.path()), None);
     }
 
     #[test]
@@ -147,6 +162,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(NAME), "process 1 on elsewhere, and more than the next one has to say of itself")
             .unwrap();
+        assert_eq!(writer(folder.path()), None);
         let lock = FolderLock::take(folder.path()).unwrap();
         assert!(holder(folder.path()).starts_with(&format!("process {} on ", std::process::id())));
         assert!(!holder(folder.path()).contains("elsewhere"));

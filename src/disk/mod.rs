@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::error::{Error, Result};
-pub use lock::{FolderLock, hold, hold_alone};
+pub use lock::{FolderLock, hold, hold_alone, writer};
 
 /// The extension of a file that is not whole yet.
 const PARTIAL: &str = "partial";
