@@ -64,10 +64,9 @@ pub struct Wearing {
 impl Wearing {
     /// Whether these adapters are the same at the same scales.
     pub fn is(&self, loras: &Loras) -> bool {
-        let same = |((one, scale), (other, other_scale)): (&(Arc<Lora>, f64), &(Arc<Lora>, f64))| {
-            Arc::ptr_eq(one, other) && scale == other_scale
-        };
-        self.loras.len() == loras.len() && self.loras.iter().zip(loras).all(same)
+        let mut pairs = self.loras.iter().zip(loras);
+        self.loras.len() == loras.len()
+            && pairs.all(|((one, scale), (other, other_scale))| Arc::ptr_eq(one, other) && scale == other_scale)
     }
 }
 
