@@ -162,6 +162,12 @@ impl ServeConfig {
         for folder in &mut config.loras {
             *folder = paths::meant_by("loras", folder)?;
         }
+        for folder in &mut config.page.runs {
+            *folder = paths::meant_by("page.runs", folder)?;
+        }
+        for folder in &mut config.page.datasets {
+            *folder = paths::meant_by("page.datasets", folder)?;
+        }
         config.check()?;
         Ok(config)
     }

@@ -28,6 +28,18 @@ mod work;
 mod loads;
 mod engine;
 mod service;
+// The page: votes between images, runs of training, datasets.
+pub mod rating;
+pub mod standing;
+pub mod votes;
+pub mod run;
+pub mod run_metrics;
+pub mod runs;
+pub mod caption;
+pub mod datasets;
+pub mod replacement;
+pub mod thumbnails;
+pub mod page;
 mod http;
 
 use std::net::SocketAddr;

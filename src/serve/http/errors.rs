@@ -9,6 +9,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -112,6 +113,13 @@ impl Failure {
     /// When it may be worth trying again: in whole seconds, at least one.
     pub fn retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait.as_secs_f64().ceil().max(1.0) as u64), ..self }
+    }
+
+    /// Something has changed since the caller saw it: the error holds it as `current`.
+    pub fn changed(error: &Error, current: &impl Serialize) -> Self {
+        let mut failure = Self::new(StatusCode::CONFLICT, "changed", error);
+        failure.error["current"] = serde_json::to_value(current).unwrap_or_default();
+        failure
     }
 
     /// What is wrong, with its hint.

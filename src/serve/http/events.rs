@@ -19,6 +19,7 @@ use utoipa::IntoParams;
 use super::{
     App,
     auth::Caller,
+    blocking,
     errors::{Answer, Failure},
     fields::Asked,
     jobs::{named, with_addresses},
@@ -38,6 +39,9 @@ pub(super) fn answer(messages: mpsc::Receiver<Message>) -> Response {
     // nginx would hold events back.
     ([("x-accel-buffering", "no"), ("cache-control", "no-store")], stream).into_response()
 }
+
+/// How often runs are looked at for whoever listens: a new point is on the page within a second.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The answer that sends `messages` until they end, nobody listens any more, or `until` comes.
 fn passed_on(
@@ -108,11 +112,11 @@ pub(super) async fn of_job(
     Ok(passed_on(messages, std::future::pending()))
 }
 
-/// What happens to all jobs of the caller
+/// What happens to all jobs of the caller, and to runs
 ///
-/// The same events, from now on, each with the name of its job as `job`.
+/// The same events, from now on, each with the name of its job as `job`; and events `run` about runs that change.
 #[utoipa::path(get, path = "/kiln/v1/events", tag = "jobs",
-    responses((status = 200, description = "Events of all jobs of the caller", content_type = "text/event-stream", body = String)))]
+    responses((status = 200, description = "Events of all jobs of the caller, and of runs", content_type = "text/event-stream", body = String)))]
 pub(super) async fn of_all(State(app): State<App>, caller: Caller) -> Response {
     let messages = app.service.all_events(&caller.owner).map(|numbered| {
         let mut data = data(&numbered);
@@ -120,5 +124,35 @@ pub(super) async fn of_all(State(app): State<App>, caller: Caller) -> Response {
         message(numbered.event.name(), &data)
     });
     let mut stopping = app.stopping.clone();
-    passed_on(messages, async move { drop(stopping.wait_for(|stops| *stops).await) })
+    passed_on(messages.merge(changes(&app)), async move { drop(stopping.wait_for(|stops| *stops).await) })
+}
+
+/// Messages `run` about runs that change, as long as somebody listens.
+fn changes(app: &App) -> impl Stream<Item = Message> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(16);
+    let (app, mut stopping) = (app.clone(), app.stopping.clone());
+    tokio::spawn(async move {
+        let mut seen = None;
+        loop {
+            let app = app.clone();
+            let looked = blocking(move || {
+                let changes = app.page.runs.changed(&mut seen);
+                (changes, seen)
+            });
+            let Ok((changes, now)) = looked.await else { return };
+            seen = now;
+            for change in changes {
+                let data = serde_json::to_value(change).unwrap_or_default();
+                if sender.send(message("run", &data)).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = sender.closed() => return,
+                _ = stopping.wait_for(|stops| *stops) => return,
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
 }

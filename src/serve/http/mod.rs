@@ -21,6 +21,10 @@ mod adapters;
 mod openai;
 mod sdapi;
 mod operations;
+mod votes;
+mod runs;
+mod datasets;
+mod page;
 mod openapi;
 
 use std::{
@@ -39,6 +43,7 @@ use self::{auth::Keys, count::Requests, sdapi::Automatic};
 use super::{
     Service,
     config::{LimitsConfig, ServeConfig},
+    page::Page,
 };
 use crate::{
     error::{Error, Result},
@@ -61,6 +66,8 @@ type App = Arc<Shared>;
 
 struct Shared {
     service: Service,
+    /// What the page shows beside jobs.
+    page: Page,
     keys: Keys,
     /// As it is configured, for the check of `Host`.
     host: String,
@@ -68,6 +75,8 @@ struct Shared {
     limits: LimitsConfig,
     /// Turns of large bodies.
     large: Semaphore,
+    /// Turns of images that are decoded for thumbnails.
+    decoding: Semaphore,
     requests: Requests,
     automatic: Mutex<Automatic>,
     /// Turns true when streams are to end.
@@ -127,6 +136,8 @@ impl Front {
             origins,
             limits: config.limits.clone(),
             large: Semaphore::new(body::LARGE_AT_ONCE),
+            decoding: Semaphore::new(datasets::DECODED_AT_ONCE),
+            page: Page::open(config)?,
             requests: Requests::default(),
             automatic: Mutex::default(),
             stopping: stopping.clone(),
@@ -167,7 +178,7 @@ fn listed(origin: &str) -> Result<HeaderValue> {
 /// All routes behind all checks.
 fn router(app: App) -> Router {
     let (routes, description) = openapi::routes().split_for_parts();
-    let routes = routes.merge(openapi::route(description)).fallback(operations::nothing_here);
+    let routes = routes.merge(openapi::route(description)).merge(page::routes()).fallback(operations::nothing_here);
     let routes = routes.method_not_allowed_fallback(operations::wrong_method);
     // The layer that is added last is asked first.
     routes

@@ -8,7 +8,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{App, adapters, events, jobs, models, openai, operations, sdapi};
+use super::{App, adapters, datasets, events, jobs, models, openai, operations, runs, sdapi, votes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,6 +17,9 @@ use super::{App, adapters, events, jobs, models, openai, operations, sdapi};
         (name = "jobs", description = "kiln's own dialect: images as jobs"),
         (name = "models", description = "Base models"),
         (name = "loras", description = "Adapters"),
+        (name = "votes", description = "Pairs of images, votes on them, and the leaderboard"),
+        (name = "runs", description = "Runs of training"),
+        (name = "datasets", description = "Images with captions"),
         (name = "openai", description = "As OpenAI's image API"),
         (name = "automatic1111", description = "As much of AUTOMATIC1111's API as its clients call"),
         (name = "operations", description = "For whoever runs the server"),
@@ -39,6 +42,25 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(adapters::list, adapters::upload))
         .routes(routes!(adapters::remove))
         .routes(routes!(operations::status))
+        .routes(routes!(votes::draw))
+        .routes(routes!(votes::side))
+        .routes(routes!(votes::vote))
+        .routes(routes!(votes::leaderboard))
+        .routes(routes!(votes::leaderboard_csv))
+        .routes(routes!(votes::prompts))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::get))
+        .routes(routes!(runs::metrics))
+        .routes(routes!(runs::samples))
+        .routes(routes!(runs::sample))
+        .routes(routes!(runs::stop))
+        .routes(routes!(runs::serve_checkpoint))
+        .routes(routes!(datasets::list))
+        .routes(routes!(datasets::get))
+        .routes(routes!(datasets::images))
+        .routes(routes!(datasets::thumbnail))
+        .routes(routes!(datasets::caption, datasets::save))
+        .routes(routes!(datasets::replace))
         .routes(routes!(openai::models))
         .routes(routes!(openai::generations))
         .routes(routes!(openai::edits))

@@ -1,0 +1,330 @@
+//! Datasets as they lie in their folders, for people to look at and to correct the captions of.
+//!
+//! Names from outside are looked up among the names that are there; no part of a path comes from a client. A caption is written only
+//! over the text that its writer has seen, and its file is at every moment the old one or the new one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::caption::{Caption, NotSaved};
+use crate::{
+    data::{CaptionedFolder, CaptionedImage, picture_size},
+    disk::sweep,
+    error::Result,
+};
+
+/// A dataset in a list of datasets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DatasetSummary {
+    /// The name of its folder.
+    pub name: String,
+    /// How many images it has.
+    pub images: usize,
+    /// How many of them have a caption that is not empty.
+    pub captioned: usize,
+    /// Whether they are edits, and their captions instructions.
+    pub edits: bool,
+}
+
+/// A dataset and what is said of it as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DatasetDetail {
+    /// As in the list.
+    #[serde(flatten)]
+    pub summary: DatasetSummary,
+    /// Why training would refuse some of its images, a line each.
+    pub problems: Vec<String>,
+    /// What else is in the folder and is not used, a line for each kind.
+    pub unused: Vec<String>,
+    /// What stands between commas in its captions, the most frequent first, at most 200.
+    pub tags: Vec<TagCount>,
+}
+
+/// A tag and how many captions have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct TagCount {
+    /// The tag.
+    pub tag: String,
+    /// Captions with it.
+    pub count: usize,
+}
+
+/// Which images of a dataset are wanted.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Wanted {
+    /// How many of those that fit are passed over. Default 0.
+    pub offset: Option<usize>,
+    /// How many are wanted, at most 500. Default 100.
+    pub limit: Option<usize>,
+    /// Only those with this text in their name or caption, in any case.
+    pub search: Option<String>,
+    /// Only those whose caption does not hold this text, in any case: a trigger word, say.
+    pub without: Option<String>,
+}
+
+/// Some of the images of a dataset.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct DatasetPage {
+    /// How many fit in all.
+    pub total: usize,
+    /// The number of the first of these among them.
+    pub offset: usize,
+    /// The images, sorted by name.
+    pub images: Vec<DatasetImage>,
+}
+
+/// An image of a dataset.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct DatasetImage {
+    /// Its file below the folder.
+    pub file: String,
+    /// Of an edit, the image before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<String>,
+    /// In pixels; 0 if the image cannot be read.
+    pub width: u32,
+    /// In pixels; 0 if the image cannot be read.
+    pub height: u32,
+    /// Of its file.
+    pub bytes: u64,
+    /// Its caption; empty if it has none.
+    pub caption: String,
+    /// By what the caption is known to be the one that was seen. `None` if it cannot be edited here: a table of the folder has it,
+    /// or its file is a link to elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// Why the image cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Folders of images. A configured folder is one dataset.
+#[derive(Debug, Default)]
+pub struct Datasets {
+    folders: BTreeMap<String, PathBuf>,
+    /// The images that were found in each the last time: for thumbnails, of which many are asked for at once.
+    known: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// Held between looking at a caption and writing it.
+    pub(super) writing: Mutex<()>,
+}
+
+impl Datasets {
+    /// The datasets in these folders. Of two with one name, the first. Removes what a process left that died while it wrote a
+    /// caption.
+    pub fn new(folders: Vec<PathBuf>) -> Self {
+        let mut named = BTreeMap::new();
+        for folder in folders {
+            let Ok(whole) = folder.canonicalize() else {
+                tracing::warn!("{}: no such folder, so it is not among the datasets", folder.display());
+                continue;
+            };
+            sweep(&whole);
+            if let Some(name) = whole.file_name().and_then(|name| name.to_str()).map(String::from) {
+                named.entry(name).or_insert(whole);
+            }
+        }
+        Self { folders: named, ..Self::default() }
+    }
+
+    /// All datasets by name.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn list(&self) -> Result<Vec<DatasetSummary>> {
+        self.folders.iter().map(|(name, folder)| Ok(summary(name, &CaptionedFolder::read(folder)?))).collect()
+    }
+
+    /// A dataset as a whole; `None` if there is no such dataset.
+    ///
+    /// # Errors
+    /// Its folder cannot be read.
+    pub fn detail(&self, name: &str) -> Result<Option<DatasetDetail>> {
+        let Some(folder) = self.folders.get(name) else { return Ok(None) };
+        let read = CaptionedFolder::read(folder)?;
+        let (summary, tags) = (summary(name, &read), tags(&read));
+        Ok(Some(DatasetDetail { summary, problems: read.problems, unused: read.unused, tags }))
+    }
+
+    /// Images of a dataset; `None` if there is no such dataset.
+    ///
+    /// # Errors
+    /// Its folder cannot be read.
+    pub fn images(&self, name: &str, wanted: &Wanted) -> Result<Option<DatasetPage>> {
+        let Some(folder) = self.folders.get(name) else { return Ok(None) };
+        let lower = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_lowercase);
+        let (search, without) = (lower(&wanted.search), lower(&wanted.without));
+        let fits = |image: &CaptionedImage| {
+            let caption = image.caption.as_deref().unwrap_or_default().to_lowercase();
+            let found = |text: &String| caption.contains(text) || image.file.to_lowercase().contains(text);
+            search.as_ref().is_none_or(found) && without.as_ref().is_none_or(|text| !caption.contains(text))
+        };
+        let fitting: Vec<_> = CaptionedFolder::read(folder)?.images.into_iter().filter(fits).collect();
+        let (offset, limit) = (wanted.offset.unwrap_or(0), wanted.limit.unwrap_or(100).min(500));
+        let images = fitting.iter().skip(offset).take(limit).map(|image| described(folder, image)).collect();
+        Ok(Some(DatasetPage { total: fitting.len(), offset, images }))
+    }
+
+    /// Where an image of a dataset is, an original of an edit too; `None` if there is no such image.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn image(&self, name: &str, file: &str) -> Result<Option<PathBuf>> {
+        let Some(folder) = self.folders.get(name) else { return Ok(None) };
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = || known().get(name).is_some_and(|files| files.contains(file));
+        if !is_known() {
+            let images = CaptionedFolder::read(folder)?.images;
+            let files = images.into_iter().flat_map(|image| [Some(image.file), image.original]).flatten().collect();
+            known().insert(name.into(), files);
+        }
+        Ok(is_known().then(|| folder.join(file)))
+    }
+
+    /// The caption of an image; `None` if there is no such image.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn caption(&self, name: &str, file: &str) -> Result<Option<Caption>> {
+        Ok(self.captioned(name, file)?.map(|image| Caption::of(&image)))
+    }
+
+    /// Writes a caption over the one that `etag` names.
+    ///
+    /// # Errors
+    /// See [`NotSaved`].
+    pub fn save(&self, name: &str, file: &str, text: &str, etag: &str) -> std::result::Result<Caption, NotSaved> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = self.captioned(name, file).map_err(NotSaved::Failed)?.ok_or(NotSaved::Unknown)?;
+        Caption::of(&image).replace(&image, text, etag)
+    }
+
+    /// The images of a dataset with their captions.
+    pub(super) fn all(&self, name: &str) -> Result<Option<Vec<CaptionedImage>>> {
+        self.folders.get(name).map(|folder| Ok(CaptionedFolder::read(folder)?.images)).transpose()
+    }
+
+    fn captioned(&self, name: &str, file: &str) -> Result<Option<CaptionedImage>> {
+        Ok(self.all(name)?.and_then(|images| images.into_iter().find(|image| image.file == file)))
+    }
+}
+
+fn summary(name: &str, read: &CaptionedFolder) -> DatasetSummary {
+    let captioned = read.images.iter().filter(|image| image.caption.as_ref().is_some_and(|text| !text.is_empty()));
+    DatasetSummary { name: name.into(), images: read.images.len(), captioned: captioned.count(), edits: read.edits }
+}
+
+fn tags(read: &CaptionedFolder) -> Vec<TagCount> {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for caption in read.images.iter().filter_map(|image| image.caption.as_ref()) {
+        let tags: BTreeSet<&str> = caption.split(',').map(str::trim).collect();
+        tags.into_iter().filter(|tag| !tag.is_empty()).for_each(|tag| *counts.entry(tag).or_default() += 1);
+    }
+    let mut tags: Vec<_> = counts.into_iter().map(|(tag, count)| TagCount { tag: tag.into(), count }).collect();
+    tags.sort_by_key(|tag| std::cmp::Reverse(tag.count));
+    tags.truncate(200);
+    tags
+}
+
+fn described(folder: &Path, image: &CaptionedImage) -> DatasetImage {
+    let path = folder.join(&image.file);
+    let (size, problem) = match picture_size(&path) {
+        Ok(size) => (size, None),
+        Err(error) => ((0, 0), Some(error.problem.to_string())),
+    };
+    let caption = Caption::of(image);
+    DatasetImage {
+        file: image.file.clone(),
+        original: image.original.clone(),
+        width: size.0,
+        height: size.1,
+        bytes: fs::metadata(&path).map_or(0, |metadata| metadata.len()),
+        caption: caption.text,
+        etag: caption.etag,
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn datasets(files: &[(&str, &str)]) -> (tempfile::TempDir, Datasets) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = folder.path().join("set").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let datasets = Datasets::new(vec![folder.path().join("set"), folder.path().join("none")]);
+        (folder, datasets)
+    }
+
+    const FILES: [(&str, &str); 6] = [
+        ("a.png", ""),
+        ("a.txt", "ink, a cat, a"),
+        ("b/c.png", ""),
+        ("b/c.txt", "a dog, Ink"),
+        ("d.png", ""),
+        (".secret.png", ""),
+    ];
+
+    #[test]
+    fn images_are_found_by_what_their_captions_hold_and_lack() {
+        let (_folder, datasets) = datasets(&FILES);
+        let files = |wanted: Wanted| -> Vec<String> {
+            datasets.images("set", &wanted).unwrap().unwrap().images.into_iter().map(|image| image.file).collect()
+        };
+        let text = |text: &str| Some(text.to_string());
+        assert_eq!(files(Wanted::default()), ["a.png", "b/c.png", "d.png"]);
+        assert_eq!(files(Wanted { search: text("INK"), ..Default::default() }), ["a.png", "b/c.png"]);
+        assert_eq!(files(Wanted { without: text("ink"), ..Default::default() }), ["d.png"]);
+        assert_eq!(files(Wanted { offset: Some(1), limit: Some(1), ..Default::default() }), ["b/c.png"]);
+        let detail = datasets.detail("set").unwrap().unwrap();
+        assert_eq!((detail.summary.images, detail.summary.captioned, detail.problems.len()), (3, 2, 1));
+        assert_eq!(detail.tags.iter().find(|tag| tag.tag == "a cat").unwrap().count, 1);
+        assert_eq!(datasets.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn names_from_outside_reach_only_what_is_listed() {
+        let (folder, datasets) = datasets(&FILES);
+        fs::write(folder.path().join("outside.png"), "").unwrap();
+        assert!(datasets.image("set", "b/c.png").unwrap().is_some());
+        for file in ["../outside.png", "b/../a.png", "/etc/passwd", ".secret.png", "a.txt", "", "b"] {
+            assert!(datasets.image("set", file).unwrap().is_none(), "{file}");
+            assert!(datasets.caption("set", file).unwrap().is_none(), "{file}");
+            assert!(matches!(datasets.save("set", file, "x", "\"none\""), Err(NotSaved::Unknown)), "{file}");
+        }
+        for name in ["..", "none", "set/b", ""] {
+            assert!(datasets.detail(name).unwrap().is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_two_who_edit_one_caption_nobody_overwrites_the_other() {
+        let (folder, datasets) = datasets(&FILES);
+        let seen = datasets.caption("set", "a.png").unwrap().unwrap().etag.unwrap();
+        let first = datasets.save("set", "a.png", "  a red cat ", &seen).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("set/a.txt")).unwrap(), "a red cat\n");
+        let Err(NotSaved::Conflict(now)) = datasets.save("set", "a.png", "a blue cat", &seen) else { panic!() };
+        assert_eq!(now, first);
+        datasets.save("set", "a.png", "a blue cat", now.etag.as_deref().unwrap()).unwrap();
+        // Of many at once with the same sight, one gets through.
+        let seen = datasets.caption("set", "d.png").unwrap().unwrap().etag.unwrap();
+        let saved = |i: usize| datasets.save("set", "d.png", &format!("writer {i}"), &seen).is_ok();
+        let count: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|i| scope.spawn(move || usize::from(saved(i)))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(count, 1);
+    }
+}
