@@ -217,7 +217,8 @@ impl Drop for Server {
         _ = self.process.wait();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-            println!("the log of the server, {:?} after its start:\n{log}", self.started.elapsed());
+            let after = self.started.elapsed();
+            _ = writeln!(std::io::stderr(), "the log of the server, {after:?} after its start:\n{log}");
         }
     }
 }

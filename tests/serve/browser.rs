@@ -1,0 +1,35 @@
+//! The page in a real browser, through every view.
+
+use std::{fs, path::Path, process::Command};
+
+use super::{EVIL, RUNS, dataset, serve};
+use crate::support::program::copy;
+
+/// Set `KILN_TEST_BROWSER` to a Chromium to run this; it needs Node and the packages of `tests/serve/browser`.
+#[test]
+fn every_view_works_in_a_browser() {
+    let Some(browser) = std::env::var_os("KILN_TEST_BROWSER") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // A run that the test goes on writing, a dataset with a harmful caption, and a large one.
+    copy(&*RUNS, folder.path().join("runs"));
+    let set = dataset(folder.path(), "drawings", 12);
+    let harmful = fs::read_dir(&set).unwrap().map(|entry| entry.unwrap().path());
+    let harmful = harmful.filter(|path| path.extension().is_some_and(|kind| kind == "txt")).max().unwrap();
+    fs::write(&harmful, EVIL).unwrap();
+    let large = dataset(folder.path(), "many", 2000);
+    let server = serve(&[&folder.path().join("runs")], &[&set, &large, Path::new("datasets/quickstart-edit")]);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/serve/browser");
+    if !here.join("node_modules").exists() {
+        let installed = Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&here).status();
+        assert!(installed.unwrap().success(), "npm ci in {}", here.display());
+    }
+    let images = std::env::var_os("KILN_TEST_IMAGES").map_or_else(|| folder.path().join("images"), Into::into);
+    let status = Command::new("node")
+        .arg(here.join("views.mjs"))
+        .env("BROWSER", browser)
+        .env("ADDRESS", format!("http://{}", server.address))
+        .env("FOLDER", folder.path())
+        .env("IMAGES", images)
+        .status();
+    assert!(status.unwrap().success(), "views.mjs says why");
+}

@@ -1,0 +1,93 @@
+//! Pairs and votes through the server.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{RUNS, Server, get, serve};
+
+/// Images of two seeds, without and with the adapter of the run.
+fn images(server: &Server) {
+    server.ask("POST", "/kiln/v1/runs/quickstart/checkpoints/4/serve", &[], &[]).expect(201);
+    for seed in [0, 1] {
+        for loras in [json!([]), json!([{"name": "quickstart-step-4"}])] {
+            let request = json!({"prompt": "red apple", "seed": seed, "steps": 2, "loras": loras});
+            server.ask("POST", "/kiln/v1/jobs", &[], request.to_string().as_bytes()).expect(202);
+        }
+    }
+    let begun = std::time::Instant::now();
+    while get(server, "/jobs?status=completed").as_array().unwrap().len() < 4 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{}", get(server, "/jobs"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn draw(server: &Server, cookie: &str) -> Value {
+    server.ask("POST", "/kiln/v1/pairs", &[cookie], b"{}").expect(200).json()
+}
+
+#[test]
+fn votes_are_blind_until_cast_and_count_once() {
+    let server = serve(&[&RUNS], &[]);
+    let nothing = server.ask("POST", "/kiln/v1/pairs", &[], b"").expect(404);
+    assert!(nothing.header("set-cookie").is_none());
+    images(&server);
+    let first = server.ask("POST", "/kiln/v1/pairs", &[], b"{\"prompt\": \"red apple\"}").expect(200);
+    let cookie = first.header("set-cookie").unwrap();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = format!("cookie: {}", cookie.split(';').next().unwrap());
+    let with_adapter = "nano-flux + quickstart-step-4";
+    let mut sides = BTreeMap::new();
+    for round in 0..24 {
+        let pair = draw(&server, &cookie);
+        let known = pair.to_string();
+        assert!(!known.contains("nano") && !known.contains("quickstart"), "{known}");
+        let shown = ["left", "right"].map(|side| {
+            let answer = server.ask("GET", pair[side].as_str().unwrap(), &[&cookie], &[]).expect(200);
+            let headers: Vec<_> = answer.headers.iter().filter(|(name, _)| name != "date").cloned().collect();
+            (headers, answer.body)
+        });
+        // All but the pixels is the same, the length as well.
+        assert_eq!(shown[0].0, shown[1].0);
+        assert_eq!(shown[0].1.len(), shown[1].1.len());
+        assert_ne!(shown[0].1, shown[1].1);
+        let vote = |choice: &str| {
+            let body = json!({"pair": pair["pair"], "choice": choice}).to_string();
+            server.ask("POST", "/kiln/v1/votes", &[&cookie], body.as_bytes())
+        };
+        let choice = if round % 4 == 0 { "both_bad" } else { "left" };
+        let revealed = vote(choice).expect(200).json();
+        assert_eq!(vote(choice).expect(200).json(), revealed);
+        assert_eq!(vote("right").status, 409);
+        *sides.entry(revealed["left"]["name"].as_str().unwrap().to_string()).or_insert(0) += 1;
+    }
+    assert_eq!(sides.keys().collect::<Vec<_>>(), ["nano-flux", with_adapter]);
+    assert!(
+        sides.values().all(|&count| (11..=13).contains(&count)),
+        "each stands on either side equally often: {sides:?}"
+    );
+    let board = get(&server, "/leaderboard");
+    assert_eq!(board.as_array().unwrap().len(), 2);
+    assert_eq!((board[0]["votes"].as_u64(), board[0]["ties"].as_u64()), (Some(24), Some(6)));
+    assert!(board[0]["low"].as_f64() <= board[0]["strength"].as_f64(), "{board}");
+    assert_eq!(get(&server, "/leaderboard/prompts"), json!([{"prompt": "red apple", "votes": 24}]));
+    assert_eq!(get(&server, "/leaderboard?prompt=none"), json!([]));
+    let csv = server.ask("GET", "/kiln/v1/leaderboard.csv", &[], &[]).expect(200);
+    assert_eq!(String::from_utf8(csv.body).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn a_vote_that_cannot_be_meant_is_refused_by_name() {
+    let server = serve(&[], &[]);
+    for (body, status) in [
+        ("{\"pair\": \"x\", \"choice\": \"left\"}", 404),
+        ("{\"pair\": \"x\", \"choice\": \"up\"}", 400),
+        ("{\"pair\": \"x\"}", 400),
+        ("{\"pair\": \"x\", \"choice\": \"left\", \"name\": 1}", 400),
+        ("[]", 400),
+    ] {
+        assert_eq!(server.ask("POST", "/kiln/v1/votes", &[], body.as_bytes()).status, status, "{body}");
+    }
+    assert_eq!(server.ask("GET", "/kiln/v1/pairs/x/left", &[], &[]).status, 404);
+    assert_eq!(server.ask("GET", "/kiln/v1/pairs/x/middle", &[], &[]).status, 404);
+}
