@@ -119,7 +119,7 @@ fn broken_pictures_and_captions_are_listed_together_before_any_work() {
     assert!(parts.iter().all(|part| said.contains(part)), "{said}");
     let empty = WORKSHOP.join("empty-data");
     std::fs::create_dir_all(&empty).unwrap();
-    train_fails("empty-data", &[&format!("data.path='{}'", empty.display())], &["empty-data", "no pictures"]);
+    train_fails("empty-data", &[&format!("data.path='{}'", empty.display())], &["empty-data", "no images"]);
     train_fails("no-data", &["data.path='nowhere'"], &["nowhere: there is no such folder", "\nhint: "]);
 }
 

@@ -20,7 +20,7 @@ fn pictures(folder: &Path) -> PathBuf {
     for (i, (name, (width, height))) in SIZES.into_iter().enumerate() {
         draw(&pictures.join(name), width, height, i as u32);
     }
-    std::fs::write(pictures.join("notes.txt"), "not a picture").unwrap();
+    std::fs::write(pictures.join("notes.txt"), "not an image").unwrap();
     let whole = std::fs::read(pictures.join("a.png")).unwrap();
     std::fs::write(pictures.join("z.png"), &whole[..whole.len() / 2]).unwrap();
     std::fs::write(pictures.join("empty.jpg"), "").unwrap();
@@ -62,7 +62,7 @@ fn names_and_sizes_stay_what_cannot_be_read_is_left_out_and_all_is_reported() {
         if cfg!(target_os = "linux") {
             assert!(number("peak_mib") >= number("average_mib") && number("average_mib") > 1.0, "{work}");
         }
-        for wanted in ["average MiB", "peak MiB", "s/picture", &model, "z.png", "5 pictures in"] {
+        for wanted in ["average MiB", "peak MiB", "s/image", &model, "z.png", "5 images in"] {
             assert!(table.contains(wanted), "{wanted} is not in {table}");
         }
     }
@@ -138,7 +138,7 @@ fn bad_input_is_named_and_nothing_is_written_over() {
             "`--scheduler`: is not supported by FLUX.1",
         ),
         (pictures, &[&both[..], &["--strength", "0.1"]].concat(), "leaves none of 2 steps"),
-        (&at("none"), &both, "no pictures"),
+        (&at("none"), &both, "no images"),
         (&at("broken"), &both, "one.png"),
     ] {
         let start = ["batch", from, "--steps", "2", "--output", &output];

@@ -27,7 +27,7 @@ fn folder(pictures: u32) -> (tempfile::TempDir, DataConfig) {
     for i in 0..pictures {
         let (width, height) = [(64, 64), (80, 48), (48, 80)][i as usize % 3];
         let image = RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 3) as u8, (i * 8) as u8]));
-        add(folder.path(), &format!("{i:02}.png"), image.into(), &format!("picture number {i}"));
+        add(folder.path(), &format!("{i:02}.png"), image.into(), &format!("image number {i}"));
     }
     let config = DataConfig { path: folder.path().into(), resolution: 64, batch_size: 2, ..Default::default() };
     (folder, config)
@@ -72,7 +72,7 @@ fn content(dataset: &LatentDataset) -> Vec<(String, String, Vec<f32>, Vec<f32>)>
 fn everything_is_encoded_once_and_a_complete_cache_loads_nothing() {
     let (_folder, config) = folder(7);
     let (dataset, prompts, pictures) = run(&config, Fake::default());
-    assert_eq!((prompts.len(), pictures), (8, 7), "seven captions, the empty prompt, seven pictures");
+    assert_eq!((prompts.len(), pictures), (8, 7), "seven captions, the empty prompt, seven images");
     assert!(prompts.contains(&String::new()));
     let (again, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts.len(), pictures), (0, 0));
@@ -113,7 +113,7 @@ fn changing_one_caption_reencodes_one_caption_and_no_picture() {
         LatentDataset::open(&config, DatasetKind::Captions, &[], "", "")
             .unwrap_err()
             .to_string()
-            .contains("0 pictures and 1 prompts")
+            .contains("0 images and 1 prompts")
     );
     let (after, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts, pictures), (vec!["something else".to_string()], 0));
@@ -148,7 +148,7 @@ fn changing_one_picture_or_the_vae_rebuilds_that_part() {
     assert_eq!((prompts.len(), pictures), (0, 1));
 
     let (_, prompts, pictures) = run(&config, Fake { vae: "another".into(), ..Default::default() });
-    assert_eq!((prompts.len(), pictures), (0, 6), "another VAE: all different pictures, no prompt");
+    assert_eq!((prompts.len(), pictures), (0, 6), "another VAE: all different images, no prompt");
     let (_, prompts, pictures) = run(&config, Fake { text: "another".into(), ..Default::default() });
     assert_eq!(
         (prompts.len(), pictures),
@@ -168,7 +168,7 @@ fn an_interrupted_preparation_continues() {
             .contains("the power went out")
     );
     assert!(!fake.vae_loaded, "released also after a failure");
-    assert!(config.cache_folder().join("index.json").is_file(), "the pictures need not be checked again");
+    assert!(config.cache_folder().join("index.json").is_file(), "the images need not be checked again");
     let (continued, prompts, pictures) = run(&config, Fake::default());
     assert_eq!((prompts.len(), pictures), (0, 5));
 
@@ -264,8 +264,8 @@ fn a_batch_holds_its_samples_and_dropped_captions_are_the_empty_prompt() {
     assert_eq!((batch.moments.dims(), batch.prompt.dims(), batch.pooled.dims()), ([2, 6, 8, 8], [2, 20, 2], [2, 2]));
     assert_eq!(batch.samples, samples);
     let pooled: Vec<f32> = batch.pooled.into_data().into_vec().unwrap();
-    assert_eq!(pooled, [0.0, 1.0, "picture number 3".len() as f32, 1.0]);
-    let caption = dataset.embeds(&["", "picture number 3"], &Device::flex()).unwrap();
+    assert_eq!(pooled, [0.0, 1.0, "image number 3".len() as f32, 1.0]);
+    let caption = dataset.embeds(&["", "image number 3"], &Device::flex()).unwrap();
     assert_eq!(caption.prompt.into_data(), batch.prompt.into_data());
     let mixed = [0, 1].map(|sample| SampleIndex { sample, flipped: false });
     assert!(dataset.read(&mixed, &[Dropped::default(); 2]).unwrap_err().to_string().contains("cannot be one batch"));
@@ -345,7 +345,7 @@ fn a_jpeg_without_its_end_marker_is_read_if_no_pixel_is_missing() {
         let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut whole, quality);
         encoder.write_image(picture.as_raw(), size, size, image::ExtendedColorType::Rgb8).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a.txt"), "a picture").unwrap();
+        std::fs::write(folder.path().join("a.txt"), "an image").unwrap();
         let config = DataConfig { path: folder.path().into(), resolution: 64, ..Default::default() };
         let with = |bytes: &[u8]| {
             std::fs::write(folder.path().join("a.jpg"), bytes).unwrap();
@@ -414,7 +414,7 @@ fn all_bad_rows_are_listed_together() {
     RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, 0])).write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
     std::fs::write(at("cut.jpg"), &jpeg.get_ref()[..jpeg.get_ref().len() - 40]).unwrap();
     std::fs::write(at("cut.txt"), "cut short").unwrap();
-    std::fs::write(at("text.png"), "this is no picture").unwrap();
+    std::fs::write(at("text.png"), "this is no image").unwrap();
     std::fs::write(at("text.txt"), "text").unwrap();
     add(folder.path(), "tiny.png", RgbImage::new(8, 100).into(), "too small");
     std::fs::write(at("moving.gif"), "GIF89a").unwrap();
@@ -426,7 +426,7 @@ fn all_bad_rows_are_listed_together() {
     for name in ["00.png", "01.png", "cut.jpg", "text.png", "tiny.png", "moving.gif"] {
         assert!(problems.iter().any(|problem| problem.starts_with(&format!("{name}: "))), "{name} in {error}");
     }
-    assert!(fake.prompts.is_empty() && fake.pictures == 0, "work started although pictures are bad");
+    assert!(fake.prompts.is_empty() && fake.pictures == 0, "work started although images are bad");
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn a_missing_folder_and_a_wrong_setting_are_one_clear_error() {
     assert!(missing.contains("there is no such folder") && missing.contains("hint:"), "{missing}");
     assert!(fails(DataConfig { repeats: 0, ..config }).starts_with("`data.repeats`: "));
     let empty = tempfile::tempdir().unwrap();
-    assert!(fails(DataConfig { path: empty.path().into(), ..Default::default() }).contains("there are no pictures"));
+    assert!(fails(DataConfig { path: empty.path().into(), ..Default::default() }).contains("there are no images"));
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn a_folder_is_edited_as_its_pictures_are_alone_and_every_size_comes_back() {
     for (i, ((width, height), name)) in sizes.into_iter().zip(&names).enumerate() {
         draw(&pictures.join(name), width, height, i as u32);
     }
-    std::fs::write(pictures.join("notes.txt"), "not a picture").unwrap();
+    std::fs::write(pictures.join("notes.txt"), "not an image").unwrap();
     let together = folder.path().join("together");
     let files = edit(&together, &["--image", pictures.to_str().unwrap(), "--batch-size", "2"]);
     assert_eq!(files.len(), sizes.len());
@@ -131,7 +131,7 @@ fn several_instructions_make_several_pictures_and_none_is_written_over() {
     let names = ["a.png", "a-2.png", "a-3.png", "a-4.png"].map(|name| output.join(name));
     assert_eq!(files, names);
     let bytes: Vec<_> = names.iter().map(|name| std::fs::read(name).unwrap()).collect();
-    assert!((1..4).all(|i| !bytes[..i].contains(&bytes[i])), "two pictures are the same");
+    assert!((1..4).all(|i| !bytes[..i].contains(&bytes[i])), "two images are the same");
 }
 
 #[test]
@@ -190,14 +190,14 @@ fn wrong_models_files_and_numbers_are_named() {
         (makes.as_str(), &image[..], "unet/config.json: `in_channels` is 4"),
         (MODEL, &image, "FLUX.1 does not edit by instruction"),
         (&kind, &image, "`_class_name` is StableDiffusionXLPipeline"),
-        (&inpaints, &image, "unet/config.json: `in_channels` is 9: to read a picture"),
-        (&edits, &["--image", &empty], "no pictures"),
+        (&inpaints, &image, "unet/config.json: `in_channels` is 9: to read an image"),
+        (&edits, &["--image", &empty], "no images"),
         (&edits, &["--image", &broken], "broken.png"),
         (&cut, &image, "text_encoder"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&cut, &["--image", &picture, "--instruction", ""], "`--instruction`: is empty"),
         (&edits, &["--image", &mixed, "--noise", &noise], "2 sizes"),
-        (&edits, &["--latents-in", &latents], "expected [pictures, 4, height, width]"),
+        (&edits, &["--latents-in", &latents], "expected [images, 4, height, width]"),
         (&edits, &["--image", &picture, "--noise", &noise], "expected [1, 4, 6, 8]"),
         (&edits, &["--image", &picture, "--steps", "0"], "`--steps`: must be at least 1"),
         (&cut, &["--image", &picture, "--steps", "2000"], "`--steps`: 2000 steps"),

@@ -273,7 +273,7 @@ fn every_source_gives_the_same_samples() {
     for (folder, has_captions) in folders {
         let config = config(&folder);
         let (dataset, prompts, pictures) = run(&config);
-        assert_eq!((prompts, pictures), (21, 40), "each instruction and the empty prompt, both pictures of each edit");
+        assert_eq!((prompts, pictures), (21, 40), "each instruction and the empty prompt, both images of each edit");
         let mut samples = content(&expected);
         if !has_captions {
             samples.iter_mut().for_each(|sample| sample.4 = None);
@@ -320,12 +320,12 @@ fn tables_hold_bytes_or_name_files_and_are_compressed_in_any_usual_way() {
     assert_problems(
         &folder,
         &[
-            "a.parquet row 0 `edited`: there is no such picture as img/0.png",
+            "a.parquet row 0 `edited`: there is no such image as img/0.png",
             "a.parquet row 1 `edited`: `../1.png` must be a path inside",
             "a.parquet row 2 `edited`: `/etc/2.png` must be a path inside",
-            "a.parquet row 3 `edited`: holds no picture",
-            "a.parquet row 4 `edited`: there is no such picture as 4.png",
-            "a.parquet row 5 `edited`: there is no such picture as 5.png",
+            "a.parquet row 3 `edited`: holds no image",
+            "a.parquet row 4 `edited`: there is no such image as 4.png",
+            "a.parquet row 5 `edited`: there is no such image as 5.png",
         ],
     );
 }
@@ -585,11 +585,11 @@ fn all_that_is_wrong_with_a_list_is_found_together() {
             "before/2.png: cannot be decoded",
             "line 4, after/3.png: its instruction is empty",
             "before/4.png: is too small",
-            "line 6, original picture: there is no such picture as before/5.png",
+            "line 6, original image: there is no such image as before/5.png",
             "line 9, after/0.png: is listed twice",
-            "line 10, original picture: `../6.png` must be a path inside",
-            "line 10, edited picture: is not given (column `edited`; also edited_image,",
-            "line 11, edited picture: after/7.gif is not a JPEG",
+            "line 10, original image: `../6.png` must be a path inside",
+            "line 10, edited image: is not given (column `edited`; also edited_image,",
+            "line 11, edited image: after/7.gif is not a JPEG",
             "line 12, after/7.png: has no instruction (column `instruction`; also edit_prompt,",
             "line 14: is not JSON",
         ],
@@ -606,12 +606,12 @@ fn all_that_is_wrong_with_two_folders_is_found_together() {
     write(at("original/3.txt"), "\u{feff} \n");
     fs::copy(at("original/a/4.png"), at("original/a/4.webp")).unwrap();
     write(at("edited/moving.gif"), "GIF89a");
-    write(at("edited/notes.md"), "no picture");
+    write(at("edited/notes.md"), "no image");
     assert_problems(
         &folder,
         &[
-            "edited/0.PNG: there is no picture original/0 of any extension",
-            "original/a/1.png: there is no picture edited/a/1 of any extension",
+            "edited/0.PNG: there is no image original/0 of any extension",
+            "original/a/1.png: there is no image edited/a/1 of any extension",
             "edited/a/b.c/2.PNG: there is no instruction edited/a/b.c/2.txt",
             "original/3.txt: its instruction is empty",
             "original/a/4.webp: has the same name as original/a/4.png",
@@ -638,11 +638,11 @@ fn all_that_is_wrong_with_tables_is_found_together() {
     assert_problems(
         &folder,
         &[
-            "a.parquet row 2 `original_image.bytes`: there is no such picture as a.png",
+            "a.parquet row 2 `original_image.bytes`: there is no such image as a.png",
             "a.parquet row 3: its instruction is empty",
             "a.parquet row 4 `edited_image.bytes`: cannot be decoded",
             "b.parquet: is not a Parquet file",
-            "c.parquet: has no column of edited pictures (column `edited`;",
+            "c.parquet: has no column of edited images (column `edited`;",
         ],
     );
     let whole = fs::read(folder.path().join("a.parquet")).unwrap();
@@ -670,7 +670,7 @@ fn what_does_not_suit_edits_is_one_clear_error() {
     assert!(fails(config(&empty)).contains("there are no edits"));
     let both = paired(&edits(2));
     table(&both.path().join("a.parquet"), &edits(2), 5, Compression::SNAPPY);
-    assert!(fails(config(&both)).contains("a.parquet: there are folders of pictures too: keep one of them"));
+    assert!(fails(config(&both)).contains("a.parquet: there are folders of images too: keep one of them"));
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn equal_seeds_give_equal_bytes_and_other_seeds_do_not() {
 fn each_prompt_gets_as_many_pictures_as_are_asked_for() {
     let many = pictures(&["--prompt", "another", "--count", "3"]);
     assert_eq!(many.len(), 6);
-    assert!((1..6).all(|i| !many[..i].contains(&many[i])), "two pictures are the same");
+    assert!((1..6).all(|i| !many[..i].contains(&many[i])), "two images are the same");
 }
 
 #[test]
@@ -192,9 +192,9 @@ fn wrong_sizes_ids_and_noise_are_named() {
     let zeros = |shape: [usize; 4]| TensorData::zeros::<f32, _>(shape);
     for (name, content, problem) in [
         ("none", vec![("other", zeros([1, 16, 8, 8]))], "tensor `noise` is missing"),
-        ("channels", vec![("noise", zeros([1, 4, 8, 8]))], "expected [pictures, 16, even, even]"),
+        ("channels", vec![("noise", zeros([1, 4, 8, 8]))], "expected [images, 16, even, even]"),
         ("batch", vec![("noise", zeros([2, 16, 8, 8]))], "expected [1, 16, 8, 8]"),
-        ("odd", vec![("noise", zeros([1, 16, 7, 8]))], "expected [pictures, 16, even, even]"),
+        ("odd", vec![("noise", zeros([1, 16, 7, 8]))], "expected [images, 16, even, even]"),
     ] {
         let file = file(name, content);
         let answer = with_text(&["--noise", &file]);
@@ -354,15 +354,11 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
         (&cut, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
         (&cut, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
-        (
-            &flux,
-            &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"],
-            "`picture 1 of 1`: would hold",
-        ),
+        (&flux, &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"], "`image 1 of 1`: would hold"),
         (&cut, &["--width", "50"], "50 is not a multiple of 8"),
         (&cut, &["--image", &picture, "--strength", "0"], "`--strength`: 0 is not above 0"),
         (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
-        (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the picture 40 × 24"),
+        (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the image 40 × 24"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&cut, &["--lora", &LORA], "the model has no such layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),

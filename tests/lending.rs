@@ -185,7 +185,7 @@ fn pictures_are_the_same(pipelines: [&dyn Pipeline; 2], request: &Request) {
     let each: Vec<_> = (0..4).flat_map(|row| latents(pipelines[0], &alone(request, row))).collect();
     assert_eq!(resident, each, "four rows together and one by one");
     let rows: Vec<_> = resident.chunks(resident.len() / 4).collect();
-    assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "they are four pictures");
+    assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "they are four images");
 }
 
 #[test]

@@ -94,5 +94,5 @@ fn a_picture_is_needed() {
     let pipeline = open(golden, "pipe.ip2p");
     let request = Request { original: None, ..request(golden, "pipe.ip2p", &pipeline) };
     let error = pipeline.generate(&request, &mut |_| ()).unwrap_err().to_string();
-    assert!(error.contains("edits a picture, and none is given"), "{error}");
+    assert!(error.contains("edits an image, and none is given"), "{error}");
 }

@@ -60,7 +60,7 @@ fn every_level_matches() {
     for (golden, model) in every() {
         golden.agrees(unet::levels);
         let stem = model.lend(0, None).run(&inputs(&golden, "unet.0"), UNetState::Start);
-        let UNetState::Way { time, .. } = stem else { panic!("the stem makes a picture") };
+        let UNetState::Way { time, .. } = stem else { panic!("the stem makes an image") };
         let tap = "unet.0.taps.time_embedding";
         let difference = time - silu(golden.tensor::<2>(tap));
         let difference = f64::from(difference.abs().max().into_scalar::<f32>());

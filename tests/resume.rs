@@ -209,7 +209,7 @@ fn other_data_are_refused_and_moved_data_are_not() {
 
     std::fs::write(folder.join("apple.txt"), "no apple at all").unwrap();
     let error = train(&moved, Some(&run)).unwrap_err().to_string();
-    assert!(error.contains("moved-data: the pictures or captions are not those"), "{error}");
+    assert!(error.contains("moved-data: the images or captions are not those"), "{error}");
     assert!(error.contains("hint: "), "{error}");
     assert_eq!(untouched(&run)[1], before[1]);
 }

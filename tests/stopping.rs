@@ -213,7 +213,7 @@ fn preparation_ends_after_the_picture_at_hand_and_goes_on_where_it_stopped() {
     for i in 0..PICTURES {
         let pixel = |x: u32, y: u32| image::Rgb([(x * 7) as u8, (y * 3) as u8, (i * 20) as u8]);
         image::RgbImage::from_fn(512, 512, pixel).save(data.join(format!("{i:02}.png"))).unwrap();
-        std::fs::write(data.join(format!("{i:02}.txt")), format!("picture {i}")).unwrap();
+        std::fs::write(data.join(format!("{i:02}.txt")), format!("image {i}")).unwrap();
     }
     for (signal_name, command_name) in [("INT", "train"), ("TERM", "prepare"), ("HUP", "prepare")] {
         let name = format!("prepare-{signal_name}");
@@ -230,7 +230,7 @@ fn preparation_ends_after_the_picture_at_hand_and_goes_on_where_it_stopped() {
             let whole = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
             files(&cache.join("latents")).iter().filter(whole).count()
         };
-        wait_until("no picture is encoded", || encoded() > 0);
+        wait_until("no image is encoded", || encoded() > 0);
         signal(&child, signal_name);
         let seen = encoded();
         assert_eq!(ended(&mut child).code(), Some(130), "{signal_name}");
@@ -241,7 +241,7 @@ fn preparation_ends_after_the_picture_at_hand_and_goes_on_where_it_stopped() {
         assert!(!run(&name).exists() && leftovers(&cache).is_empty());
         if command_name == "train" {
             let (_, said) = succeeds(&with_overrides("prepare", &overrides(&WORKSHOP, &name, &settings)));
-            assert!(said.contains(&format!("lacks {} pictures", PICTURES - there)), "{there}: {said}");
+            assert!(said.contains(&format!("lacks {} images", PICTURES - there)), "{there}: {said}");
         }
     }
 }

@@ -123,11 +123,11 @@ fn preparing_twice_does_nothing_the_second_time_and_a_lost_entry_is_all_that_is_
     let prepare = || succeeds(&with_overrides("prepare", &settings));
     let (out, err) = prepare();
     assert_eq!(out, format!("{}\n", cache.display()));
-    assert!(err.contains("lacks 24 pictures"), "{err}");
+    assert!(err.contains("lacks 24 images"), "{err}");
     let before = entries(&cache);
     assert!(before.len() >= 24 + 24, "{} entries", before.len());
     let (_, err) = prepare();
-    assert!(err.contains("lacks 0 pictures and 0 prompts"), "{err}");
+    assert!(err.contains("lacks 0 images and 0 prompts"), "{err}");
     assert_eq!(entries(&cache), before);
     let lost = before.keys().next().unwrap();
     std::fs::remove_file(lost).unwrap();

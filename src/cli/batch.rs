@@ -11,39 +11,39 @@ use crate::{
     training::stop_on_signals,
 };
 
-/// Changes or edits all pictures of a folder, a batch at a time, and reports time and memory
+/// Runs all images of a folder through image-to-image or editing, in batches, and reports time and memory
 ///
-/// Every picture gets a model, a prompt and a strength: those given here, or one of the lists `models`, `prompts` and
-/// `strengths` of the --config file, by its name and the seed.
+/// Each image gets a model, a prompt and a denoising strength: the ones given here, or a random choice from the lists `models`,
+/// `prompts` and `strengths` of the --config file, seeded by the name of the image.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The pictures; large ones are made smaller, and the results as large as they were
+    /// Folder of images; large ones are processed at the model's resolution and scaled back
     #[arg(value_name = "DIR", value_parser = super::path())]
     folder: PathBuf,
-    /// Only the picture of this name
+    /// Process only the image with this file name
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
-    /// Lists to draw from (TOML)
+    /// Lists of models, prompts and strengths to choose from (TOML)
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     config: Option<PathBuf>,
-    /// A model in the layout of diffusers; may be repeated: then one is drawn
+    /// Model in diffusers' layout; repeat to choose one at random per image
     #[arg(long, value_name = "DIR")]
     model: Vec<String>,
-    /// What to show, or what to do where the model edits; may be repeated: then one is drawn
+    /// Prompt, or instruction for an editing model; repeat to choose one at random per image
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// How much to change a picture (0.8 if nothing says); may be repeated: then one is drawn
+    /// Denoising strength [default: 0.8]; repeat to choose one at random per image
     #[arg(long)]
     strength: Vec<f64>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Of the noise and the draws
+    /// Seed of the noise and of the random choices
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pictures made together, of one size, model and strength
+    /// Images per batch, all of one size, model and strength
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
-    /// Folder for the results, which have the names of their pictures, and for `report.json`
+    /// Folder for the results, named like their inputs, and for `report.json`
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
     #[command(flatten)]

@@ -8,48 +8,49 @@ use clap::ValueEnum;
 use super::{Global, print};
 use crate::bench::{self, Files, Model, Options, Trained};
 
-/// Measures kiln at full size without weights: time and memory of steps, encoders, loading and operations
+/// Measures speed and memory at real model sizes, without downloading weights
 ///
-/// Weights and inputs are random. Results go to standard output as Markdown, and to files after every case.
+/// Covers training and sampling steps, encoders, loading and single operations. Weights and inputs are random. Results go to
+/// standard output as Markdown, and to files after each case.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which models [default: all; flux with --layers]
+    /// Models to measure [default: all; flux with --layers]
     #[arg(long, value_name = "flux|unet|all")]
     model: Option<Which>,
-    /// Only these cases: train, sample, vae_encode, vae_decode, t5, clip, load, operations, or an operation's name
+    /// Measure only these cases: train, sample, vae_encode, vae_decode, t5, clip, load, operations, or an operation's name
     #[arg(long, value_delimiter = ',', value_name = "CASE,…")]
     only: Vec<String>,
-    /// Pixels of a picture's sides [default: 512,768,1024; of the UNet 256,512]
+    /// Image sizes in pixels per side [default: 512,768,1024; UNet: 256,512]
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     size: Vec<usize>,
-    /// Pictures at a time [default: 1,2,4; of the UNet 1,4]
+    /// Batch sizes [default: 1,2,4; UNet: 1,4]
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     batch: Vec<usize>,
-    /// What is trained [default: attention,all; of the UNet full,attention]
+    /// Trained targets [default: attention,all; UNet: full,attention]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TARGETS,…")]
     targets: Vec<Trained>,
     /// Rank of the LoRA
     #[arg(long, default_value_t = 16, value_name = "N")]
     rank: usize,
-    /// Only so many of FLUX's double and single blocks
+    /// Number of double and single blocks of FLUX to build
     #[arg(long, value_delimiter = ',', num_args = 1, value_name = "DOUBLE,SINGLE")]
     layers: Vec<usize>,
-    /// Small models of the same layout, for a CPU
+    /// Use small models of the same layout, for a CPU
     #[arg(long)]
     small: bool,
-    /// A folder with a FLUX transformer for the case `load`, instead of one with a few blocks that is written for it
+    /// Folder with a FLUX transformer for the case `load` [default: one with a few blocks, written for the purpose]
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     weights: Option<PathBuf>,
-    /// Measured runs after the first
+    /// Measured runs, after one warm-up run
     #[arg(long, default_value_t = 5, value_name = "N")]
     repeats: usize,
-    /// A program that measures the same, such as "python3 benches/peer.py"
+    /// Another program that measures the same cases, such as "python3 benches/peer.py"
     #[arg(long, value_name = "COMMAND")]
     peer: Option<String>,
-    /// Writes the results as JSON
+    /// Write the results as JSON to this file
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     json: Option<PathBuf>,
-    /// Writes the results as Markdown
+    /// Write the results as Markdown to this file
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     output: Option<PathBuf>,
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{Global, print};
 use crate::doctor;
 
-/// Says what this machine has (processor, memory, GPU and its libraries, models, disk), and what kiln would use
+/// Reports what this machine has (CPU, memory, GPU and libraries, cached models, disk) and which device kiln would use
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

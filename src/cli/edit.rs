@@ -7,21 +7,21 @@ use anyhow::Result;
 use super::{Global, memory::PlanArgs, sampling::SamplingArgs};
 use crate::generation::GenerateRequest;
 
-/// Edits pictures by instruction, with an InstructPix2Pix model, and prints the files written
+/// Edits images by instruction with an InstructPix2Pix model and prints the files written
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model in the layout of diffusers: a folder, or `org/name` on the Hugging Face hub
+    /// Model in diffusers' layout: a folder, or `org/name` on the Hugging Face hub
     #[arg(long, value_name = "DIR")]
     model: String,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// A picture, or a folder of them; a large one is made smaller, and the result as large as it was
+    /// Image to edit, or a folder of images; large ones are processed at the model's resolution and scaled back
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "latents_in", value_parser = super::path())]
     image: Option<PathBuf>,
-    /// Latents of pictures instead, as `--latents` writes them
+    /// Latents to edit instead of images, as written by `--latents`
     #[arg(long, value_name = "FILE", conflicts_with = "image", value_parser = super::path())]
     latents_in: Option<PathBuf>,
-    /// What to do with them; each picture is edited by every instruction
+    /// Instruction; repeat to apply several to each image
     #[arg(
         long = "instruction",
         value_name = "TEXT",
@@ -29,25 +29,25 @@ pub struct Args {
         conflicts_with = "prompt_ids"
     )]
     prompt: Vec<String>,
-    /// Instructions that are tokenized already: safetensors with `clip` [B, 77]
+    /// Pre-tokenized instructions: safetensors with `clip` [B, 77]
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     prompt_ids: Option<PathBuf>,
-    /// Start noise; equal seeds give equal pictures
+    /// Seed of the noise; the same seed gives the same image
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Results for each picture and instruction
+    /// Results per image and instruction
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Pictures edited together, of one size
+    /// Images per batch, all of one size
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
-    /// Start noise from a file: safetensors with `noise` [B, C, h, w]
+    /// Initial noise from a file: safetensors with `noise` [B, C, h, w]
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     noise: Option<PathBuf>,
-    /// Writes the final latents here and decodes no pictures
+    /// Write the final latents to this file instead of decoding images
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     latents: Option<PathBuf>,
-    /// Folder for the results, which have the names of their pictures
+    /// Folder for the results, named like their inputs
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
     #[command(flatten)]

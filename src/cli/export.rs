@@ -12,33 +12,31 @@ use crate::{
     training::{self, ExportOptions},
 };
 
-/// Writes what a run trained for other programs: a LoRA as a file, a fully trained model as a folder
+/// Exports a run for other programs: a LoRA as one file, a fully trained model as a folder
 ///
-/// A LoRA's scale is folded into the weights (alpha equals rank). A model folder has the layout of diffusers. What was written
-/// is read back and compared before success is reported.
+/// The scale of a LoRA is folded into its weights (alpha equals rank). A model folder has diffusers' layout. The output is read
+/// back and compared before success is reported.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder (its last checkpoint), or one of its checkpoints `step-NNNNNN`
+    /// Run folder (uses its last checkpoint), or one checkpoint `step-NNNNNN`
     #[arg(value_name = "RUN|CHECKPOINT", value_parser = super::path())]
     path: PathBuf,
-    /// The file to write (.safetensors) or, of a full run, the folder
+    /// File to write (.safetensors), or the folder for a fully trained model
     #[arg(long, value_name = "FILE|DIR", value_parser = super::path())]
     output: PathBuf,
-    /// The key naming convention of a LoRA file [default: the one that most programs read: diffusers for FLUX.1, kohya for Stable
-    /// Diffusion]
+    /// Key naming convention of a LoRA file [default: diffusers for FLUX.1, kohya for Stable Diffusion: what most programs read]
     #[arg(long, value_enum)]
     format: Option<lora::Format>,
-    /// Number format of the tensors; bf16 and f16 halve the file and round the weights
+    /// Dtype of the tensors; bf16 and f16 halve the file and round the weights
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-    /// The trained numbers themselves, where the run also has their running mean (`training.ema_decay`)
+    /// Export the raw weights instead of their EMA (`training.ema_decay`)
     #[arg(long)]
     raw: bool,
-    /// Leave out what a LoRA file says about itself: the configuration, the trigger word, hashes. Folders and validation prompts are
-    /// never in it
+    /// Leave out the metadata of a LoRA file: configuration, trigger word, hashes. Paths and validation prompts are never written
     #[arg(long)]
     no_metadata: bool,
-    /// Where the base model of a full run is now, if it is not where it was: a folder, or `org/name`
+    /// Base model of a full run, if it has moved: a folder, or `org/name`
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
 }

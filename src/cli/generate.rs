@@ -7,54 +7,54 @@ use anyhow::Result;
 use super::{Global, memory::PlanArgs, sampling::SamplingArgs};
 use crate::generation::GenerateRequest;
 
-/// Generates pictures from prompts, with any number of LoRA files, and prints the files written
+/// Generates images from prompts, with any number of LoRAs, and prints the files written
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model in the layout of diffusers: a folder, or `org/name` on the Hugging Face hub
+    /// Model in diffusers' layout: a folder, or `org/name` on the Hugging Face hub
     #[arg(long, value_name = "DIR")]
     model: String,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// What to show; may be repeated
+    /// Prompt; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Vec<String>,
-    /// Prompts that are tokenized already: safetensors with `clip` [B, 77] and, for FLUX.1, `t5` [B, L]
+    /// Pre-tokenized prompts: safetensors with `clip` [B, 77] and, for FLUX.1, `t5` [B, L]
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     prompt_ids: Option<PathBuf>,
-    /// Width in pixels, a multiple of 16 (FLUX.1) or 8 [default: what the model was made for]
+    /// Width in pixels, a multiple of 16 (FLUX.1) or 8 [default: the model's native resolution]
     #[arg(long)]
     width: Option<usize>,
-    /// Height in pixels, as the width
+    /// Height in pixels, like the width
     #[arg(long)]
     height: Option<usize>,
-    /// A picture to start from, or a folder of them; a large one is made smaller, and the result as large as it was
+    /// Initial image for image-to-image, or a folder; large ones are processed at the model's resolution and scaled back
     #[arg(long, value_name = "FILE|DIR", group = "picture", conflicts_with_all = ["width", "height"], value_parser = super::path())]
     image: Option<PathBuf>,
-    /// Latents to start from, as `--latents` writes them (those of FLUX.1 need --width and --height)
+    /// Initial latents, as written by `--latents` (FLUX.1 also needs --width and --height)
     #[arg(long, value_name = "FILE", group = "picture", value_parser = super::path())]
     latents_in: Option<PathBuf>,
-    /// How much to change it: above 0, and 1 leaves hardly anything
+    /// Denoising strength: above 0; 1 keeps almost nothing of the initial image
     #[arg(long, default_value_t = 0.8, requires = "picture")]
     strength: f64,
-    /// Where to change it: a picture of the same size, white where something new is to be
+    /// Inpainting mask: an image of the same size, white where it is to be repainted
     #[arg(long, value_name = "FILE", requires = "picture", value_parser = super::path())]
     mask: Option<PathBuf>,
-    /// Start noise; equal seeds give equal pictures
+    /// Seed of the noise; the same seed gives the same image
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pictures a prompt
+    /// Images per prompt
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Pictures made together, of one size [default: as many as are sure to fit into memory]
+    /// Images per batch, all of one size [default: as many as fit in memory]
     #[arg(long)]
     batch_size: Option<usize>,
-    /// Start noise from a file: safetensors with `noise` [B, C, h, w]
+    /// Initial noise from a file: safetensors with `noise` [B, C, h, w]
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     noise: Option<PathBuf>,
-    /// Writes the final latents here and decodes no pictures
+    /// Write the final latents to this file instead of decoding images
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     latents: Option<PathBuf>,
-    /// Folder for the pictures
+    /// Folder for the images
     #[arg(long, value_name = "DIR", required_unless_present = "latents", conflicts_with = "latents", value_parser = super::path())]
     output: Option<PathBuf>,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::print;
 use crate::lora;
 
-/// Says what a safetensors file is: model or adapter, format, rank, targets, metadata
+/// Describes a safetensors file: model or adapter, format, rank, targets, metadata
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A .safetensors file

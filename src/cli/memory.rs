@@ -13,11 +13,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memory")]
 pub(super) struct MemoryArgs {
-    /// `none`, `balanced`, `aggressive` or `ultra`, each with less memory and more time than the one before and the same results; or
-    /// `auto`, the first that fits [default: auto]
+    /// Memory level: `none`, `balanced`, `aggressive` or `ultra`, each slower and smaller than the one before, with the same
+    /// results; `auto` takes the first that fits [default: auto]
     #[arg(long, value_name = "LEVEL")]
     memory: Option<LevelChoice>,
-    /// The most that `auto` may use, such as 8GiB [default: what is free, less 1GiB]
+    /// Memory that `auto` may use, such as 8GiB [default: the free memory less 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
 }
@@ -39,7 +39,7 @@ impl MemoryArgs {
 pub(super) struct PlanArgs {
     #[command(flatten)]
     memory: MemoryArgs,
-    /// Checks everything, prints the memory that it takes, and makes nothing
+    /// Check everything and print the memory plan, without generating
     #[arg(long)]
     dry_run: bool,
 }

@@ -48,7 +48,7 @@ const LONG_VERSION: &str = match cfg!(feature = "cuda") {
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 error; 2 wrong command line; 130 stopped on request (ctrl-c, SIGTERM, SIGHUP, or `q` in \
                           the dashboard) with all work saved; 101 internal error.";
 
-/// Fine-tunes image models: FLUX.1 with LoRA, Stable Diffusion to edit pictures by instruction.
+/// Fine-tunes, samples and serves image models: FLUX.1 with LoRA, Stable Diffusion with InstructPix2Pix.
 #[derive(Debug, Parser)]
 #[command(version, long_version = LONG_VERSION, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -61,10 +61,10 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Where to compute: `cpu`, `cuda` or `cuda:N`
+    /// Device: `cpu`, `cuda` or `cuda:N`
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "General")]
     device: DeviceChoice,
-    /// Folder that keeps the kernels compiled and tuned for a GPU, so that the next start is fast [default: ~/.cache/kiln]
+    /// Folder that caches compiled and tuned GPU kernels between runs [default: ~/.cache/kiln]
     #[arg(long, global = true, env = "KILN_CACHE", hide_env = true, value_name = "DIR", help_heading = "General", value_parser = path())]
     kernel_cache: Option<PathBuf>,
     /// Refused: the old name of `--kernel-cache`
@@ -81,10 +81,10 @@ struct Global {
         help_heading = "General"
     )]
     cuda_paths: Option<Paths>,
-    /// Say more on standard error (-vv: also what libraries say)
+    /// Log more on standard error (-vv: also from libraries)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General")]
     verbose: u8,
-    /// Say only warnings and errors
+    /// Log only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "General")]
     quiet: bool,
 }
@@ -166,10 +166,10 @@ pub fn run(cli: Cli) -> Result<()> {
 /// The configuration file and its overrides.
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
-    /// Configuration of the run (TOML)
+    /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", value_parser = path())]
     config: PathBuf,
-    /// Replaces one value of the configuration, such as `lora.rank=8`; may be repeated
+    /// Override one value of the configuration, such as `lora.rank=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

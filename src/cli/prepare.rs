@@ -8,15 +8,15 @@ use crate::{
     training::{self, Ui, open_display, stop_on_signals},
 };
 
-/// Encodes pictures and captions into the cache, so that training starts at once
+/// Encodes images and captions into the cache, so that training starts at once
 ///
-/// `train` does the same by itself where something is missing. An interrupted run goes on where it stopped:
-/// ctrl-c ends it after the picture at hand, with exit code 130.
+/// `train` does this by itself for whatever is missing. Ctrl-c stops after the current image with exit code 130, and the next
+/// call resumes there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// How progress is shown [default: bar on a terminal, else plain]
+    /// Progress display [default: bar on a terminal, else plain]
     #[arg(long, value_enum)]
     ui: Option<Ui>,
 }

@@ -15,37 +15,37 @@ use crate::{
 /// The folder of T5, the only text encoder that is large.
 const TEXT_ENCODER: &str = "text_encoder_2";
 
-/// Writes a model folder with smaller weights, which trains LoRA and makes images in less memory
+/// Writes a copy of a model with quantized weights, for LoRA training and sampling in less memory
 ///
-/// The matrices of the linear layers in blocks are quantized; embeddings, norms, convolutions, biases, and the first and last
-/// layers stay as they are. The folder has the layout of diffusers, and its weights are mapped at start, not converted. What was
-/// written is read back and compared before success is reported.
+/// Quantizes the weight matrices of linear layers inside blocks; embeddings, norms, convolutions, biases, and the first and last
+/// layers keep their dtype. The folder has diffusers' layout; its weights are memory-mapped at start, not converted. The output
+/// is read back and compared before success is reported.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a folder in the layout of diffusers, or `org/name`
+    /// Model in diffusers' layout: a folder, or `org/name` on the Hugging Face hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// How weights are stored: four bits a value, or eight
+    /// Storage format of the weights
     #[arg(long, value_enum)]
     to: To,
-    /// The folder to write
+    /// Folder to write
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
-    /// Quantize T5, too, the large text encoder of FLUX.1
+    /// Also quantize T5, the large text encoder of FLUX.1
     #[arg(long)]
     text_encoder: bool,
-    /// Let diffusers read the FLUX.1 folder as well: its last layer is then quantized, too (nf4 and int8)
+    /// Make a FLUX.1 folder that diffusers can load: also quantizes its last layer (nf4 and int8)
     #[arg(long)]
     for_diffusers: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum To {
-    /// Four bits, as bitsandbytes (4.1 bits a value)
+    /// 4 bits, bitsandbytes' NF4 with double quantization (4.1 bits per value)
     Nf4,
-    /// Integers of eight bits, a scale for each row, as bitsandbytes
+    /// 8-bit integers with one scale per row, bitsandbytes' format
     Int8,
-    /// Floats of eight bits (e4m3), a scale for each square of 128 × 128, as transformers
+    /// 8-bit floats (e4m3) with one scale per 128 × 128 block, transformers' format
     Fp8,
 }
 

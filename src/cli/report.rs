@@ -85,7 +85,7 @@ pub fn report_panics() {
             return;
         }
         print_error(format_args!(
-            "error: kiln failed on a mistake of its own{place}: {message}\nhint: please report this with the command, the \
+            "error: internal error{place}: {message}\nhint: please report this with the command, the \
              configuration and what `RUST_BACKTRACE=1` adds"
         ));
         let backtrace = Backtrace::capture();

@@ -7,16 +7,16 @@ use crate::{generation::SamplingOptions, paths, schedulers::SchedulerName};
 /// As [`SamplingOptions`], whose fields have the same names, and adapters.
 #[derive(Debug, clap::Args)]
 pub(super) struct SamplingArgs {
-    /// A LoRA file of diffusers, PEFT, kohya or ComfyUI, with a scale (1 if left out); may be repeated
+    /// LoRA file of diffusers, PEFT, kohya or ComfyUI, as `FILE` or `FILE@SCALE` (default scale 1); may be repeated
     #[arg(long = "lora", value_name = "FILE[@SCALE]", value_parser = lora)]
     loras: Vec<(PathBuf, f64)>,
-    /// The sampler of a Stable Diffusion model [default: the model's default]
+    /// Sampler of a Stable Diffusion model [default: the model's default]
     #[arg(long, value_name = "NAME")]
     scheduler: Option<SchedulerName>,
     /// Denoising steps [default: 28 for FLUX.1, 30 for Stable Diffusion, 20 for InstructPix2Pix]
     #[arg(long)]
     steps: Option<usize>,
-    /// Guidance scale [default: 3.5 for FLUX.1, whose models without that input ignore it, else 7.5]
+    /// Guidance scale [default: 3.5 for FLUX.1 (ignored by models without guidance input), else 7.5]
     #[arg(long)]
     guidance: Option<f64>,
     /// Image guidance scale (InstructPix2Pix) [default: 1.5]
@@ -28,7 +28,7 @@ pub(super) struct SamplingArgs {
     /// Guidance scale against the negative prompt (FLUX.1) [default: 4]
     #[arg(long, requires = "negative_prompt")]
     true_guidance: Option<f64>,
-    /// For models trained with `objective.scaled_condition`, and CosXL: they read scaled latents of the image, not raw ones
+    /// Condition on scaled instead of raw latents of the image: for CosXL and models trained with `objective.scaled_condition`
     #[arg(long)]
     scaled_condition: bool,
 }

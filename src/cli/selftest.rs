@@ -7,16 +7,16 @@ use anyhow::{Context, Result, bail};
 use super::{Global, print, print_live};
 use crate::{device::Hardware, selftest};
 
-/// Says whether this machine computes what diffusers computes
+/// Checks that this machine computes the same as diffusers
 ///
-/// Runs tiny models as diffusers ran them, forward, backward and through training, and single kernels as the CPU computes them,
-/// each in f32 and in bf16, and compares. The exit code is 1 if anything is outside its tolerance.
+/// Compares tiny models (forward, backward and training steps) with outputs of diffusers, and single kernels with the CPU, each
+/// in f32 and bf16. The exit code is 1 if anything is outside its tolerance.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only checks in whose name this word occurs: a model (`flux`), a part (`vae`), a kernel (`kernel attention`), a type (`bf16`)
+    /// Run only checks whose name contains this word: a model (`flux`), a part (`vae`), a kernel (`kernel attention`), a type (`bf16`)
     #[arg(long, value_name = "WORD")]
     only: Option<String>,
-    /// The tiny models and what diffusers computed with them, from kiln's source
+    /// Folder of the tiny models and goldens, from kiln's source
     #[arg(long, value_name = "FOLDER", default_value = "tests/fixtures", value_parser = super::path())]
     goldens: PathBuf,
     /// Print one JSON object instead of a table

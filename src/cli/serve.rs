@@ -11,22 +11,22 @@ use crate::{
     training::stop_on_signals,
 };
 
-/// Serves models and any number of LoRAs over HTTP, and prints the address that it listens at
+/// Serves models and any number of LoRAs over HTTP and prints the address it listens on
 ///
-/// It speaks OpenAI's image API, as much of AUTOMATIC1111's as its clients call, and one of its own; `/openapi.json` describes all
-/// three. Ctrl-c or SIGTERM stops it within 30 seconds: running jobs are finished, and those that wait are done after the next start.
+/// Speaks OpenAI's image API, the subset of AUTOMATIC1111's API that its clients call, and its own; `/openapi.json` describes all
+/// three. Ctrl-c or SIGTERM stops it within 30 seconds: running jobs finish, queued ones run after the next start.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What is served, to whom, and how much of it (TOML)
+    /// Configuration file: models, LoRA folders, keys, limits (TOML)
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     config: PathBuf,
-    /// Replaces one value of the configuration, such as `limits.queue=8`; may be repeated
+    /// Override one value of the configuration, such as `limits.queue=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Address to listen at, in place of the configuration's; all but loopback need keys
+    /// Address to listen on, overriding the configuration; any but loopback needs keys
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
-    /// Port to listen at, in place of the configuration's; 0 takes a free one
+    /// Port to listen on, overriding the configuration; 0 picks a free one
     #[arg(long)]
     port: Option<u16>,
 }

@@ -10,21 +10,21 @@ use crate::{
     training::{self, Ui, open_display, stop_on_signals},
 };
 
-/// Trains a LoRA, or a whole model, and prints the run folder
+/// Trains a LoRA or a full model and prints the run folder
 ///
-/// Ctrl-c, SIGTERM or a closed terminal ends the run after the current step, with a checkpoint from which --resume goes on; the
-/// exit code is then 130.
+/// Ctrl-c, SIGTERM or closing the terminal stops the run after the current step with a checkpoint (exit code 130); continue with
+/// --resume.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Goes on from a run folder (its last checkpoint) or from one of its checkpoints
+    /// Resume from a run folder (its last checkpoint) or from one checkpoint
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     resume: Option<PathBuf>,
-    /// Checks everything, prints the resolved configuration, the data and the memory that it takes, and trains nothing
+    /// Check everything and print the resolved configuration, the dataset and the memory plan, without training
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
-    /// How progress is shown [default: bar on a terminal, else plain]
+    /// Progress display [default: bar on a terminal, else plain]
     #[arg(long, value_enum)]
     ui: Option<Ui>,
 }

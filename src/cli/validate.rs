@@ -10,18 +10,18 @@ use crate::{
     training::{self, stop_on_signals},
 };
 
-/// Measures the held-out loss of a checkpoint, or of all checkpoints of a run, and names the best
+/// Measures the held-out loss of one checkpoint or of all checkpoints of a run, and names the best
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder, or one of its checkpoints `step-NNNNNN`
+    /// Run folder, or one checkpoint `step-NNNNNN`
     #[arg(value_name = "RUN|CHECKPOINT", value_parser = super::path())]
     path: PathBuf,
-    /// Of an editing model: measures edits of the newest checkpoint by the CLIP model in this folder, at rising image guidance
+    /// Also measure the edits of an editing model with the CLIP model in this folder, swept over image guidance
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     clip: Option<PathBuf>,
     #[command(flatten)]
     memory: MemoryArgs,
-    /// Prints JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }

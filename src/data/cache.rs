@@ -104,7 +104,7 @@ impl Cache {
             Err(_) => ("cannot be removed", "delete it and "),
         };
         Err(Error::file(path, format!("this cache entry is damaged ({damage}) and {fate}"))
-            .hint(format!("{first}run `kiln prepare` with the same configuration: only this entry is made anew")))
+            .hint(format!("{first}run `kiln prepare` with the same configuration: only this entry is rebuilt")))
     }
 
     /// Writes an entry.

@@ -47,8 +47,7 @@ impl Manifest {
             self.leave_out(".parquet files beside images", &[tables.read, tables.others].concat());
         }
         if self.rows.is_empty() && self.problems.is_empty() {
-            let problem =
-                "there are no pictures (.jpg, .jpeg, .png, .webp) in the folder, nor .parquet files with rows";
+            let problem = "there are no images (.jpg, .jpeg, .png, .webp) in the folder, nor .parquet files with rows";
             self.problems.push(problem.into());
         }
         self.apply_trigger(trigger);
@@ -307,7 +306,7 @@ mod tests {
             "line 3: is not JSON",
             "line 4: has no `file_name`",
             "line 5, b.gif: is not a JPEG",
-            "line 6, c.png: there is no such picture",
+            "line 6, c.png: there is no such image",
             "line 7, ../d.png: `../d.png` must be",
             "line 8, e.png: has no caption",
         ];

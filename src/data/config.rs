@@ -143,7 +143,7 @@ impl DataConfig {
     pub fn validate(&self) -> Result<()> {
         let fraction = 0.0..=1.0;
         let limits = [
-            ("path", self.path != Path::new(""), "name the folder of the pictures".to_string()),
+            ("path", self.path != Path::new(""), "name the folder of the images".to_string()),
             (
                 "bucket_step",
                 self.bucket_step >= 16 && self.bucket_step.is_multiple_of(16),
@@ -185,7 +185,7 @@ impl DataConfig {
             (
                 "validation_split",
                 (0.0..1.0).contains(&self.validation_split),
-                format!("is {}, but it is a fraction of the pictures: use 0 to below 1", self.validation_split),
+                format!("is {}, but it is a fraction of the images: use 0 to below 1", self.validation_split),
             ),
             (
                 "max_upscale",
@@ -251,6 +251,6 @@ mod tests {
         let config = DataConfig { path: "pictures".into(), cache_dtype: Dtype::Bf16, ..Default::default() };
         let text = toml::to_string(&config).unwrap();
         assert_eq!(toml::from_str::<DataConfig>(&text).unwrap(), config);
-        assert!(toml::from_str::<DataConfig>("path = 'pictures'\nresolutoin = 512").is_err());
+        assert!(toml::from_str::<DataConfig>("path = 'images'\nresolutoin = 512").is_err());
     }
 }

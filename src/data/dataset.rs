@@ -131,7 +131,7 @@ impl LatentDataset {
             return Ok(survey.dataset);
         }
         let (pictures, prompts) = (survey.pictures.len(), survey.prompts.len());
-        let problem = format!("{pictures} pictures and {prompts} prompts are not encoded for this configuration");
+        let problem = format!("{pictures} images and {prompts} prompts are not encoded for this configuration");
         Err(Error::file(config.cache_folder(), problem).hint("run `kiln prepare` with the same configuration"))
     }
 
@@ -303,7 +303,7 @@ mod tests {
             let (file, hash) = (format!("{i:04}.png"), key(&[&i.to_string()]));
             let (place, latents) = (Place::from(file), vec![hash.clone()]);
             let picture = Picture { place, latents, hash, size: (64, 64), bucket, stamp: (0, 0), changed: 0 };
-            let (caption, prompt) = (format!("picture {i}"), key(&["p", &i.to_string()]));
+            let (caption, prompt) = (format!("image {i}"), key(&["p", &i.to_string()]));
             let (original_caption, edited_caption) = (None, None);
             Sample { picture, original: None, caption, prompt, repeats: 1, original_caption, edited_caption }
         };

@@ -61,7 +61,7 @@ impl Manifest {
             }
             self.leave_out(".parquet files beside metadata", &[&tables.read[..], &tables.others].concat());
         } else if pairs != [false; 2] && !tables.read.is_empty() {
-            self.problem(&tables.read[0], "there are folders of pictures too: keep one of them");
+            self.problem(&tables.read[0], "there are folders of images too: keep one of them");
         } else if pairs == [true; 2] {
             self.pair(listing, folder, names);
         } else if pairs != [false; 2] {
@@ -190,7 +190,7 @@ impl Manifest {
     fn add_edit(&mut self, listing: &Listing, below: &str, record: &Record, seen: &mut BTreeSet<[String; 3]>) {
         let found = [("original", ORIGINAL), ("edited", EDITED)].map(|(what, names)| {
             picture(listing, below, record, names)
-                .map_err(|problem| format!("{}, {what} picture: {problem}", record.place))
+                .map_err(|problem| format!("{}, {what} image: {problem}", record.place))
         });
         let problems: Vec<String> = found.iter().filter_map(|found| found.clone().err()).collect();
         let [Ok(original), Ok(edited)] = found else { return self.problems.extend(problems) };
@@ -228,12 +228,12 @@ impl Manifest {
         let [originals, edits] = folders.map(|below| self.pictures(listing, below));
         for (name, original) in &originals {
             if !edits.contains_key(name) {
-                self.problem(original, format!("there is no picture {after}/{name} of any extension"));
+                self.problem(original, format!("there is no image {after}/{name} of any extension"));
             }
         }
         for (name, edited) in edits {
             let Some(original) = originals.get(&name) else {
-                self.problem(edited, format!("there is no picture {before}/{name} of any extension"));
+                self.problem(edited, format!("there is no image {before}/{name} of any extension"));
                 continue;
             };
             let mut texts = [after, before, "instruction"].map(|place| format!("{place}/{name}.txt")).into_iter();
@@ -303,7 +303,7 @@ fn rows(listing: &Listing, folder: &Path, file: &str) -> std::result::Result<(Ve
     let picture = |what: &str, names: &[&str]| {
         let all = with_file_names(names);
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        Images::of(&table, &all).ok_or_else(|| format!("has no column of {what} pictures ({})", columns(names)))
+        Images::of(&table, &all).ok_or_else(|| format!("has no column of {what} images ({})", columns(names)))
     };
     let (original, edited) = (picture("original", ORIGINAL)?, picture("edited", EDITED)?);
     let pairs = original.places(&table, file, listing)?.into_iter().zip(edited.places(&table, file, listing)?);

@@ -74,7 +74,7 @@ impl Manifest {
         let folder = &config.path;
         if !folder.is_dir() {
             let problem = if folder.exists() { "is a file, not a folder" } else { "there is no such folder" };
-            return Err(Error::file(folder, problem).hint("`data.path` is the folder that holds the pictures"));
+            return Err(Error::file(folder, problem).hint("`data.path` is the folder that holds the images"));
         }
         let mut manifest = Self::default();
         let trigger = config.trigger.trim();
@@ -175,8 +175,5 @@ pub fn named(listing: &Listing, below: &str, name: &str) -> std::result::Result<
     if inside.len() < spelled.len() {
         return Err(outside());
     }
-    inside
-        .iter()
-        .find_map(|name| listing.find(name))
-        .ok_or_else(|| format!("there is no such picture as {}", inside[1]))
+    inside.iter().find_map(|name| listing.find(name)).ok_or_else(|| format!("there is no such image as {}", inside[1]))
 }

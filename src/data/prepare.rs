@@ -207,7 +207,7 @@ impl Survey {
             let folders: Vec<_> = repeated.iter().map(folder).collect();
             tracing::info!("folders that say how often their images count: {}", folders.join(", "));
         }
-        tracing::info!("{} lacks {pictures} pictures and {prompts} prompts", cache.folder().display());
+        tracing::info!("{} lacks {pictures} images and {prompts} prompts", cache.folder().display());
     }
 
     /// Says how many captions, or instructions, and how many of the further `prompts` are longer than what the text encoders read.
@@ -266,7 +266,7 @@ impl Survey {
             }
             for (flip, pixels) in flips.iter().zip(variants?) {
                 let moments = encoders.encode_image(pixels)?.into_tensor().into_data();
-                let moments = self.checked(moments, &format!("the picture {}", picture.place))?;
+                let moments = self.checked(moments, &format!("the image {}", picture.place))?;
                 let moments = moments.convert_dtype(config.cache_dtype.into());
                 let key = &picture.latents[usize::from(*flip)];
                 cache.write(Kind::Latents, key, &BTreeMap::from([("moments".into(), moments)]))?;
@@ -291,7 +291,7 @@ impl Survey {
     /// Writes `index.json`, after all the pictures and entries that it vouches for. Without it the next start is only slower.
     fn record(&self) {
         if let Err(error) = self.write_index() {
-            tracing::warn!("the next start will check all pictures again: {error}");
+            tracing::warn!("the next start will check all images again: {error}");
         }
     }
 

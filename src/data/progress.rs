@@ -14,9 +14,9 @@ pub enum Phase {
 impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Check => "checking pictures",
+            Self::Check => "checking images",
             Self::Prompts => "encoding prompts",
-            Self::Pictures => "encoding pictures",
+            Self::Pictures => "encoding images",
         })
     }
 }

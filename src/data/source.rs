@@ -56,7 +56,7 @@ impl Source {
             Some(cell) => {
                 // A thread that panicked left whole windows behind.
                 let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-                let bytes = tables.read(&self.path(place), &place.file, cell)?.ok_or("holds no picture")?;
+                let bytes = tables.read(&self.path(place), &place.file, cell)?.ok_or("holds no image")?;
                 drop(tables);
                 Ok(bytes.data().to_vec())
             }

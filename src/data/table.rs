@@ -233,7 +233,7 @@ impl Images {
             }
             let problem = |problem: String| format!("{file} row {row} `{}`: {problem}", self.column());
             if path.is_empty() {
-                return Err(problem("holds no picture".into()));
+                return Err(problem("holds no image".into()));
             }
             let beside = file.rfind('/').map_or("", |end| &file[..=end]);
             let found = named(listing, "", &path).or_else(|problem| named(listing, beside, &path).map_err(|_| problem));

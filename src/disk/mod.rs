@@ -53,7 +53,7 @@ pub fn sweep(folder: &Path) {
         }
         let Ok(file) = File::options().write(true).open(&path) else { continue };
         if file.try_lock().is_ok() && fs::remove_file(&path).is_ok() {
-            tracing::debug!("removed {}, which a process left that died", path.display());
+            tracing::debug!("removed {}, left behind by a process that died", path.display());
         }
     }
 }
@@ -105,7 +105,7 @@ pub fn sweep_folders(folder: &Path, start: &str) -> Result<()> {
         let unfinished = path.extension().is_some_and(|extension| extension == PARTIAL || extension == REMOVED);
         if ours && unfinished && path.is_dir() {
             remove_folder(&path)?;
-            tracing::debug!("removed {}, which a process left that died", path.display());
+            tracing::debug!("removed {}, left behind by a process that died", path.display());
         }
     }
     Ok(())

@@ -147,7 +147,7 @@ pub trait Family: Debug + Sync {
 }
 
 /// The next move of a person who wants to edit with a model that does not.
-const TO_EDIT: &str = "use an InstructPix2Pix model, or `kiln generate` with `image` to change a picture";
+const TO_EDIT: &str = "use an InstructPix2Pix model, or `kiln generate` with `image` to change an image";
 
 /// Values for what a request for images leaves open.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -89,8 +89,8 @@ impl Family for StableDiffusion {
             Err(error) => return error,
         };
         let (problem, hint) = match self.edits {
-            true => ("this UNet edits pictures by instruction".into(), "use `kiln edit`"),
-            false => (format!("to read a picture to edit it must be {}", 2 * out_channels), TO_EDIT),
+            true => ("this UNet edits images by instruction".into(), "use `kiln edit`"),
+            false => (format!("to read an image to edit it must be {}", 2 * out_channels), TO_EDIT),
         };
         Error::file(model.join(UNET).join("config.json"), format!("`in_channels` is {in_channels}: {problem}"))
             .hint(hint)

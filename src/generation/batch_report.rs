@@ -165,7 +165,7 @@ impl Work {
 
 impl fmt::Display for BatchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = ["pictures", "batches", "seconds", "s/picture", "average MiB", "peak MiB"];
+        let heads = ["images", "batches", "seconds", "s/image", "average MiB", "peak MiB"];
         heads.iter().try_for_each(|head| write!(f, "{head:>11}  "))?;
         write!(f, "model")?;
         for work in &self.models {
@@ -173,7 +173,7 @@ impl fmt::Display for BatchReport {
             write!(f, "  {:>11.2}", work.seconds_per_picture)?;
             write!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
         }
-        write!(f, "\n{} pictures in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
+        write!(f, "\n{} images in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
         self.skipped.iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
     }
 }

@@ -50,9 +50,9 @@ impl SamplingOptions {
                 "image_guidance",
                 self.image_guidance.is_some(),
                 edits,
-                "leave it out: it is for models that edit a picture",
+                "leave it out: it is for models that edit an image",
             ),
-            ("scaled_condition", self.scaled_condition, edits, "leave it out: it is for models that edit a picture"),
+            ("scaled_condition", self.scaled_condition, edits, "leave it out: it is for models that edit an image"),
         ] {
             if given && !supported {
                 return Err(Error::setting(field, format!("is not supported by {}", family.name())).hint(hint));

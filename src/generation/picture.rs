@@ -91,7 +91,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<_> = shown.map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
     files.sort_unstable();
     match files.is_empty() {
-        true => Err(Error::file(path, "no pictures").hint(format!("pictures end in {}", ENDINGS.join(", ")))),
+        true => Err(Error::file(path, "no images").hint(format!("images end in {}", ENDINGS.join(", ")))),
         false => Ok(files),
     }
 }

@@ -15,7 +15,7 @@ impl Session {
     pub fn check(&self, options: &SamplingOptions, prompts: &[String], strength: f64) -> Result<()> {
         options.check(self.family)?;
         if self.family.edits() && prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-            return Err(Error::setting("prompts", "is empty").hint("say what to change in the picture"));
+            return Err(Error::setting("prompts", "is empty").hint("say what to change in the image"));
         }
         let strength = if self.family.edits() { 1.0 } else { strength };
         check_strength(strength)?;

@@ -92,7 +92,7 @@ impl GenerateRequest {
         let total = pictures.checked_mul(prompts).and_then(|rows| rows.checked_mul(self.count));
         total.filter(|&total| total <= MOST_PICTURES).ok_or_else(|| {
             let problem =
-                format!("is {} for {prompts} prompts and {pictures} pictures, more than {MOST_PICTURES}", self.count);
+                format!("is {} for {prompts} prompts and {pictures} images, more than {MOST_PICTURES}", self.count);
             Error::setting("count", problem).hint("use several commands")
         })
     }

@@ -8,7 +8,7 @@ use super::{
     operation::{Operation, Plain, apply},
 };
 
-/// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `clippy.toml`
+/// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `.clippy.toml`
 /// keeps out of everywhere else.
 ///
 /// On a GPU, products of f32 are exact, as torch's are by default.

@@ -29,7 +29,8 @@ use crate::{
 
 /// What is wrong with a result that is not finite, and what may be the cause.
 pub(crate) const NOT_FINITE: &str = "would hold numbers that are not finite";
-pub(crate) const WHY_NOT_FINITE: &str = "a LoRA at too large a strength, or one from a run that diverged, does this";
+pub(crate) const WHY_NOT_FINITE: &str =
+    "a LoRA scale that is too high, or a LoRA from a run that diverged, causes this";
 
 /// The most pictures that are made together where nobody says. More make nothing faster.
 const MOST_BY_ITSELF: u64 = 16;
@@ -286,7 +287,7 @@ pub trait Pipeline: Send {
         let batch = latents.dims()[0];
         let limits = self.limits();
         let one = |i| self.vae().decode_within(scale.denormalize(latents.clone().narrow(0, i, 1)), &limits);
-        (0..batch).map(|i| to_image(one(i), &format!("picture {} of {batch}", i + 1))).collect()
+        (0..batch).map(|i| to_image(one(i), &format!("image {} of {batch}", i + 1))).collect()
     }
 }
 
@@ -332,5 +333,5 @@ fn to_image(pixels: Tensor<4>, name: &str) -> Result<RgbImage> {
         return Err(Error::setting(name, NOT_FINITE).hint(WHY_NOT_FINITE));
     }
     let bytes = values.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
-    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).expect("the buffer has the size of the picture"))
+    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).expect("the buffer has the size of the image"))
 }

@@ -150,8 +150,8 @@ impl Request {
         }
         check_strength(self.strength())?;
         match (edits, self.original.is_some()) {
-            (true, false) => return Err(Error::setting("image", "this model edits a picture, and none is given")),
-            (false, true) => return Err(Error::setting("image", "this model does not read a picture to edit")),
+            (true, false) => return Err(Error::setting("image", "this model edits an image, and none is given")),
+            (false, true) => return Err(Error::setting("image", "this model does not read an image to edit")),
             _ => {}
         }
         let shape = self.noise.dims();

@@ -56,7 +56,7 @@ impl Similarity {
     /// A picture is empty, or a caption has no tokens.
     pub fn measure(&self, original: &RgbImage, edited: &RgbImage, captions: Option<(&str, &str)>) -> Result<EditScore> {
         if [original, edited].iter().any(|picture| picture.is_empty()) {
-            return Err(Error::setting("measure", "a picture has no pixels"));
+            return Err(Error::setting("measure", "an image has no pixels"));
         }
         let pixels = Tensor::from_data(self.processor.pixels(&[original, edited]), &self.device);
         let [original, edited] = unit_rows(self.model.image_features(pixels));

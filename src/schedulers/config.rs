@@ -245,7 +245,7 @@ impl SchedulerConfig {
     fn zero_terminal(&self) -> Result<bool> {
         let zero_terminal = self.get("rescale_betas_zero_snr", false)?;
         if zero_terminal && self.get("prediction_type", PredictionType::Epsilon)? == PredictionType::Epsilon {
-            let problem = "`rescale_betas_zero_snr` with predicted noise: pure noise says nothing about the picture";
+            let problem = "`rescale_betas_zero_snr` with predicted noise: pure noise says nothing about the image";
             return Err(Error::file(&self.file, problem).hint("it needs a model with `prediction_type` v_prediction"));
         }
         Ok(zero_terminal)

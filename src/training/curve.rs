@@ -50,7 +50,7 @@ impl CurvePoint {
 
 impl fmt::Display for EditCurve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} edits of held-out pictures at text guidance {}:", self.edits, self.text_guidance)?;
+        writeln!(f, "{} edits of held-out images at text guidance {}:", self.edits, self.text_guidance)?;
         write!(f, "{:>14}  {:>16}  {:>22}", "image guidance", "image similarity", "directional similarity")?;
         for point in self.points.iter().chain([&self.target]) {
             let guidance = point.image_guidance.map_or("target".to_string(), |guidance| guidance.to_string());

@@ -53,7 +53,7 @@ pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display)
     let seed = Seed(config.run.seed);
     let batches = dataset.plan(seed).batches_per_epoch();
     if batches == 0 {
-        return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
+        return Err(Error::setting("data.validation_split", "leaves no image to train on"));
     }
     let mut buckets = BTreeMap::new();
     dataset.samples().iter().for_each(|sample| *buckets.entry(sample.picture.bucket).or_default() += 1);

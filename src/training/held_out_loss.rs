@@ -25,7 +25,7 @@ impl<'a> Validator<'a> {
     pub fn new(seed: Seed, dataset: &'a LatentDataset) -> Self {
         let batches = dataset.held_out(seed);
         if batches.is_empty() {
-            tracing::warn!("no pictures are held out: `data.validation_split` is 0, or there is only one picture");
+            tracing::warn!("no images are held out: `data.validation_split` is 0, or there is only one image");
         }
         Self { seed, dataset, batches }
     }

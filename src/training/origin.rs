@@ -37,7 +37,7 @@ impl Origin {
     /// What is there `now` is not what the run of `config` was started with.
     pub fn check(&self, now: &Self, config: &TrainConfig) -> Result<()> {
         if self.dataset != now.dataset {
-            let problem = "the pictures or captions are not those that the run was started with";
+            let problem = "the images or captions are not those that the run was started with";
             return Err(Error::file(&config.data.path, problem)
                 .hint("bring the data back, or start a new run without `resume`"));
         }

@@ -48,7 +48,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
     }
     if !problems.is_empty() {
         return Err(Error::many(run.join(CONFIG), problems)
-            .hint("go on with the settings the run was started with, or start a new run without `resume`"));
+            .hint("resume with the settings the run was started with, or start a new run without `resume`"));
     }
     Ok(Resumed { folder, checkpoint: Some(checkpoint) })
 }

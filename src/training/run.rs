@@ -83,7 +83,7 @@ impl Job for Training<'_> {
         let validator = Validator::new(Seed(config.run.seed), dataset);
         let plan = dataset.plan(Seed(config.run.seed));
         if plan.batches_per_epoch() == 0 {
-            return Err(Error::setting("data.validation_split", "leaves no picture to train on"));
+            return Err(Error::setting("data.validation_split", "leaves no image to train on"));
         }
         let mut run = Run::open(config, resumed, prepared, task, &validator)?;
         let done = run.step * config.training.gradient_accumulation;
@@ -160,7 +160,7 @@ impl<'a, T: Task> Run<'a, T> {
             numbers += parameter.shape().iter().product::<usize>();
             tensors += 1;
         });
-        tracing::info!("{numbers} trained numbers in {tensors} tensors");
+        tracing::info!("{numbers} trainable parameters in {tensors} tensors");
         if let Trained::Lora(lora) = &trained {
             for line in lora.compatibility(lora.usual_format()) {
                 tracing::info!("the file {}.safetensors {line}", config.run.name);
@@ -319,9 +319,9 @@ impl<'a, T: Task> Run<'a, T> {
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
             let what = format!("the held-out loss at {} {level}", T::LEVEL);
             return Err(Error::not_finite(self.step, what)
-                .hint("lower `optimizer.learning_rate`, and go on from a checkpoint before this step"));
+                .hint("lower `optimizer.learning_rate`, and resume from a checkpoint before this step"));
         }
-        let stage = Stage::enter("validation pictures", self.task.device());
+        let stage = Stage::enter("validation images", self.task.device());
         let grid = self.task.grid(adapters.as_slice(), self.step > 0)?;
         drop(stage);
         // The line last: where it is, all is.

@@ -94,7 +94,7 @@ impl fmt::Display for ValidationReport {
         match self.best_step {
             Some(0) => write!(f, "\nno checkpoint is better than the base model")?,
             Some(step) => write!(f, "\nbest: step-{step:06}")?,
-            None => write!(f, "\nno picture is held out, so there is no loss: set `data.validation_split`")?,
+            None => write!(f, "\nno image is held out, so there is no loss: set `data.validation_split`")?,
         }
         if self.unmeasured > 0 {
             write!(f, "\nstopped on request; checkpoints not measured: {}", self.unmeasured)?;
@@ -123,14 +123,14 @@ pub fn validate(
     let prepared = prepare_dataset(&config, device, &mut Silent)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
     if !held_out && config.validation.prompts.is_empty() {
-        let problem = "no picture was held out, and there are no prompts to generate: there is nothing to validate";
+        let problem = "no image was held out, and there are no prompts to generate: there is nothing to validate";
         return Err(Error::setting("data.validation_split", problem).hint(
-            "set it to 0.1 or so before training; of FLUX.1, `validation.prompts` in the run's config.toml show pictures",
+            "set it to 0.1 or so before training; for FLUX.1, `validation.prompts` in the run's config.toml generates images",
         ));
     }
     let similarity = match clip {
         Some(_) if config.objective.kind() == ObjectiveKind::FlowMatching => {
-            return Err(Error::setting("clip", "is for models that edit pictures").hint("leave it out"));
+            return Err(Error::setting("clip", "is for models that edit images").hint("leave it out"));
         }
         Some(_) if !held_out || config.validation.edits == 0 || config.validation.seeds.is_empty() => {
             let problem = "the run's config.toml asks for no edits of held-out pairs";

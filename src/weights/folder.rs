@@ -279,7 +279,7 @@ fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
     for (name, tensor) in stored {
         let found = file.read(name)?;
         if found != tensor.data() {
-            problems.push(format!("tensor `{name}` is another when the file is read back"));
+            problems.push(format!("tensor `{name}` does not match after reading the file back"));
         }
         let values = found.convert_dtype(DType::F32);
         if !values.as_slice::<f32>().is_ok_and(|values| values.iter().all(|v| v.is_finite())) {

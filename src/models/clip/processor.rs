@@ -91,7 +91,7 @@ impl ClipImageProcessor {
             _ => return Err("`crop_size` is no square".into()),
         };
         if crop as usize != image_size || crop > size {
-            return Err(format!("`size` {size} and `crop_size` {crop} do not fit pictures of {image_size} pixels"));
+            return Err(format!("`size` {size} and `crop_size` {crop} do not fit images of {image_size} pixels"));
         }
         let steps = config.do_resize && config.do_center_crop && config.do_rescale && config.do_normalize;
         if !steps || config.resample != BICUBIC || (config.rescale_factor * 255.0 - 1.0).abs() > 1e-6 {

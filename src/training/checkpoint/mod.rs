@@ -263,7 +263,7 @@ impl Checkpoint {
             let aside = later.folder.with_extension("abandoned");
             remove_folder(&aside)?;
             fs::rename(&later.folder, &aside).map_err(|e| Error::io(&later.folder, e))?;
-            tracing::warn!("{} is from after the step the run goes on from: renamed", later.folder.display());
+            tracing::warn!("{} is later than the step this run resumes from: renamed", later.folder.display());
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ impl TrainConfig {
             return Err(Error::setting("validation.seeds", "must hold at least one seed for the edits"));
         }
         if self.training.mode == Mode::Lora && !family.edits() {
-            let problem = "an adapter cannot teach a model to look at a picture that its first layer does not read";
+            let problem = "an adapter cannot teach a model to look at an image that its first layer does not read";
             return Err(Error::setting("training.mode", problem)
                 .hint("use `full` to make an editing model of this one, or point `model.path` at an editing model"));
         }

@@ -82,12 +82,8 @@ impl ValidationConfig {
         let guidance_holds = |guidance: f64| guidance.is_finite() && guidance >= 0.0;
         let sigmas_hold = !self.sigmas.is_empty() && self.sigmas.iter().all(|&sigma| sigma > 0.0 && sigma <= 1.0);
         vec![
-            (seeds_hold, "validation.seeds", "must hold at least one seed for the pictures"),
-            (
-                pictures <= MOST_PICTURES,
-                "validation.seeds",
-                "must not make more than 1000 pictures with all the prompts",
-            ),
+            (seeds_hold, "validation.seeds", "must hold at least one seed for the images"),
+            (pictures <= MOST_PICTURES, "validation.seeds", "must not make more than 1000 images with all the prompts"),
             ((1..=MOST_STEPS).contains(&self.steps), "validation.steps", "must be from 1 to 10000"),
             (size_holds(self.width), "validation.width", "must be a multiple of 16 pixels, at most 8192"),
             (size_holds(self.height), "validation.height", "must be a multiple of 16 pixels, at most 8192"),

@@ -104,7 +104,7 @@ impl Task for FluxTask {
     }
 
     fn curve(&self, _: &[Adapters], _: &Similarity) -> Result<EditCurve> {
-        Err(Error::setting("clip", "is for models that edit pictures").hint("leave it out"))
+        Err(Error::setting("clip", "is for models that edit images").hint("leave it out"))
     }
 }
 
