@@ -1,10 +1,12 @@
 //! The program as a person meets it: help, errors, exit codes.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use clap::CommandFactory;
+use kiln::cli::Cli;
 use tempfile::TempDir;
 
 fn kiln(arguments: &[&str]) -> Output {
@@ -195,4 +197,62 @@ fn missing_inputs_are_named() {
         assert!(said.contains(name), "{arguments:?}: {said}");
     }
     assert!(!PathBuf::from("x.safetensors").exists());
+}
+
+#[test]
+fn every_shipped_configuration_is_in_the_program_too() {
+    let printed = |arguments: &[&str]| String::from_utf8(kiln(arguments).stdout).unwrap();
+    let list = printed(&["config"]);
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")).unwrap();
+    let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    assert_eq!(list.lines().count(), files.len(), "{list}");
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert!(list.lines().any(|line| line.split(' ').next() == Some(name)), "{name} is not in\n{list}");
+        assert_eq!(printed(&["config", name]).trim_end(), std::fs::read_to_string(&file).unwrap().trim_end());
+    }
+    let said = fails(1, &["config", "flux"]);
+    assert!(said.contains("there is no configuration called `flux`") && said.contains("`kiln config`"), "{said}");
+}
+
+/// A line of a shell, as words; quotes keep blanks together.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted, mut open) = (vec![String::new()], false, false);
+    for c in line.chars() {
+        match c {
+            '"' => (quoted, open) = (!quoted, true),
+            ' ' if !quoted => {
+                if open || !words.last().unwrap().is_empty() {
+                    words.push(String::new());
+                }
+                open = false;
+            }
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_command_that_the_documents_show_is_understood_and_its_configuration_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut commands = 0;
+    for document in ["README.md", ".github/CONTRIBUTING.md", "checkpoints/nano-flux/README.md"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap().replace("\\\n", " ");
+        for block in text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+            for line in block.lines().map(|line| line.split(" #").next().unwrap().trim()) {
+                let starts = ["kiln ", "target/release/kiln ", "cargo run --release -- "];
+                let Some(arguments) = starts.iter().find_map(|start| line.strip_prefix(start)) else { continue };
+                let arguments = words(arguments);
+                let parsed = Cli::command().try_get_matches_from([&["kiln".to_string()], &arguments[..]].concat());
+                assert!(parsed.is_ok(), "{document}: {line}\n{}", parsed.unwrap_err());
+                for file in arguments.iter().filter(|word| word.starts_with("configs/")) {
+                    assert!(root.join(file).is_file(), "{document}: {line}: there is no {file}");
+                }
+                commands += 1;
+            }
+        }
+    }
+    assert!(commands > 20, "{commands}");
 }

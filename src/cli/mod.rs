@@ -7,6 +7,7 @@ mod sampling;
 mod memory;
 mod batch;
 mod bench;
+mod config;
 mod doctor;
 mod edit;
 mod export;
@@ -130,6 +131,7 @@ enum Command {
     Serve(serve::Args),
     Quantize(quantize::Args),
     Inspect(inspect::Args),
+    Config(config::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
     Selftest(selftest::Args),
@@ -152,6 +154,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Serve(args) => serve::run(args, global),
         Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Config(args) => config::run(args),
         Command::Doctor(args) => doctor::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Selftest(args) => selftest::run(args, global),

@@ -9,27 +9,27 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Which pictures and captions, or edits, are trained on, and how they become batches.
+/// The dataset: images with captions, or edits, and how they become batches.
 ///
-/// What the model is decides what `path` holds: pictures with captions, or, for InstructPix2Pix, edits: pairs of pictures of
+/// What the model is decides what `path` holds: images with captions, or, for InstructPix2Pix, edits: pairs of images of
 /// one size (`original`, `edited`), which get the same bucket, crop and flip, each with the `instruction` that leads from the
 /// first to the second. Pairs are given as one of
-/// - a `metadata.jsonl` or `metadata.csv` with a column for each of the three, the pictures as paths in the folder;
-/// - folders `original` and `edited` with pictures of the same names (the extension may differ), and for each pair a `.txt`
+/// - a `metadata.jsonl` or `metadata.csv` with a column for each of the three, the images as paths in the folder;
+/// - folders `original` and `edited` with images of the same names (the extension may differ), and for each pair a `.txt`
 ///   of that name in `edited`, `original` or `instruction`;
 /// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`, compressed with snappy, gzip or not at
 ///   all: those whose names start with `train`, if there are any, else all. Nothing is unpacked to disk.
 ///
 /// Columns, of metadata and Parquet files; where there are several, the first of a list counts (the metadata's names of
-/// pictures may end in `_file_name` too):
+/// images may end in `_file_name` too):
 /// - the original: `original`, `original_image`, `input_image`, `source_image`, `source_img`, `input`, `source`;
-/// - the edited picture: `edited`, `edited_image`, `output_image`, `target_image`, `target_img`, `output`, `target`;
+/// - the edited image: `edited`, `edited_image`, `output_image`, `target_image`, `target_img`, `output`, `target`;
 /// - the instruction: `instruction`, `edit_prompt`, `edit_instruction`, `edit`, `prompt`, `text`;
-/// - if known, what the two pictures show: `original_caption`, `original_prompt`, `source_caption`, `source_prompt`,
+/// - if known, what the two images show: `original_caption`, `original_prompt`, `source_caption`, `source_prompt`,
 ///   `input_caption`, `input_prompt`; and `edited_caption`, `edited_prompt`, `target_caption`, `target_prompt`,
 ///   `output_caption`, `output_prompt`. Edits are judged by these; they are not trained on.
 ///
-/// Cache entries are known by content. Changing a picture or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
+/// Cache entries are known by content. Changing an image or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
 /// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) makes new entries for what changed.
 /// `path`, `batch_size`, `repeats`, `caption_dropout`, `conditioning_dropout` and `validation_split` need none, as long as
 /// `cache` is the same folder.
@@ -42,19 +42,19 @@ pub struct DataConfig {
     /// `picture`, `img`) and one of captions. A folder called as kohya's scripts want it, such as `10_dog`, counts as often as
     /// it says. What is in the folder and not used is said. Edits: see above. Required.
     pub path: PathBuf,
-    /// Pictures are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
+    /// Images are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
     /// grows with the area); keep it near the size that images will be generated at. InstructPix2Pix was trained at 256.
     pub resolution: usize,
-    /// Pictures in one forward pass. Raise it while memory allows; for larger batches than fit, raise
+    /// Images in one forward pass. Raise it while memory allows; for larger batches than fit, raise
     /// `training.gradient_accumulation` instead.
     pub batch_size: usize,
-    /// How often each picture is seen in one epoch, from 1 to 10 000. Raise it when few pictures of different shapes leave batches short.
+    /// How often each image is seen in one epoch, from 1 to 10 000. Raise it when few images of different shapes leave batches short.
     pub repeats: usize,
-    /// Also train on mirror images, each time with probability one half; both pictures of an edit together. Leave it off for
+    /// Also train on mirror images, each time with probability one half; both images of an edit together. Leave it off for
     /// text, faces that must stay recognisable, anything else that has a left and a right, and edits whose instructions say
     /// "left" or "right". Doubles the cached latents.
     pub flip: bool,
-    /// The probability that a picture is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
+    /// The probability that an image is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
     /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
     /// For edits, in the place of `caption_dropout`: the probability p, from 0 to 1/3, that a sample is trained without its
@@ -64,18 +64,18 @@ pub struct DataConfig {
     /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
     /// leave it empty for none. Instructions have none.
     pub trigger: String,
-    /// The fraction of pictures (of edits: of originals, with all their edits) that is held out to measure the loss on, from 0
-    /// to below 1. A picture's side is drawn from its content, so it stays when others are added. Use 0 to train on everything
+    /// The fraction of images (of edits: of originals, with all their edits) that is held out to measure the loss on, from 0
+    /// to below 1. An image's side is drawn from its content, so it stays when others are added. Use 0 to train on everything
     /// and measure nothing.
     pub validation_split: f64,
-    /// Where encoded pictures and captions are kept; default: `.kiln-cache` in `path`. Set it when `path` is read-only or
+    /// Where encoded images and captions are kept; default: `.kiln-cache` in `path`. Set it when `path` is read-only or
     /// on a slow disk. Several configurations may share one folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// How cached latents are stored. `bf16` halves their disk space, at the cost of rounding them. Embeddings are kept
     /// as exactly as the text encoders give them, in `model.dtype`.
     pub cache_dtype: Dtype,
-    /// The most that a picture is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
+    /// The most that an image is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
     /// about 1.5 a model learns the blur of enlarging.
     pub max_upscale: f64,
     /// The sides of buckets are multiples of this, a multiple of 16 pixels. Raise it to 32 or 64 to get fewer bucket sizes
@@ -87,7 +87,7 @@ pub struct DataConfig {
     pub max_aspect: f64,
 }
 
-/// The most pictures in one forward pass.
+/// The most images in one forward pass.
 const MOST_AT_ONCE: usize = 4096;
 
 /// More than any use of it: a guard against a slip of the hand.
@@ -119,7 +119,7 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Where encoded pictures and captions are kept.
+    /// Where encoded images and captions are kept.
     pub fn cache_folder(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| self.path.join(".kiln-cache"))
     }

@@ -12,7 +12,6 @@ use image::{
     imageops::{self, FilterType},
 };
 
-use super::Session;
 use crate::{
     data,
     disk::replace,
@@ -58,15 +57,7 @@ impl PictureFile {
     }
 }
 
-impl Session {
-    /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a
-    /// side, in the same proportions; both sides are rounded to the steps of the model's sizes.
-    pub fn working_size(&self, size: (u32, u32), most: usize) -> (u32, u32) {
-        fit(size, most, self.sizes().step)
-    }
-}
-
-fn fit((width, height): Size, resolution: usize, step: usize) -> Size {
+pub(super) fn fit((width, height): Size, resolution: usize, step: usize) -> Size {
     let area = f64::from(width) * f64::from(height);
     let scale = (resolution as f64 / area.sqrt()).min(1.0);
     let side = |side: u32| ((f64::from(side) * scale / step as f64).round().max(1.0) * step as f64) as u32;

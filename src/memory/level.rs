@@ -11,9 +11,9 @@ use crate::limits::Limits;
 /// | | denoiser, T5 | VAE |
 /// |---|---|---|
 /// | `none` | on the device | on the device |
-/// | `balanced` | on the device, until images are decoded | in its file, until it is used |
-/// | `aggressive` | in its file; on the device are the block in use and the next one | in its file, until it is used; in bands |
-/// | `ultra` | in its file; on the device is the block in use | in its file, until it is used; in narrower bands |
+/// | `balanced` | on the device, until images are decoded | in its file, until it is used; in bands of rows |
+/// | `aggressive` | in its file; on the device are the block in use and the next one | as `balanced`, in narrower bands |
+/// | `ultra` | in its file; on the device is the block in use | in still narrower bands |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Everything stays on the device.
@@ -34,7 +34,8 @@ impl Level {
     /// How much is computed at once.
     pub fn limits(self) -> Limits {
         let (vae_rows, feed_forward_tokens, attention_scores) = match self {
-            Self::None | Self::Balanced => return Limits::NONE,
+            Self::None => return Limits::NONE,
+            Self::Balanced => return Limits { vae_rows: Some(128), vae_images: Some(1), ..Limits::NONE },
             Self::Aggressive => (64, 1024, 1 << 26),
             Self::Ultra => (32, 512, 1 << 24),
         };

@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Rule;
 
-/// `[objective]` of kind `flow_matching`, for FLUX.1. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the picture, 1
+/// `[objective]` of kind `flow_matching`, for FLUX.1. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the image, 1
 /// is noise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,13 +19,13 @@ pub struct FlowMatchingConfig {
     pub logit_std: f64,
     /// How far `mode` is from uniform. Default 1.29, as in the SD3 paper.
     pub mode_scale: f64,
-    /// Shift of the drawn sigma to more noise, s·sigma / (1 + (s − 1)·sigma). Default `resolution`: s by the picture's
+    /// Shift of the drawn sigma to more noise, s·sigma / (1 + (s − 1)·sigma). Default `resolution`: s by the image's
     /// size as at inference (1.88 at 512², 3.16 at 1024²). Or s itself (1.0 changes nothing), or `none`.
     pub shift: Shift,
     /// How much a sample counts by its sigma. Default `none`, all the same.
     pub weighting: Weighting,
     /// Guidance that a distilled model is told while training. Default 1.0: other values train the adapter on what the
-    /// distillation would do to the picture. Pictures are sampled at `validation.guidance`.
+    /// distillation would do to the image. Images are sampled at `validation.guidance`.
     pub guidance: f64,
 }
 
@@ -50,7 +50,7 @@ pub enum Weighting {
     /// 1.
     #[default]
     None,
-    /// sigma⁻²: nearly clean pictures count most.
+    /// sigma⁻²: nearly clean images count most.
     SigmaSqrt,
     /// 2 / (π·(1 − 2·sigma + 2·sigma²)): the middle counts most.
     Cosmap,
@@ -61,7 +61,7 @@ pub enum Weighting {
 pub enum Shift {
     /// Not at all.
     None,
-    /// By the size of the picture.
+    /// By the size of the image.
     #[default]
     Resolution,
     /// By this number, the same for all sizes.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Rule;
 
-/// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited picture (or its velocity, as the model's scheduler
+/// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited image (or its velocity, as the model's scheduler
 /// says) from the noisy latents, those of the original beside them, and the instruction. How often the conditions are left out
 /// is `data.conditioning_dropout`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -14,9 +14,9 @@ pub struct InstructPix2PixConfig {
     /// Default 0: all count the same, as in the paper. 5 is usual, and makes training at low noise less dominant.
     pub snr_gamma: f64,
     /// Share of a noise that is the same at all places of a channel. Default 0. About 0.05 lets the model change the overall
-    /// brightness of a picture more.
+    /// brightness of an image more.
     pub noise_offset: f64,
-    /// Whether the original's latents are scaled as those of the edited picture. Default no, as the paper's model and those of
+    /// Whether the original's latents are scaled as those of the edited image. Default no, as the paper's model and those of
     /// diffusers' script; a model sees the originals as it was trained, so change it only for one that was trained otherwise.
     pub scaled_condition: bool,
 }

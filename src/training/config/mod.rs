@@ -47,7 +47,7 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     pub run: RunConfig,
     /// What is fine-tuned.
     pub model: ModelConfig,
-    /// The pictures and captions.
+    /// The images and captions.
     pub data: DataConfig,
     /// The adapter.
     #[serde(default)]
@@ -98,14 +98,14 @@ pub struct LoopConfig {
     /// denoiser, with a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the
     /// weights (an EMA and gradient accumulation add one each).
     pub mode: Mode,
-    /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 pictures needs 500 to 2000;
+    /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 images needs 500 to 2000;
     /// watch the held-out loss.
     pub max_steps: u64,
     /// Batches whose gradients are averaged into one step: the effective batch is `data.batch_size` times this, at the
     /// memory of one batch. Default 1. Raise it when the loss is too noisy and a larger batch does not fit.
     pub gradient_accumulation: u64,
-    /// Decay of a running mean over what is trained, such as 0.9999; default 0, none. With one, validation and export show the
-    /// mean, which is smoother; it ramps up from the start, and costs the memory of the trained numbers once more.
+    /// Decay of the EMA of the trained parameters, such as 0.9999; default 0, no EMA. With one, validation and export use the EMA,
+    /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more.
     pub ema_decay: f64,
     /// What is kept of the forward pass. Default `blockwise`: the input of each block only, computed again while going
     /// back, so that peak memory is one block. `full` keeps everything: faster where it fits.

@@ -15,28 +15,28 @@ pub struct ValidationConfig {
     /// Steps between two validations; Default 250. Before the first and after the last step there is one
     /// anyway, and with 0 only these. It does not disturb training: its noise is its own.
     pub every: u64,
-    /// FLUX.1: captions to generate pictures for, without and with the adapter. Default none. Include one without the subject,
+    /// FLUX.1: captions to generate images for, without and with the adapter. Default none. Include one without the subject,
     /// to see what else the adapter changes.
     pub prompts: Vec<String>,
     /// Stable Diffusion: how many held-out pairs are edited, each shown as original, edits and target. Default 4.
     pub edits: usize,
-    /// Start noise of the pictures; each prompt, or pair, is generated once a seed. Default `[0]`.
+    /// Start noise of the images; each prompt, or pair, is generated once a seed. Default `[0]`.
     pub seeds: Vec<u64>,
-    /// Denoising steps a picture. Default 20.
+    /// Denoising steps per image. Default 20.
     pub steps: usize,
     /// Width in pixels, a multiple of 16. Default 512. Edits have the size of their originals.
     pub width: usize,
     /// Height in pixels, a multiple of 16. Default 512.
     pub height: usize,
-    /// Distilled guidance of the pictures. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
+    /// Distilled guidance of the images. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
     /// `objective.guidance`, and does nothing in models without a guidance input.
     pub guidance: f64,
-    /// FLUX.1: classifier-free guidance of the pictures against the empty prompt, at twice the time, for models without a
+    /// FLUX.1: classifier-free guidance of the images against the empty prompt, at twice the time, for models without a
     /// guidance input that were trained with `data.caption_dropout`. Default 1.0, none; 2 to 4 is usual.
     pub true_guidance: f64,
-    /// Stable Diffusion: how strongly an edit follows the instruction. Default 7.5; up to 1 there is no guidance at all.
+    /// Stable Diffusion: guidance scale of the instruction. Default 7.5; up to 1 there is no guidance at all.
     pub text_guidance: f64,
-    /// Stable Diffusion: how strongly an edit keeps to the original. Default 1.5; at 1 it is not considered apart, and
+    /// Stable Diffusion: image guidance scale. Default 1.5; at 1 the original is not considered separately, and
     /// below 1 there is no guidance at all.
     pub image_guidance: f64,
     /// Stable Diffusion: the sampler of the edits, such as `"dpm_solver"`. Default: the model's own.
@@ -49,7 +49,7 @@ pub struct ValidationConfig {
     pub timesteps: Vec<u32>,
 }
 
-/// The most pictures of one validation.
+/// The most images of one validation.
 const MOST_PICTURES: usize = 1000;
 
 impl Default for ValidationConfig {
