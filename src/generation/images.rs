@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use image::{GrayImage, RgbImage};
 
 use super::{
-    SamplingOptions, Session, Worn, input, picture,
+    SamplingOptions, Session, Worn, input,
     session::{Batch, Embedded, Prompts},
 };
 use crate::{
@@ -36,12 +36,6 @@ pub struct Images {
 }
 
 impl Session {
-    /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a
-    /// side, in the same proportions; both sides are rounded to the steps of the model's sizes.
-    pub fn working_size(&self, size: (u32, u32), most: usize) -> (u32, u32) {
-        picture::fit(size, most, self.sizes().step)
-    }
-
     /// Checks a request as far as that needs no weights.
     ///
     /// # Errors

@@ -57,6 +57,7 @@ impl PictureFile {
     }
 }
 
+/// A size of about the same proportions, of no more pixels than a square of this `resolution`, with sides of whole steps.
 pub(super) fn fit((width, height): Size, resolution: usize, step: usize) -> Size {
     let area = f64::from(width) * f64::from(height);
     let scale = (resolution as f64 / area.sqrt()).min(1.0);

@@ -1,6 +1,6 @@
 //! What making images takes of device memory, by configurations and headers alone.
 
-use super::{SamplingOptions, Session};
+use super::{SamplingOptions, Session, picture::fit};
 use crate::{
     error::Result,
     memory::{self, MemoryConfig, Phase, Plan},
@@ -78,5 +78,11 @@ impl Session {
     pub fn images_at_once(&self, (width, height): (usize, usize)) -> Result<usize> {
         let (factor, tokens) = (self.sizes().latent_pixel, self.family.prompt_tokens(&self.folder)?);
         Ok(self.pipeline.pictures_that_fit((width / factor, height / factor), tokens, self.rows(true)))
+    }
+
+    /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a
+    /// side, in the same proportions; both sides are rounded to the steps of the model's sizes.
+    pub fn working_size(&self, size: (u32, u32), most: usize) -> (u32, u32) {
+        fit(size, most, self.sizes().step)
     }
 }

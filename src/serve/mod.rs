@@ -23,6 +23,7 @@ mod journal;
 mod models;
 mod adapters;
 mod queue;
+mod restart;
 mod shared;
 mod work;
 mod loads;

@@ -15,12 +15,13 @@ use super::{
     config::ServeConfig,
     engine::Engine,
     info::{LoraInfo, MemoryStatus, ModelInfo, QueueStatus, StatusInfo},
-    job::{Failure, Job, JobId, JobRequest, Numbered, Status},
+    job::{Job, JobId, JobRequest, Numbered, Status},
     journal::Journal,
     models::Models,
     queue::{Entry, Full, Queue},
-    record::{MOST_RESTARTS, Record, now},
+    record::{Record, now},
     refusal::{Accepted, CancelOutcome, Missing, Refusal},
+    restart::taken_up,
     results::Results,
     shared::{Order, Shared},
 };
@@ -394,27 +395,4 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop(Duration::ZERO);
     }
-}
-
-/// The jobs of the journal. Those that a server was in the middle of when it died wait again, but not for ever.
-fn taken_up(journal: &Journal, results: &Results) -> Result<Queue> {
-    let (mut queue, mut kept) = (Queue::default(), std::collections::BTreeSet::new());
-    for mut record in journal.all()? {
-        if record.status == Status::Running && record.starts > MOST_RESTARTS {
-            let problem = format!("the server ended unexpectedly {} times while it was running", record.starts);
-            let error = Error::setting("job", problem)
-                .hint("the log of the server may say why; smaller images need less memory");
-            (record.status, record.error, record.finished) = (Status::Failed, Some(Failure::from(&error)), Some(now()));
-            journal.finish(&record)?;
-        } else if record.status == Status::Running {
-            (record.status, record.started) = (Status::Queued, None);
-        }
-        if record.status == Status::Completed && !record.expired {
-            kept.insert(record.id);
-        }
-        queue.restore(record);
-    }
-    results.keep_only(|id| kept.contains(&id))?;
-    queue.tell_positions();
-    Ok(queue)
 }
