@@ -91,7 +91,7 @@ fn no_accepted_job_is_lost_and_no_image_changes_after_it_was_told() {
         };
         // Now and then before anything was finished.
         let mut is_finished = round % 4 == 3;
-        while let Some(line) = lines.next() {
+        for line in lines.by_ref() {
             is_finished |= line.starts_with("completed");
             if read(line) >= until && is_finished {
                 break;
