@@ -354,7 +354,11 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
         (&cut, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
         (&cut, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
-        (&flux, &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"], "`image 1 of 1`: would hold"),
+        (
+            &flux,
+            &["--lora", &broken, "--width", "32", "--height", "32", "--steps", "1"],
+            "`generated image 1 of 1`: would hold",
+        ),
         (&cut, &["--width", "50"], "50 is not a multiple of 8"),
         (&cut, &["--image", &picture, "--strength", "0"], "`--strength`: 0 is not above 0"),
         (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),

@@ -287,7 +287,7 @@ pub trait Pipeline: Send {
         let batch = latents.dims()[0];
         let limits = self.limits();
         let one = |i| self.vae().decode_within(scale.denormalize(latents.clone().narrow(0, i, 1)), &limits);
-        (0..batch).map(|i| to_image(one(i), &format!("image {} of {batch}", i + 1))).collect()
+        (0..batch).map(|i| to_image(one(i), &format!("generated image {} of {batch}", i + 1))).collect()
     }
 }
 
