@@ -180,6 +180,8 @@ fn what_is_too_large_is_refused_before_it_is_taken_in() {
         (json!({"prompt": "x", "model": "none"}), "model"),
         (json!({"prompt": "x", "scheduler": "euler"}), "scheduler"),
     ] {
+        let mut asked = asked;
+        asked.as_object_mut().unwrap().entry("steps").or_insert(json!(1));
         let error = server.post("/kiln/v1/jobs", &asked).expect(400).json()["error"].clone();
         assert!(error.to_string().contains(field), "{asked}: {error}");
         assert!(error["message"].is_string() && error["code"].is_string() && error["subject"].is_object(), "{error}");
