@@ -51,3 +51,9 @@ fn distance(a: &RgbImage, b: &RgbImage) -> f64 {
     let all: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     all as f64 / a.as_raw().len() as f64
 }
+
+/// Says what was measured.
+fn say(text: impl std::fmt::Display) {
+    use std::io::Write;
+    _ = writeln!(std::io::stderr(), "{text}");
+}

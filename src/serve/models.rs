@@ -159,7 +159,7 @@ impl Models {
         let native = model.info.native_size;
         let (width, height) = size.map_or((native, native), |(width, height)| (width as usize, height as usize));
         let (width, height) = (request.width.unwrap_or(width), request.height.unwrap_or(height));
-        if width as u64 * height as u64 > limits.pixels {
+        if (width as u64).saturating_mul(height as u64) > limits.pixels {
             let problem = format!("{width} × {height} are more than the {} pixels of the largest image", limits.pixels);
             return Err(Error::setting("width", problem));
         }

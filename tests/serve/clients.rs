@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    base64, from_base64, pixels,
+    base64, from_base64, pixels, say,
     support::server::{Server, model},
 };
 
@@ -138,7 +138,7 @@ fn silly_tavern_connects_chooses_makes_and_interrupts() {
 #[test]
 fn openais_own_client_generates_edits_and_streams() {
     let Some(python) = std::env::var_os("KILN_TEST_PYTHON") else {
-        println!("not run: KILN_TEST_PYTHON names no Python with the package `openai`");
+        say("not run: KILN_TEST_PYTHON names no Python with the package `openai`");
         return;
     };
     let server = keyed(&(model("nano-flux") + &model("ip2p")));

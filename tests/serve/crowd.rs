@@ -11,7 +11,10 @@ use std::{
 
 use serde_json::json;
 
-use super::support::server::{Answer, Server, model, parsed};
+use super::{
+    say,
+    support::server::{Answer, Server, model, parsed},
+};
 
 const CLIENTS: usize = 1000;
 
@@ -71,11 +74,11 @@ fn of_a_thousand_clients_as_many_are_accepted_as_the_queue_holds_and_the_rest_is
     let mut alive = alive;
     alive.sort();
     let p99 = alive[alive.len() * 99 / 100];
-    println!(
+    say(format!(
         "{accepted} accepted; /healthz answered {} times, p99 after {p99:?}, at most {:?}",
         alive.len(),
         alive[alive.len() - 1]
-    );
+    ));
     assert!(p99 < Duration::from_secs(1), "{p99:?}");
 
     // All of them go, and then there is room again.

@@ -6,7 +6,7 @@ use burn::tensor::{Shape, TensorData};
 use serde_json::{Value, json};
 
 use super::{
-    base64, distance, from_base64, halves, pixels, png,
+    base64, distance, from_base64, halves, pixels, png, say,
     support::{
         program::succeeds,
         server::{Server, events, model, parsed},
@@ -87,7 +87,7 @@ fn a_job_is_followed_event_by_event_and_its_image_is_that_of_generate() {
         server.ask("GET", &path, &[&format!("last-event-id: {}", end.0 - 1)], &[]),
         server.get(&format!("{path}?after={}", end.0 - 1)),
     ] {
-        assert_eq!(events(&answer.expect(200).body), [end.clone()]);
+        assert_eq!(events(&answer.expect(200).body), std::slice::from_ref(end));
     }
     assert_eq!(events(&server.get(&format!("{path}?after={}", end.0)).expect(200).body), []);
 
@@ -375,7 +375,7 @@ fn a_first_answer_comes_soon_and_the_server_says_what_it_does() {
     server.post("/v1/images/generations", &asked).expect(200);
     // Two seconds are the aim, measured on an idle machine; tests run beside each other.
     let (ready, first) = (server.ready_after, began.elapsed());
-    println!("listens after {ready:?}, first image after {first:?} more");
+    say(format!("listens after {ready:?}, first image after {first:?} more"));
     assert!((ready + first).as_secs_f64() < 20.0, "{ready:?} + {first:?}");
     assert_eq!(server.get("/healthz").expect(200).body, b"ok\n");
     server.get("/readyz").expect(200);

@@ -170,6 +170,8 @@ fn what_is_too_large_is_refused_before_it_is_taken_in() {
         (json!({"prompt": "x", "width": 0}), "width"),
         (json!({"prompt": "x", "width": 65}), "width"),
         (json!({"prompt": "x", "width": 18446744073709551615u64}), "width"),
+        // Their product is 2^64, which is 0 in 64 bits.
+        (json!({"prompt": "x", "width": 1u64 << 60, "height": 16}), "width"),
         (json!({"prompt": "x", "image": base64(&halves(256, 256))}), "image"),
         (json!({"prompt": "x", "image": "AAAA"}), "image"),
         (json!({"prompt": "x", "mask": base64(&halves(64, 64))}), "mask"),

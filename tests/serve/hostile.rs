@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    base64, halves,
+    base64, halves, say,
     support::server::{Answer, Server, form, model, parsed},
 };
 
@@ -128,7 +128,7 @@ fn broken_json_and_forms_are_refused_and_leave_the_server_as_it_was() {
             refused += usize::from(answer.status >= 400);
         }
     }
-    println!("{refused} of {} were refused", 6 * rounds);
+    say(format!("{refused} of {} were refused", 6 * rounds));
     assert!(refused > 3 * rounds);
     // The same with broken heads.
     let head = format!(

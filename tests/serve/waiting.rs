@@ -4,7 +4,10 @@ use std::{io::Read, net::Shutdown, time::Instant};
 
 use serde_json::{Value, json};
 
-use super::support::server::{Server, model, parsed};
+use super::{
+    say,
+    support::server::{Server, model, parsed},
+};
 
 /// So many steps that nobody waits for the last.
 const LONG: usize = 200;
@@ -30,7 +33,7 @@ fn a_job_that_nobody_waits_for_any_more_is_cancelled_in_every_dialect() {
         stream.shutdown(Shutdown::Both).unwrap();
         drop(stream);
         let job = server.finished(&id);
-        println!("{path}: cancelled after {:?}, at step {}", began.elapsed(), job["step"]);
+        say(format!("{path}: cancelled after {:?}, at step {}", began.elapsed(), job["step"]));
         assert_eq!(job["status"], "cancelled", "{job}");
         assert!(job["step"].as_u64().unwrap() < LONG as u64, "{job}");
         server.until(|| running(&server).is_none().then_some(()));
@@ -149,7 +152,7 @@ fn a_server_that_is_asked_to_stop_finishes_what_runs_keeps_what_waits_and_is_gon
     server.until(|| running(&server));
     server.until(|| (server.get("/kiln/v1/status").json()["queue"]["depth"] == 2).then_some(()));
     let (status, taken, folder) = server.stop();
-    println!("stopped after {taken:?}");
+    say(format!("stopped after {taken:?}"));
     assert!(status.success() && taken.as_secs() < 30, "{status} after {taken:?}");
     let mut rest = Vec::new();
     for stream in [&mut all, &mut of_second] {
