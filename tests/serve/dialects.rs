@@ -192,7 +192,7 @@ fn openais_dialect_makes_sends_and_refuses_as_openais_clients_expect() {
         (json!({"style": "vivid"}), 400, "style", "unknown_parameter"),
         (json!({"prompt": null}), 400, "prompt", "invalid"),
         (json!({"size": "64x70"}), 400, "height", "invalid"),
-        (json!({"lora": [{"name": "nobody"}]}), 400, "loras", "invalid"),
+        (json!({"lora": [{"name": "nobody"}]}), 400, "loras.name", "invalid"),
     ] {
         let mut asked = json!({"prompt": "sun"});
         asked.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
