@@ -63,7 +63,7 @@ fn an_unknown_table_is_refused_with_a_suggestion() {
 fn the_shipped_server_says_what_the_code_says() {
     let config = ServeConfig::load(SERVER, &[]).unwrap_or_else(|e| panic!("{e}"));
     let models: Vec<_> = config.models.iter().map(|model| model.path.as_str()).collect();
-    assert_eq!(models, ["checkpoints/nano-flux", "checkpoints/tiny-sd"]);
+    assert_eq!(models, ["checkpoints/nano-flux", "checkpoints/nano-sd"]);
     // What it shows is the default, but for fewer pixels, for a laptop.
     let limits = LimitsConfig { pixels: config.limits.pixels, ..LimitsConfig::default() };
     assert_eq!((config.limits, config.results), (limits, ResultsConfig::default()));
