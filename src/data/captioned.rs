@@ -12,7 +12,7 @@ use super::{
     listing::Listing,
     manifest::{FileKind, Manifest, Row, clean, kind_of},
     metadata::is_metadata,
-    text_file::read_text,
+    text_file::text_of_bytes,
 };
 use crate::error::Result;
 
@@ -86,7 +86,12 @@ impl CaptionFile {
 
     /// Its caption as it is trained on; `None` if there is no such file, or it is no text.
     pub fn read(&self) -> Option<String> {
-        read_text(&self.0).ok().map(|text| clean(&text))
+        self.caption_of(&fs::read(&self.0).ok()?)
+    }
+
+    /// The same of bytes that were read from it.
+    pub fn caption_of(&self, bytes: &[u8]) -> Option<String> {
+        text_of_bytes(bytes, &self.0).ok().map(|text| clean(&text))
     }
 
     /// Whether it is a link to a file elsewhere.

@@ -13,7 +13,15 @@ use crate::notice::warn_once;
 /// One clause: the file cannot be read, or is in an encoding that cannot be guessed.
 pub(super) fn read_text(path: &Path) -> Result<String, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let (text, encoding) = decode(&bytes).ok_or("is not UTF-8, nor UTF-16 or Windows-1252: save it as UTF-8")?;
+    text_of_bytes(&bytes, path)
+}
+
+/// The same of the bytes that were read from the file at `path`.
+///
+/// # Errors
+/// One clause: they are in an encoding that cannot be guessed.
+pub(super) fn text_of_bytes(bytes: &[u8], path: &Path) -> Result<String, String> {
+    let (text, encoding) = decode(bytes).ok_or("is not UTF-8, nor UTF-16 or Windows-1252: save it as UTF-8")?;
     if encoding == WINDOWS_1252 {
         let folder = path.parent().unwrap_or(path).display();
         warn_once(format!(

@@ -5,11 +5,7 @@ use std::fs;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{
-    data::{CaptionFile, CaptionedImage},
-    disk::replace,
-    error::Error,
-};
+use crate::{data::CaptionedImage, disk::replace, error::Error};
 
 /// The longest caption that is written, in bytes.
 const LONGEST: usize = 64 << 10;
@@ -40,10 +36,16 @@ pub enum NotSaved {
 }
 
 impl Caption {
-    /// The caption of an image as it is now.
+    /// The caption of an image as it is now. Text and etag are of one reading: else a text could be sent with the etag of a newer
+    /// one, which its reader would overwrite unseen.
     pub fn of(image: &CaptionedImage) -> Self {
-        let text = image.caption.clone().unwrap_or_default();
-        Self { text, etag: image.text.as_ref().filter(|file| !file.is_link()).map(etag) }
+        let listed = || image.caption.clone().unwrap_or_default();
+        let Some(file) = image.text.as_ref().filter(|file| !file.is_link()) else {
+            return Self { text: listed(), etag: None };
+        };
+        let bytes = fs::read(file.path()).ok();
+        let text = bytes.as_deref().and_then(|bytes| file.caption_of(bytes)).unwrap_or_else(listed);
+        Self { text, etag: Some(etag(bytes.as_deref())) }
     }
 
     /// Writes `text` in its place if `seen` names it. The caller sees to it that nobody else writes meanwhile.
@@ -65,20 +67,16 @@ impl Caption {
         if text.len() > LONGEST || text.contains('\0') {
             return Err(NotSaved::Invalid(format!("a caption has at most {LONGEST} bytes, none of them zero")));
         }
-        let write = |partial: &std::path::Path| {
-            fs::write(partial, text.to_string() + "\n").map_err(|e| Error::io(file.path(), e))
-        };
+        let written = text.to_string() + "\n";
+        let write = |partial: &std::path::Path| fs::write(partial, &written).map_err(|e| Error::io(file.path(), e));
         replace(file.path(), write).map_err(NotSaved::Failed)?;
-        Ok(Self { text: text.into(), etag: Some(etag(file)) })
+        Ok(Self { text: text.into(), etag: Some(etag(Some(written.as_bytes()))) })
     }
 }
 
-/// Of a file as it is now; `"none"` if there is none.
-fn etag(file: &CaptionFile) -> String {
-    match fs::read(file.path()) {
-        Ok(bytes) => format!("\"{}\"", &blake3::hash(&bytes).to_hex()[..32]),
-        Err(_) => "\"none\"".into(),
-    }
+/// Of the bytes of a file; `"none"` if there is none.
+fn etag(bytes: Option<&[u8]>) -> String {
+    bytes.map_or("\"none\"".into(), |bytes| format!("\"{}\"", &blake3::hash(bytes).to_hex()[..32]))
 }
 
 #[cfg(test)]
