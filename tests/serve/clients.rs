@@ -69,7 +69,6 @@ fn open_webui_connects_lists_chooses_and_makes() {
 }
 
 #[test]
-#[ignore = "fails now and then where the machine is faster or slower than it expects: run it by itself"]
 fn silly_tavern_connects_chooses_makes_and_interrupts() {
     let server = keyed(&(model("nano-flux") + &model("tiny-sd")));
     let key = format!("authorization: Basic {}", base64(b"ann:ann-has-a-long-key"));
@@ -132,8 +131,10 @@ fn silly_tavern_connects_chooses_makes_and_interrupts() {
     post("/sdapi/v1/interrupt", &json!({})).expect(200);
     drop(stream);
     server.until(|| (get("/sdapi/v1/progress").expect(200).json()["state"]["job_count"] == 0).then_some(()));
-    let jobs = get("/kiln/v1/jobs?status=cancelled").expect(200).json();
-    assert_eq!(jobs.as_array().unwrap().len(), 1);
+    // It is out of the count as soon as it is asked to end, and has ended before its next step.
+    let cancelled = || get("/kiln/v1/jobs?status=cancelled").expect(200).json().as_array().unwrap().len();
+    server.until(|| (cancelled() > 0).then_some(()));
+    assert_eq!(cancelled(), 1);
 }
 
 #[test]

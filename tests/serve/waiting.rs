@@ -38,13 +38,12 @@ fn a_job_that_nobody_waits_for_any_more_is_cancelled_in_every_dialect() {
         assert!(job["step"].as_u64().unwrap() < LONG as u64, "{job}");
         server.until(|| running(&server).is_none().then_some(()));
     }
-    // Who asks for a job by itself need not stay.
-    drop(server.send(
-        "POST",
-        "/kiln/v1/jobs",
-        &[],
-        json!({"prompt": "sun", "width": 64, "height": 64, "steps": 2}).to_string().as_bytes(),
-    ));
+    // Who asks for a job by itself need not stay once it is accepted: before that, nobody may have read what was asked.
+    let jobs = || server.get("/kiln/v1/jobs").expect(200).json().as_array().unwrap().len();
+    let (before, asked) = (jobs(), json!({"prompt": "sun", "width": 64, "height": 64, "steps": 2}));
+    let stream = server.send("POST", "/kiln/v1/jobs", &[], asked.to_string().as_bytes());
+    server.until(|| (jobs() > before).then_some(()));
+    drop(stream);
     server.until(|| {
         let jobs = server.get("/kiln/v1/jobs?status=completed").expect(200).json();
         (jobs.as_array().unwrap().len() == 1).then_some(())

@@ -35,7 +35,7 @@ use std::{
 
 use axum::{Router, http::HeaderValue, middleware};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
 };
 
@@ -60,6 +60,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Threads that answer, and threads that wait for the disk.
 const THREADS: [usize; 2] = [2, 64];
+
+/// Connections that wait to be taken. One more is reset by some systems, with its request.
+const BACKLOG: u32 = 4096;
 
 /// What all handlers share.
 type App = Arc<Shared>;
@@ -114,7 +117,7 @@ impl Front {
             .build()
             .map_err(|e| Error::setting("server", format!("cannot start its threads ({e})")))?;
         let address = SocketAddr::new(config.host, config.port);
-        let listener = runtime.block_on(TcpListener::bind(address)).map_err(|e| {
+        let listener = runtime.block_on(async { listen(address) }).map_err(|e| {
             Error::setting("port", format!("cannot listen at {address} ({e})"))
                 .hint("choose another `port`; 0 takes a free one")
         })?;
@@ -162,6 +165,14 @@ impl Front {
         runtime.shutdown_timeout(Duration::from_millis(500));
         Ok(())
     }
+}
+
+/// Listens with room for a crowd that comes at once.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(cfg!(unix))?; // as tokio's own `bind` does: a server may start again at once
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// An origin as browsers send it: a scheme and a name, perhaps a port, nothing else.
