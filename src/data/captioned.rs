@@ -103,16 +103,7 @@ impl CaptionFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = folder.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        folder
-    }
+    use crate::disk::folder_of as folder;
 
     fn shown(folder: &tempfile::TempDir) -> Vec<(String, Option<String>, bool)> {
         let read = CaptionedFolder::read(folder.path()).unwrap();

@@ -199,17 +199,10 @@ fn has_words(text: &str, words: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, DatasetKind};
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content).unwrap();
-        }
-        folder
-    }
+    use crate::{
+        data::{DataConfig, DatasetKind},
+        disk::folder_of as folder,
+    };
 
     fn read(folder: &tempfile::TempDir, trigger: &str) -> Manifest {
         let config = DataConfig { path: folder.path().into(), trigger: trigger.into(), ..Default::default() };

@@ -256,14 +256,11 @@ fn described(folder: &Path, image: &CaptionedImage) -> DatasetImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::folder_of;
 
     fn datasets(files: &[(&str, &str)]) -> (tempfile::TempDir, Datasets) {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = folder.path().join("set").join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
+        let files: Vec<_> = files.iter().map(|(name, content)| (format!("set/{name}"), *content)).collect();
+        let folder = folder_of(&files);
         let datasets = Datasets::new(vec![folder.path().join("set"), folder.path().join("none")]);
         (folder, datasets)
     }
