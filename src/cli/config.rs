@@ -14,18 +14,23 @@ pub struct Args {
     name: Option<String>,
 }
 
-/// The shipped configurations by their names.
-const SHIPPED: [(&str, &str); 10] = [
-    ("quickstart", include_str!("../../configs/quickstart.toml")),
-    ("quickstart_edit", include_str!("../../configs/quickstart_edit.toml")),
-    ("flux_lora", include_str!("../../configs/flux_lora.toml")),
-    ("flux_lora_8gb", include_str!("../../configs/flux_lora_8gb.toml")),
-    ("flux_lora_12gb", include_str!("../../configs/flux_lora_12gb.toml")),
-    ("flux_lora_16gb", include_str!("../../configs/flux_lora_16gb.toml")),
-    ("flux_lora_48gb", include_str!("../../configs/flux_lora_48gb.toml")),
-    ("flux_lora_80gb", include_str!("../../configs/flux_lora_80gb.toml")),
-    ("instruct_pix2pix", include_str!("../../configs/instruct_pix2pix.toml")),
-    ("serve", include_str!("../../configs/serve.toml")),
+/// Files of `configs/` by their names.
+macro_rules! files {
+    ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("../../configs/", $name, ".toml")))),+] };
+}
+
+/// The shipped configurations by their names; a test holds that none is missing.
+const SHIPPED: [(&str, &str); 10] = files![
+    "quickstart",
+    "quickstart_edit",
+    "flux_lora",
+    "flux_lora_8gb",
+    "flux_lora_12gb",
+    "flux_lora_16gb",
+    "flux_lora_48gb",
+    "flux_lora_80gb",
+    "instruct_pix2pix",
+    "serve",
 ];
 
 pub(super) fn run(args: Args) -> Result<()> {
