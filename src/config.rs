@@ -249,12 +249,17 @@ pub(crate) fn plain(message: &str) -> String {
 fn nearest(message: &str) -> Option<&str> {
     let mut names = message.strip_prefix("unknown ")?.split('`').skip(1).step_by(2);
     let wrong = names.next()?;
+    nearest_of(wrong, names)
+}
+
+/// The one of these names that is meant by a wrong one, if one is near enough.
+pub(crate) fn nearest_of<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, name) = names.map(|name| (distance(wrong, name), name)).min()?;
     (distance <= 1 + wrong.chars().count() / 3).then_some(name)
 }
 
 /// Levenshtein distance: insertions, deletions and replacements of letters that turn `a` into `b`.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
+fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);

@@ -28,6 +28,7 @@ pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
 pub use generate::{generate, plan};
 pub use images::Images;
 pub use options::SamplingOptions;
+pub(crate) use picture::resize;
 pub use request::GenerateRequest;
 pub use session::Session;
 pub use worn::Worn;

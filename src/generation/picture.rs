@@ -65,7 +65,8 @@ pub(super) fn fit((width, height): Size, resolution: usize, step: usize) -> Size
     (side(width), side(height))
 }
 
-fn resize(picture: RgbImage, size: Size) -> RgbImage {
+/// An image of another size; of its own, itself.
+pub(crate) fn resize(picture: RgbImage, size: Size) -> RgbImage {
     match picture.dimensions() == size {
         true => picture,
         false => imageops::resize(&picture, size.0, size.1, FilterType::Lanczos3),

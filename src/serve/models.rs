@@ -28,7 +28,7 @@ use crate::{
     data,
     error::{Error, Result, Subject},
     families,
-    generation::{Images, SamplingOptions, Session},
+    generation::{Images, SamplingOptions, Session, resize},
     hub,
     lora::Lora,
     notice::some_of,
@@ -39,7 +39,7 @@ use crate::{
 /// The most bytes of a prompt. Text encoders read some hundreds of words.
 const LONGEST_PROMPT: usize = 16 << 10;
 
-/// How much of an image is changed where nobody says: as `kiln generate` does.
+/// How much of an image is changed where nobody says.
 const STRENGTH: f64 = 0.6;
 
 /// A model, whose weights stay in their files.
@@ -209,7 +209,7 @@ impl Models {
             originals: match image {
                 Some(image) => {
                     model.session().sizes().check(width, height)?;
-                    vec![resized(image, size)]
+                    vec![resize(image, size)]
                 }
                 None => Vec::new(),
             },
@@ -266,13 +266,6 @@ fn by_field_of_request(mut error: Error) -> Error {
 /// The pixels of a file that came with a request; its header is looked at first.
 fn decoded(field: &str, FileBytes(bytes): &FileBytes, limits: &LimitsConfig) -> Result<RgbImage> {
     data::decode_picture(bytes, limits.pixels).map_err(|problem| Error::setting(field, problem))
-}
-
-fn resized(image: RgbImage, (width, height): (u32, u32)) -> RgbImage {
-    match image.dimensions() == (width, height) {
-        true => image,
-        false => imageops::resize(&image, width, height, FilterType::Lanczos3),
-    }
 }
 
 /// One that every client can write down: of 32 bits.

@@ -86,11 +86,9 @@ impl Fields {
     /// The first that nobody asked for.
     pub fn finish(self) -> Answer<()> {
         let Some((name, _)) = self.values.iter().next() else { return Ok(()) };
-        let near = self.asked.iter().map(|known| (config::distance(name, known), *known)).min();
-        let near = near.filter(|(distance, _)| *distance <= 1 + name.chars().count() / 3);
         let error = Error::setting(shortened(name), "is not a parameter that this server knows");
-        let error = match near {
-            Some((_, known)) => error.hint(format!("did you mean `{known}`?")),
+        let error = match config::nearest_of(name, self.asked.iter().copied()) {
+            Some(known) => error.hint(format!("did you mean `{known}`?")),
             None => error.hint("leave it out"),
         };
         Err(Failure::unknown_parameter(&error))

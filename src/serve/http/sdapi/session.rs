@@ -28,6 +28,7 @@ use super::{
 use crate::serve::{
     ModelInfo,
     job::{Job, JobId, Status},
+    record::now,
 };
 
 /// The most callers whose model is kept; then the first in order is forgotten.
@@ -144,11 +145,6 @@ pub(in super::super) async fn progress(State(app): State<App>, caller: Caller) -
     let left = running.and_then(|job| job.started).filter(|_| progress > 0.0);
     let eta_relative = left.map_or(0.0, |started| (now() - started).max(0.0) * (1.0 - progress) / progress);
     Json(Progress { progress, eta_relative, state, current_image: None, textinfo: None })
-}
-
-/// Seconds since 1970.
-fn now() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Your options: the model
