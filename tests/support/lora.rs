@@ -1,5 +1,4 @@
 //! LoRA files beside the goldens, and a model to attach them to.
-#![allow(dead_code)] // each test crate uses its own part
 
 use std::{
     collections::BTreeMap,

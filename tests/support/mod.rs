@@ -1,13 +1,17 @@
 //! Goldens: inputs and outputs of diffusers, written by `golden.py` beside the tiny models they were made with.
 #![allow(dead_code)] // each test crate uses its own part
 
+pub mod encoders;
+pub mod lora;
 pub mod program;
 #[cfg(unix)]
 pub mod pty;
+pub mod quantized;
 pub mod run;
 pub mod sampling;
 #[cfg(unix)]
 pub mod server;
+pub mod serving;
 
 use std::{
     ops::Deref,

@@ -1,5 +1,4 @@
 //! Model folders with quantized weights, and the same with what these stand for.
-#![allow(dead_code)] // each test crate uses its own part
 
 use std::{
     collections::BTreeMap,

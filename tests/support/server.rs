@@ -1,5 +1,4 @@
 //! `kiln serve` as a person runs it, on a free port, in a folder of its own.
-#![allow(dead_code)] // each test crate uses its own part
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -1,5 +1,4 @@
 //! A server without HTTP on the small models, and adapters for them.
-#![allow(dead_code)] // each test crate uses its own part
 
 use std::{
     path::{Path, PathBuf},

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use super::{graph::Plan, *};
 
 #[expect(clippy::disallowed_macros, reason = "a test says why it is skipped")]
-/// cuDNN, if `KILN_TEST_CUDNN` names its file (`libcudnn.so.9`); see `tests/cuda/README.md`.
+/// cuDNN, if `KILN_TEST_CUDNN` names its file (`libcudnn.so.9`); see `tests/cuda/standin/README.md`.
 fn cudnn() -> Option<&'static Cudnn> {
     let Some(file) = std::env::var_os("KILN_TEST_CUDNN") else {
         eprintln!("skipped: KILN_TEST_CUDNN names no cuDNN");

@@ -1,0 +1,10 @@
+//! Images from the command line and from a session.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod batch;
+mod edit;
+mod generate;
+mod levels;
+mod session;

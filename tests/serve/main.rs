@@ -1,0 +1,10 @@
+//! `kiln serve`, from outside over HTTP and from inside without it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod http;
+mod jobs;
+mod killed;
+mod page;
+mod switching;
