@@ -25,8 +25,8 @@ const COMPONENTS: [&str; 8] =
 const INDEX: &str = "model_index.json";
 
 /// The local folder of `model`: a folder in the layout of diffusers; `FILE@MODEL`, a single-file checkpoint and another model that
-/// has what the file lacks; or the name `org/name` of a repository on the Hugging
-/// Face hub. What the hub's cache has whole is not looked up again; the rest is downloaded into it. The variables are those of
+/// has what the file lacks (a folder may lack the weights of the denoiser, which the file has); or the name `org/name` of a
+/// repository on the Hugging Face hub. What the hub's cache has whole is not looked up again; the rest is downloaded into it. The variables are those of
 /// huggingface_hub: the cache is `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in
 /// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; the token is that of `HF_TOKEN` or of `hf auth login`; `HF_ENDPOINT` is
 /// asked instead of huggingface.co; `HF_HUB_OFFLINE=1` (or `on`, `yes`, `true`) forbids that.
@@ -68,7 +68,7 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     {
         let file = paths::meant_by("model.path", Path::new(file))?;
         if file.is_file() {
-            return single_file::folder(&file, &resolve(rest)?);
+            return single_file::folder(&file, &resolve_untrained(rest)?);
         }
     }
     if folder.is_file() {

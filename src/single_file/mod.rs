@@ -1,5 +1,6 @@
 //! Single-file checkpoints of Stable Diffusion 1.x and 2.x and of FLUX.1, in the layout of the original code, as model folders: each
-//! part that the file has is a view of it, and all that it lacks is that of another folder. Nothing is converted or copied.
+//! part that the file has is a view of it, and all that it lacks is that of another folder. Nothing is converted or copied: weights
+//! that are quantized, as in GGUF and in files of scaled fp8, stay so.
 
 mod names;
 
@@ -16,7 +17,7 @@ use crate::{
     error::{Error, Result},
     lora::{layers_of_original, swaps_halves},
     notice::{some_of, warn_once},
-    weights::{Elsewhere, PartView, TensorFile, VIEW, read_json},
+    weights::{Elsewhere, PartView, TensorFile, VIEW, is_marker, read_json, weight_beside},
 };
 
 /// What may stand before the names of the denoiser's tensors.
@@ -99,6 +100,11 @@ fn link(from: &Path, to: &Path) -> Result<()> {
 
 /// The views of the parts that a file has, by the names of their folders.
 fn parts(file: &TensorFile, rest: &Path) -> Result<BTreeMap<&'static str, PartView>> {
+    let architecture = file.metadata().remove("general.architecture"); // of GGUF
+    if let Some(other) = architecture.filter(|name| name != "flux") {
+        let problem = format!("is GGUF of the architecture `{other}`, and kiln reads that of `flux`");
+        return Err(Error::file(file.path(), problem).hint("use a GGUF file of the transformer of FLUX.1"));
+    }
     let all = file.names();
     let begins = |prefix: &str, mark: &str| {
         all.iter().any(|name| name.strip_prefix(prefix).is_some_and(|n| n.starts_with(mark)))
@@ -151,18 +157,21 @@ impl Found<'_> {
         Some((prefix, all.iter().filter_map(|name| name.strip_prefix(prefix)).map(String::from).collect()))
     }
 
+    /// Whether a tensor, or the weight that it is beside, is in a view.
     fn uses(&self, name: &str) -> bool {
-        self.parts
-            .values()
-            .flat_map(|part| part.tensors.values())
-            .any(|tensor| tensor.name == name || tensor.scale.as_deref() == Some(name))
+        let weight = weight_beside(name);
+        let is_in = |tensor: &Elsewhere| tensor.name == name || weight.as_ref() == Some(&tensor.name);
+        is_marker(name) || self.parts.values().flat_map(|part| part.tensors.values()).any(is_in)
+    }
+
+    /// How many rows a tensor has.
+    fn rows(&self, name: &str) -> usize {
+        self.file.dense_shape(name).and_then(|shape| shape.first().copied()).unwrap_or(1)
     }
 
     /// Takes the tensor `name`, whose rows are divided among `layers` of these `heights` if there are several.
     fn take(&mut self, part: &'static str, name: &str, layers: &[String], heights: &[usize], swapped: bool) {
-        let shape = self.file.shape(name).unwrap_or_default().to_vec();
-        let scale = name.strip_suffix("weight").map(|module| format!("{module}scale_weight"));
-        let scale = scale.filter(|scale| self.file.has(scale));
+        let shape = self.file.dense_shape(name).unwrap_or_default();
         let path = self.file.path().to_path_buf();
         let view = self.parts.entry(part).or_insert_with(|| PartView { file: path, tensors: BTreeMap::new() });
         let mut top = 0;
@@ -173,14 +182,13 @@ impl Found<'_> {
                 *first = end - start;
             }
             top += height;
-            let tensor = Elsewhere { name: name.into(), rows, swapped, scale: scale.clone(), shape: own };
+            let tensor = Elsewhere { name: name.into(), rows, swapped, shape: own };
             view.tensors.insert(layer.clone(), tensor);
         }
     }
 
     fn take_one(&mut self, part: &'static str, name: &str, layer: String) {
-        let height = self.file.shape(name).and_then(|shape| shape.first().copied()).unwrap_or(1);
-        self.take(part, name, &[layer], &[height], false);
+        self.take(part, name, &[layer], &[self.rows(name)], false);
     }
 
     fn flux(&mut self) {
@@ -194,7 +202,7 @@ impl Found<'_> {
             let Some((module, kind)) = names::kind(&name) else { continue };
             let Some(layers) = layers_of_original(module) else { continue };
             let layers: Vec<String> = layers.iter().map(|layer| format!("{layer}.{kind}")).collect();
-            let rows = self.file.shape(&full).and_then(|shape| shape.first().copied()).unwrap_or_default();
+            let rows = self.rows(&full);
             // Queries, keys and values are alike; what is left is the feed-forward part of a single block, four times as high.
             let heights = match layers.len() {
                 1 => vec![rows],
@@ -264,7 +272,7 @@ impl Found<'_> {
                     continue;
                 };
                 let full = format!("{prefix}{name}");
-                let rows = self.file.shape(&full).and_then(|shape| shape.first().copied()).unwrap_or_default();
+                let rows = self.rows(&full);
                 let heights = vec![rows / own.len(); own.len()];
                 self.take("text_encoder", &full, &own, &heights, false);
             }

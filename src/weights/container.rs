@@ -14,14 +14,13 @@ const SAVE_AGAIN: &str = "save its tensors as safetensors (`safetensors.torch.sa
 
 const DOWNLOAD: &str = "download the file itself: on its page, the link that says `download` or `resolve`, not `blob`; gated files need a login";
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 15] = [
     Kind {
         mark: b"version https://git-lfs",
         at: 0,
         name: "a pointer of git-lfs, not the file it stands for",
         hint: "run `git lfs pull` in the repository it is from, or download the file by itself",
     },
-    Kind { mark: b"GGUF", at: 0, name: "a GGUF file", hint: "use the safetensors file of the same model" },
     Kind {
         mark: b"PK\x03\x04",
         at: 0,
@@ -85,7 +84,6 @@ mod tests {
         for (bytes, name) in [
             (&b""[..], "an empty file"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs"),
-            (b"GGUF\x03\x00\x00\x00", "GGUF"),
             (b"PK\x03\x04\x00\x00", "pickle"),
             (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
             (b"\n <!DOCTYPE html><html>", "HTML"),

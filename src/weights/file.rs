@@ -27,8 +27,15 @@ pub struct TensorFile {
     map: Arc<Mmap>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
-    /// Instead of the tensors of the file, where it is another part's or of another layout.
-    view: Option<BTreeMap<String, Elsewhere>>,
+    /// Where the tensors are, if they are those of another file or its rows.
+    view: Option<View>,
+}
+
+/// The file that a view is of, and where in it the tensors are.
+#[derive(Debug)]
+struct View {
+    whole: Box<TensorFile>,
+    places: BTreeMap<String, Elsewhere>,
 }
 
 /// One tensor of a file.
@@ -66,8 +73,7 @@ impl TensorFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.file_name().is_some_and(|name| name == VIEW) {
-            let PartView { file, tensors } = PartView::read(path)?;
-            return Ok(Self { view: Some(tensors), ..Self::open(file)? });
+            return Self::open_view(PartView::read(path)?);
         }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
@@ -88,6 +94,47 @@ impl TensorFile {
         Ok(Self { path: path.into(), map, tensors, metadata, view: None })
     }
 
+    /// The tensors of a view, each with its own bytes of the file.
+    fn open_view(PartView { file, tensors: places }: PartView) -> Result<Self> {
+        let whole = Self::open(file)?;
+        let mut tensors = BTreeMap::new();
+        for (name, place) in &places {
+            let entry = whole.part(place).ok_or_else(|| {
+                let problem = format!("is not what `{name}` was made from: it has changed");
+                Error::tensor(&whole.path, &place.name, problem)
+            })?;
+            tensors.insert(name.clone(), entry);
+        }
+        let (path, map, metadata) = (whole.path.clone(), whole.map.clone(), whole.metadata.clone());
+        Ok(Self { path, map, tensors, metadata, view: Some(View { whole: Box::new(whole), places }) })
+    }
+
+    /// The rows of a tensor that one of a view is.
+    fn part(&self, place: &Elsewhere) -> Option<Entry> {
+        let Entry { element, range, .. } = self.tensors.get(&place.name)?;
+        let shape = self.dense_shape(&place.name)?;
+        let rows = shape.first().copied().unwrap_or(1);
+        let [first, last] = place.rows.unwrap_or([0, rows]);
+        let own = place.shape.first().copied().unwrap_or(1);
+        if first > last || last > rows || own != last - first || place.shape.get(1..) != shape.get(1..) {
+            return None;
+        }
+        let row = range.len().checked_div(rows).unwrap_or(0);
+        let range = range.start + first * row..range.start + last * row;
+        Some(Entry { element: *element, shape: place.shape.clone(), range })
+    }
+
+    /// Whether these are tensors of a file of another layout.
+    pub(super) fn is_view(&self) -> bool {
+        self.view.is_some()
+    }
+
+    /// The file that this is a view of, and where in it the tensor is.
+    pub(super) fn elsewhere(&self, name: &str) -> Option<(&Self, &Elsewhere)> {
+        let View { whole, places } = self.view.as_ref()?;
+        Some((whole, places.get(name)?))
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -95,36 +142,22 @@ impl TensorFile {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
-        match &self.view {
-            Some(view) => view.keys().cloned().collect(),
-            None => self.tensors.keys().cloned().collect(),
-        }
+        self.tensors.keys().cloned().collect()
     }
 
     /// Whether a tensor of this name is in the file.
     pub fn has(&self, name: &str) -> bool {
-        self.entry(name).is_some()
+        self.tensors.contains_key(name)
     }
 
     /// The shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        match &self.view {
-            Some(view) => view.get(name).map(|tensor| tensor.shape.as_slice()),
-            None => self.tensors.get(name).map(|entry| entry.shape.as_slice()),
-        }
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
     /// The element type of a tensor as the file format spells it (`F32`, `BF16`, `Q4_K`, …), if the file has it.
     pub fn dtype(&self, name: &str) -> Option<String> {
-        self.entry(name).map(|entry| entry.element.to_string())
-    }
-
-    /// The tensor of the file that is, or holds, the one of this name.
-    fn entry(&self, name: &str) -> Option<&Entry> {
-        match &self.view {
-            Some(view) => self.tensors.get(&view.get(name)?.name),
-            None => self.tensors.get(name),
-        }
+        self.tensors.get(name).map(|entry| entry.element.to_string())
     }
 
     /// The text pairs that the file carries, sorted. Of GGUF also its numbers.
@@ -132,29 +165,22 @@ impl TensorFile {
         self.metadata.clone()
     }
 
-    /// The bytes of a tensor as they lie in the file, if it has it as a whole. They stay mapped; nothing is read yet.
+    /// The bytes of a tensor as they lie in the file, if they are in order there. They stay mapped; nothing is read yet.
     pub fn bytes(&self, name: &str) -> Option<Shared> {
-        let entry = self.whole(name)?;
+        let entry = self.tensors.get(name).filter(|_| !self.is_swapped(name))?;
         Some(Shared::new(self.map.clone(), entry.range.clone()))
     }
 
     /// The matrix in blocks of ggml that a tensor of two axes is, if it is one.
     pub fn ggml(&self, name: &str) -> Option<Packed> {
-        let entry = self.whole(name)?;
+        let entry = self.tensors.get(name)?;
         let (Element::Ggml(kind), &[rows, columns]) = (entry.element, entry.shape.as_slice()) else { return None };
-        let bytes = Shared::new(self.map.clone(), entry.range.clone());
-        Some(Packed { dims: [rows, columns], code: Code::Ggml(kind, bytes) })
+        Some(Packed { dims: [rows, columns], code: Code::Ggml(kind, self.bytes(name)?) })
     }
 
-    /// The tensor of the file that the one of this name is: not a part of it, and not changed as it is read.
-    fn whole(&self, name: &str) -> Option<&Entry> {
-        match self.view.as_ref().map(|view| view.get(name)) {
-            None => self.tensors.get(name),
-            Some(tensor) => {
-                let tensor = tensor.filter(|t| t.rows.is_none() && !t.swapped && t.scale.is_none())?;
-                self.tensors.get(&tensor.name).filter(|entry| entry.shape == tensor.shape)
-            }
-        }
+    /// Whether the halves of a tensor of the file change places as it is read.
+    fn is_swapped(&self, name: &str) -> bool {
+        self.elsewhere(name).is_some_and(|(_, place)| place.swapped)
     }
 
     /// Copies one tensor to host memory, in the file's own element type; fp8 as bf16, which holds every value of it, and blocks of
@@ -163,42 +189,15 @@ impl TensorFile {
     /// # Errors
     /// The tensor is missing or of a type that kiln does not compute with.
     pub fn read(&self, name: &str) -> Result<TensorData> {
-        let entry = self.entry(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
-        match self.view.as_ref().and_then(|view| view.get(name)) {
-            Some(tensor) => self.read_elsewhere(name, tensor, entry),
-            None => self.decode(name, entry),
+        let entry = self.tensors.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+        let data = self.decode(name, entry)?;
+        if !self.is_swapped(name) {
+            return Ok(data);
         }
-    }
-
-    /// The rows of a tensor of the file that are one of the view.
-    fn read_elsewhere(&self, name: &str, tensor: &Elsewhere, entry: &Entry) -> Result<TensorData> {
-        let misfit =
-            || Error::tensor(&self.path, &tensor.name, format!("is not what `{name}` was made from: it has changed"));
-        let Range { start, end } = entry.range;
-        let rows = entry.shape.first().copied().unwrap_or(1);
-        let [first, last] = tensor.rows.unwrap_or([0, rows]);
-        let row = (end - start).checked_div(rows).ok_or_else(misfit)?;
-        if first > last || last > rows || tensor.shape.first().is_some_and(|own| *own != last - first) {
-            return Err(misfit());
-        }
-        let range = start + first * row..start + last * row;
-        let mut data = self.decode(name, &Entry { element: entry.element, shape: tensor.shape.clone(), range })?;
-        if let Some(scale) = &tensor.scale {
-            let entry = self.tensors.get(scale).ok_or_else(misfit)?;
-            let scale = self.decode(scale, entry)?.convert_dtype(DType::F32).into_vec::<f32>().ok();
-            let scale = scale.and_then(|scale| scale.first().copied()).ok_or_else(misfit)?;
-            let dtype = data.dtype;
-            let mut values = data.convert_dtype(DType::F32).into_vec::<f32>().expect("just converted");
-            values.iter_mut().for_each(|value| *value *= scale);
-            data = TensorData::new(values, tensor.shape.clone()).convert_dtype(dtype);
-        }
-        if tensor.swapped {
-            let (mut bytes, dtype) = (data.as_bytes().to_vec(), data.dtype);
-            let half = bytes.len() / 2;
-            bytes.rotate_left(half);
-            data = TensorData::from_bytes_vec(bytes, tensor.shape.clone(), dtype);
-        }
-        Ok(data)
+        let (mut bytes, dtype) = (data.as_bytes().to_vec(), data.dtype);
+        let half = bytes.len() / 2;
+        bytes.rotate_left(half);
+        Ok(TensorData::from_bytes_vec(bytes, entry.shape.clone(), dtype))
     }
 
     /// Copies one tensor to host memory as f32.

@@ -13,20 +13,18 @@ mod quantize;
 mod quantized_tensor;
 mod random;
 mod shards;
+mod source;
 mod stored;
 mod view;
 mod folder;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex},
 };
 
-use burn::{
-    backend::DispatchDevice,
-    tensor::{Device, FloatDType, Tensor},
-};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use crate::{
     error::{Error, Result},
@@ -35,11 +33,13 @@ use crate::{
 };
 pub use file::TensorFile;
 pub use folder::{FolderReport, TrainedPart, Widened, export_folder};
+pub(crate) use packed::{is_marker, weight_beside};
 pub use part_config::{read_config, read_json};
 pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
 use random::Spread;
 use shards::Sources;
 pub(crate) use shards::{VARIANTS, has_weights, shards};
+use source::{Content, Source};
 pub use stored::{Stored, Values, write_tensors};
 pub(crate) use view::{Elsewhere, PartView, VIEW};
 
@@ -61,24 +61,6 @@ enum Stay {
     Lent,
     /// They are not taken at all: only headers are read.
     Unread,
-}
-
-#[derive(Debug)]
-struct Source {
-    path: PathBuf,
-    content: Content,
-    device: Device,
-    dtype: Option<FloatDType>,
-    taken: Mutex<BTreeMap<String, Vec<usize>>>,
-    /// The bytes of quantized matrices among them.
-    packed: Mutex<BTreeMap<String, u64>>,
-    problems: Mutex<Vec<String>>,
-}
-
-#[derive(Debug)]
-enum Content {
-    Files { files: Vec<TensorFile>, home: BTreeMap<String, usize> },
-    Random(Seed, Spread),
 }
 
 /// A matrix as a checkpoint has it.
@@ -109,7 +91,11 @@ impl Weights {
                 }
             }
         }
-        let weights = Self::root(folder, Content::Files { files, home }, device, dtype);
+        let path = match files.as_slice() {
+            [file] if file.is_view() => file.path().to_path_buf(),
+            _ => folder.to_path_buf(),
+        };
+        let weights = Self::root(&path, Content::Files { files, home }, device, dtype);
         weights.source.problems().extend(twice);
         Ok(weights)
     }
@@ -246,9 +232,17 @@ impl Weights {
     /// Takes the matrix `name`, which must have the sizes `dims`, as it is stored; what belongs to a quantized one is taken with it.
     /// Problems are noted as those of [`tensor`](Self::tensor).
     pub fn matrix(&self, name: &str, dims: [usize; 2]) -> Matrix {
-        match self.source.packed(&self.full(name), dims) {
+        let full = self.full(name);
+        match self.source.quantized(&full, dims) {
             None => Matrix::Dense(self.tensor(name, dims)),
-            Some(Ok(packed)) => Matrix::Packed(packed),
+            Some(Ok(found)) => match found.packed() {
+                Some(packed) => {
+                    self.source.packed_bytes().insert(full, packed.bytes() as u64);
+                    Matrix::Packed(packed)
+                }
+                None if self.are_unread() => Matrix::Dense(Tensor::zeros([1; 2], &self.source.device)),
+                None => Matrix::Dense(self.source.put(TensorData::new(found.values(), dims))),
+            },
             Some(Err(problem)) => {
                 self.source.problems().push(problem);
                 Matrix::Dense(Tensor::zeros([1; 2], &self.source.device))
@@ -317,84 +311,4 @@ impl Weights {
             (prefix, name) => format!("{prefix}.{name}"),
         }
     }
-}
-
-impl Source {
-    fn taken(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn packed_bytes(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        self.packed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn problems(&self) -> MutexGuard<'_, Vec<String>> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The bytes of one value of a tensor on the device.
-    fn size(&self, name: &str) -> u64 {
-        let stored = match (&self.dtype, &self.content) {
-            (Some(FloatDType::F64), _) => "F64",
-            (Some(FloatDType::F16 | FloatDType::BF16), _) => "F16",
-            (None, Content::Files { files, home }) => {
-                &home.get(name).and_then(|&file| files[file].dtype(name)).unwrap_or_default()
-            }
-            _ => "F32",
-        };
-        match stored {
-            "F64" => 8,
-            "F16" | "BF16" => 2,
-            _ => 4,
-        }
-    }
-
-    /// Looks at a header only.
-    fn check(&self, name: &str, shape: &[usize]) -> std::result::Result<(), String> {
-        if let Content::Files { files, home } = &self.content {
-            let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
-            self.taken().insert(name.into(), shape.into());
-            let found = files[file].shape(name).expect("the index was made from the files");
-            if found != shape {
-                return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
-            }
-            let dtype = files[file].dtype(name).expect("as its shape");
-            if !["F32", "F64", "BF16", "F16", "F8_E4M3", "F8_E5M2"].contains(&dtype.as_str()) {
-                return Err(format!("tensor `{name}` holds {dtype}, expected floating-point numbers"));
-            }
-        } else {
-            self.taken().insert(name.into(), shape.into());
-        }
-        Ok(())
-    }
-
-    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> std::result::Result<Tensor<D>, String> {
-        self.check(name, &shape)?;
-        let data = match &self.content {
-            Content::Random(seed, spread) => {
-                let dtype = self.dtype.unwrap_or(FloatDType::F32);
-                match (self.device.as_dispatch(), spread) {
-                    (DispatchDevice::Flex(_), _) | (_, Spread::Calm(_)) => {
-                        random::on_host(*seed, *spread, name, &shape)
-                    }
-                    _ => return Ok(random::on_device(&self.device, *seed, name, shape, dtype.into())),
-                }
-            }
-            Content::Files { files, home } => files[home[name]].read(name).map_err(|e| e.message())?,
-        };
-        let dtype = data.dtype;
-        let device = &self.device;
-        let upload = |data| Tensor::<D>::from_data(data, (device, dtype));
-        Ok(match self.dtype {
-            // What comes from the file is gone when it has been converted.
-            Some(wanted) if dtype != wanted.into() => keep(device, upload(data), |tensor| tensor.cast(wanted)),
-            _ => keep(device, data, upload),
-        })
-    }
-}
-
-/// What `make` allocates lasts as long as the model: a GPU gives it memory of its exact size, apart from that of
-/// activations. Elsewhere this is `make(from)`.
-fn keep<T: Send, const D: usize>(device: &Device, from: T, make: impl Fn(T) -> Tensor<D> + Send) -> Tensor<D> {
-    device.memory_persistent_allocations(from, make)
 }

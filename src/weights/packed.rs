@@ -8,14 +8,20 @@
 //! | transformers, fp8 | F8_E4M3 | `X.weight_scale_inv`, a scale for each square of 128 × 128 |
 //! | ggml | blocks | nothing |
 //!
+//! Of a view (a file of another layout) they are looked for beside the tensor of the file, and the rows of the view are cut out of
+//! what they make together.
+//!
 //! What says how activations would be quantized is not used, and that is said once: here products are computed in the dtype of
 //! the model.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use serde::Deserialize;
 
-use super::{Content, Source, TensorFile};
+use super::{
+    TensorFile,
+    source::{Content, Source},
+};
 use crate::{
     notice::warn_once,
     quantization::{Absmax, BLOCK, Code, EightBit, EightBitKind, FourBit, FourBitKind, Nested, Packed, Scales, Shared},
@@ -26,6 +32,15 @@ type Result<T> = std::result::Result<T, String>;
 /// Rows and columns of transformers' squares.
 pub(super) const SQUARE: usize = 128;
 
+/// What a weight of ComfyUI or transformers is multiplied by.
+const SCALES: [&str; 3] = ["scale_weight", "weight_scale", "weight_scale_inv"];
+
+/// How its input would be quantized.
+const UNUSED: [&str; 2] = ["scale_input", "input_scale"];
+
+/// What else is beside the weight of a layer.
+const OTHERS: [&str; 3] = ["comfy_quant", "SCB", "weight_format"];
+
 /// What bitsandbytes writes as JSON beside a weight of four bits.
 #[derive(Deserialize)]
 struct QuantState {
@@ -35,41 +50,112 @@ struct QuantState {
     nested_offset: Option<f32>,
 }
 
-impl Source {
-    /// The matrix `name` of sizes `dims`, if the files have it quantized. What belongs to it is taken.
-    pub(super) fn packed(&self, name: &str, dims: [usize; 2]) -> Option<Result<Packed>> {
-        let Content::Files { files, home } = &self.content else { return None };
-        let file = &files[*home.get(name)?];
-        let four_bit = [FourBitKind::Nf4, FourBitKind::Fp4]
-            .into_iter()
-            .find(|kind| home.contains_key(&format!("{name}.quant_state.bitsandbytes__{}", kind.name())));
-        let dtype = file.dtype(name)?;
-        let code = match (dtype.as_str(), four_bit) {
-            (_, Some(kind)) => self.four_bit(name, kind, dims),
-            ("U8", None) => Err(format!(
-                "tensor `{name}` holds U8, and there is no `{name}.quant_state.bitsandbytes__nf4` that says what it is"
-            )),
-            ("I8", None) => self.int8(name, dims),
-            ("F8_E4M3", None) => self.fp8(name, EightBitKind::E4m3, dims),
-            ("F8_E5M2", None) => self.fp8(name, EightBitKind::E5m2, dims),
-            _ => {
-                let packed = file.ggml(name)?;
-                shaped(name, &packed.dims, &dims).map(|()| packed.code)
-            }
+/// A quantized matrix, and how the tensor that was asked for is made from it.
+pub(super) struct Found {
+    whole: Packed,
+    rows: Range<usize>,
+    swapped: bool,
+}
+
+impl Found {
+    /// The matrix as it is stored, if it can stay so: it is no longer where its rows begin inside of a block, or its halves change
+    /// places.
+    pub fn packed(&self) -> Option<Packed> {
+        match self.rows == (0..self.whole.dims[0]) {
+            _ if self.swapped => None,
+            true => Some(self.whole.clone()),
+            false => self.whole.rows(self.rows.clone()),
+        }
+    }
+
+    /// Its values, row after row.
+    pub fn values(&self) -> Vec<f32> {
+        let columns = self.whole.dims[1];
+        let mut values = match self.whole.rows(self.rows.clone()) {
+            Some(own) => own.to_f32(),
+            None => self.whole.to_f32()[self.rows.start * columns..self.rows.end * columns].to_vec(),
         };
+        if self.swapped {
+            let half = values.len() / 2;
+            values.rotate_left(half);
+        }
+        values
+    }
+}
+
+impl Source {
+    /// The matrix `name` of sizes `dims`, if the files have it quantized. What belongs to it is taken. Tensors of more axes are
+    /// matrices whose columns are all but the first one.
+    pub(super) fn quantized(&self, name: &str, dims: [usize; 2]) -> Option<Result<Found>> {
+        let Content::Files { files, home } = &self.content else { return None };
+        let (stored, own, place) = match files[*home.get(name)?].elsewhere(name) {
+            Some((whole, place)) => (Stored { source: self, whole: Some(whole) }, place.name.as_str(), Some(place)),
+            None => (Stored { source: self, whole: None }, name, None),
+        };
+        let packed = stored.packed(own)?;
         self.taken().insert(name.into(), dims.into());
-        Some(code.map(|code| {
-            let packed = Packed { dims, code };
-            self.packed_bytes().insert(name.into(), packed.bytes() as u64);
-            packed
+        Some(packed.and_then(|whole| {
+            let rows = place.and_then(|place| place.rows).map_or(0..whole.dims[0], |[start, end]| start..end);
+            shaped(name, &[rows.len(), whole.dims[1]], &dims)?;
+            Ok(Found { whole, rows, swapped: place.is_some_and(|place| place.swapped) })
         }))
+    }
+}
+
+impl TensorFile {
+    /// The shape of a tensor, of its values where it is quantized to four bits.
+    pub(crate) fn dense_shape(&self, name: &str) -> Option<Vec<usize>> {
+        let state = FOUR_BIT.into_iter().find_map(|kind| self.bytes(&state_name(name, kind)));
+        let state = state.and_then(|state| serde_json::from_slice::<QuantState>(&state).ok());
+        state.map(|state| state.shape).or_else(|| self.shape(name).map(<[usize]>::to_vec))
+    }
+}
+
+const FOUR_BIT: [FourBitKind; 2] = [FourBitKind::Nf4, FourBitKind::Fp4];
+
+fn state_name(name: &str, kind: FourBitKind) -> String {
+    format!("{name}.quant_state.bitsandbytes__{}", kind.name())
+}
+
+/// The tensors beside each other: those of all files of a part, or of the file that a view is of.
+struct Stored<'a> {
+    source: &'a Source,
+    whole: Option<&'a TensorFile>,
+}
+
+impl Stored<'_> {
+    /// The file that has this tensor.
+    fn file(&self, name: &str) -> Option<&TensorFile> {
+        match (self.whole, &self.source.content) {
+            (Some(whole), _) => whole.has(name).then_some(whole),
+            (None, Content::Files { files, home }) => Some(&files[*home.get(name)?]),
+            (None, Content::Random(..)) => None,
+        }
+    }
+
+    /// The matrix `name`, if it is quantized.
+    fn packed(&self, name: &str) -> Option<Result<Packed>> {
+        let file = self.file(name)?;
+        let four_bit = FOUR_BIT.into_iter().find(|kind| self.file(&state_name(name, *kind)).is_some());
+        Some(match (file.dtype(name)?.as_str(), four_bit) {
+            (_, Some(kind)) => self.four_bit(name, kind),
+            ("U8", None) => Err(format!(
+                "tensor `{name}` holds U8, and there is no `{}` that says what it is",
+                state_name(name, FourBitKind::Nf4)
+            )),
+            ("I8", None) => self.int8(name),
+            ("F8_E4M3", None) => self.fp8(name, EightBitKind::E4m3),
+            ("F8_E5M2", None) => self.fp8(name, EightBitKind::E5m2),
+            _ => Ok(file.ggml(name)?),
+        })
     }
 
     /// The file that has a tensor beside a weight, which is then taken.
     fn beside(&self, name: &str) -> Option<&TensorFile> {
-        let Content::Files { files, home } = &self.content else { return None };
-        let file = &files[*home.get(name)?];
-        self.taken().insert(name.into(), Vec::new());
+        let file = self.file(name)?;
+        if self.whole.is_none() {
+            self.source.taken().insert(name.into(), Vec::new());
+        }
         Some(file)
     }
 
@@ -96,14 +182,14 @@ impl Source {
         }
     }
 
-    fn four_bit(&self, name: &str, kind: FourBitKind, dims: [usize; 2]) -> Result<Code> {
-        let count = dims[0] * dims[1];
+    fn four_bit(&self, name: &str, kind: FourBitKind) -> Result<Packed> {
         let side = |part: &str| format!("{name}.{part}");
-        let state_name = side(&format!("quant_state.bitsandbytes__{}", kind.name()));
+        let state_name = state_name(name, kind);
         let state = self.bytes_beside(&state_name, "U8", None)?;
         let state: QuantState =
             serde_json::from_slice(&state).map_err(|e| format!("tensor `{state_name}` is not understood ({e})"))?;
-        shaped(name, &state.shape, &dims)?;
+        let dims = matrix(name, &state.shape)?;
+        let count = dims[0] * dims[1];
         if !state.blocksize.is_power_of_two() || !(32..=4096).contains(&state.blocksize) {
             return Err(format!("tensor `{state_name}`: `blocksize` is {}, expected such as {BLOCK}", state.blocksize));
         }
@@ -130,12 +216,12 @@ impl Source {
             Absmax::Plain(self.floats_beside(&absmax, blocks)?.into())
         };
         let levels = levels.try_into().expect("16 were asked for");
-        Ok(Code::FourBit(FourBit { kind, values, levels, block: state.blocksize, absmax }))
+        Ok(Packed { dims, code: Code::FourBit(FourBit { kind, values, levels, block: state.blocksize, absmax }) })
     }
 
-    fn int8(&self, name: &str, dims: [usize; 2]) -> Result<Code> {
+    fn int8(&self, name: &str) -> Result<Packed> {
         let layer = layer(name);
-        self.stored_shape(name, dims)?;
+        let dims = self.stored_dims(name)?;
         let values = self.bytes_beside(name, "I8", None)?;
         let absmax = self.floats_beside(&format!("{layer}.SCB"), dims[0])?;
         let format = format!("{layer}.weight_format");
@@ -145,18 +231,18 @@ impl Source {
                 return Err(format!("tensor `{format}` is not 0: the weight is not stored row after row"));
             }
         }
-        Ok(Code::EightBit(EightBit::int8(values, absmax.into(), dims[1])))
+        Ok(Packed { dims, code: Code::EightBit(EightBit::int8(values, absmax.into(), dims[1])) })
     }
 
-    fn fp8(&self, name: &str, kind: EightBitKind, dims: [usize; 2]) -> Result<Code> {
+    fn fp8(&self, name: &str, kind: EightBitKind) -> Result<Packed> {
         let layer = layer(name);
-        self.stored_shape(name, dims)?;
+        let dims = self.stored_dims(name)?;
         let values = self.beside(name).and_then(|file| file.bytes(name)).expect("its dtype was seen");
-        for unused in ["scale_input", "input_scale"] {
+        for unused in UNUSED {
             if self.beside(&format!("{layer}.{unused}")).is_some() {
                 warn_once(format!(
                     "{}: activations are not quantized, so the tensors called `{unused}` are not used",
-                    self.path.display()
+                    self.source.path.display()
                 ));
             }
         }
@@ -165,24 +251,33 @@ impl Source {
             comfy(&file.bytes(&note).expect("it is there"), kind)
                 .map_err(|problem| format!("tensor `{note}` {problem}"))?;
         }
-        let found = ["scale_weight", "weight_scale", "weight_scale_inv"]
+        let found = SCALES
             .into_iter()
             .find_map(|side| Some((format!("{layer}.{side}"), self.beside(&format!("{layer}.{side}"))?)));
         let scales = match found {
             None => Scales { values: Arc::new([1f32]), block: dims.map(|size| size.max(1)) },
             Some((side, file)) => scales(&side, file, dims)?,
         };
-        Ok(Code::EightBit(EightBit { kind, values, scales, factor: 1.0 }))
+        Ok(Packed { dims, code: Code::EightBit(EightBit { kind, values, scales, factor: 1.0 }) })
     }
 
-    fn stored_shape(&self, name: &str, dims: [usize; 2]) -> Result<()> {
-        let Content::Files { files, home } = &self.content else { return Ok(()) };
-        shaped(name, files[home[name]].shape(name).unwrap_or_default(), &dims)
+    fn stored_dims(&self, name: &str) -> Result<[usize; 2]> {
+        matrix(name, self.file(name).and_then(|file| file.shape(name)).unwrap_or_default())
     }
 }
 
+/// The weight that the tensor of this name would belong to, if it is of a kind that is beside a weight.
+pub(crate) fn weight_beside(name: &str) -> Option<String> {
+    if let Some((weight, _)) = name.split_once(".weight.") {
+        return Some(format!("{weight}.weight"));
+    }
+    let (layer, side) = name.rsplit_once('.')?;
+    let is_side = SCALES.iter().chain(&UNUSED).chain(&OTHERS).any(|other| *other == side);
+    is_side.then(|| format!("{layer}.weight"))
+}
+
 /// Whether a tensor only says that a file of ComfyUI holds scaled fp8.
-pub(super) fn is_marker(name: &str) -> bool {
+pub(crate) fn is_marker(name: &str) -> bool {
     name == "scaled_fp8" || name.ends_with(".scaled_fp8")
 }
 
@@ -195,6 +290,14 @@ fn shaped(name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
     match found == expected {
         true => Ok(()),
         false => Err(format!("tensor `{name}` has shape {found:?}, expected {expected:?}")),
+    }
+}
+
+/// Rows and columns of a tensor: all axes but the first one are columns.
+fn matrix(name: &str, shape: &[usize]) -> Result<[usize; 2]> {
+    match shape {
+        [] => Err(format!("tensor `{name}` is a single number, expected a matrix")),
+        [rows, rest @ ..] => Ok([*rows, rest.iter().product()]),
     }
 }
 

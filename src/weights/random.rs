@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
-use super::keep;
+use super::source::keep;
 use crate::rng::{Purpose, Seed};
 
 /// How random numbers are spread.

@@ -17,7 +17,7 @@ pub(crate) const VIEW: &str = "weights.view.json";
 /// Where the tensors of a part are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PartView {
-    /// The safetensors file.
+    /// The safetensors or GGUF file.
     pub file: PathBuf,
     /// By the names that the part's own layout has.
     pub tensors: BTreeMap<String, Elsewhere>,
@@ -34,10 +34,7 @@ pub(crate) struct Elsewhere {
     /// Whether the two halves of these change places.
     #[serde(default)]
     pub swapped: bool,
-    /// A tensor of a single number that it is multiplied by, as files of scaled 8-bit floats have it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scale: Option<String>,
-    /// The shape that results.
+    /// The shape that results, of values where they are quantized.
     pub shape: Vec<usize>,
 }
 

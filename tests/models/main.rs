@@ -9,5 +9,6 @@ mod lora_files;
 mod lora_layers;
 mod lora_unet;
 mod quantized;
+mod quantized_files;
 mod single_file;
 mod unet_files;

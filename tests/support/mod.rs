@@ -3,6 +3,7 @@
 
 pub mod encoders;
 pub mod lora;
+pub mod flux_file;
 pub mod program;
 #[cfg(unix)]
 pub mod pty;
