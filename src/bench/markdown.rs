@@ -3,6 +3,13 @@
 use super::{Case, Kind, Report, Row, Variant};
 use crate::memory::mib;
 
+/// As Markdown.
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(page(self).trim_end())
+    }
+}
+
 /// The whole report.
 pub(super) fn page(report: &Report) -> String {
     let machine = &report.machine;

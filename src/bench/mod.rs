@@ -9,21 +9,23 @@
 //! kernels. The [`peer`] is another program that measures the same case in its turn, with all of the device's memory but
 //! what CUDA itself takes for two programs.
 
-mod case;
 mod denoiser;
+mod machine;
+mod measure;
+mod operation;
+mod case;
+mod calls;
+pub mod peer;
+mod report;
+mod markdown;
+mod shape;
 mod encoders;
 mod flux;
 mod load;
-mod machine;
-mod markdown;
-mod measure;
-mod operation;
-pub mod peer;
 mod plan;
-mod report;
-mod shape;
 mod step;
 mod unet;
+mod run;
 
 pub use case::{Case, Kind, Model, Trained};
 pub use denoiser::Denoiser;
@@ -32,7 +34,8 @@ pub use machine::Machine;
 pub use measure::{Run, Variant};
 pub use operation::{Operation, Work};
 pub use plan::Options;
-pub use report::{Files, Report, Row, run};
+pub use report::{Report, Row};
+pub use run::{Files, run};
 pub use step::Training;
 pub use unet::UNetBench;
 

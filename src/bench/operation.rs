@@ -2,23 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use half::bf16;
+use burn::tensor::{FloatDType, Tensor};
 use serde::{Serialize, Serializer};
 
-use super::{
-    Case, Variant,
-    denoiser::normal,
-    measure::{guarded, timed},
-};
-use crate::{
-    device::{self, Dtype},
-    kernels, memory,
-};
+use crate::kernels;
 
 /// What is done, and on which shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Function {
+pub(super) enum Function {
     /// `[rows, in, out]`: a frozen linear layer with a bias.
     Linear,
     /// `[B, N, L, K]`, queries and keys alike.
@@ -59,8 +50,8 @@ const NAMES: [(&str, Function); 10] = [
 /// `attention_backward`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
-    function: Function,
-    backward: bool,
+    pub(super) function: Function,
+    pub(super) backward: bool,
 }
 
 /// What an operation must do at least.
@@ -151,108 +142,7 @@ impl Operation {
         };
         Work { flops, bytes: numbers * size as f64 }
     }
-
-    /// Measures the operation of a case: means over as many calls as fill 20 ms, but at most 1000, and 64 of a backward
-    /// pass; on inputs that take turns so that no cache holds them.
-    pub(super) fn measure(self, case: &Case, device: &Device) -> Variant {
-        guarded("kiln", device, || {
-            let pass = self.pass(case, device);
-            let (_, first) = timed(device, pass(0))?;
-            let (_, once) = timed(device, pass(1))?;
-            // A backward pass needs a forward pass of its own, and an upload its data, made before.
-            let made = if self.function == Function::Upload { case.shape.iter().product::<usize>() * 4 } else { 1 };
-            let most = if self.backward { 64 } else { (2_000_000_000 / made).clamp(1, 1000) };
-            let calls = (0.02 / once).ceil().clamp(1.0, most as f64) as usize;
-            let watch = memory::Stage::watch(case.to_string(), device);
-            let mut seconds = Vec::new();
-            for _ in 0..case.repeats {
-                let ready: Vec<_> = (0..calls).map(&pass).collect();
-                let ((), all) = timed(device, || ready.into_iter().for_each(|call| call()))?;
-                seconds.push(all / calls as f64);
-            }
-            let measured = watch.measure();
-            Ok(Variant {
-                seconds,
-                first_seconds: Some(first),
-                device_peak_bytes: measured.device.map(|_| measured.device_peak),
-                host_peak_bytes: Some(measured.peak),
-                ..Variant::default()
-            })
-        })
-    }
-
-    /// What makes call number `n` ready.
-    fn pass(self, case: &Case, device: &Device) -> Box<dyn Fn(usize) -> Call> {
-        let shape = case.shape.clone();
-        let count: usize = shape.iter().product();
-        // All sets together have at least four times the second-level cache of an H200 (60 MB). What an operation moves is at
-        // most four times its inputs.
-        let bytes = self.work(&shape, case.dtype.size()).bytes as usize / 4;
-        let sets = match device::is_cpu(device) {
-            true => 2,
-            false => 240_000_000usize.div_ceil(bytes.max(1)).clamp(1, 63) + 1,
-        };
-        let dtype = if self.function == Function::Adamw { FloatDType::F32 } else { case.float() };
-        let numbers = |name: &str, count| normal::<1>(name, [count], device, dtype);
-        match self.function {
-            Function::Upload => {
-                let (device, half) = (device.clone(), case.dtype == Dtype::Bf16);
-                Box::new(move |_| {
-                    let data = if half {
-                        TensorData::new(vec![bf16::ONE; count], [count])
-                    } else {
-                        TensorData::new(vec![1f32; count], [count])
-                    };
-                    let (device, dtype) = (device.clone(), data.dtype);
-                    Box::new(move || drop(Tensor::<1>::from_data(data, (&device, dtype))))
-                })
-            }
-            Function::Adamw => {
-                let [p, g, m] = ["p", "g", "m"].map(|name| numbers(name, count));
-                let v = m.clone().square();
-                let options = kernels::AdamW {
-                    learning_rate: 1e-4,
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    epsilon: 1e-8,
-                    weight_decay: 1e-4,
-                    step: 10,
-                };
-                let state = std::rc::Rc::new(std::cell::Cell::new(Some((p, m, v))));
-                Box::new(move |_| {
-                    let (state, g) = (state.clone(), g.clone());
-                    Box::new(move || {
-                        let (p, m, v) = state.take().expect("it is put back after each call");
-                        state.set(Some(kernels::adamw(p, g, m, v, &options)));
-                    })
-                })
-            }
-            function => {
-                let inputs: Vec<Vec<Tensor<4>>> = (0..sets)
-                    .map(|set| function.inputs(&shape, &|name, count| numbers(&format!("{name}{set}"), count)))
-                    .collect();
-                let backward = self.backward;
-                Box::new(move |n| {
-                    let inputs = inputs[n % inputs.len()].clone();
-                    if !backward {
-                        return Box::new(move || drop(function.run(inputs)));
-                    }
-                    let tracked = |(i, input): (usize, Tensor<4>)| {
-                        let input = Tensor::from_inner(input);
-                        if function.tracked().contains(&i) { input.require_grad() } else { input }
-                    };
-                    let output = function.run(inputs.into_iter().enumerate().map(tracked).collect());
-                    let gradient = output.clone().inner();
-                    let scalar = kernels::pull_back(output, gradient);
-                    Box::new(move || drop(scalar.backward()))
-                })
-            }
-        }
-    }
 }
-
-/// One call, ready.
-type Call = Box<dyn FnOnce()>;
 
 impl Function {
     fn has_gradient(self) -> bool {
@@ -260,7 +150,7 @@ impl Function {
     }
 
     /// Which inputs are activations, whose gradient training needs.
-    fn tracked(self) -> &'static [usize] {
+    pub(super) fn tracked(self) -> &'static [usize] {
         match self {
             Self::Attention => &[0, 1, 2],
             Self::GatedAdd => &[0, 2],
@@ -269,7 +159,7 @@ impl Function {
     }
 
     /// Its inputs, each with four axes, from what makes so many numbers.
-    fn inputs(self, shape: &[usize], numbers: &dyn Fn(&str, usize) -> Tensor<1>) -> Vec<Tensor<4>> {
+    pub(super) fn inputs(self, shape: &[usize], numbers: &dyn Fn(&str, usize) -> Tensor<1>) -> Vec<Tensor<4>> {
         let tensor = |name, dims: [usize; 4]| numbers(name, dims.iter().product()).reshape(dims);
         match (self, shape) {
             (Self::Linear, &[rows, inputs, outputs]) => vec![
@@ -303,7 +193,7 @@ impl Function {
     }
 
     /// The operation as the models call it.
-    fn run(self, inputs: Vec<Tensor<4>>) -> Tensor<4> {
+    pub(super) fn run(self, inputs: Vec<Tensor<4>>) -> Tensor<4> {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("made for this operation");
         fn matrix(t: Tensor<4>) -> Tensor<2> {

@@ -3,100 +3,16 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Bucket, DataConfig, Dropped, HostBatch, Place, Plan, SampleIndex,
+    Batch, Bucket, DataConfig, DatasetKind, Dropped, HostBatch, Picture, Plan, Sample, SampleIndex,
     cache::{Cache, Kind, key},
-    prepare::Survey,
 };
 use crate::{
     error::{Error, Result},
     models::text::PromptEmbeds,
     rng::{Purpose, Seed},
 };
-
-/// What a data folder holds, and so how it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DatasetKind {
-    /// Pictures with captions.
-    Captions,
-    /// Pairs of pictures, and the instructions that turn the first into the second.
-    Edits,
-}
-
-/// A picture of the data folder.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Picture {
-    /// Where it is.
-    #[serde(flatten)]
-    pub place: Place,
-    /// blake3 of the file: what the picture is known by.
-    pub hash: String,
-    /// Its size in pixels, after the EXIF orientation.
-    pub size: (usize, usize),
-    /// The size it is trained at.
-    pub bucket: Bucket,
-    /// The keys of its latents: as it is and, if `data.flip` is on, mirrored.
-    pub latents: Vec<String>,
-    /// Length and time of the file when it was inspected; while they and `changed` stay, it is not read again.
-    pub(super) stamp: Stamp,
-    /// When the system last changed anything about the file, in nanoseconds since 1970: unlike the time in `stamp`, no program
-    /// can set it. 0 where the system does not say.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub(super) changed: u64,
-}
-
-fn is_zero(value: &u64) -> bool {
-    *value == 0
-}
-
-/// The length of a file and its time of change in nanoseconds since 1970.
-pub(super) type Stamp = (u64, u64);
-
-/// What is trained on at once: a picture and its caption, or an edit.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Sample {
-    /// The picture; of an edit, the edited one.
-    pub picture: Picture,
-    /// Of an edit, the picture before it, in the bucket of the edited one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original: Option<Picture>,
-    /// The picture's caption, with the trigger word; of an edit, the instruction.
-    pub caption: String,
-    /// The key of the caption's embeddings.
-    pub prompt: String,
-    /// How often it counts in an epoch, before `data.repeats`: more than once only in a folder that says so in its name.
-    #[serde(default = "once", skip_serializing_if = "is_once")]
-    pub repeats: usize,
-    /// What the original shows, where the data says it. Only measured with, never trained on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original_caption: Option<String>,
-    /// What the edited picture shows, where the data says it. Only measured with, never trained on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub edited_caption: Option<String>,
-}
-
-fn once() -> usize {
-    1
-}
-
-fn is_once(repeats: &usize) -> bool {
-    *repeats == 1
-}
-
-impl Sample {
-    /// The picture that the side of the split is drawn from: of an edit the original, so that all edits of one picture are
-    /// on one side.
-    fn subject(&self) -> &Picture {
-        self.original.as_ref().unwrap_or(&self.picture)
-    }
-
-    /// The picture, and of an edit the original.
-    pub(super) fn pictures(&self) -> impl Iterator<Item = &Picture> {
-        std::iter::once(&self.picture).chain(&self.original)
-    }
-}
 
 /// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`]; both sides
 /// in an order that follows from their content, not from their file names.
@@ -120,21 +36,6 @@ pub struct LatentDataset {
 }
 
 impl LatentDataset {
-    /// Opens data that [`prepare`](super::prepare()) has encoded with the VAE and text encoders of these fingerprints.
-    /// `prompts` are further texts that must have embeddings.
-    ///
-    /// # Errors
-    /// A setting, picture or caption is wrong (all of them are listed), or something is not encoded yet.
-    pub fn open(config: &DataConfig, kind: DatasetKind, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
-        let survey = Survey::of(config, kind, prompts, vae, text, &|_| ())?;
-        if survey.is_complete() {
-            return Ok(survey.dataset);
-        }
-        let (pictures, prompts) = (survey.pictures.len(), survey.prompts.len());
-        let problem = format!("{pictures} images and {prompts} prompts are not encoded for this configuration");
-        Err(Error::file(config.cache_folder(), problem).hint("run `kiln prepare` with the same configuration"))
-    }
-
     /// The samples, sorted by file.
     pub fn samples(&self) -> &[Sample] {
         &self.samples
@@ -295,6 +196,7 @@ impl LatentDataset {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Place;
 
     /// A dataset of pictures that hold the given names.
     fn dataset(pictures: impl IntoIterator<Item = usize>, validation_split: f64) -> LatentDataset {

@@ -8,39 +8,44 @@
 //! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`Plan`] says which samples
 //! make up which micro-batch, as a pure function of the seed, so that a loader has no state to save.
 
-mod batch;
-mod buckets;
 mod cache;
-mod captioned;
-mod captions;
 mod config;
-mod dataset;
-mod edits;
+mod buckets;
 mod encoders;
 mod fingerprint;
 mod images;
 mod listing;
-mod manifest;
-mod metadata;
 mod parallel;
 mod place;
-mod plan;
-mod pairs;
-mod prepare;
 mod progress;
-mod source;
+mod sample;
+mod manifest;
+mod pairs;
+mod plan;
+mod batch;
+mod dataset;
+mod prefetch;
 mod table;
+mod source;
+mod survey;
+mod prepare;
 mod text_file;
+mod metadata;
+mod captions;
+mod captioned;
+mod edits;
 
-pub use batch::{Batch, HostBatch, Prefetch};
+pub use batch::{Batch, HostBatch};
 pub use buckets::Bucket;
 pub use captioned::{CaptionFile, CaptionedFolder, CaptionedImage};
 pub use config::DataConfig;
-pub use dataset::{DatasetKind, LatentDataset, Picture, Sample, Split};
+pub use dataset::{LatentDataset, Split};
 pub use encoders::Encoders;
 pub use fingerprint::fingerprint;
 pub use images::{decode_picture, picture_size, read_picture, to_pixels};
 pub use place::{Cell, Place};
 pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
+pub use prefetch::Prefetch;
 pub use prepare::{Examined, examine, prepare};
 pub use progress::{Phase, Progress};
+pub use sample::{DatasetKind, Picture, Sample};

@@ -5,24 +5,25 @@
 //! f32, and alpha. What the file formats do differently is undone when reading and redone when writing.
 
 mod base;
-mod config;
-mod convolution;
-mod export;
-mod foreign;
-mod forms;
-mod index;
-mod inspect;
 mod keys;
 mod matrix;
 mod metadata;
-mod names;
-mod programs;
-mod read;
-mod settings;
+mod part;
+mod foreign;
 mod targets;
-mod text;
+mod config;
 mod unet;
+mod convolution;
+mod text;
+mod names;
+mod settings;
+mod index;
+mod forms;
+mod read;
 mod write;
+mod export;
+mod programs;
+mod inspect;
 
 use std::{
     cmp::Ordering,
@@ -43,7 +44,7 @@ pub use foreign::ForeignLayer;
 pub use inspect::{Inspection, LoraSummary, inspect};
 pub(crate) use keys::{layers_of_original, swaps_halves};
 pub use metadata::{BASE_MODEL, CONFIG, name_of, to_share};
-pub use names::Part;
+pub use part::Part;
 pub use programs::{Program, Reader, readers};
 pub use targets::{ATTENTION, Targets, UNET_ATTENTION};
 pub use write::Format;

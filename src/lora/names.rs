@@ -1,32 +1,6 @@
 //! Which layers of which part of a model a module in an adapter file is on, however programs spell it.
 
-use serde::Serialize;
-
-use super::{convolution, keys, text, unet};
-
-/// The part of a model that a layer belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// The transformer or the UNet.
-    Denoiser,
-    /// CLIP.
-    TextEncoder,
-    /// T5, which FLUX.1 has.
-    #[serde(rename = "text_encoder_2")]
-    TextEncoder2,
-}
-
-impl Part {
-    /// The folder of a text encoder in a model folder; empty for the denoiser, whose folder hangs on its kind.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Self::Denoiser => "",
-            Self::TextEncoder => "text_encoder",
-            Self::TextEncoder2 => "text_encoder_2",
-        }
-    }
-}
+use super::{Part, convolution, keys, text, unet};
 
 /// Where a module acts.
 #[derive(Clone, Debug, PartialEq, Eq)]

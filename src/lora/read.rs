@@ -8,10 +8,9 @@ use std::{
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
-    ForeignLayer, Lora, LoraLayer,
+    ForeignLayer, Lora, LoraLayer, Part,
     forms::{Change, Piece, pieces},
     index::Index,
-    names::Part,
     natural,
     settings::ADAPTER_METADATA,
 };

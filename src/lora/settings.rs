@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::names::{self, Part};
+use super::{Part, names};
 use crate::{
     error::{Error, Result},
     weights::{TensorFile, read_json},

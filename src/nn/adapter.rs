@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Delta, Linears, Magnitude};
+use super::{Delta, Magnitude};
 use crate::{
     kernels,
     rng::{Purpose, Seed},
@@ -135,12 +135,6 @@ impl Adapters {
     /// Whether these are the others, and not only equal to them; none are none.
     pub fn are(&self, others: &Self) -> bool {
         Arc::ptr_eq(&self.0, &others.0) || (self.is_empty() && others.is_empty())
-    }
-
-    /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
-    pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
-        part.linears(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
-        part.convolutions(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Adapter, Conv2d, Magnitude, Weight};
+use super::{Adapter, Adapters, Conv2d, Magnitude, Weight};
 use crate::{
     nn::{LayerName, Parameter, Parameters, below},
     weights::Weights,
@@ -164,4 +164,12 @@ pub trait Linears {
 
     /// The same for its convolutions, which only adapters of other programs change. Most parts of models have none.
     fn convolutions(&mut self, _path: &str, _visit: &mut dyn FnMut(&str, &mut Conv2d)) {}
+}
+
+impl Adapters {
+    /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
+    pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
+        part.linears(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
+        part.convolutions(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
+    }
 }

@@ -1,13 +1,13 @@
 //! Layers: tensors with names, loaded from a checkpoint and run forward.
 
-mod adapter;
-mod conv;
-mod delta;
-mod embedding;
-mod linear;
-mod norm;
 mod parameter;
+mod delta;
+mod adapter;
+mod embedding;
+mod norm;
+mod conv;
 mod weight;
+mod linear;
 
 pub use adapter::{Adapter, Adapters, Dropout, LayerName};
 pub use conv::{Conv2d, pad_bottom_right, upsample_nearest};

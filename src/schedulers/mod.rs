@@ -9,16 +9,17 @@ mod level;
 mod noise_schedule;
 mod spacing;
 mod config;
-mod sigmas;
-pub mod heun;
-pub mod lcm;
-pub mod uni_pc;
 pub mod ddim;
 pub mod ddpm;
+pub mod lcm;
+pub mod pndm;
+mod sigmas;
 pub mod dpm_solver;
 pub mod euler;
 pub mod euler_ancestral;
-pub mod pndm;
+pub mod heun;
+pub mod uni_pc;
+mod sampler;
 
 use std::fmt::Debug;
 

@@ -2,17 +2,19 @@
 //!
 //! Shapes: `B` batch, `L` image tokens, `T` text tokens, `D` width, `N` heads, `K` head size.
 
-mod blocks;
-mod config;
 mod latents;
 mod rope;
-mod segment;
+mod config;
+mod blocks;
+mod inputs;
 mod stem;
+mod segment;
 mod transformer;
 
 pub use blocks::{DoubleBlock, SingleBlock};
 pub use config::FluxConfig;
+pub use inputs::FluxInputs;
 pub use latents::{pack, position_ids, unpack};
 pub use rope::Rope;
 pub use segment::{FluxSegment, FluxState};
-pub use transformer::{FluxInputs, FluxTransformer};
+pub use transformer::FluxTransformer;

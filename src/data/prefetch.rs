@@ -1,0 +1,39 @@
+//! Batches read ahead of their use.
+
+use std::sync::{
+    Arc,
+    mpsc::{Receiver, sync_channel},
+};
+
+use super::{HostBatch, LatentDataset, Plan};
+use crate::error::Result;
+
+/// Reads the batches of a plan ahead of their use, on a thread of its own, into host memory. Ends after an error; dropping
+/// it ends the thread.
+#[derive(Debug)]
+pub struct Prefetch(Receiver<Result<HostBatch>>);
+
+impl Prefetch {
+    /// Starts reading at `micro_batch`, at most `ahead` batches ahead.
+    pub fn start(dataset: Arc<LatentDataset>, plan: Plan, micro_batch: u64, ahead: usize) -> Self {
+        let (sender, batches) = sync_channel(ahead);
+        std::thread::spawn(move || {
+            for (number, samples) in (micro_batch..).zip(plan.starting_at(micro_batch)) {
+                let batch = dataset.read(&samples, &plan.dropped(number, samples.len()));
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self(batches)
+    }
+}
+
+impl Iterator for Prefetch {
+    type Item = Result<HostBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.recv().ok()
+    }
+}
