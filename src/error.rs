@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -52,8 +52,15 @@ pub enum Subject {
     },
 }
 
-/// The most problems that are listed one by one in a text.
+/// The most problems that are listed one by one.
 const LISTED: usize = 20;
+
+/// The first twenty of many lines, and how many more there are.
+pub fn cut(lines: &[String]) -> Vec<String> {
+    let more = lines.len().saturating_sub(LISTED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    lines.iter().take(LISTED).cloned().chain(more).collect()
+}
 
 /// One problem, or all that one subject has, so that one run finds them all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,8 +68,12 @@ const LISTED: usize = 20;
 pub enum Problem {
     /// A sentence that goes on from the subject.
     One(String),
-    /// Problems of parts of the subject, a line each.
-    Many(Vec<String>),
+    /// Problems of parts of the subject, a line each. Texts and JSON list the first twenty.
+    Many(#[serde(serialize_with = "first")] Vec<String>),
+}
+
+fn first<S: Serializer>(problems: &[String], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    cut(problems).serialize(serializer)
 }
 
 impl Error {
@@ -179,12 +190,7 @@ impl fmt::Display for Problem {
             Self::One(problem) => f.write_str(problem),
             Self::Many(problems) => {
                 let plural = if problems.len() == 1 { "" } else { "s" };
-                let shown = &problems[..problems.len().min(LISTED)];
-                write!(f, "{} problem{plural}\n  {}", problems.len(), shown.join("\n  "))?;
-                match problems.len() - shown.len() {
-                    0 => Ok(()),
-                    more => write!(f, "\n  and {more} more"),
-                }
+                write!(f, "{} problem{plural}\n  {}", problems.len(), cut(problems).join("\n  "))
             }
         }
     }
@@ -227,6 +233,9 @@ mod tests {
         let said = many(1_000_000);
         assert!(said.starts_with("a: 1000000 problems\n  problem 0\n"), "{said}");
         assert!(said.ends_with("\n  problem 19\n  and 999980 more\nhint: do this"), "{said}");
+        let many = Error::many("a", (0..100).map(|i| format!("problem {i}")).collect());
+        let listed = serde_json::to_value(many).unwrap()["problem"].as_array().unwrap().clone();
+        assert!(listed.len() == 21 && listed[20] == "and 80 more", "{listed:?}");
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{generation::SamplingOptions, paths, schedulers::SchedulerName};
+use crate::{
+    generation::{LoraFiles, SamplingOptions},
+    paths,
+    schedulers::SchedulerName,
+};
 
 /// As [`SamplingOptions`], whose fields have the same names, and adapters.
 #[derive(Debug, clap::Args)]
@@ -10,6 +14,9 @@ pub(super) struct SamplingArgs {
     /// LoRA file of diffusers, PEFT, kohya or ComfyUI, as `FILE` or `FILE@SCALE` (default scale 1); may be repeated
     #[arg(long = "lora", value_name = "FILE[@SCALE]", value_parser = lora)]
     loras: Vec<(PathBuf, f64)>,
+    /// Leave out what the LoRA files hold for text encoders
+    #[arg(long, requires = "loras")]
+    no_lora_text_encoders: bool,
     /// Sampler of a Stable Diffusion model [default: the model's default]
     #[arg(long, value_name = "NAME")]
     scheduler: Option<SchedulerName>,
@@ -34,12 +41,13 @@ pub(super) struct SamplingArgs {
 }
 
 /// The options, and the LoRA files with their scales.
-impl From<SamplingArgs> for (SamplingOptions, Vec<(PathBuf, f64)>) {
+impl From<SamplingArgs> for (SamplingOptions, LoraFiles) {
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     fn from(args: SamplingArgs) -> Self {
         let SamplingArgs {
-            loras, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition,
+            loras, no_lora_text_encoders, scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition,
         } = args;
+        let loras = LoraFiles { files: loras, no_text_encoders: no_lora_text_encoders };
         (SamplingOptions { scheduler, steps, guidance, image_guidance, negative_prompt, true_guidance, scaled_condition }, loras)
     }
 }

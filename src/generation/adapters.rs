@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Session, worn::Worn};
+use super::{LoraFiles, Session, worn::Worn};
 use crate::{
     error::Result,
     lora::{Lora, Part},
     nn::{LayerShape, below},
+    notice::warn_once,
     weights::{TensorFile, shards},
 };
 
@@ -55,14 +56,33 @@ impl Session {
         Ok(worn)
     }
 
-    /// Reads LoRA files, each of which comes with its scale, and puts them on.
+    /// Reads the LoRA files of a request, and puts them on.
     ///
     /// # Errors
     /// As [`read_adapter`](Self::read_adapter).
-    pub fn put_on_files(&mut self, files: &[(PathBuf, f64)]) -> Result<()> {
-        let read = |(path, scale): &(PathBuf, f64)| Ok((self.read_adapter(path)?, *scale));
-        let loras: Vec<(Lora, f64)> = files.iter().map(read).collect::<Result<_>>()?;
-        self.set_adapters(loras.iter().map(|(lora, scale)| (lora, *scale)))
+    pub fn put_on_files(&mut self, loras: &LoraFiles) -> Result<()> {
+        let read = |(path, scale): &(PathBuf, f64)| Ok((self.read_file(path, loras.no_text_encoders)?, *scale));
+        let read: Vec<(Lora, f64)> = loras.files.iter().map(read).collect::<Result<_>>()?;
+        self.set_adapters(read.iter().map(|(lora, scale)| (lora, *scale)))
+    }
+
+    /// Reads a file with or without its part for text encoders. What is left out is said, and so is, where only that part is in the
+    /// way, that it can be.
+    fn read_file(&self, path: &Path, no_text_encoders: bool) -> Result<Lora> {
+        let rest = || {
+            let (lora, left_out) = Lora::read_without_text_encoders(path)?;
+            self.check_adapter(&lora).map_err(|e| e.at(path))?;
+            Ok((lora, left_out))
+        };
+        if !no_text_encoders {
+            let hint = "`no_lora_text_encoders` leaves out the part for text encoders and applies the rest";
+            return self.read_adapter(path).map_err(|e| if rest().is_ok() { e.hint(hint) } else { e });
+        }
+        let (lora, left_out) = rest()?;
+        if left_out > 0 {
+            warn_once(format!("{}: left out, as asked: {left_out} tensors for text encoders", path.display()));
+        }
+        Ok(lora.to_device(&self.device))
     }
 }
 

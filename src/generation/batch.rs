@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    SamplingOptions, Session,
+    LoraFiles, SamplingOptions, Session,
     batch_report::{BatchReport, Choices, Done, name},
     picture::{self, PictureFile, Size},
     plan::AtOnce,
@@ -38,8 +38,8 @@ pub struct BatchRequest {
     pub image: Option<String>,
     /// What to do with them.
     pub choices: Choices,
-    /// LoRA files, each with its scale.
-    pub loras: Vec<(PathBuf, f64)>,
+    /// LoRA files, and what of them is applied.
+    pub loras: LoraFiles,
     /// How.
     pub sampling: SamplingOptions,
     /// Of the noise, which is the same for every picture, and of the draws from the choices.

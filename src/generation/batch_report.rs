@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     disk::replace,
-    error::{Error, Result},
+    error::{Error, Result, cut},
     memory::{Measured, mib},
 };
 
@@ -174,7 +174,8 @@ impl fmt::Display for BatchReport {
             write!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
         }
         write!(f, "\n{} images in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
-        self.skipped.iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
+        let skipped: Vec<_> = self.skipped.iter().map(ToString::to_string).collect();
+        cut(&skipped).iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
     }
 }
 

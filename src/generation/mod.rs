@@ -8,6 +8,7 @@
 //! after another: `generate`, `edit` and `batch` are requests in files, [`Images`] are one in memory.
 
 mod options;
+mod lora_files;
 mod request;
 mod picture;
 mod input;
@@ -27,6 +28,7 @@ pub use batch::{BatchRequest, batch};
 pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
 pub use generate::{generate, plan};
 pub use images::Images;
+pub use lora_files::LoraFiles;
 pub use options::SamplingOptions;
 pub(crate) use picture::resize;
 pub use request::GenerateRequest;

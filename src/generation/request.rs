@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::SamplingOptions;
+use super::{LoraFiles, SamplingOptions};
 use crate::{
     error::{Error, Result},
     memory::MemoryConfig,
@@ -15,8 +15,8 @@ use crate::{
 pub struct GenerateRequest {
     /// A folder, or `org/name`.
     pub model: String,
-    /// LoRA files of diffusers, PEFT, kohya or ComfyUI, each with its scale.
-    pub loras: Vec<(PathBuf, f64)>,
+    /// LoRA files, and what of them is applied.
+    pub loras: LoraFiles,
     /// How pictures are made.
     pub sampling: SamplingOptions,
     /// Whether the model must be one that edits by instruction; if not, it must be none.

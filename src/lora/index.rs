@@ -175,6 +175,19 @@ impl<'a> Index<'a> {
         Ok(Self { settings: Settings::beside(file)?, file, modules, foreign })
     }
 
+    /// Takes out what belongs to text encoders, usable or not: the number of tensors.
+    pub fn without_text_encoders(&mut self) -> usize {
+        let count = |index: &Self| {
+            index.modules.values().map(BTreeMap::len).sum::<usize>()
+                + index.foreign.values().map(Vec::len).sum::<usize>()
+        };
+        let before = count(self);
+        self.modules.retain(|name, _| !names::is_of_text(name));
+        self.foreign.values_mut().for_each(|names| names.retain(|name| !names::is_of_text(name)));
+        self.foreign.retain(|_, names| !names.is_empty());
+        before - count(self)
+    }
+
     /// Whether the file holds anything of an adapter, usable or not.
     pub fn is_adapter(&self) -> bool {
         let marks = ["lora_", "lokr_", "hada_", ".lora.", "_lora1.", "_lora2.", "oft_", "vera_", "glora"];

@@ -14,7 +14,11 @@ use super::{
     programs::{Reader, readers, said},
     read::adapter_file,
 };
-use crate::{error::Result, nn::below, weights::TensorFile};
+use crate::{
+    error::{Result, cut},
+    nn::below,
+    weights::TensorFile,
+};
 
 /// An optimizer's tensors are named after those of the adapter or model.
 const OPTIMIZER: (&str, &[&str]) = ("optimizer state", &["exp_avg"]);
@@ -177,7 +181,7 @@ impl fmt::Display for Inspection {
             }
             let all = lora.targets.values().flat_map(BTreeMap::values).sum();
             said(&lora.readers, all).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
-            lora.problems.iter().try_for_each(|problem| writeln!(f, "  problem: {problem}"))?;
+            cut(&lora.problems).iter().try_for_each(|problem| writeln!(f, "  problem: {problem}"))?;
         }
         for (key, value) in &self.metadata {
             let line: String = value.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -87,6 +87,16 @@ pub(super) fn layout(module: &str) -> Option<&'static str> {
     peel(module).layout
 }
 
+/// Whether a module or tensor of this name belongs to a text encoder, which kiln may know or not.
+pub(super) fn is_of_text(name: &str) -> bool {
+    let Peeled { bare, mark, .. } = peel(name);
+    match mark {
+        Mark::Text | Mark::SecondText => true,
+        Mark::Denoiser => false,
+        Mark::Wrapper => text::layer_named(bare).is_some(),
+    }
+}
+
 /// Where the module of this name acts. Names of no known layer are taken for layers of the denoiser where dots divide them.
 ///
 /// # Errors
@@ -222,5 +232,8 @@ mod tests {
         }
         assert!(place(&format!("lora_te2_text_model_{}", keys::flat(&clip))).unwrap_err().contains("XL"));
         assert!(place("lora_te_text_model_embeddings").is_err());
+        let text = ["lora_te_text_model_embeddings", "lora_te2_text_model_anything", "text_encoder.text_model.x.bias"];
+        assert!(text.iter().chain([&format!("text_model.{clip}").as_str()]).all(|name| is_of_text(name)));
+        assert!(!["transformer.text_encoder.x", "lora_unet_mid_block", "proj_out"].iter().any(|name| is_of_text(name)));
     }
 }

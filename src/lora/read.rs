@@ -34,7 +34,25 @@ impl Lora {
     /// dropped silently.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let file = TensorFile::open(adapter_file(path.as_ref())?)?;
-        let index = Index::of(&file)?;
+        Self::of(&file, Index::of(&file)?)
+    }
+
+    /// The same without the tensors that belong to text encoders, and how many these are: for files made with other text encoders
+    /// than those of the model, or that change them in ways kiln does not read.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), of the rest; or nothing is left.
+    pub fn read_without_text_encoders(path: impl AsRef<Path>) -> Result<(Self, usize)> {
+        let file = TensorFile::open(adapter_file(path.as_ref())?)?;
+        let mut index = Index::of(&file)?;
+        let count = if index.is_adapter() { index.without_text_encoders() } else { 0 };
+        if count > 0 && !index.is_adapter() {
+            return Err(Error::file(file.path(), "changes text encoders only, and these are to be left out"));
+        }
+        Ok((Self::of(&file, index)?, count))
+    }
+
+    fn of(file: &TensorFile, index: Index) -> Result<Self> {
         if !index.is_adapter() {
             return Err(Error::file(file.path(), "holds no LoRA").hint("`kiln inspect` says what a file holds"));
         }
@@ -42,7 +60,7 @@ impl Lora {
         problems.extend(index.foreign());
         let (mut layers, mut foreign, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for module in &modules {
-            let pieces = match pieces(&file, module)? {
+            let pieces = match pieces(file, module)? {
                 Ok(pieces) => pieces,
                 Err(problem) => {
                     problems.push(format!("`{}` {problem}", module.name));

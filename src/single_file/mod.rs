@@ -50,7 +50,9 @@ pub(crate) fn folder(file: &Path, rest: &Path) -> Result<PathBuf> {
     let parts = parts(&opened, &rest)?;
     let views = serde_json::to_string(&parts).expect("names and numbers are JSON");
     let key = blake3::hash(format!("{}\n{}\n{views}", env!("CARGO_PKG_VERSION"), rest.display()).as_bytes());
-    let folder = std::env::temp_dir().join("kiln-single-file").join(&key.to_hex()[..32]);
+    let all = std::env::temp_dir().join("kiln-single-file");
+    let folder = all.join(&key.to_hex()[..32]);
+    sweep(&all, &folder);
     if folder.join(INDEX).is_file() {
         return Ok(folder); // made before, of the same two; another process may be reading it
     }
@@ -72,6 +74,29 @@ pub(crate) fn folder(file: &Path, rest: &Path) -> Result<PathBuf> {
         renamed => renamed.map_err(|e| Error::io(&folder, e))?,
     }
     Ok(folder)
+}
+
+/// Removes what lies in the folder of all such folders and is of no use any more: those whose checkpoint or model is gone, and what
+/// processes that died left half made a day ago or more. `own` stays.
+fn sweep(all: &Path, own: &Path) {
+    let day = std::time::Duration::from_secs(24 * 3600);
+    for path in fs::read_dir(all).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let age =
+            fs::symlink_metadata(&path).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        let useless = match path.extension() {
+            Some(_) => age.is_some_and(|age| age > day),
+            None => !path.join(INDEX).is_file() || views(&path).any(|view| !view.file.is_file()),
+        };
+        if useless && path != own && remove_folder(&path).is_ok() {
+            tracing::debug!("removed {}: what it stood for is gone", path.display());
+        }
+    }
+}
+
+/// The views of the parts in such a folder.
+fn views(folder: &Path) -> impl Iterator<Item = PartView> {
+    let parts = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path().join(VIEW));
+    parts.filter(|view| view.is_file()).filter_map(|view| PartView::read(&view).ok())
 }
 
 /// The configuration of a part, and where its tensors are.

@@ -12,7 +12,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Stored, TensorFile, Values, has_weights, read_json, shards, write_tensors};
+use super::{Stored, TensorFile, Values, has_weights, local_paths, read_json, shards, write_tensors};
 use crate::{
     disk::remove_folder,
     error::{Error, Result},
@@ -85,6 +85,7 @@ impl fmt::Display for FolderReport {
 ///   `config.json` then says, too; the class of the pipeline may change with it.
 /// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
 ///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
+/// - Configurations lose the folders of this machine that they name, such as `_name_or_path`.
 /// - A safety checker that the base's index names but its folder lacks is left out of the index.
 ///
 /// The folder appears under its name, and not as `NAME.partial` any more, only when it is complete and its weights were read
@@ -259,7 +260,7 @@ fn take_folder(from: &Path, to: &Path) -> Result<()> {
             take_folder(&source, &target)?;
         } else {
             let weights = target.extension().is_some_and(|kind| kind == "safetensors" || kind == "bin");
-            if !(weights && fs::hard_link(&source, &target).is_ok()) {
+            if !(weights && fs::hard_link(&source, &target).is_ok() || copy_config(&source, &target)?) {
                 fs::copy(&source, &target).map_err(|e| Error::io(&target, e))?;
             }
         }
@@ -267,8 +268,24 @@ fn take_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Copies a configuration without the folders of this machine that it names; whether it is one, and names any.
+fn copy_config(from: &Path, to: &Path) -> Result<bool> {
+    if !to.file_name().is_some_and(|name| name.to_string_lossy().ends_with(CONFIG)) {
+        return Ok(false);
+    }
+    let Ok(mut config) = read_json::<Map<String, Value>>(from) else { return Ok(false) };
+    let has_paths = local_paths::remove(&mut config);
+    if has_paths {
+        write_json(to, &config)?;
+    }
+    Ok(has_paths)
+}
+
+/// Writes a configuration without the folders of this machine that it names.
 pub(super) fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).expect("it was read from JSON");
+    let mut value = value.clone();
+    local_paths::remove(&mut value);
+    let text = serde_json::to_string_pretty(&value).expect("it was read from JSON");
     fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
 }
 

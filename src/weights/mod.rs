@@ -7,6 +7,7 @@
 mod container;
 mod file;
 mod gguf;
+mod local_paths;
 mod packed;
 mod part_config;
 mod quantize;
@@ -100,10 +101,9 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Weights made up from `seed`, for measuring a model of real size without its checkpoint: matrices have unit gain,
-    /// vectors are near one (`…weight`) or near zero (`…bias`). For the CPU they are drawn on the host, the same
-    /// numbers on every machine; a GPU draws its own, in `dtype` right away: for twelve billion the host would need
-    /// minutes. Either way a tensor's numbers hang on its name alone, not on the order of loading.
+    /// Random weights, for measuring a model of real size without its checkpoint: matrices have unit gain, vectors are near one
+    /// (`…weight`) or near zero (`…bias`). They depend only on `seed` and the tensor's name. For the CPU they are drawn on the host,
+    /// the same values on every machine; a GPU draws its own, in `dtype`: twelve billion on the host would take minutes.
     pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
         Self::root(Path::new("random weights"), Content::Random(seed, Spread::Busy), device, dtype)
     }

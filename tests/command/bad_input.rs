@@ -8,8 +8,9 @@ use std::{
 use burn::tensor::TensorData;
 use kiln::weights::write_tensors;
 
-use crate::support::program::{
-    MODEL, copy, fails, overrides, succeeds, tensors, train, truncate, with_overrides, workshop,
+use crate::support::{
+    program::{MODEL, copy, fails, overrides, succeeds, tensors, train, truncate, with_overrides, workshop},
+    snapshot::{assert_output, without_folders},
 };
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -18,10 +19,27 @@ static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
     workshop
 });
 
+/// Errors under their names, in the order in which they were come across: what a person reads, as a whole.
+#[derive(Default)]
+struct Errors(String);
+
+impl Errors {
+    fn add(&mut self, name: &str, said: &str) {
+        let said = without_folders(said, &WORKSHOP);
+        self.0 += &format!("── {name}\n{}\n\n", said.trim_end());
+    }
+
+    #[track_caller]
+    fn check(self, name: &str) {
+        assert_output(&format!("errors_{name}"), &self.0);
+    }
+}
+
 /// Says `kiln train` with these settings; it must fail, name all of `parts`, and leave no run folder behind.
 #[track_caller]
-fn train_fails(name: &str, settings: &[&str], parts: &[&str]) {
+fn train_fails(errors: &mut Errors, name: &str, settings: &[&str], parts: &[&str]) {
     let said = fails(&with_overrides("train", &overrides(&WORKSHOP, name, settings)));
+    errors.add(&format!("train: {name}"), &said);
     for part in parts {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -56,6 +74,7 @@ fn broken_models_are_named_with_the_file() {
         Box::new(move |model: &Path| truncate(model.join(&path))) as Box<dyn Fn(&Path)>
     };
     let weights = "diffusion_pytorch_model.safetensors";
+    let mut errors = Errors::default();
     for (name, change, file, hint) in [
         ("no-index", remove("model_index.json"), "model_index.json", true),
         ("no-tokenizer", remove("tokenizer"), "tokenizer", true),
@@ -76,9 +95,11 @@ fn broken_models_are_named_with_the_file() {
         let said = fails(&generate(folder, &[]));
         assert!(said.contains(folder) && said.contains(file), "{name}: {said}");
         assert!(!hint || said.contains("\nhint: "), "{name}: {said}");
+        errors.add(&format!("generate: {name}"), &said);
         let named = [folder, file, if hint { "\nhint: " } else { "" }];
-        train_fails(name, &[&format!("model.path='{folder}'")], &named);
+        train_fails(&mut errors, name, &[&format!("model.path='{folder}'")], &named);
     }
+    errors.check("broken_models");
 }
 
 #[test]
@@ -103,6 +124,9 @@ fn weights_that_do_not_fit_their_config_are_listed_together() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    let mut errors = Errors::default();
+    errors.add("generate", &said);
+    errors.check("misfit_weights");
 }
 
 #[test]
@@ -115,26 +139,45 @@ fn broken_pictures_and_captions_are_listed_together_before_any_work() {
     std::fs::write(data.join("cloud.txt"), " \n").unwrap();
     let path = format!("data.path='{}'", data.display());
     let parts = ["bad-data: 4 problems", "apple.png: ", "boat.png: ", "cat.png: ", "cloud.png: "];
-    train_fails("bad-data", &[&path], &parts);
+    let mut errors = Errors::default();
+    train_fails(&mut errors, "bad-data", &[&path], &parts);
     let said = fails(&with_overrides("prepare", &overrides(&WORKSHOP, "any", &[&path])));
     assert!(parts.iter().all(|part| said.contains(part)), "{said}");
     let empty = WORKSHOP.join("empty-data");
     std::fs::create_dir_all(&empty).unwrap();
-    train_fails("empty-data", &[&format!("data.path='{}'", empty.display())], &["empty-data", "no images"]);
-    train_fails("no-data", &["data.path='nowhere'"], &["nowhere: there is no such folder", "\nhint: "]);
+    train_fails(
+        &mut errors,
+        "empty-data",
+        &[&format!("data.path='{}'", empty.display())],
+        &["empty-data", "no images"],
+    );
+    train_fails(&mut errors, "no-data", &["data.path='nowhere'"], &["nowhere: there is no such folder", "\nhint: "]);
+    errors.check("broken_data");
 }
 
 #[test]
 fn settings_that_do_not_suit_the_model_are_named_and_leave_no_run_folder() {
+    let mut errors = Errors::default();
     let similar = ["`lora.targets`", "`attn.to_queue` matches no layer", "\nhint: ", "attn.to_q`"];
-    train_fails("targets", &["lora.targets=['attn.to_queue']"], &similar);
-    train_fails("set", &["lora.targets=atention"], &["--set lora.targets=atention", "atention", "\"attention\""]);
+    train_fails(&mut errors, "targets", &["lora.targets=['attn.to_queue']"], &similar);
+    train_fails(
+        &mut errors,
+        "set",
+        &["lora.targets=atention"],
+        &["--set lora.targets=atention", "atention", "\"attention\""],
+    );
     let prompts = ["validation.prompts=['p']", "validation.width=100"];
-    train_fails("width", &prompts, &["`validation.width`", "multiple of 16"]);
-    train_fails("key", &["training.steps=3"], &["--set training.steps=3", "unknown key `steps`"]);
-    train_fails("table", &["trainig.max_steps=3"], &["--set trainig.max_steps=3", "did you mean `training`?"]);
-    train_fails("model", &["model.path='no/such/model'"], &["no/such/model", "no such folder"]);
-    train_fails("hub", &["model.path='nobody/nothing'"], &["`model.path`", "nobody/nothing", "\nhint: "]);
+    train_fails(&mut errors, "width", &prompts, &["`validation.width`", "multiple of 16"]);
+    train_fails(&mut errors, "key", &["training.steps=3"], &["--set training.steps=3", "unknown key `steps`"]);
+    train_fails(
+        &mut errors,
+        "table",
+        &["trainig.max_steps=3"],
+        &["--set trainig.max_steps=3", "did you mean `training`?"],
+    );
+    train_fails(&mut errors, "model", &["model.path='no/such/model'"], &["no/such/model", "no such folder"]);
+    train_fails(&mut errors, "hub", &["model.path='nobody/nothing'"], &["`model.path`", "nobody/nothing", "\nhint: "]);
+    errors.check("unsuitable_settings");
 }
 
 #[test]
@@ -159,6 +202,7 @@ fn lora_files_that_do_not_fit_are_named() {
     let text = WORKSHOP.join("text.safetensors");
     std::fs::write(&text, "not a tensor file at all, but long enough to be one").unwrap();
     let vae = Path::new(MODEL).join("vae/diffusion_pytorch_model.safetensors");
+    let mut errors = Errors::default();
     for (file, problem, hint) in [
         (&narrow, "attn.to_q`: the adapter is for 97 inputs and 96 outputs, the layer has 96 and 96", true),
         (&stranger, "`transformer_blocks.77.attn.to_q`: the model has no such layer", true),
@@ -173,7 +217,9 @@ fn lora_files_that_do_not_fit_are_named() {
         assert!(said.starts_with(&format!("error: {file}: ")) && said.contains(problem), "{file}: {said}");
         assert!(!said.contains(trained.to_str().unwrap()), "{file}: {said}");
         assert!(!hint || said.contains("\nhint: "), "{file}: {said}");
+        errors.add("generate", &said);
     }
+    errors.check("lora_files");
     assert!(!Path::new("never.safetensors").exists());
 }
 
@@ -181,19 +227,23 @@ fn lora_files_that_do_not_fit_are_named() {
 fn what_is_no_run_cannot_be_validated_exported_or_continued() {
     let folder = WORKSHOP.join("no-run");
     std::fs::create_dir_all(folder.join("step-000001")).unwrap(); // without a state: never complete
+    let mut errors = Errors::default();
     for path in [folder.clone(), folder.join("step-000001"), "Cargo.toml".into()] {
         let path = path.to_str().unwrap();
         let output = WORKSHOP.join("never.safetensors");
         for arguments in [vec!["validate", path], vec!["export", path, "--output", output.to_str().unwrap()]] {
             let said = fails(&arguments);
             assert!(said.contains(path) && said.contains("\nhint: "), "{said}");
+            errors.add(arguments[0], &said);
         }
         assert!(!output.exists());
         let mut arguments = with_overrides("train", &overrides(&WORKSHOP, "never", &[]));
         arguments.extend(["--resume".to_string(), path.to_string()]);
         let said = fails(&arguments);
         assert!(said.contains(path) && said.contains("\nhint: "), "{said}");
+        errors.add("train --resume", &said);
     }
+    errors.check("no_run");
 }
 
 #[test]
@@ -201,6 +251,9 @@ fn without_held_out_pictures_there_is_nothing_to_validate() {
     let run = train(&WORKSHOP, "all-trained", &["data.validation_split=0", "training.max_steps=1"]);
     let said = fails(&["validate", run.to_str().unwrap()]);
     assert!(said.contains("`data.validation_split`") && said.contains("\nhint: "), "{said}");
+    let mut errors = Errors::default();
+    errors.add("validate", &said);
+    errors.check("nothing_held_out");
 }
 
 #[test]
@@ -211,7 +264,11 @@ fn an_output_that_cannot_be_written_is_named() {
     let output = file.join("lora.safetensors");
     let said = fails(&["export", run.to_str().unwrap(), "--output", output.to_str().unwrap()]);
     assert!(said.contains("a-file: no such folder for ") && said.contains("a-file/lora.safetensors"), "{said}");
+    let mut errors = Errors::default();
+    errors.add("export", &said);
     let run = format!("run.output='{}'", file.display());
     let said = fails(&with_overrides("train", &overrides(&WORKSHOP, "never", &[&run])));
     assert!(said.contains("a-file"), "{said}");
+    errors.add("train", &said);
+    errors.check("unwritable_output");
 }

@@ -6,7 +6,10 @@ use clap::CommandFactory;
 use kiln::cli::Cli;
 use tempfile::TempDir;
 
-use crate::support::program::kiln;
+use crate::support::{
+    program::kiln,
+    snapshot::{assert_output, without_numbers},
+};
 
 /// Runs a command that must fail with `code`, say nothing on standard output and never panic; returns what it says.
 fn fails(code: i32, arguments: &[&str]) -> String {
@@ -72,6 +75,19 @@ fn help_names_every_command_and_every_option() {
 }
 
 #[test]
+fn help_is_what_the_snapshots_show() {
+    let program = Cli::command();
+    let commands = program.get_subcommands().map(|command| command.get_name()).filter(|name| *name != "help");
+    let commands: Vec<_> = commands.collect();
+    assert_eq!(commands.len(), 14);
+    let help = |arguments: &[&str]| String::from_utf8(kiln(arguments).stdout).unwrap();
+    assert_output("help", &help(&["--help"]));
+    for command in commands {
+        assert_output(&format!("help_{command}"), &help(&[command, "--help"]));
+    }
+}
+
+#[test]
 fn the_doctor_says_what_there_is_and_what_to_use() {
     let output = kiln(&["doctor"]);
     assert!(output.status.success() && output.stderr.is_empty());
@@ -83,6 +99,14 @@ fn the_doctor_says_what_there_is_and_what_to_use() {
     assert!(["cpu", "cuda"].contains(&device), "{said}");
     if device == "cpu" {
         assert!(said.contains("none that can be used: ") && said.contains("hint: "), "{said}");
+    }
+    if cfg!(not(feature = "cuda")) {
+        // What hangs on the machine is masked: numbers, the processor's name, folders.
+        let line = |line: &str| match line.split_once(' ') {
+            Some((name @ ("processor" | "models" | "disk"), _)) => format!("{name:<10} …"),
+            _ => without_numbers(line),
+        };
+        assert_output("doctor", &said.lines().map(line).collect::<Vec<_>>().join("\n"));
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use burn::tensor::TensorData;
 use image::{Rgb, RgbImage};
+use kiln::weights::write_tensors;
 use parquet::{
     data_type::{ByteArray, ByteArrayType},
     file::{properties::WriterProperties, writer::SerializedFileWriter},
@@ -139,11 +141,11 @@ fn of_two_copies_of_the_weights_the_shards_are_read_and_the_other_is_named() {
     let [single, shard] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-00001-of-00001.safetensors"];
     fs::copy(transformer.join(single), transformer.join(shard)).unwrap();
     let stale = tensors(transformer.join(single)).into_iter().map(|(name, data)| {
-        let zeros = burn::tensor::TensorData::zeros::<f32, _>(data.shape.to_vec());
+        let zeros = TensorData::zeros::<f32, _>(data.shape.to_vec());
         (name, zeros.convert_dtype(data.dtype))
     });
     let stale: std::collections::BTreeMap<_, _> = stale.collect();
-    kiln::weights::write_tensors(transformer.join(single), &stale, &Default::default()).unwrap();
+    write_tensors(transformer.join(single), &stale, &Default::default()).unwrap();
     let map: serde_json::Map<_, _> = stale.keys().map(|name| (name.clone(), shard.into())).collect();
     let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
     fs::write(transformer.join(format!("{single}.index.json")), index).unwrap();
@@ -248,4 +250,53 @@ fn tables_of_images_and_captions_are_read_where_there_are_no_images() {
     assert!(said.contains("2 samples"), "{said}");
     assert!(said.contains(".parquet files of other splits than train: 1 (`data/test.parquet`)"), "{said}");
     assert!(said.contains("columns of data/train-00000.parquet: 1 (`source`)"), "{said}");
+}
+
+/// The tensors of a low-rank pair on `module`, in kohya's names, with values that change an image.
+fn pair(module: &str, outputs: usize, inputs: usize) -> [(String, TensorData); 2] {
+    let values = |count: usize| (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect::<Vec<_>>();
+    [
+        (format!("{module}.lora_down.weight"), TensorData::new(values(2 * inputs), [2, inputs])),
+        (format!("{module}.lora_up.weight"), TensorData::new(values(2 * outputs), [outputs, 2])),
+    ]
+}
+
+#[test]
+fn what_a_lora_holds_for_text_encoders_is_left_out_only_when_asked_and_said() {
+    let file = |name: &str, tensors: &[[(String, TensorData); 2]]| {
+        let path = WORKSHOP.join(name).with_extension("safetensors");
+        write_tensors(&path, &tensors.iter().flatten().cloned().collect(), &Default::default()).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let denoiser = pair("lora_unet_double_blocks_0_img_attn_proj", 96, 96);
+    // Of another width than the model's, and in an encoder that the model does not have.
+    let text = pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", 7, 5);
+    let other = pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 7, 5);
+    let alone = file("denoiser", std::slice::from_ref(&denoiser));
+    let mixed = file("mixed", &[denoiser.clone(), text.clone()]);
+    let unknown = file("unknown", &[denoiser, other]);
+    let only = file("text", &[text]);
+    let latents = |name: &str| WORKSHOP.join(name).with_extension("latents.safetensors");
+    let generate = |name: &str, more: &[&str]| {
+        generate(Path::new(MODEL), &latents(name), &[&["--prompt", "a boat"], more].concat())
+    };
+    succeeds(&generate("plain", &[]));
+    succeeds(&generate("alone", &["--lora", &alone]));
+    assert_ne!(tensors(latents("plain")), tensors(latents("alone")));
+    for (name, path) in [("mixed", &mixed), ("unknown", &unknown)] {
+        let said = fails(&generate(name, &["--lora", path]));
+        assert!(said.contains("`--no-lora-text-encoders` leaves out the part for text encoders"), "{said}");
+        assert!(!latents(name).exists());
+        let (_, said) = succeeds(&generate(name, &["--lora", path, "--no-lora-text-encoders"]));
+        let lines = said.lines().filter(|line| line.contains("WARN") && line.contains("2 tensors for text encoders"));
+        assert_eq!(lines.count(), 1, "{said}");
+        assert_eq!(tensors(latents(name)), tensors(latents("alone")));
+    }
+    let said = fails(&generate("only", &["--lora", &only, "--no-lora-text-encoders"]));
+    assert!(said.contains("text encoders only"), "{said}");
+    // Where the model can wear all of it, nothing else is offered; and a file without such a part loses nothing.
+    let (_, said) = succeeds(&generate("kept", &["--lora", &alone, "--no-lora-text-encoders"]));
+    assert!(!said.contains("left out"), "{said}");
+    let said = fails(&generate("only", &["--lora", &only]));
+    assert!(!said.contains("--no-lora-text-encoders"), "{said}");
 }

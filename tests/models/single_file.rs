@@ -179,3 +179,15 @@ fn files_that_are_no_such_checkpoint_and_folders_of_other_kinds_are_refused() {
         &["no checkpoint of FLUX.1 or Stable Diffusion"],
     );
 }
+
+#[test]
+fn what_stands_for_a_file_that_is_gone_is_removed() {
+    let (model, temporary) = (fixture("sd"), tempfile::tempdir().unwrap());
+    let [first, second] = ["first", "second"].map(|name| temporary.path().join(name).with_extension("safetensors"));
+    [&first, &second].iter().for_each(|file| single("sd_v1", &model, "", &["vae", "unet"], file));
+    let (gone, kept) = (resolve(&first, &model), resolve(&second, &model));
+    fs::remove_file(&first).unwrap();
+    assert!(gone != kept && resolve(&second, &model) == kept);
+    assert!(!gone.exists() && kept.join("unet/config.json").is_file());
+    assert!(model.join("unet/config.json").is_file(), "links are removed, not what they lead to");
+}

@@ -119,6 +119,25 @@ fn an_exported_folder_is_the_base_with_new_weights() {
 }
 
 #[test]
+fn folders_of_the_machine_that_trained_are_in_no_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let golden = goldens("StableDiffusionPipeline").remove(0);
+    let (base, folder) = (temporary.path().join("base"), temporary.path().join("exported"));
+    crate::support::program::copy(&golden.model, &base);
+    for name in ["model_index.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+    {
+        let mut config = json(base.join(name));
+        config["_name_or_path"] = "/home/jane/models/secret".into();
+        fs::write(base.join(name), config.to_string()).unwrap();
+    }
+    export_folder(&base, &part(), &values(&base, |numbers| numbers), &folder, FloatDType::F32).unwrap();
+    for (name, path) in files(&folder) {
+        assert!(!String::from_utf8_lossy(&fs::read(path).unwrap()).contains("jane"), "{}", name.display());
+    }
+    assert_eq!(json(folder.join("text_encoder/config.json")), json(golden.model.join("text_encoder/config.json")));
+}
+
+#[test]
 fn a_widened_unet_becomes_a_pipeline_of_instruct_pix2pix() {
     let temporary = tempfile::tempdir().unwrap();
     let golden = goldens("StableDiffusionPipeline").remove(0);

@@ -10,6 +10,7 @@ pub mod pty;
 pub mod quantized;
 pub mod run;
 pub mod sampling;
+pub mod snapshot;
 #[cfg(unix)]
 pub mod server;
 pub mod serving;

@@ -4,11 +4,17 @@
 //! Icons of the second style are in blue ink. So what is measured is how much redder than blue a pixel is, which in blue ink none
 //! is, and how much darker than white.
 
-use std::{path::Path, sync::LazyLock};
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use image::RgbImage;
 
-use crate::support::program::{succeeds, workshop};
+use crate::support::{
+    program::{succeeds, workshop},
+    snapshot::{assert_output, without_folders, without_numbers},
+};
 
 const CONFIG: &str = "configs/quickstart.toml";
 
@@ -20,9 +26,12 @@ const SEEDS: usize = 2;
 const SIDE: u32 = 64;
 const MARGIN: u32 = 4;
 
+/// The folder of this test.
+static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("style"));
+
 /// The images without and with the adapter, prompt by prompt and seed by seed, at the end of the quickstart.
 static PAIRS: LazyLock<Vec<[RgbImage; 2]>> = LazyLock::new(|| {
-    let workshop = workshop("style");
+    let workshop = &*WORKSHOP;
     let output = format!("run.output='{}'", workshop.join("runs").display());
     let cache = format!("data.cache='{}'", workshop.join("cache").display());
     let settings = ["--set", &output, "--set", &cache, "--set", "validation.every=0"];
@@ -62,6 +71,18 @@ fn drawings(folder: &str) -> [f64; 3] {
         let amount = mean(&image, ink);
         [amount.min(least), amount.max(most), mean(&image, warmth).max(warm)]
     })
+}
+
+#[test]
+fn the_log_of_the_quickstart_is_what_the_snapshot_shows() {
+    let output = format!("run.output='{}'", WORKSHOP.join("logged").display());
+    let cache = format!("data.cache='{}'", WORKSHOP.join("logged/cache").display());
+    let short = ["training.max_steps=20", "checkpoint.every=10", "validation.every=10"];
+    let settings = [output.as_str(), &cache].into_iter().chain(short).flat_map(|setting| ["--set", setting]);
+    let arguments: Vec<&str> = ["train", "--config", CONFIG, "--ui", "plain"].into_iter().chain(settings).collect();
+    let (out, said) = succeeds(&arguments);
+    let masked = without_numbers(&without_folders(&said, &WORKSHOP));
+    assert_output("quickstart", &format!("{masked}\n── standard output\n{}", without_folders(&out, &WORKSHOP)));
 }
 
 #[test]
