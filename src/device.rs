@@ -22,7 +22,9 @@ impl FromStr for DeviceChoice {
     fn from_str(word: &str) -> std::result::Result<Self, String> {
         match word.split_once(':').map_or((word, "0"), |(kind, number)| (kind, number)) {
             ("cpu", "0") if word == "cpu" => Ok(Self::Cpu),
-            ("cuda", number) => number.parse().map(Self::Cuda).map_err(|_| format!("`{number}` is no device number")),
+            ("cuda", number) => {
+                number.parse().map(Self::Cuda).map_err(|_| format!("`{number}` is not a device number"))
+            }
             _ => Err("use `cpu`, `cuda` or `cuda:N`".into()),
         }
     }

@@ -32,12 +32,12 @@ impl fmt::Display for Report {
 pub fn examine(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> Report {
     let features = if cfg!(feature = "cuda") { "CPU and CUDA" } else { "CPU only" };
     let cpu = Device::flex();
-    let free = memory::available(&cpu).map_or(String::new(), |free| format!(", {:.1} GiB of it free", gib(free)));
+    let free = memory::available(&cpu).map_or(String::new(), |free| format!(", {:.1} GiB free", gib(free)));
     let total = memory::total().map_or("of unknown size".into(), |total| format!("{:.1} GiB", gib(total)));
     let (gpu, usable) = gpu(kernel_cache, paths);
     let choice = match usable {
         true => "device cuda, in bf16",
-        false => "device cpu, in f32: enough for small models, and for trying things out",
+        false => "device cpu, in f32: enough for small models and for trying things out",
     };
     Report(vec![
         ("kiln", format!("{} for {features}", env!("CARGO_PKG_VERSION"))),
@@ -65,8 +65,8 @@ fn gpu(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> (String, bool) {
 }
 
 fn said(problem: &Error) -> String {
-    let hints = problem.hint.iter().map(|hint| format!("\nhint: {hint}"));
-    format!("none that can be used: {}{}", problem.problem, hints.collect::<String>())
+    let hints = problem.hint.iter().map(|hint| format!("\nhint: {}", hint.replace("`device cpu`", "`--device cpu`")));
+    format!("none usable: {}{}", problem.problem, hints.collect::<String>())
 }
 
 /// Where models that are named `org/name` are kept, and how many there are.

@@ -58,7 +58,7 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
         return match lacking.is_empty() {
             true => Ok(folder),
             false => Err(Error::file(folder, format!("lacks {}", lacking.join(", "))).hint(
-                "point `model.path` at a whole model in the layout of diffusers: each part a folder with its \
+                "`model.path` must be a complete model folder in diffusers' layout: a folder for each part, with its \
                  configuration and its weights as safetensors",
             )),
         };
@@ -76,8 +76,8 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     }
     if !is_repository(model) {
         let problem = match folder.exists() {
-            true => "is no folder: a model is a folder in the layout of diffusers, or `org/name`".into(),
-            false => format!("no such folder{}, and not the `org/name` of a repository either", below(&folder)),
+            true => "is not a folder: a model is a folder in diffusers' layout, or `org/name`".into(),
+            false => format!("no such folder{}, and not an `org/name` on the Hugging Face hub either", below(&folder)),
         };
         return Err(Error::file(folder, problem));
     }
@@ -105,11 +105,11 @@ fn page(model: &str) -> Option<&str> {
 fn alone(file: &Path) -> Error {
     match lora::inspect(file) {
         Ok(inspection) => {
-            let problem = format!("is a single file ({}), without tokenizers and configurations", inspection.kind);
+            let problem = format!("is a single file ({}) without tokenizers and configurations", inspection.kind);
             let hint = match inspection.lora {
-                Some(_) => "give it as an adapter (`lora`), and the model it is for as the model".into(),
+                Some(_) => "pass it as `lora`, and its base model as the model".into(),
                 None => format!(
-                    "name the folder of a model of the same kind, in the layout of diffusers, that has the rest: `{}@FOLDER`",
+                    "add a model folder of the same kind, in diffusers' layout, that has the rest: `{}@FOLDER`",
                     file.display()
                 ),
             };
@@ -156,7 +156,8 @@ impl Source {
         });
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
         let Some(cache) = cache.or_else(|| own.as_ref().map(|own| own.join("hub"))) else {
-            let problem = "a model is looked up by name, but there is no home folder with a cache of models";
+            let problem =
+                "a model name is looked up in the Hugging Face cache, but there is no home folder to find it in";
             return Err(Error::setting("model.path", problem)
                 .hint("set HF_HOME to the folder for it, or point `model.path` at the model's own folder"));
         };
@@ -192,10 +193,10 @@ impl Source {
             return if missing.is_empty() {
                 Ok(fetched)
             } else {
-                Err(self.unavailable(model, &Some(fetched), "the repository is not in the layout of diffusers"))
+                Err(self.unavailable(model, &Some(fetched), "the repository is not in diffusers' layout"))
             };
         }
-        Err(self.unavailable(model, &cached, "looking for them is forbidden by HF_HUB_OFFLINE"))
+        Err(self.unavailable(model, &cached, "HF_HUB_OFFLINE forbids downloading"))
     }
 
     /// The cached copy of the main branch, if there is one, whole or not.
@@ -232,13 +233,13 @@ impl Source {
         let lacking = if lacking.is_empty() { "model".into() } else { format!("{} of the model", lacking.join(", ")) };
         let cache = self.cache.path().display();
         let problem = format!(
-            "there is no folder `{model}`{}; and of the Hugging Face hub's `{model}`: {lacking} not in the cache {cache}, and \
+            "there is no folder `{model}`{}; and as a model on the Hugging Face hub: {lacking} not in the cache {cache}, and \
              {reason}",
             below(Path::new(model))
         );
         Error::setting("model.path", problem).hint(format!(
-            "if a folder is meant, write its whole path; if a model of the hub, run `hf download {model}` where there is a \
-             network (for gated models: accept the licence on the model's page and set HF_TOKEN), then copy the cache here"
+            "if you mean a folder, give its full path; if you mean a model on the hub, run `hf download {model}` on a \
+             machine with a network (for gated models: accept the licence on the model's page and set HF_TOKEN), then copy the cache here"
         ))
     }
 }
@@ -267,7 +268,7 @@ fn expanded(value: &str, home: Option<&Path>, variable: &impl Fn(&str) -> Option
 fn explain(error: &ApiError) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
-    format!("they cannot be fetched: {first}")
+    format!("downloading failed: {first}")
 }
 
 /// Whether `model` is of the form `org/name` that the hub allows.

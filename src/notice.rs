@@ -27,9 +27,27 @@ pub fn some_of(names: &[impl AsRef<str>]) -> String {
     if shown.is_empty() { last } else { format!("{} and {last}", shown.join(", ")) }
 }
 
+/// A count with commas between thousands: `73,728`.
+pub fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let place = |(i, digit): (usize, char)| match (digits.len() - i).is_multiple_of(3) && i > 0 {
+        true => format!(",{digit}"),
+        false => digit.to_string(),
+    };
+    digits.chars().enumerate().map(place).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        assert_eq!(
+            [0, 999, 1000, 73_728, 11_901_408_320].map(grouped),
+            ["0", "999", "1,000", "73,728", "11,901,408,320"]
+        );
+    }
 
     #[test]
     fn a_line_names_three_and_counts_the_rest() {

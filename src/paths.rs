@@ -23,15 +23,15 @@ pub fn meant(path: &Path) -> std::result::Result<PathBuf, String> {
     if let Some(rest) = text.strip_prefix('~') {
         let Some(rest) = rest.strip_prefix('/').or(rest.is_empty().then_some("")) else {
             let who = text.split('/').next().unwrap_or(text);
-            return Err(format!("begins with `{who}`, and only `~` itself is understood: write the whole path"));
+            return Err(format!("begins with `{who}`, and only `~` itself is understood: write the full path"));
         };
         let home = std::env::home_dir().filter(|home| home.is_absolute());
-        let home = home.ok_or("begins with `~`, and there is no home folder: write the whole path")?;
+        let home = home.ok_or("begins with `~`, and there is no home folder: write the full path")?;
         return Ok(other_form(&home.join(rest.trim_start_matches('/'))));
     }
     if cfg!(unix) && text.contains('\\') {
         return Err(format!(
-            "has backslashes, as on Windows, which separate no folders here: write `{}`",
+            "has backslashes, which do not separate folders on this system: write `{}`",
             text.replace('\\', "/")
         ));
     }
@@ -80,11 +80,11 @@ fn other_form(path: &Path) -> PathBuf {
 /// # Errors
 /// Something else is in its place, a name is too long, or the system refuses.
 pub fn check_folder(folder: &Path) -> Result<()> {
-    let cannot = |problem: String| Error::file(folder, format!("cannot be a folder for results: {problem}"));
+    let cannot = |problem: String| Error::file(folder, format!("results cannot be written here: {problem}"));
     let long = |part: &Component| part.as_os_str().len() > LONGEST_NAME;
     if let Some(part) = folder.components().find(long) {
         let length = part.as_os_str().len();
-        return Err(cannot(format!("a name in it has {length} bytes, and {LONGEST_NAME} are the most")));
+        return Err(cannot(format!("a name in it has {length} bytes, and the limit is {LONGEST_NAME}")));
     }
     if folder.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(cannot("there is a zero byte in its name".into()));
@@ -93,7 +93,7 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     let there = here.ancestors().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
     let there = there.into_iter().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
     if !there.is_dir() {
-        return Err(cannot(format!("{} is no folder", there.display())));
+        return Err(cannot(format!("{} is not a folder", there.display())));
     }
     let probe = there.join(format!(".kiln-{}.probe", std::process::id()));
     let written = std::fs::File::create(&probe);
@@ -107,13 +107,13 @@ pub fn check_folder(folder: &Path) -> Result<()> {
 /// As [`check_folder`]; or the folder is missing.
 pub fn check_file(file: &Path) -> Result<()> {
     if file.is_dir() {
-        return Err(Error::file(file, "is a folder, and a file is to be written there").hint("add the name of a file"));
+        return Err(Error::file(file, "is a folder, but a file is to be written there").hint("add the name of a file"));
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        return Err(Error::file(folder, format!("no such folder for {}", file.display())));
+        return Err(Error::file(folder, format!("there is no such folder, so {} cannot be written", file.display())));
     }
-    let name = file.file_name().ok_or_else(|| Error::file(file, "is no name of a file"))?;
+    let name = file.file_name().ok_or_else(|| Error::file(file, "is not a file name"))?;
     if name.len() > LONGEST_NAME || name.as_encoded_bytes().contains(&0) {
         let problem = format!("its name must be of at most {LONGEST_NAME} bytes, none of them zero");
         return Err(Error::file(file, problem));

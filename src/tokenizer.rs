@@ -151,8 +151,9 @@ impl Checked {
         let rows = self.rows.unwrap_or(usize::MAX);
         match encoding.get_ids().iter().find(|&&id| id as usize >= rows) {
             Some(id) => {
-                let problem = format!("{:?} gets the id {id}, but the text encoder beside it knows {rows}", shown());
-                Err(self.broken(&problem).hint("tokenizer and text encoder must be of one model"))
+                let problem =
+                    format!("{:?} gets the id {id}, but the text encoder beside it knows only {rows}", shown());
+                Err(self.broken(&problem).hint("tokenizer and text encoder must belong to the same model"))
             }
             None => Ok(encoding),
         }
@@ -193,7 +194,7 @@ impl Folder {
     fn open(path: PathBuf, encoder: EncoderLimits, hash: &mut blake3::Hasher) -> Result<Self> {
         if !path.is_dir() {
             return Err(Error::file(path, "no such folder")
-                .hint("point `model.path` at a folder in the layout of diffusers, with its tokenizers"));
+                .hint("point `model.path` at a folder in diffusers' layout, with its tokenizers"));
         }
         let mut folder = Self { path, config: Map::new(), encoder };
         folder.config = folder.json("tokenizer_config.json", hash)?;
@@ -253,7 +254,7 @@ impl Folder {
                     "kiln does not read `spiece.model`; convert it once in Python: \
                      transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
                 ),
-                false => error.hint("of second text encoders, kiln knows the T5 of FLUX.1"),
+                false => error.hint("the only second text encoder kiln supports is the T5 of FLUX.1"),
             });
         }
         let tokenizer = self.whole(hash)?;
@@ -321,7 +322,9 @@ impl Folder {
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         if let Some(rows) = self.encoder.vocab_size.filter(|&rows| rows < ids) {
             let problem = format!("the tokenizer has {ids} tokens, the text encoder beside it only {rows}");
-            return Err(Error::file(&self.path, problem).hint("tokenizer and text encoder must be of one model"));
+            return Err(
+                Error::file(&self.path, problem).hint("tokenizer and text encoder must belong to the same model")
+            );
         }
         let pad_token = self.token("pad_token", padding);
         let pad_id = self.id(&tokenizer, &pad_token)?;
@@ -347,7 +350,7 @@ impl Folder {
 
     fn broken(&self, name: &str, problem: tokenizers::Error) -> Error {
         Error::file(self.path.join(name), format!("not a tokenizer: {problem}"))
-            .hint("the download or copy may have been cut short: fetch the folder again")
+            .hint("the download or copy may have been cut short: download the folder again")
     }
 }
 

@@ -50,7 +50,7 @@ pub enum Trained {
     Attention,
     /// A LoRA on every linear layer.
     All,
-    /// Every number of the model; the UNet only.
+    /// Every parameter of the model; the UNet only.
     Full,
 }
 

@@ -26,8 +26,8 @@ pub struct Args {
     /// Lists of models, prompts and strengths to choose from (TOML)
     #[arg(long, value_name = "FILE", value_parser = super::path())]
     config: Option<PathBuf>,
-    /// Model in diffusers' layout; repeat to choose one at random per image
-    #[arg(long, value_name = "DIR")]
+    /// Model: a folder in diffusers' layout, `org/name`, or `FILE@MODEL`; repeat to choose one at random per image
+    #[arg(long, value_name = "MODEL")]
     model: Vec<String>,
     /// Prompt, or instruction for an editing model; repeat to choose one at random per image
     #[arg(long, value_name = "TEXT")]
@@ -75,5 +75,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
         memory: memory.given().unwrap_or_default(),
     };
     stop_on_signals()?;
-    print(generation::batch(&request, &global.open()?).context("the folder was not finished")?)
+    print(generation::batch(&request, &global.open()?).context("not all images were processed")?)
 }

@@ -3,15 +3,20 @@
 use anyhow::Result;
 
 use super::print;
-use crate::error::Error;
+use crate::{error::Error, families::ObjectiveKind, training::commented};
 
 /// Prints a commented configuration to start from, or the list of them
 ///
-/// Save it as a file and edit it: `kiln config flux_lora_12gb > run.toml`, then `kiln train --config run.toml`.
+/// Save it as a file and edit it: `kiln config flux_lora_12gb > run.toml`, then `kiln train --config run.toml`. With `--task`, prints
+/// every key of that task with its documentation and default.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the configuration [default: print the list]
     name: Option<String>,
+    /// Print every key with its default instead, for this `objective.kind`: `flow_matching` (FLUX.1) or `instruct_pix2pix` (Stable
+    /// Diffusion)
+    #[arg(long, value_name = "KIND", conflicts_with = "name")]
+    task: Option<ObjectiveKind>,
 }
 
 /// Files of `configs/` by their names.
@@ -34,6 +39,9 @@ const SHIPPED: [(&str, &str); 10] = files![
 ];
 
 pub(super) fn run(args: Args) -> Result<()> {
+    if let Some(kind) = args.task {
+        return print(commented(kind));
+    }
     let Some(name) = args.name else {
         let line = |(name, text): &(&str, &str)| {
             let about = text.lines().next().unwrap_or_default().trim_start_matches("# ");

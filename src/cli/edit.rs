@@ -10,8 +10,8 @@ use crate::generation::GenerateRequest;
 /// Edits images by instruction with an InstructPix2Pix model and prints the files written
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Model in diffusers' layout: a folder, or `org/name` on the Hugging Face hub
-    #[arg(long, value_name = "DIR")]
+    /// Model: a folder in diffusers' layout, `org/name` on the Hugging Face hub, or a single-file checkpoint as `FILE@MODEL`
+    #[arg(long, value_name = "MODEL")]
     model: String,
     #[command(flatten)]
     sampling: SamplingArgs,

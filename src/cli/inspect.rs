@@ -10,7 +10,7 @@ use crate::lora;
 /// Describes a safetensors file: model or adapter, format, rank, targets, metadata
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A .safetensors file
+    /// A safetensors or GGUF file, or the folder of an adapter
     #[arg(value_name = "FILE", value_parser = super::path())]
     file: PathBuf,
 }

@@ -13,11 +13,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memory")]
 pub(super) struct MemoryArgs {
-    /// Memory level: `none`, `balanced`, `aggressive` or `ultra`, each slower and smaller than the one before, with the same
-    /// results; `auto` takes the first that fits [default: auto]
+    /// Memory level: `none`, `balanced`, `aggressive` or `ultra`. Each needs less memory and more time than the one before, with
+    /// the same results; `auto` takes the first that fits [default: auto]
     #[arg(long, value_name = "LEVEL")]
     memory: Option<LevelChoice>,
-    /// Memory that `auto` may use, such as 8GiB [default: the free memory less 1GiB]
+    /// Memory that `auto` may use, such as 8GiB [default: free memory minus 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
 }

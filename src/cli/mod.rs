@@ -71,8 +71,9 @@ struct Global {
     /// Refused: the old name of `--kernel-cache`
     #[arg(long, global = true, hide = true, value_parser = renamed)]
     cache: Option<PathBuf>,
-    /// What NVIDIA's libraries compute on a GPU where they are there: `products` (cuBLASLt), `attention` (cuDNN) or, with the same
-    /// bits in every run, `deterministic-attention`, or nothing [default: products,attention]
+    /// Operations to run on NVIDIA's libraries where they are installed: `products` (cuBLASLt), `attention` and `convolutions`
+    /// (cuDNN); `deterministic-attention` gives the same bits in every run; an empty list means none [default:
+    /// products,attention,convolutions]
     #[arg(
         long,
         global = true,

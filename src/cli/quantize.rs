@@ -22,7 +22,7 @@ const TEXT_ENCODER: &str = "text_encoder_2";
 /// is read back and compared before success is reported.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Model in diffusers' layout: a folder, or `org/name` on the Hugging Face hub
+    /// Model: a folder in diffusers' layout, or `org/name` on the Hugging Face hub
     #[arg(value_name = "MODEL")]
     model: String,
     /// Storage format of the weights

@@ -11,10 +11,10 @@ use crate::{
 /// As [`SamplingOptions`], whose fields have the same names, and adapters.
 #[derive(Debug, clap::Args)]
 pub(super) struct SamplingArgs {
-    /// LoRA file of diffusers, PEFT, kohya or ComfyUI, as `FILE` or `FILE@SCALE` (default scale 1); may be repeated
+    /// LoRA file, or folder of PEFT, as `FILE` or `FILE@SCALE` (default scale 1); may be repeated
     #[arg(long = "lora", value_name = "FILE[@SCALE]", value_parser = lora)]
     loras: Vec<(PathBuf, f64)>,
-    /// Leave out what the LoRA files hold for text encoders
+    /// Leave out the text-encoder part of the LoRA files
     #[arg(long, requires = "loras")]
     no_lora_text_encoders: bool,
     /// Sampler of a Stable Diffusion model [default: the model's default]

@@ -19,18 +19,18 @@ pub struct Args {
     /// Also measure the edits of an editing model with the CLIP model in this folder, swept over image guidance
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     clip: Option<PathBuf>,
-    #[command(flatten)]
-    memory: MemoryArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     stop_on_signals()?;
     let report = training::validate(&args.path, args.clip.as_deref(), args.memory.given(), &global.open()?)?;
     match args.json {
-        true => print(serde_json::to_string_pretty(&report).context("the report is no JSON")?)?,
+        true => print(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?)?,
         false => print(&report)?,
     }
     Ok(stop::check()?)

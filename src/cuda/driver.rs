@@ -87,7 +87,7 @@ fn refused(code: u32, cuda: Version) -> Error {
             "`nvidia-smi -L` lists what it can see; CUDA_VISIBLE_DEVICES may hide GPUs; or use `device cpu`",
         ),
         34 => (
-            "is only the toolkit's stand-in for linking",
+            "is only the toolkit's stub for linking",
             "take the toolkit's `stubs` folder out of LD_LIBRARY_PATH, and install the NVIDIA driver",
         ),
         35 | 222 => ("is too old for this program", "install a newer NVIDIA driver"),

@@ -83,7 +83,7 @@ pub fn driver() -> Result<Driver> {
     #[cfg(feature = "cuda")]
     return driver::find();
     #[cfg(not(feature = "cuda"))]
-    Err(Error::setting("device cuda", "this build of kiln has no CUDA in it")
+    Err(Error::setting("device cuda", "this build of kiln does not include CUDA")
         .hint("build it with `cargo build --release --features cuda`, or use `device cpu`"))
 }
 

@@ -69,7 +69,7 @@ fn fits(library: &Library, driver: Version, gpu: &Gpu) -> std::result::Result<Ve
     // SAFETY: the signature is that of nvrtc.h; the function writes two numbers.
     unsafe {
         let version: Symbol<unsafe extern "C" fn(*mut i32, *mut i32) -> i32> =
-            library.get(b"nvrtcVersion").map_err(|e| format!("this is no NVRTC: {e}"))?;
+            library.get(b"nvrtcVersion").map_err(|e| format!("this is not NVRTC: {e}"))?;
         version(&mut major, &mut minor);
     }
     let version = Version { major: major as u32, minor: minor as u32 };

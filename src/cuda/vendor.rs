@@ -164,7 +164,7 @@ fn fits(file: &libloading::Library, library: Library, driver: Version) -> Result
         // SAFETY: the signature of all four functions is `size_t name(void)`; they return a constant.
         unsafe {
             let function: Symbol<unsafe extern "C" fn() -> usize> =
-                file.get(name).map_err(|e| format!("this is no {library}: {e}"))?;
+                file.get(name).map_err(|e| format!("this is not {library}: {e}"))?;
             Ok::<_, String>(function())
         }
     };

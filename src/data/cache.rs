@@ -94,7 +94,7 @@ impl Cache {
         let path = self.path(kind, key);
         let damage = match verified(&path) {
             Ok(Some(tensors)) => return Ok(tensors),
-            Ok(None) => "its checksum is another".into(),
+            Ok(None) => "its checksum does not match".into(),
             Err(error) if error.is_io() => return Err(error),
             Err(error) => error.problem.to_string(),
         };

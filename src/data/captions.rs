@@ -72,7 +72,7 @@ impl Manifest {
         let picture = |file: &&String| kind_of(file) != FileKind::Table && !listed.contains_key(*file);
         self.leave_out("images that no metadata file lists", &pictures().filter(picture).collect::<Vec<_>>());
         let texts = pictures().filter_map(|file| listing.find(&text_of(file))).collect::<Vec<_>>();
-        self.leave_out(".txt files of images that a metadata file speaks for", &texts);
+        self.leave_out(".txt files of images whose captions are in a metadata file", &texts);
         Ok(governed)
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -9,88 +10,87 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The dataset: images with captions, or edits, and how they become batches.
+/// The dataset, and how it becomes batches.
 ///
-/// What the model is decides what `path` holds: images with captions, or, for InstructPix2Pix, edits: pairs of images of
-/// one size (`original`, `edited`), which get the same bucket, crop and flip, each with the `instruction` that leads from the
-/// first to the second. Pairs are given as one of
+/// FLUX.1 trains on images with captions, InstructPix2Pix on edits: pairs of images (`original`, `edited`), which get the same bucket,
+/// crop and flip, each with the `instruction` that leads from the first to the second. Edits come in one of these forms:
 /// - a `metadata.jsonl` or `metadata.csv` with a column for each of the three, the images as paths in the folder;
 /// - folders `original` and `edited` with images of the same names (the extension may differ), and for each pair a `.txt`
 ///   of that name in `edited`, `original` or `instruction`;
-/// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`, compressed with snappy, gzip or not at
-///   all: those whose names start with `train`, if there are any, else all. Nothing is unpacked to disk.
+/// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`: those whose names start with `train`, if there
+///   are any, else all. Nothing is unpacked to disk.
 ///
-/// Columns, of metadata and Parquet files; where there are several, the first of a list counts (the metadata's names of
-/// images may end in `_file_name` too):
+/// Columns of metadata and Parquet files; the first of a list that is there counts (in metadata, names of images may also end in
+/// `_file_name`):
 /// - the original: `original`, `original_image`, `input_image`, `source_image`, `source_img`, `input`, `source`;
 /// - the edited image: `edited`, `edited_image`, `output_image`, `target_image`, `target_img`, `output`, `target`;
 /// - the instruction: `instruction`, `edit_prompt`, `edit_instruction`, `edit`, `prompt`, `text`;
-/// - if known, what the two images show: `original_caption`, `original_prompt`, `source_caption`, `source_prompt`,
+/// - optional captions of the two images: `original_caption`, `original_prompt`, `source_caption`, `source_prompt`,
 ///   `input_caption`, `input_prompt`; and `edited_caption`, `edited_prompt`, `target_caption`, `target_prompt`,
-///   `output_caption`, `output_prompt`. Edits are judged by these; they are not trained on.
+///   `output_caption`, `output_prompt`. `kiln validate --clip` judges edits by them; they are not trained on.
 ///
-/// Cache entries are known by content. Changing an image or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
+/// Cache entries are addressed by content. Changing an image or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
 /// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) makes new entries for what changed.
 /// `path`, `batch_size`, `repeats`, `caption_dropout`, `conditioning_dropout` and `validation_split` need none, as long as
 /// `cache` is the same folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder of images (JPEG, PNG, WebP; sub-folders too, but for those of runs of kiln). Captions are `.txt` files of the
-    /// same name beside them, or the `text` (or `caption`) column of a `metadata.jsonl` or `metadata.csv` with a `file_name`
-    /// column, which speaks for all images in its folder and below. Without images: Parquet files with a column `image` (or
-    /// `picture`, `img`) and one of captions. A folder called as kohya's scripts want it, such as `10_dog`, counts as often as
-    /// it says. What is in the folder and not used is said. Edits: see above. Required.
+    /// Folder of images (JPEG, PNG, WebP), with its sub-folders except kiln's own run folders. No default. Captions are `.txt` files of
+    /// the same names, or the column `text` (or `caption`) of a `metadata.jsonl` or `metadata.csv` with a column `file_name`, which
+    /// covers all images in its folder and below. Without images: Parquet files with a column `image` (or `picture`, `img`) and one
+    /// of captions. Edits: pairs of images with an instruction, in a metadata file, in two folders or in Parquet files. A folder
+    /// named as for kohya's scripts, such as `10_dog`, is repeated that many times. Files that are not used are reported.
     pub path: PathBuf,
-    /// Images are scaled to an area of at most `resolution²` pixels. Lower it when memory is short (the cost of a step
+    /// Images are scaled to an area of at most `resolution²` pixels. Default 1024. Lower it when memory is short (the cost of a step
     /// grows with the area); keep it near the size that images will be generated at. InstructPix2Pix was trained at 256.
     pub resolution: usize,
-    /// Images in one forward pass. Raise it while memory allows; for larger batches than fit, raise
+    /// Images per batch. Default 1. Raise it while memory allows; for larger batches than fit, raise
     /// `training.gradient_accumulation` instead.
     pub batch_size: usize,
-    /// How often each image is seen in one epoch, from 1 to 10 000. Raise it when few images of different shapes leave batches short.
+    /// How often each image is seen in one epoch, from 1 to 10 000. Default 1. Raise it when few images of different shapes leave
+    /// batches short.
     pub repeats: usize,
-    /// Also train on mirror images, each time with probability one half; both images of an edit together. Leave it off for
-    /// text, faces that must stay recognisable, anything else that has a left and a right, and edits whose instructions say
-    /// "left" or "right". Doubles the cached latents.
+    /// Whether to train on mirror images, too, each time with probability one half; both images of an edit together. Default
+    /// false. Leave it off for text, faces that must stay recognisable, anything else that has a left and a right, and edits whose
+    /// instructions say "left" or "right". Doubles the cached latents.
     pub flip: bool,
-    /// The probability that an image is trained with the empty prompt instead of its caption, from 0 to 1. About 0.05 to
-    /// 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
+    /// FLUX.1: the probability, from 0 to 1, that an image is trained with the empty prompt instead of its caption. Default 0.05.
+    /// About 0.05 to 0.1 helps a model that is used with classifier-free guidance; use 0 to bind a style to its trigger word alone.
     pub caption_dropout: f64,
-    /// For edits, in the place of `caption_dropout`: the probability p, from 0 to 1/3, that a sample is trained without its
-    /// instruction, and the same each for without its original and without both; see
-    /// [`joint_dropout`](super::joint_dropout). 0.05 as in the paper; 0 takes away both guidances.
+    /// Stable Diffusion: the probability p, from 0 to 1/3, that a sample is trained without its instruction, and the same each for
+    /// without its original and without both. Default 0.05, as in the paper; 0 takes away both guidances.
     pub conditioning_dropout: f64,
-    /// A word that is put before every caption that does not contain it yet (as a whole word, in any case). Use a rare one to call the trained thing by;
-    /// leave it empty for none. Instructions have none.
+    /// FLUX.1: a word that is put before every caption that does not contain it yet (as a whole word, in any case). Default: none.
+    /// Use a rare one to call the trained subject by.
     pub trigger: String,
     /// The fraction of images (of edits: of originals, with all their edits) that is held out to measure the loss on, from 0
-    /// to below 1. An image's side is drawn from its content, so it stays when others are added. Use 0 to train on everything
-    /// and measure nothing.
+    /// to below 1. Default 0.1. Whether an image is held out depends on its content alone, so it stays so when others are added. Use 0
+    /// to train on everything and measure nothing.
     pub validation_split: f64,
-    /// Where encoded images and captions are kept; default: `.kiln-cache` in `path`. Set it when `path` is read-only or
-    /// on a slow disk. Several configurations may share one folder.
+    /// Folder for encoded images and captions. Default: `.kiln-cache` in `path`. Set it when `path` is read-only or on a slow
+    /// disk. Several configurations may share one folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// How cached latents are stored. `bf16` halves their disk space, at the cost of rounding them. Embeddings are kept
-    /// as exactly as the text encoders give them, in `model.dtype`.
+    /// Dtype of cached latents. Default `f32`; `bf16` halves their disk space and rounds them. Embeddings are kept as the text
+    /// encoders give them, in `model.dtype`.
     pub cache_dtype: Dtype,
-    /// The most that an image is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Above
-    /// about 1.5 a model learns the blur of enlarging.
+    /// The most that an image is enlarged to fill its bucket; a smaller one gets a smaller bucket of its own shape. Default 1.0.
+    /// Above about 1.5 a model learns the blur of enlarging.
     pub max_upscale: f64,
-    /// The sides of buckets are multiples of this, a multiple of 16 pixels. Raise it to 32 or 64 to get fewer bucket sizes
-    /// and so fuller batches, at the cost of cropping more.
+    /// The sides of buckets are multiples of this, itself a multiple of 16 pixels. Default 16. Raise it to 32 or 64 to get fewer
+    /// bucket sizes and so fuller batches, at the cost of cropping more.
     pub bucket_step: usize,
-    /// The narrowest bucket, width over height. What is narrower is cropped.
+    /// The narrowest bucket, width over height. Default 0.5. Narrower images are cropped.
     pub min_aspect: f64,
-    /// The widest bucket, width over height. What is wider is cropped.
+    /// The widest bucket, width over height. Default 2.0. Wider images are cropped.
     pub max_aspect: f64,
 }
 
 /// The most images in one forward pass.
 const MOST_AT_ONCE: usize = 4096;
 
-/// More than any use of it: a guard against a slip of the hand.
+/// Sanity limit on `repeats`: catches a stray zero.
 pub(super) const MOST_REPEATS: usize = 10_000;
 
 /// The most samples in one epoch, repeats counted: its order is made in memory, at 12 bytes each.

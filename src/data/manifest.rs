@@ -82,7 +82,7 @@ impl Manifest {
         for name in listing.nameless.iter().filter(|name| kind_of(name) != FileKind::Other) {
             manifest.problem(name, "its name is not UTF-8: rename it");
         }
-        manifest.leave_out("folders of runs of kiln", &listing.runs);
+        manifest.leave_out("kiln's own run folders", &listing.runs);
         if let Some(count) = folder.file_name().and_then(|name| name.to_str()).and_then(repeats_of) {
             let said = format!("the {count} in the folder's own name (`data.repeats` says how often images count)");
             manifest.unused.push(said);

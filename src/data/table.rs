@@ -69,7 +69,7 @@ impl Table {
         let file = guarded(|| SerializedFileReader::new(file).map_err(|e| e.to_string()));
         let file = file.unwrap_or_else(Err).map_err(|e| format!("is not a Parquet file ({e})"))?;
         if !file.metadata().row_groups().iter().all(|group| lies_within(group, length)) {
-            return Err("is damaged: its footer names places outside the file".into());
+            return Err("is damaged: its footer points outside the file".into());
         }
         Ok(Self { file })
     }

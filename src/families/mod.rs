@@ -194,7 +194,7 @@ pub fn of(model: impl AsRef<Path>) -> Result<&'static dyn Family> {
     }
     let known: Vec<_> = ALL.iter().map(|family| family.classes()[0]).collect();
     Err(Error::file(path, format!("`_class_name` is {}, which kiln does not know", index.class_name))
-        .hint(format!("use a model of one of {}", known.join(", "))))
+        .hint(format!("use a model of one of these classes: {}", known.join(", "))))
 }
 
 #[cfg(test)]

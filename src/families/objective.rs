@@ -16,6 +16,18 @@ pub enum ObjectiveKind {
     InstructPix2Pix,
 }
 
+impl std::str::FromStr for ObjectiveKind {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let kinds = [Self::FlowMatching, Self::InstructPix2Pix];
+        kinds
+            .into_iter()
+            .find(|kind| kind.word() == word)
+            .ok_or_else(|| format!("expected {}", kinds.map(Self::word).join(" or ")))
+    }
+}
+
 impl ObjectiveKind {
     /// Its word in a configuration.
     pub fn word(self) -> &'static str {

@@ -23,9 +23,9 @@ pub(super) struct Widths {
 pub(super) fn check(model: &Path, part: &str, widths: &[Widths]) -> Result<()> {
     for Widths { key, wanted, encoder, given } in widths {
         if wanted != given {
-            let problem = format!("`{key}` is {wanted}, but the embeddings of {encoder} have {given} numbers");
+            let problem = format!("`{key}` is {wanted}, but the embeddings of {encoder} have {given} values");
             return Err(Error::file(model.join(part).join("config.json"), problem)
-                .hint(format!("{part} and {encoder} must be of one model")));
+                .hint(format!("{part} and {encoder} must belong to the same model")));
         }
     }
     Ok(())

@@ -123,7 +123,7 @@ fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> 
     };
     let mut outputs = paths.iter().map(|path| request.output_of(path)).chain([request.report()]);
     if let Some(path) = outputs.find(|path| path.exists()) {
-        return Err(Error::file(path, "is there already, and nothing is written over").hint("choose another `output`"));
+        return Err(Error::file(path, "exists already, and kiln overwrites nothing").hint("choose another `output`"));
     }
     let strengths = if strengths.is_empty() { &[STRENGTH][..] } else { strengths };
     let task = |path: PathBuf, size: Size| {

@@ -56,8 +56,11 @@ impl<'a> Ready<'a> {
         let groups = Group::all(request, &session.sizes(), packed, &pictures, device)?;
         if groups.len() > 1 && (request.noise.is_some() || request.return_latents) {
             let field = if request.return_latents { "latents" } else { "noise" };
-            return Err(Error::setting(field, format!("the images have {} sizes to work at", groups.len()))
-                .hint("one file holds numbers of one size: give images of one size"));
+            return Err(Error::setting(
+                field,
+                format!("the images would be processed at {} different sizes", groups.len()),
+            )
+            .hint("one file holds latents of one size: use images of one size"));
         }
         let rows = groups.iter().map(|group| group.rows(request, prompts.len())).collect::<Result<Vec<_>>>()?;
         let most = rows.iter().map(Vec::len).max().unwrap_or(1);

@@ -90,7 +90,7 @@ impl Group {
                 if let Some(given) = given.filter(|given| *given != own) {
                     return Err(Error::setting(
                         option,
-                        format!("is {given}, but what is given to start from has {own}"),
+                        format!("is {given}, but the initial image, latents or noise have {own}"),
                     )
                     .hint("leave it out"));
                 }

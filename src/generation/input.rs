@@ -88,7 +88,7 @@ pub(super) fn latents(
             Ok(unpack(Tensor::from_data(data, device), h, w))
         }
         (&[_, l, d], _) if packed && d == 4 * sizes.latent_channels => {
-            let problem = format!("holds {l} tokens, which do not tell the size of the image");
+            let problem = format!("holds {l} tokens, which do not determine the size of the image");
             Err(Error::tensor(path, "latents", problem)
                 .hint("give the size they were made for with `width` and `height`"))
         }
@@ -118,7 +118,7 @@ pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
         return Ok(());
     }
     let problem = format!("the mask is {width} × {height} pixels, the image {w} × {h}");
-    Err(Error::file(path, problem).hint("a mask has the size of its image, white where it may change"))
+    Err(Error::file(path, problem).hint("a mask must have the size of its image, white where it may change"))
 }
 
 /// A mask for pictures of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where

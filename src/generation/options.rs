@@ -40,7 +40,7 @@ impl SamplingOptions {
             ("true_guidance", self.true_guidance),
         ] {
             if let Some(number) = number.filter(|number| !(number.is_finite() && *number >= 0.0)) {
-                return Err(Error::setting(field, format!("{number} is not a number from 0 on")));
+                return Err(Error::setting(field, format!("must be a number of at least 0, not {number}")));
             }
         }
         let (edits, distilled) = (family.edits(), family.defaults().true_guidance.is_some());

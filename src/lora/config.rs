@@ -1,27 +1,30 @@
 //! The `[lora]` table of a configuration file.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::Targets;
 use crate::error::{Error, Result};
 
 /// Which layers get an adapter, how large it is and how it starts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
-    /// The inner size of every adapter, at least 1. More can hold more detail, costs memory in proportion and overfits a
-    /// small data set sooner. Default 16.
+    /// Rank of every adapter, at least 1. Default 16. A higher rank holds more detail, costs memory in proportion and overfits a
+    /// small dataset sooner.
     pub rank: usize,
     /// An adapter's output is scaled by `alpha / rank`, so that one learning rate fits every rank. Default: equal to `rank`,
     /// which is scale 1.
     pub alpha: Option<f64>,
-    /// `"attention"`: the layers that diffusers trains by default, which are attention and for FLUX also feed-forward layers.
-    /// `"blocks"`: every linear layer that all programs read. `"all"`: every linear layer. Or a list of patterns, see [`Targets`]. Default `"attention"`.
+    /// The layers that get an adapter. Default `"attention"`: the layers that diffusers trains by default, which are attention and
+    /// for FLUX also feed-forward layers. `"blocks"`: every linear layer that all programs load. `"all"`: every linear layer. Or a
+    /// list of patterns such as `["attn.to_q", "transformer_blocks.{0-9}.*"]`.
     pub targets: Targets,
-    /// How the adapters start. Default `"gaussian"`.
+    /// How the matrix A starts; B starts at zero. Default `"gaussian"`, as in diffusers. `"kaiming"` is kohya's and ai-toolkit's: it
+    /// differs much in scale, so learning rates do not carry over from one to the other.
     pub init: Init,
-    /// The probability with which each number between an adapter's two matrices is dropped in training, in [0, 1). Default 0.
-    /// It acts there as kohya's `network_dropout` does, not on the layer's input as PEFT's `lora_dropout`.
+    /// Dropout between an adapter's two matrices, from 0 to below 1. Default 0. It acts where kohya's `network_dropout` does, not on
+    /// the layer's input as PEFT's `lora_dropout`.
     pub dropout: f64,
 }
 

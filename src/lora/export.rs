@@ -118,13 +118,12 @@ fn compare(wanted: &Lora, found: &Lora, dtype: FloatDType) -> std::result::Resul
         if difference <= allowed {
             largest = f64::max(largest, difference);
         } else if other.is_none() {
-            problems.push(format!("`{}` is missing when the file is read back", layer.name));
+            problems.push(format!("`{}` is missing after reading the file back", layer.name));
         } else {
-            problems
-                .push(format!("`{}`: its change differs by {difference:.1e}, allowed are {allowed:.1e}", layer.name));
+            problems.push(format!("`{}`: its change differs by {difference:.1e}, tolerance {allowed:.1e}", layer.name));
         }
     }
-    problems.extend(others.keys().map(|name| format!("`{name}` was not to be written")));
+    problems.extend(others.keys().map(|name| format!("`{name}` is unexpected")));
     if problems.is_empty() { Ok(largest) } else { Err(problems) }
 }
 

@@ -101,7 +101,7 @@ const FOREIGN: [(&str, &str); 14] = [
     (".diff_b.", "change biases; kiln applies changes of weights only"),
     (".w_norm.", "change norms; kiln applies changes of linear layers and convolutions only"),
     (".b_norm.", "change norms; kiln applies changes of linear layers and convolutions only"),
-    ("", "are no part of a LoRA"),
+    ("", "do not belong to a LoRA"),
 ];
 
 /// The kind of change that a module holds.
@@ -249,7 +249,7 @@ impl<'a> Index<'a> {
             (None, None) => Some(0.0), // nothing hangs on it
         };
         let Some(alpha) = alpha.filter(|alpha| alpha.is_finite()) else {
-            return Ok(Err("has an alpha that is no number".into()));
+            return Ok(Err("has an alpha that is not a number".into()));
         };
         let scale = match (form, rank) {
             (_, Some(rank)) => alpha / rank as f64,
@@ -271,7 +271,7 @@ impl<'a> Index<'a> {
                 ([_, columns, ..], [rank, _, ..]) => {
                     Err(format!("has matrices of different rank, {rank} and {columns}"))
                 }
-                _ => Err(format!("has matrices of the shapes {a:?} and {b:?}, which are none")),
+                _ => Err(format!("has tensors of the shapes {a:?} and {b:?}, which are no matrices")),
             }
         };
         if has(Role::Down) || has(Role::Up) {
@@ -281,9 +281,7 @@ impl<'a> Index<'a> {
             let (down, up) = (shape(Role::Down), shape(Role::Up));
             // `[rank, in]` and `[out, rank]`; of a convolution with two more axes, of which the second matrix has none to speak of.
             if !(matches!(down.len(), 2 | 4) && matches!(up, [_, _] | [_, _, 1, 1])) {
-                return Err(format!(
-                    "has matrices of the shapes {down:?} and {up:?}, which are of no layer kiln knows"
-                ));
+                return Err(format!("has matrices of the shapes {down:?} and {up:?}, which fit no layer kiln knows"));
             }
             let rank = whole(Role::Up, Role::Down);
             let pointwise = matches!(down, [_, _, 1, 1]) && !has(Role::Mid);
@@ -330,7 +328,9 @@ impl<'a> Index<'a> {
         }
         match shape(Role::Full) {
             shape @ ([_, _] | [_, _, _, _]) => Ok((Form::Full, None, matches!(shape, [_, _, 1, 1]))),
-            _ if has(Role::Full) => Err("changes what is no weight of a linear layer or convolution".into()),
+            _ if has(Role::Full) => {
+                Err("changes something other than the weight of a linear layer or convolution".into())
+            }
             _ => Err("has nothing that changes a weight".into()),
         }
     }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{Result, cut},
     nn::below,
+    notice::grouped,
     weights::TensorFile,
 };
 
@@ -163,7 +164,7 @@ impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "{}: {}", self.path.display(), self.kind)?;
         writeln!(f, "  tensors     {} ({})", self.tensors, counted(&self.dtypes))?;
-        writeln!(f, "  parameters  {}", self.parameters)?;
+        writeln!(f, "  parameters  {}", grouped(self.parameters))?;
         if let Some(lora) = &self.lora {
             writeln!(f, "  format      {}", lora.format)?;
             writeln!(f, "  kind        {}", counted(&lora.kinds))?;

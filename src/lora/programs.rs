@@ -138,14 +138,17 @@ pub fn said(readers: &[Reader], all: usize) -> Vec<String> {
     counts.dedup();
     for count in counts {
         let programs = with(&|missed| missed == count);
-        lines.push(format!("{programs} leaves out {count} of {all} layers without a word, those outside of blocks"));
+        lines.push(format!("{programs} silently drops {count} of {all} layers, those outside the blocks"));
     }
     let none = with(&|missed| missed == all && all > 0);
     if !none.is_empty() {
         lines.push(format!("does not load in {none}"));
     }
     if readers.iter().any(|reader| reader.missed > 0) {
-        lines.push("`lora.targets = \"blocks\"` trains what all of these programs read, in kohya's format".into());
+        lines.push(
+            "with `lora.targets = \"blocks\"`, exported in kohya's format, all of these programs load every layer"
+                .into(),
+        );
     }
     lines
 }

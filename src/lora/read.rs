@@ -91,7 +91,7 @@ impl Lora {
         }
         if !problems.is_empty() {
             return Err(Error::many(file.path(), problems)
-                .hint("kiln applies all of an adapter or nothing; use a version of it without these parts"));
+                .hint("kiln applies an adapter in full or not at all; use a version of it without these parts"));
         }
         layers.sort_by(|one, other| natural(&one.name, &other.name));
         foreign.sort_by(|one, other| one.part.cmp(&other.part).then_with(|| natural(&one.name, &other.name)));

@@ -129,10 +129,10 @@ fn patterns(file: &TensorFile, key: &str, table: &Value) -> Result<Vec<(Regex, f
         Error::file(file.path(), format!("`{key}` has {problem}")).hint("export the adapter again with alpha = rank")
     };
     let pattern = |(text, value): (&String, &Value)| {
-        let value = value.as_f64().ok_or_else(|| bad(format!("{value} for `{text}`, which is no number")))?;
+        let value = value.as_f64().ok_or_else(|| bad(format!("{value} for `{text}`, which is not a number")))?;
         // As PEFT matches it: the whole name, or the end of it at a dot.
         let pattern = Regex::new(&format!(r"^(?:.*\.)?(?:{text})$"))
-            .map_err(|e| bad(format!("`{text}`, which is no regular expression ({e})")))?;
+            .map_err(|e| bad(format!("`{text}`, which is not a regular expression ({e})")))?;
         Ok((pattern, value))
     };
     table.as_object().into_iter().flatten().map(pattern).collect()

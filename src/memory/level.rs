@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::Limits;
@@ -145,7 +146,7 @@ as_words!(LevelChoice, Bytes);
 
 /// `[memory]`: how much of the model is in device memory at once. It never changes a result, so a run may be resumed with
 /// another table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// `none`, `balanced`, `aggressive` or `ultra`; each needs less memory and more time than the one before. Default `auto`: the

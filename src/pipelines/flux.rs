@@ -86,7 +86,7 @@ impl FluxPipeline {
         let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
         if 4 * vae.latent_channels() != transformer.config.in_channels {
             let problem = format!(
-                "the VAE has {} latent channels, the transformer takes {} features a token",
+                "the VAE has {} latent channels, the transformer takes {} features per token",
                 vae.latent_channels(),
                 transformer.config.in_channels
             );

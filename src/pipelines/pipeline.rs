@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What is wrong with a result that is not finite, and what may be the cause.
-pub(crate) const NOT_FINITE: &str = "would hold numbers that are not finite";
+pub(crate) const NOT_FINITE: &str = "would hold values that are not finite";
 pub(crate) const WHY_NOT_FINITE: &str =
     "a LoRA scale that is too high, or a LoRA from a run that diverged, causes this";
 
@@ -319,7 +319,7 @@ fn run(
 pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
     match first < timesteps.len() {
         true => Ok(()),
-        false => Err(Error::setting("strength", format!("leaves none of {steps} steps to do"))
+        false => Err(Error::setting("strength", format!("leaves none of the {steps} steps to run"))
             .hint("raise the strength or the steps")),
     }
 }

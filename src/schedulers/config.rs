@@ -20,19 +20,19 @@ pub enum SchedulerName {
     Ddpm,
     /// Deterministic steps.
     Ddim,
-    /// Linear multistep: what Stable Diffusion 1 comes with.
+    /// Linear multistep: the default of Stable Diffusion 1.
     Pndm,
     /// Euler's method.
     Euler,
-    /// Euler's method with fresh noise: what InstructPix2Pix comes with.
+    /// Euler's method with fresh noise: the default of InstructPix2Pix.
     EulerAncestral,
     /// DPM-Solver++, multistep: good in 20 steps.
     DpmSolver,
     /// DPM-Solver++ with the noise levels of Karras et al. 2022.
     DpmSolverKarras,
-    /// Predictor and corrector in one: good in 10 steps.
+    /// UniPC, a predictor-corrector: good in 10 steps.
     UniPc,
-    /// Heun's method, which calls the model twice a step.
+    /// Heun's method: two model calls per step.
     Heun,
     /// For latent consistency models and their LoRAs: 4 to 8 steps.
     Lcm,
@@ -90,7 +90,7 @@ impl SchedulerConfig {
             let class = self.settings.get("_class_name").and_then(Value::as_str).unwrap_or_default();
             let (count, names) = (unused.len(), some_of(&unused));
             warn_once(format!(
-                "{}: settings that a {class} does not have and that change nothing, as in diffusers: {count} ({names})",
+                "{}: settings that {class} does not have and that have no effect, as in diffusers: {count} ({names})",
                 self.file.display()
             ));
         }

@@ -137,7 +137,7 @@ impl FlowMatchEuler {
         scheduler.check().map_err(refused)?;
         if let Some(unknown) = said {
             warn_once(format!(
-                "{}: settings that a {CLASS} does not have and that change nothing, {unknown}",
+                "{}: settings that {CLASS} does not have and that have no effect, {unknown}",
                 file.display()
             ));
         }

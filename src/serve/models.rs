@@ -196,9 +196,8 @@ impl Models {
         {
             let ((w, h), (width, height)) = (mask.dimensions(), image.dimensions());
             let problem = format!("the mask is {w} × {h} pixels, the image {width} × {height}");
-            return Err(
-                Error::setting("mask", problem).hint("a mask has the size of its image, white where it may change")
-            );
+            return Err(Error::setting("mask", problem)
+                .hint("a mask must have the size of its image, white where it may change"));
         }
         let images = Images {
             prompts: vec![request.prompt.clone()],

@@ -140,14 +140,14 @@ fn parts(file: &TensorFile, rest: &Path) -> Result<BTreeMap<&'static str, PartVi
         (true, _) => "transformer",
         (_, true) => "unet",
         _ => {
-            let problem = "is no checkpoint of FLUX.1 or Stable Diffusion in the layout of their original code";
+            let problem = "is not a checkpoint of FLUX.1 or Stable Diffusion in its original layout";
             return Err(Error::file(file.path(), problem).hint("`kiln inspect` says what a file holds"));
         }
     };
     if !rest.join(denoiser).join("config.json").is_file() {
         let kind = if is_flux { "FLUX.1" } else { "Stable Diffusion" };
         let problem = format!("is a checkpoint of {kind}, and {} has no {denoiser}/config.json", rest.display());
-        return Err(Error::file(file.path(), problem).hint("after the `@` name a model folder of the same kind"));
+        return Err(Error::file(file.path(), problem).hint("name a model folder of the same kind after the `@`"));
     }
     let mut found = Found { file, parts: BTreeMap::new() };
     match is_flux {

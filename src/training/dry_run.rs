@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     families::{self, ModelEncoders},
     memory::Plan,
+    notice::grouped,
     rng::Seed,
 };
 
@@ -85,22 +86,5 @@ impl fmt::Display for DryRun {
         writeln!(f, "steps: {}, of which {:.1} are an epoch: {epochs:.1} epochs", self.steps, self.steps_per_epoch)?;
         writeln!(f, "trainable parameters: {} {what}", grouped(self.parameters))?;
         write!(f, "{}", self.memory)
-    }
-}
-
-/// A number with its thousands apart.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let pieces = digits.as_bytes().rchunks(3).rev().map(|piece| String::from_utf8_lossy(piece).into_owned());
-    pieces.collect::<Vec<_>>().join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_stand_apart() {
-        assert_eq!([0, 999, 1000, 11_901_408_320].map(grouped), ["0", "999", "1,000", "11,901,408,320"]);
     }
 }

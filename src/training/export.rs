@@ -48,8 +48,8 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
     let report = match state.mode {
         Mode::Lora => {
             if options.model.is_some() {
-                let problem = "is for fully trained models, and this run trained an adapter";
-                return Err(Error::setting("model", problem).hint("leave it out: an adapter is a file by itself"));
+                let problem = "applies to fully trained models, and this run trained a LoRA";
+                return Err(Error::setting("model", problem).hint("leave it out: a LoRA is a file by itself"));
             }
             let mut lora = Lora::read(file)?;
             lora.metadata = lora::to_share(lora.metadata);
@@ -61,11 +61,11 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
         }
         Mode::Full => {
             if !options.metadata {
-                let problem = "is about a LoRA's file, and this run trained the whole model";
+                let problem = "applies to LoRA files, and this run trained the full model";
                 return Err(Error::setting("no_metadata", problem).hint("leave it out: a model folder has none"));
             }
             if options.format.is_some() {
-                let problem = "is for adapters, and this run trained the whole model";
+                let problem = "applies to LoRA files, and this run trained the full model";
                 return Err(Error::setting("format", problem).hint("leave it out: the model is written as a folder"));
             }
             let config = started::from_its_start(&run, &run_config(&run, &[])?);

@@ -27,9 +27,9 @@ mod validate;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, Mode, ModelConfig, ModelInit,
-    ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift,
-    TrainConfig, ValidationConfig, Weighting,
+    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, KeyReference, LoopConfig, Mode,
+    ModelConfig, ModelInit, ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig,
+    ScheduleName, Shift, TableReference, TrainConfig, ValidationConfig, Weighting, commented, reference,
 };
 pub use curve::{CurvePoint, EditCurve};
 pub use display::{

@@ -48,7 +48,7 @@ impl Origin {
     /// # Errors
     /// The model of this family in the folder `model` is not the base model that the run was started with.
     pub fn check_model(&self, model: &Path, family: &dyn Family) -> Result<()> {
-        let next_move = "say with `model` where that model is now";
+        let next_move = "tell where that model is now with `model`";
         self.same_model(&Self::base_model(model, family)?, model).map_err(|e| e.hint(next_move))
     }
 

@@ -38,6 +38,7 @@ use crate::{
     disk::replace,
     error::{Error, Result, Subject},
     memory::Stage,
+    notice::grouped,
     paths,
     rng::Seed,
     stop,
@@ -160,10 +161,10 @@ impl<'a, T: Task> Run<'a, T> {
             numbers += parameter.shape().iter().product::<usize>();
             tensors += 1;
         });
-        tracing::info!("{numbers} trainable parameters in {tensors} tensors");
+        tracing::info!("{} trainable parameters in {tensors} tensors", grouped(numbers));
         if let Trained::Lora(lora) = &trained {
             for line in lora.compatibility(lora.usual_format()) {
-                tracing::info!("the file {}.safetensors {line}", config.run.name);
+                tracing::info!("{}.safetensors: {line}", config.run.name);
             }
         }
         // What is from after this step is done again, and so is this step's validation if it was cut short.

@@ -135,7 +135,7 @@ fn indexed(path: &Path) -> Result<BTreeSet<String>> {
     }
     // Only beside it: a name such as `../x` is none of a model's own files.
     match shards.iter().find(|name| Path::new(name).file_name().is_none_or(|own| own != name.as_str())) {
-        Some(name) => Err(Error::file(path, format!("`{name}` is no name of a file beside it"))),
+        Some(name) => Err(Error::file(path, format!("`{name}` is not a file name beside it"))),
         None => Ok(shards),
     }
 }

@@ -263,7 +263,10 @@ fn an_output_that_cannot_be_written_is_named() {
     std::fs::write(&file, "").unwrap();
     let output = file.join("lora.safetensors");
     let said = fails(&["export", run.to_str().unwrap(), "--output", output.to_str().unwrap()]);
-    assert!(said.contains("a-file: no such folder for ") && said.contains("a-file/lora.safetensors"), "{said}");
+    assert!(
+        said.contains("a-file: there is no such folder, so ") && said.contains("a-file/lora.safetensors"),
+        "{said}"
+    );
     let mut errors = Errors::default();
     errors.add("export", &said);
     let run = format!("run.output='{}'", file.display());

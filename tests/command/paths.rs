@@ -134,7 +134,7 @@ fn runs_inside_the_data_folder_are_no_data() {
     succeeds(&arguments);
     assert!(runs.join("t/samples").is_dir());
     let (_, said) = succeeds(&arguments);
-    assert!(said.contains("folders of runs of kiln: 1 (`runs/t`)"), "{said}");
+    assert!(said.contains("kiln's own run folders: 1 (`runs/t`)"), "{said}");
     arguments.extend(["--resume".to_string(), runs.join("t").to_str().unwrap().to_string()]);
     succeeds(&arguments);
 }
@@ -176,7 +176,7 @@ fn results_that_cannot_be_written_are_known_before_the_work() {
         }
         let output = run_in(here(), &[], &arguments);
         let text = said(&output);
-        assert!(text.contains("a-file is no folder") && text.contains("hint: set `"), "{text}");
+        assert!(text.contains("a-file is not a folder") && text.contains("hint: set `"), "{text}");
         assert!(!text.contains("encoding"), "{text}");
     }
     assert!(!WORKSHOP.join("new-cache").exists());

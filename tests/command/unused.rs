@@ -87,7 +87,7 @@ fn images_columns_and_captions_that_are_left_out_are_counted_in_one_line() {
     for part in [
         "columns of metadata.csv: 1 (`rating`)",
         "images that no metadata file lists: 2 (`b.png` and `c.png`)",
-        ".txt files of images that a metadata file speaks for: 1 (`a.txt`)",
+        ".txt files of images whose captions are in a metadata file: 1 (`a.txt`)",
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
@@ -110,7 +110,7 @@ fn metadata_in_a_sub_folder_speaks_for_the_images_there() {
 fn kohyas_folders_count_as_often_as_they_say() {
     let files = [("3_dog/a.png", ""), ("3_dog/a.txt", "a dog"), ("cat/b.png", ""), ("cat/b.txt", "a cat")];
     let (_, said) = succeeds(&prepare(&data("repeats", &files)));
-    assert!(said.contains("folders that say how often their images count: 3_dog (1 image, 3 times each)"), "{said}");
+    assert!(said.contains("repeats from the names of folders: 3_dog (1 image, 3 times each)"), "{said}");
     let said = fails(&prepare(&data("zero", &[("0_dog/a.png", ""), ("0_dog/a.txt", "a dog")])));
     assert!(said.contains("0_dog/a.png: ") && said.contains("0 repeats"), "{said}");
 }

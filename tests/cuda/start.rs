@@ -185,7 +185,7 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
         };
         for (code, all) in [
             ("100", &["finds no GPU (error 100)", "CUDA_VISIBLE_DEVICES"][..]),
-            ("34", &["stand-in for linking", "stubs"]),
+            ("34", &["stub for linking", "stubs"]),
             ("35", &["for CUDA 13.0", "too old"]),
             ("802", &["not ready", "nvidia-fabricmanager"]),
             ("803", &["different versions", "reboot"]),

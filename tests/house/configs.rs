@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use kiln::{
+    families::ObjectiveKind,
     serve::config::{LimitsConfig, ResultsConfig, ServeConfig},
-    training::TrainConfig,
+    training::{KeyReference, TableReference, TrainConfig, reference},
 };
 
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/serve.toml");
@@ -73,4 +74,60 @@ fn the_shipped_server_says_what_the_code_says() {
     std::fs::write(broken.path(), text).unwrap();
     let error = ServeConfig::load(broken.path(), &[]).unwrap_err().to_string();
     assert!(error.contains("`limits.qeue`: unknown key `qeue`") && error.ends_with("did you mean `queue`?"), "{error}");
+}
+
+/// The keys of both kinds of training: those of the second after what stands before them there.
+fn merged(mut keys: Vec<KeyReference>, others: Vec<KeyReference>) -> Vec<KeyReference> {
+    let mut place = 0;
+    for key in others {
+        match keys.iter().position(|own| own.name == key.name) {
+            Some(found) => place = found + 1,
+            None => {
+                keys.insert(place, key);
+                place += 1;
+            }
+        }
+    }
+    keys
+}
+
+/// A table of the README.
+fn section(title: &str, docs: &str, keys: &[KeyReference]) -> String {
+    let row = |KeyReference { name, docs, value, is_required }: &KeyReference| {
+        let value = match value.as_deref().filter(|_| !is_required) {
+            None => String::new(),
+            Some(value) => format!("`{value}`"),
+        };
+        format!("| `{name}` | {value} | {docs} |\n")
+    };
+    let rows: String = keys.iter().map(row).collect();
+    format!("**{title}** {docs}\n\n| key | default | |\n|---|---|---|\n{rows}\n")
+}
+
+#[test]
+fn the_readme_lists_every_key_as_the_code_documents_it() {
+    const START: &str = "<summary>Every key of a training</summary>\n\n";
+    const END: &str = "</details>";
+    let mut listed = String::new();
+    let others = reference(ObjectiveKind::InstructPix2Pix);
+    for (table, other) in reference(ObjectiveKind::FlowMatching).into_iter().zip(others) {
+        let TableReference { name, docs, keys } = table;
+        match name {
+            "objective" => {
+                let title = |kind: &str| format!("`[objective]` with `kind = \"{kind}\"`");
+                listed += &section(&title("flow_matching"), &docs, &keys);
+                listed += &section(&title("instruct_pix2pix"), &docs, &other.keys);
+            }
+            _ => listed += &section(&format!("`[{name}]`"), &docs, &merged(keys, other.keys)),
+        }
+    }
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let (before, rest) = text.split_once(START).expect("the README has a list of keys");
+    let (found, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("INSTA_UPDATE").is_some_and(|mode| mode == "always") {
+        std::fs::write(readme, format!("{before}{START}{listed}{END}{after}")).unwrap();
+        return;
+    }
+    assert!(found == listed, "the keys in README.md are not those of the code: run this test with INSTA_UPDATE=always");
 }

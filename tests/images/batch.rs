@@ -149,6 +149,6 @@ fn bad_input_is_named_and_nothing_is_written_over() {
     std::fs::write(folder.path().join("reported/report.json"), "{}").unwrap();
     for (output, name) in [(pictures, "a.png"), (&at("reported"), "report.json")] {
         let said = fails(&[&["batch", pictures, "--output", output][..], &both].concat());
-        assert!(said.contains(&format!("{name}: is there already, and nothing is written over")), "{said}");
+        assert!(said.contains(&format!("{name}: exists already, and kiln overwrites nothing")), "{said}");
     }
 }

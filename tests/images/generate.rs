@@ -206,7 +206,7 @@ fn wrong_sizes_ids_and_noise_are_named() {
         "{answer}"
     );
     let answer = with_text(&["--lora", &format!("{}@1e38", *LORA)]);
-    assert!(answer.contains("latents.safetensors: would hold numbers that are not finite"), "{answer}");
+    assert!(answer.contains("latents.safetensors: would hold values that are not finite"), "{answer}");
     assert!(kiln(&[&start[..], &text].concat()).status.success());
 }
 

@@ -439,7 +439,7 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
             "OFT",
             "attn.to_v` lacks a factor",
             "ff.net.2` lacks one of the four",
-            "norm1` changes what is no weight",
+            "norm1` changes something other than the weight",
         ],
     );
     refuse(vec![("transformer.transformer_blocks.0.attn.to_q.dora_scale", vec![1, 4])], &["stretches columns"]);

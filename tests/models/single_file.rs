@@ -176,7 +176,7 @@ fn files_that_are_no_such_checkpoint_and_folders_of_other_kinds_are_refused() {
     let vae = fixture("flux").join("vae/diffusion_pytorch_model.safetensors");
     refuse(
         format!("{}@{}", vae.display(), fixture("flux").display()),
-        &["no checkpoint of FLUX.1 or Stable Diffusion"],
+        &["not a checkpoint of FLUX.1 or Stable Diffusion"],
     );
 }
 

@@ -240,7 +240,7 @@ fn preparation_ends_after_the_picture_at_hand_and_goes_on_where_it_stopped() {
         assert!(!run(&name).exists() && leftovers(&cache).is_empty());
         if command_name == "train" {
             let (_, said) = succeeds(&with_overrides("prepare", &overrides(&WORKSHOP, &name, &settings)));
-            assert!(said.contains(&format!("lacks {} images", PICTURES - there)), "{there}: {said}");
+            assert!(said.contains(&format!("{} images and", PICTURES - there)), "{there}: {said}");
         }
     }
 }

@@ -122,11 +122,11 @@ fn preparing_twice_does_nothing_the_second_time_and_a_lost_entry_is_all_that_is_
     let prepare = || succeeds(&with_overrides("prepare", &settings));
     let (out, err) = prepare();
     assert_eq!(out, format!("{}\n", cache.display()));
-    assert!(err.contains("lacks 24 images"), "{err}");
+    assert!(err.contains(" 24 images and"), "{err}");
     let before = entries(&cache);
     assert!(before.len() >= 24 + 24, "{} entries", before.len());
     let (_, err) = prepare();
-    assert!(err.contains("lacks 0 images and 0 prompts"), "{err}");
+    assert!(err.contains(" 0 images and 0 prompts to encode"), "{err}");
     assert_eq!(entries(&cache), before);
     let lost = before.keys().next().unwrap();
     std::fs::remove_file(lost).unwrap();

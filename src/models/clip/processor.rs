@@ -88,7 +88,7 @@ impl ClipImageProcessor {
         let crop = match config.crop_size {
             Size::Side(side) => side,
             Size::Rectangle { height, width } if height == width => width,
-            _ => return Err("`crop_size` is no square".into()),
+            _ => return Err("`crop_size` is not square".into()),
         };
         if crop as usize != image_size || crop > size {
             return Err(format!("`size` {size} and `crop_size` {crop} do not fit images of {image_size} pixels"));

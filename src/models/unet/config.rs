@@ -258,7 +258,7 @@ impl UNetConfig {
             ("attention_head_dim", &self.attention_head_dim),
         ] {
             if matches!(values, PerLevel::Each(values) if values.len() != levels) {
-                return Some(format!("`{field}` must have one number for each of the {levels} `block_out_channels`"));
+                return Some(format!("`{field}` must have one value for each of the {levels} `block_out_channels`"));
             }
             if (0..levels).any(|level| values.at(level) == 0) {
                 return Some(format!("`{field}` must not be zero"));

@@ -1,14 +1,15 @@
 //! `[checkpoint]`: what is kept on disk.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 /// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Steps between two checkpoints (what is trained, optimizer, position). Default 250. The last step is always saved.
     pub every: u64,
-    /// How many of the newest checkpoints stay; 0 keeps all. Default 3. Older ones go only after a newer one is
+    /// How many of the newest checkpoints to keep; 0 keeps all. Default 3. Older ones are deleted only after a newer one is
     /// complete.
     pub keep_last: usize,
 }

@@ -1,31 +1,33 @@
 //! `[objective]` of kind `flow_matching`: which noise levels are trained, and how much each counts.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Rule;
 
 /// `[objective]` of kind `flow_matching`, for FLUX.1. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the image, 1
 /// is noise.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowMatchingConfig {
-    /// How sigma is drawn. Default `logit_normal`: the middle more often than the ends, as FLUX.1 was trained. Use
-    /// `uniform` to spend more on fine detail and on overall layout; `mode` lies in between.
+    /// Distribution of the noise level sigma. Default `logit_normal`: the middle more often than the ends, as FLUX.1 was trained.
+    /// Use `uniform` to spend more on fine detail and on overall layout; `mode` lies in between.
     pub sampling: Sampling,
-    /// Mean of the normal number n in sigma = 1 / (1 + e⁻ⁿ). Default 0. Above 0 means more noise (diffusers' scripts
+    /// `logit_normal`: mean of n in sigma = 1 / (1 + e⁻ⁿ). Default 0. Above 0 means more noise (diffusers' scripts
     /// count the other way round): 0.5 for composition, -0.5 for texture.
     pub logit_mean: f64,
-    /// Standard deviation of n. Default 1. Smaller keeps closer to the middle.
+    /// `logit_normal`: standard deviation of n. Default 1. Smaller values stay closer to the middle.
     pub logit_std: f64,
-    /// How far `mode` is from uniform. Default 1.29, as in the SD3 paper.
+    /// `mode`: how far from uniform. Default 1.29, as in the SD3 paper.
     pub mode_scale: f64,
-    /// Shift of the drawn sigma to more noise, s·sigma / (1 + (s − 1)·sigma). Default `resolution`: s by the image's
-    /// size as at inference (1.88 at 512², 3.16 at 1024²). Or s itself (1.0 changes nothing), or `none`.
+    /// Timestep shift s of the drawn sigma: s·sigma / (1 + (s − 1)·sigma), more noise for s above 1. Default `resolution`: by the
+    /// image's size, as at inference (1.88 at 512², 3.16 at 1024²). Or a number (1.0 changes nothing), or `none`.
     pub shift: Shift,
-    /// How much a sample counts by its sigma. Default `none`, all the same.
+    /// Loss weighting by sigma. Default `none`: all the same. `sigma_sqrt` is sigma⁻²: nearly clean images count most. `cosmap`
+    /// is 2 / (π·(1 − 2·sigma + 2·sigma²)): the middle counts most.
     pub weighting: Weighting,
-    /// Guidance that a distilled model is told while training. Default 1.0: other values train the adapter on what the
-    /// distillation would do to the image. Images are sampled at `validation.guidance`.
+    /// Guidance input of a distilled model while training. Default 1.0: other values train the adapter against the distillation.
+    /// Images are sampled at `validation.guidance`.
     pub guidance: f64,
 }
 

@@ -1,5 +1,6 @@
 //! `[objective]` of kind `instruct_pix2pix`: what an editing model learns from a pair of images.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
@@ -7,17 +8,17 @@ use super::Rule;
 /// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited image (or its velocity, as the model's scheduler
 /// says) from the noisy latents, those of the original beside them, and the instruction. How often the conditions are left out
 /// is `data.conditioning_dropout`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstructPix2PixConfig {
-    /// Limits how much timesteps with little noise count: at most as much as one with this signal-to-noise ratio (min-SNR).
-    /// Default 0: all count the same, as in the paper. 5 is usual, and makes training at low noise less dominant.
+    /// Min-SNR weighting: timesteps with little noise count at most as much as one with this signal-to-noise ratio. Default 0:
+    /// all count the same, as in the paper. 5 is usual, and makes training at low noise less dominant.
     pub snr_gamma: f64,
-    /// Share of a noise that is the same at all places of a channel. Default 0. About 0.05 lets the model change the overall
-    /// brightness of an image more.
+    /// Offset noise: the share of noise that is the same at all pixels of a channel. Default 0. About 0.05 lets the model change
+    /// the overall brightness of an image more.
     pub noise_offset: f64,
-    /// Whether the original's latents are scaled as those of the edited image. Default no, as the paper's model and those of
-    /// diffusers' script; a model sees the originals as it was trained, so change it only for one that was trained otherwise.
+    /// Whether the original's latents are scaled like those of the edited image. Default false, as in the paper and in diffusers'
+    /// script; set it only for a base model that was trained so.
     pub scaled_condition: bool,
 }
 

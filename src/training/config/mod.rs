@@ -8,9 +8,11 @@ mod model;
 mod objective;
 mod optimizer;
 mod validation;
+mod reference;
 
 use std::path::{Path, PathBuf};
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -20,6 +22,7 @@ pub use self::{
     model::{ModelConfig, ModelInit},
     objective::ObjectiveConfig,
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
+    reference::{KeyReference, TableReference, commented, reference},
     validation::ValidationConfig,
 };
 use crate::{
@@ -40,48 +43,48 @@ type Rule = (bool, &'static str, &'static str);
 ///
 /// Read with `O` as the objective of one kind, so that each of its keys is checked where it stands in the file; then the kind
 /// is part of the value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig<O = ObjectiveConfig> {
-    /// Its name, its seed and where it goes.
+    /// The run: its name, its seed and its folder.
     pub run: RunConfig,
-    /// What is fine-tuned.
+    /// The model to fine-tune.
     pub model: ModelConfig,
-    /// The images and captions.
+    /// The dataset, and how it becomes batches.
     pub data: DataConfig,
-    /// The adapter.
+    /// The LoRA: which layers get an adapter, how large it is and how it starts. Used where `training.mode` is `lora`.
     #[serde(default)]
     pub lora: LoraConfig,
     /// What the model is trained for.
     #[serde(default, bound(deserialize = "O: Default + Deserialize<'de>"))]
     pub objective: O,
-    /// How a gradient becomes a step.
+    /// How gradients become steps.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// How the learning rate changes.
+    /// How the learning rate changes over the run.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// How long, and in which pieces.
+    /// The training loop: what is trained, how long, and at which memory.
     #[serde(default)]
     pub training: LoopConfig,
-    /// What is kept on disk.
+    /// When checkpoints are written, and how many stay.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// How progress is judged.
+    /// How progress is measured: held-out loss and sample images.
     #[serde(default)]
     pub validation: ValidationConfig,
-    /// How much of the model is in device memory at once.
+    /// How much of the model is in device memory at once. The results are the same at every level.
     #[serde(default)]
     pub memory: MemoryConfig,
 }
 
 /// `[run]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// Name of the run and of its folder below `output`; also the name inside the exported LoRA. No default.
     pub name: String,
-    /// Root of all randomness (noise, noise levels, order, dropout, adapter start): equal seeds give equal runs.
+    /// Seed of everything random (noise, noise levels, order, dropout, initial adapter): equal seeds give equal runs.
     /// Default 0. Change it to see how much of a result is luck.
     #[serde(default)]
     pub seed: u64,
@@ -91,10 +94,10 @@ pub struct RunConfig {
 }
 
 /// `[training]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoopConfig {
-    /// What is trained. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every parameter of the
+    /// What to train. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every parameter of the
     /// denoiser, with a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the
     /// weights (an EMA and gradient accumulation add one each).
     pub mode: Mode,
@@ -107,8 +110,8 @@ pub struct LoopConfig {
     /// Decay of the EMA of the trained parameters, such as 0.9999; default 0, no EMA. With one, validation and export use the EMA,
     /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more.
     pub ema_decay: f64,
-    /// What is kept of the forward pass. Default `blockwise`: the input of each block only, computed again while going
-    /// back, so that peak memory is one block. `full` keeps everything: faster where it fits.
+    /// Activation checkpointing. Default `blockwise`: keeps the input of each block and recomputes the block in the backward
+    /// pass, so that peak memory is one block. `full` keeps all activations: faster where they fit.
     pub activations: Activations,
     /// Steps between two lines of `metrics.jsonl` and of the display. Default 10. Reading the loss waits for the
     /// device, so 1 costs a little speed on a GPU and nothing on a CPU.
@@ -226,7 +229,7 @@ impl TrainConfig {
         let name_fits = self.run.name.len() <= LONGEST_NAME && !self.run.name.chars().any(char::is_control);
         let rules = [
             (name_is_one_word, "run.name", "must be the name of a folder, without `/`"),
-            (name_fits, "run.name", "must be of at most 200 bytes, none of them a control character"),
+            (name_fits, "run.name", "must have at most 200 bytes and no control characters"),
             (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub"),
             ((1..=MOST_STEPS).contains(&training.max_steps), "training.max_steps", "must be from 1 to 1000000000"),
             (

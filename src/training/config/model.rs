@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, TrainConfig};
@@ -14,18 +15,18 @@ use crate::{
 };
 
 /// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// A model in the layout of diffusers: a folder, relative to the working directory, or `org/name` on the Hugging
     /// Face hub. No default.
     pub path: String,
-    /// Number format of the frozen weights. Default `bf16`. Use `f32` on a CPU: it computes bf16 by converting.
-    /// What is trained and the optimizer are f32 always.
+    /// Dtype of the frozen weights. Default `bf16`. Use `f32` on a CPU, which computes bf16 by converting. Trained parameters and
+    /// optimizer state are always f32.
     #[serde(default)]
     pub dtype: Dtype,
-    /// What the denoiser starts as. Default `pretrained`: the weights in its folder. `random` draws them from `run.seed`, and
-    /// its folder needs only a `config.json`: for training a model of your own from its beginning, with `training.mode` `full`.
+    /// Initial weights of the denoiser. Default `pretrained`: those in its folder. `random` draws them from `run.seed`, and the
+    /// folder needs only a `config.json`: to train a model of your own from scratch, with `training.mode = "full"`.
     #[serde(default)]
     pub init: ModelInit,
 }

@@ -1,29 +1,30 @@
 //! `[optimizer]` and `[schedule]`: how gradients become steps, and how large these are.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
 
 /// `[optimizer]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// The only one is `adamw`, with torch's semantics: decay is decoupled, moments are bias-corrected, state is f32.
+    /// Default and only choice `adamw`, as in torch: decoupled weight decay, bias-corrected moments, state in f32.
     pub name: OptimizerName,
     /// Step size after warm-up. Default 1e-4, the usual one for LoRA with gaussian start. Lower it (3e-5) when samples
     /// become noisy or over-saturated; raise it (3e-4) for small ranks or very short runs.
     pub learning_rate: f64,
-    /// How slowly the running means of the gradient and of its square forget. Default `[0.9, 0.999]`. A second value of
+    /// Decay of the two moments: the moving averages of the gradient and of its square. Default `[0.9, 0.999]`. A second value of
     /// 0.99 reacts faster in runs of a few hundred steps.
     pub betas: [f64; 2],
     /// Added to the root of the second moment. Default 1e-8, as torch. Rarely changed.
     pub epsilon: f64,
-    /// Pull of every trained value to zero, a step: learning_rate × weight_decay. Default 1e-4, as diffusers' trainers
-    /// (torch and others use 1e-2). Even 1e-2 moves a value by one part in a million a step at the default learning
-    /// rate, so it hardly matters in a LoRA run of a few thousand steps; to hold an adapter back, lower the rank.
+    /// Decoupled weight decay: each step shrinks every trained parameter by learning_rate × weight_decay. Default 1e-4, as in
+    /// diffusers' trainers (torch and others use 1e-2). At the default learning rate even 1e-2 is one part in a million per step,
+    /// so it hardly matters in a LoRA run of a few thousand steps; to hold an adapter back, lower the rank.
     pub weight_decay: f64,
-    /// Gradients longer than this, as one vector over all that is trained, are scaled down to it. Default 1.0; 0 turns it
-    /// off. It bounds the damage of a single odd batch.
+    /// Gradient clipping: the norm over all trained parameters is scaled down to this. Default 1.0; 0 turns it off. It limits
+    /// the damage of a single odd batch.
     pub max_grad_norm: f64,
 }
 
@@ -37,16 +38,16 @@ pub enum OptimizerName {
 }
 
 /// `[schedule]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
-    /// Shape of the learning rate after warm-up. Default `constant`, which lets a run be lengthened; `cosine` ends
-    /// smoother when `max_steps` is final.
+    /// Learning rate after warm-up. Default `constant`, which lets a run be lengthened; `cosine` ends smoother when `max_steps`
+    /// is final. Also `linear`, `cosine_with_restarts` and `polynomial`.
     pub name: ScheduleName,
-    /// Optimizer steps over which the rate rises from 0. Default 0: AdamW's bias correction and clipping are enough for
-    /// a LoRA, which starts as no change at all. Use 50 to 100 with large learning rates.
+    /// Optimizer steps over which the learning rate rises from 0. Default 0: bias correction and clipping are enough for a LoRA,
+    /// which starts without effect. Use 50 to 100 with large learning rates.
     pub warmup_steps: u64,
-    /// Waves of `cosine_with_restarts`. Default 1.
+    /// Number of cycles of `cosine_with_restarts`. Default 1.
     pub cycles: u64,
     /// Exponent of `polynomial`. Default 1.0, a straight line.
     pub power: f64,

@@ -1,5 +1,6 @@
 //! `[validation]`: how progress is judged.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
@@ -9,35 +10,35 @@ use crate::{
 };
 
 /// `[validation]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
-    /// Steps between two validations; Default 250. Before the first and after the last step there is one
-    /// anyway, and with 0 only these. It does not disturb training: its noise is its own.
+    /// Steps between two validations. Default 250. There is always one before the first step and one after the last; 0 means only
+    /// these. It does not disturb training: it has random numbers of its own.
     pub every: u64,
     /// FLUX.1: captions to generate images for, without and with the adapter. Default none. Include one without the subject,
     /// to see what else the adapter changes.
     pub prompts: Vec<String>,
     /// Stable Diffusion: how many held-out pairs are edited, each shown as original, edits and target. Default 4.
     pub edits: usize,
-    /// Start noise of the images; each prompt, or pair, is generated once a seed. Default `[0]`.
+    /// Seeds of the images: each prompt, or pair, is generated once per seed. Default `[0]`.
     pub seeds: Vec<u64>,
     /// Denoising steps per image. Default 20.
     pub steps: usize,
-    /// Width in pixels, a multiple of 16. Default 512. Edits have the size of their originals.
+    /// FLUX.1: width of the images in pixels, a multiple of 16. Default 512.
     pub width: usize,
-    /// Height in pixels, a multiple of 16. Default 512.
+    /// FLUX.1: height of the images in pixels, a multiple of 16. Default 512.
     pub height: usize,
-    /// Distilled guidance of the images. Default 3.5, what FLUX.1-dev is sampled with. It has nothing to do with
-    /// `objective.guidance`, and does nothing in models without a guidance input.
+    /// FLUX.1: guidance scale of the images. Default 3.5, as FLUX.1-dev is sampled. It is independent of `objective.guidance`, and
+    /// has no effect on models without a guidance input.
     pub guidance: f64,
-    /// FLUX.1: classifier-free guidance of the images against the empty prompt, at twice the time, for models without a
-    /// guidance input that were trained with `data.caption_dropout`. Default 1.0, none; 2 to 4 is usual.
+    /// FLUX.1: classifier-free guidance scale of the images, at twice the time: for models without a guidance input that were
+    /// trained with `data.caption_dropout`. Default 1.0, which is off; 2 to 4 is usual.
     pub true_guidance: f64,
-    /// Stable Diffusion: guidance scale of the instruction. Default 7.5; up to 1 there is no guidance at all.
+    /// Stable Diffusion: guidance scale of the instruction. Default 7.5; 1 or less turns guidance off.
     pub text_guidance: f64,
-    /// Stable Diffusion: image guidance scale. Default 1.5; at 1 the original is not considered separately, and
-    /// below 1 there is no guidance at all.
+    /// Stable Diffusion: image guidance scale. Default 1.5; at 1 the original has no guidance of its own, and below 1 there is no
+    /// guidance at all.
     pub image_guidance: f64,
     /// Stable Diffusion: the sampler of the edits, such as `"dpm_solver"`. Default: the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
