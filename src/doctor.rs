@@ -1,4 +1,4 @@
-//! What this machine has for kiln, and what kiln would use of it. Nothing is computed.
+//! A report on this machine: its hardware and libraries, and the device kiln would use. Nothing is computed.
 
 use std::{
     fmt,
@@ -65,7 +65,7 @@ fn gpu(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> (String, bool) {
 }
 
 fn said(problem: &Error) -> String {
-    let hints = problem.hint.iter().map(|hint| format!("\nhint: {}", hint.replace("`device cpu`", "`--device cpu`")));
+    let hints = problem.hint.iter().map(|hint| format!("\nhint: {hint}"));
     format!("none usable: {}{}", problem.problem, hints.collect::<String>())
 }
 

@@ -1,7 +1,7 @@
-//! How much is computed at once: less needs less memory, and the result is the same.
+//! Bounds on how much is computed at once: smaller ones need less memory, and give the same result.
 
 /// Bounds on what is computed at once; `None` is no bound, which is the default of all. They come with each call of a model and
-/// change where its numbers pass through, not what it computes: on the CPU in f32 every bound gives the bits of none.
+/// change where its values pass through, not what it computes: on the CPU in f32 every bound gives the bits of none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Scores of attention, counted over the batch: a few heads at a time and, where one head has more, a few rows of queries of

@@ -1,4 +1,4 @@
-//! What is not used is said: once a process, however often it is come across.
+//! Notices about what is not used: each once per process.
 
 use std::{
     collections::BTreeSet,

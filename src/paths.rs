@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(meant(Path::new("~/a/b")), Ok(home.join("a/b")));
         assert_eq!(meant(Path::new("a/~/b")), Ok("a/~/b".into()));
         let problem = meant(Path::new("~nobody/a")).unwrap_err();
-        assert!(problem.contains("`~nobody`") && problem.contains("whole path"), "{problem}");
+        assert!(problem.contains("`~nobody`") && problem.contains("full path"), "{problem}");
     }
 
     #[cfg(unix)]
@@ -164,7 +164,7 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let error = check_folder(&file.join("pictures")).unwrap_err().to_string();
-        assert!(error.contains("file is no folder"), "{error}");
+        assert!(error.contains("file is not a folder"), "{error}");
         assert!(check_file(&file).is_ok() && check_file(&folder.path().join("none/file")).is_err());
         assert!(check_file(folder.path()).is_err());
         let long = folder.path().join("x".repeat(256));

@@ -13,7 +13,7 @@ pub enum Purpose {
     Posterior,
     /// The noise that is mixed into the latents in training.
     Noise,
-    /// The noise that a generated picture starts from.
+    /// The noise that a generated image starts from.
     Start,
     /// The noise level.
     Sigma,
@@ -38,7 +38,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// What the streams hang on. Changing one of these changes every run that is resumed.
+    /// What the streams depend on. Changing one of these changes every run that is resumed.
     fn key(self) -> &'static [u8] {
         match self {
             Self::Posterior => b"posterior",

@@ -1,4 +1,4 @@
-//! One thing to measure, in words.
+//! One case of a benchmark, in words.
 
 use std::{fmt, path::PathBuf};
 
@@ -18,9 +18,9 @@ pub enum Kind {
     Train,
     /// One call of the denoiser and one step of a sampler.
     Sample,
-    /// Pictures to latents.
+    /// Images to latents.
     VaeEncode,
-    /// Latents to pictures.
+    /// Latents to images.
     VaeDecode,
     /// The long text encoder.
     T5,
@@ -71,10 +71,10 @@ pub struct Case {
     /// Of the LoRA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// Both sides of the picture, in pixels.
+    /// Both sides of the image, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// Pictures, or prompts.
+    /// Images, or prompts.
     pub batch: usize,
     /// Tokens of T5.
     pub text_tokens: usize,
@@ -89,7 +89,7 @@ pub struct Case {
     /// The folder to load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// The element type of frozen weights and of activations.
+    /// The dtype of frozen weights and of activations.
     pub dtype: Dtype,
     /// Measured runs after the first.
     pub repeats: usize,

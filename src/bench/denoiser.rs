@@ -35,7 +35,7 @@ pub trait Denoiser: 'static {
     fn sample(&self, steps: usize) -> Result<Tensor<1>>;
 }
 
-/// Standard normal numbers that hang on `name`, drawn as [`Weights::random`](crate::weights::Weights::random) does.
+/// Standard normal numbers that depend on `name`, drawn as [`Weights::random`](crate::weights::Weights::random) does.
 pub(super) fn normal<const D: usize>(name: &str, shape: [usize; D], device: &Device, dtype: FloatDType) -> Tensor<D> {
     if !device::is_cpu(device) {
         device.seed(SEED.derive(name).0);

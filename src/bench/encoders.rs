@@ -1,4 +1,4 @@
-//! What runs before and after the denoiser.
+//! Text encoders and VAE: the work before and after the denoiser.
 
 use burn::tensor::{Device, Tensor};
 

@@ -1,4 +1,4 @@
-//! From disk to the device.
+//! Loading weights from disk to the device.
 
 use std::{
     borrow::Cow,
@@ -34,7 +34,7 @@ pub fn prepare(case: &Case, device: &Device) -> Result<Run> {
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Writes a FLUX transformer of the case's shape, with any numbers.
+    /// Writes a FLUX transformer of the case's shape, with any values.
     ///
     /// # Errors
     /// The disk refuses.
@@ -95,7 +95,7 @@ fn names(case: &Case, device: &Device) -> BTreeMap<String, Vec<usize>> {
     names
 }
 
-/// A tensor whose numbers do not matter: all alike, about 0.01.
+/// A tensor whose values do not matter: all alike, about 0.01.
 struct Numbers {
     shape: Vec<usize>,
     dtype: DType,

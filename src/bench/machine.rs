@@ -1,4 +1,4 @@
-//! Where and when something was measured.
+//! The machine and the time of a measurement.
 
 use std::{process::Command, time::SystemTime};
 

@@ -1,4 +1,4 @@
-//! How long something takes and how much memory: with the device waited for before and after.
+//! Time and memory of one measured run, with the device synchronized before and after.
 
 use std::time::Instant;
 

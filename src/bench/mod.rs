@@ -1,4 +1,4 @@
-//! What kiln itself costs, measured at full size without weights: `kiln bench`.
+//! kiln's own speed and memory at full size, without weights: `kiln bench`.
 //!
 //! A [`Case`] is one thing to measure: a training step, a sampling step, an encoder, loading, or one operation at a
 //! size that FLUX.1 has. Models have the real shapes and weights drawn from a seed, on a GPU straight in its memory;

@@ -1,4 +1,4 @@
-//! Which cases are measured.
+//! The list of cases to measure.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub struct Options {
     pub only: Vec<String>,
     /// Pixels of each side.
     pub sizes: Vec<usize>,
-    /// Pictures at a time.
+    /// Images at a time.
     pub batches: Vec<usize>,
     /// What is trained.
     pub targets: Vec<Trained>,

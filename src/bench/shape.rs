@@ -19,7 +19,7 @@ fn config<T: DeserializeOwned>(fields: Value) -> T {
     serde_json::from_value(fields).expect("written as the file of a checkpoint")
 }
 
-/// FLUX.1-dev's transformer (12 billion numbers), or one of 71 million.
+/// FLUX.1-dev's transformer (12 billion parameters), or one of 71 million.
 pub fn flux(case: &Case) -> FluxConfig {
     let mut config = match case.small {
         false => FluxConfig::default(),
@@ -40,7 +40,7 @@ pub fn flux(case: &Case) -> FluxConfig {
     config
 }
 
-/// Stable Diffusion 1.5's UNet as InstructPix2Pix widens it (860 million numbers), or one of 35 million.
+/// Stable Diffusion 1.5's UNet as InstructPix2Pix widens it (860 million parameters), or one of 35 million.
 pub fn unet(case: &Case) -> UNetConfig {
     let full = UNetConfig { in_channels: 8, cross_attention_dim: 768, ..Default::default() };
     match case.small {
@@ -54,7 +54,7 @@ pub fn unet(case: &Case) -> UNetConfig {
     }
 }
 
-/// FLUX.1's autoencoder (84 million numbers), or a narrow one.
+/// FLUX.1's autoencoder (84 million parameters), or a narrow one.
 pub fn vae(case: &Case) -> VaeConfig {
     let channels = if case.small { [32, 32, 64, 64] } else { [128, 256, 512, 512] };
     vae_of(channels, 16)
@@ -80,7 +80,7 @@ fn vae_of(channels: [usize; 4], latent_channels: usize) -> VaeConfig {
     }))
 }
 
-/// T5-XXL's encoder (4.7 billion numbers), or one of two thin blocks.
+/// T5-XXL's encoder (4.7 billion parameters), or one of two thin blocks.
 pub fn t5(case: &Case) -> T5Config {
     let (width, inner, layers, heads) = if case.small { (128, 320, 2, 2) } else { (4096, 10240, 24, 64) };
     config(json!({
@@ -95,7 +95,7 @@ pub fn t5(case: &Case) -> T5Config {
     }))
 }
 
-/// CLIP-L's text model (123 million numbers), or one of two thin blocks.
+/// CLIP-L's text model (123 million parameters), or one of two thin blocks.
 pub fn clip(case: &Case) -> ClipTextConfig {
     let (width, inner, layers, heads) = if case.small { (64, 256, 2, 2) } else { (768, 3072, 12, 12) };
     ClipTextConfig {

@@ -87,7 +87,7 @@ impl Denoiser for UNetBench {
         self.objective.example(latents, condition, text, noise, &timesteps, dtype)
     }
 
-    /// Every row is a prediction of its own: a picture edited with both guidance scales is a batch of three.
+    /// Every row is a prediction of its own: an image edited with both guidance scales is a batch of three.
     fn sample(&self, steps: usize) -> Result<Tensor<1>> {
         let seeds = vec![SEED.0; self.noise.dims()[0]];
         let request = Request {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Global, print};
+use super::{Flags, Global, print};
 use crate::doctor;
 
 /// Reports what this machine has (CPU, memory, GPU and libraries, cached models, disk) and which device kiln would use
@@ -10,5 +10,6 @@ use crate::doctor;
 pub struct Args {}
 
 pub(super) fn run(Args {}: Args, global: &Global) -> Result<()> {
-    print(doctor::examine(global.kernel_cache(), global.cuda_paths.unwrap_or_default()))
+    let report = doctor::examine(global.kernel_cache(), global.cuda_paths.unwrap_or_default());
+    print(Flags::of("doctor").spell_all(&report.to_string()))
 }

@@ -49,7 +49,7 @@ pub(super) fn keep(wanted: Option<PathBuf>, gpu: &Gpu) -> Result<String> {
     Ok(folder)
 }
 
-/// `kiln` in the user's folder for what can be made again.
+/// `kiln` in the user's folder for what can be rebuilt.
 fn default_folder() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = match cfg!(windows) {

@@ -1,10 +1,10 @@
-//! Aspect-ratio buckets: pictures of similar shape get exactly the same size, so that they fit into one batch.
+//! Aspect-ratio buckets: images of similar shape get exactly the same size, so that they fit into one batch.
 
 use serde::{Deserialize, Serialize};
 
 use super::DataConfig;
 
-/// The size in pixels that a picture is scaled and cropped to.
+/// The size in pixels that an image is scaled and cropped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Bucket {
     /// Pixels from left to right, a multiple of the step.
@@ -24,7 +24,7 @@ impl Bucket {
         self.width as f64 / self.height as f64
     }
 
-    /// The factor by which a picture must be scaled to cover the bucket.
+    /// The factor by which an image must be scaled to cover the bucket.
     pub fn scale(self, width: usize, height: usize) -> f64 {
         (self.width as f64 / width as f64).max(self.height as f64 / height as f64)
     }
@@ -59,9 +59,9 @@ impl Buckets {
         Self { full, area: area as f64, step, aspects, max_upscale: config.max_upscale }
     }
 
-    /// The bucket of a picture: of the full-size ones, the one with the nearest aspect (and of equal ones the largest); if
-    /// the picture would have to be enlarged by more than `max_upscale` for it, a smaller one of the picture's own aspect.
-    /// `None` if the picture is too small for even one step.
+    /// The bucket of an image: of the full-size ones, the one with the nearest aspect (and of equal ones the largest); if
+    /// the image would have to be enlarged by more than `max_upscale` for it, a smaller one of the image's own aspect.
+    /// `None` if the image is too small for even one step.
     pub fn choose(&self, width: usize, height: usize) -> Option<Bucket> {
         let (width, height) = (width as f64, height as f64);
         let aspect = (width / height).clamp(self.aspects.0, self.aspects.1);
@@ -75,7 +75,7 @@ impl Buckets {
         {
             return Some(*bucket);
         }
-        // The largest sides of this aspect that neither the picture, enlarged as far as allowed, nor the area goes below.
+        // The largest sides of this aspect that neither the image, enlarged as far as allowed, nor the area goes below.
         let side = |own: f64, other: f64, ratio: f64| {
             let longest = (own.min(other * ratio) * self.max_upscale).min((self.area * ratio).sqrt());
             (longest + 1e-6) as usize / self.step * self.step

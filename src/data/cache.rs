@@ -1,4 +1,4 @@
-//! Encoded pictures and captions on disk, found by what they were made from.
+//! The cache of encoded images and captions, addressed by content.
 //!
 //! An entry is one safetensors file, `latents/ab/abcd….safetensors` or `prompts/…`, whose name is a hash of all that its
 //! content depends on; the first two digits spread a large set over 256 folders. So nothing is found by position, a
@@ -25,7 +25,7 @@ use crate::{
 pub enum Kind {
     /// `moments` `[2C, h, w]`: means, then log variances; in `data.cache_dtype`.
     Latents,
-    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' element type, and the ids they were made from, i64:
+    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' dtype, and the ids they were made from, i64:
     /// `clip`, and `t5` where there is one.
     Prompts,
 }

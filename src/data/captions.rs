@@ -1,4 +1,4 @@
-//! Pictures and their captions, as a data folder holds them.
+//! Images and their captions, as a data folder holds them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +19,8 @@ const CAPTION: &[&str] = &["text", "caption"];
 const PICTURE: &[&str] = &["image", "picture", "img", "image_bytes", "jpg", "png", "webp", "file_name", "image_path"];
 
 impl Manifest {
-    /// Reads the pictures below a `metadata.jsonl` or `metadata.csv` as that says, and the others with their `.txt` files; in a
-    /// folder without pictures, Parquet files. Then puts `trigger` before the captions without it.
+    /// Reads the images below a `metadata.jsonl` or `metadata.csv` as that says, and the others with their `.txt` files; in a
+    /// folder without images, Parquet files. Then puts `trigger` before the captions without it.
     ///
     /// # Errors
     /// The folder, or a metadata file, cannot be read.
@@ -54,7 +54,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Reads all metadata files; returns the folders whose pictures they speak for, each empty or ending in `/`.
+    /// Reads all metadata files; returns the folders whose images they speak for, each empty or ending in `/`.
     fn read_metadata(&mut self, listing: &Listing, folder: &Path) -> Result<BTreeSet<String>> {
         let governed = listing.files.iter().filter(|file| is_metadata(file));
         let governed: BTreeSet<String> = governed.map(|file| parent(file).to_string()).collect();
@@ -89,7 +89,7 @@ impl Manifest {
         }
     }
 
-    /// Pictures with `.txt` files of the same name, where no metadata file speaks for them.
+    /// Images with `.txt` files of the same name, where no metadata file speaks for them.
     fn list_captioned(&mut self, listing: &Listing, folder: &Path, governed: &BTreeSet<String>) {
         let mut texts: BTreeSet<&String> = BTreeSet::new();
         let mut used = BTreeSet::new();
@@ -155,7 +155,7 @@ pub(super) fn speaks_for(governed: &BTreeSet<String>, file: &str) -> bool {
     std::iter::once(0).chain(ends).any(|end| governed.contains(&file[..end]))
 }
 
-/// The name of the caption file of a picture.
+/// The name of the caption file of an image.
 pub(super) fn text_of(file: &str) -> String {
     Path::new(file).with_extension("txt").to_string_lossy().into_owned()
 }

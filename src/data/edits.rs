@@ -1,4 +1,4 @@
-//! Edits, as a data folder holds them: pairs of pictures, and the instructions that turn the first into the second.
+//! Edits, as a data folder holds them: pairs of images, and the instructions that turn the first into the second.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,7 +84,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Says how many pictures of the folder are in no edit.
+    /// Says how many images of the folder are in no edit.
     fn count_unlisted(&mut self, listing: &Listing) {
         let rows = self.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
         let used: BTreeSet<&str> = rows.map(|place| place.file.as_str()).collect();
@@ -221,7 +221,7 @@ impl Manifest {
         self.rows.push(row);
     }
 
-    /// Pictures of the same name, but for the extension, in two `folders`, and the `.txt` file of that name in the second, the first
+    /// Images of the same name, but for the extension, in two `folders`, and the `.txt` file of that name in the second, the first
     /// or in `instruction`.
     fn pair(&mut self, listing: &Listing, folder: &Path, folders: [&str; 2]) {
         let [before, after] = folders;
@@ -253,7 +253,7 @@ impl Manifest {
         }
     }
 
-    /// The pictures in a sub-folder, by their names in it without extension, in composed form.
+    /// The images in a sub-folder, by their names in it without extension, in composed form.
     fn pictures(&mut self, listing: &Listing, below: &str) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         for (file, name) in
@@ -341,13 +341,13 @@ fn prompt_files(listing: &Listing) -> Vec<&String> {
     listing.files.iter().filter(|file| file.ends_with("/prompt.json")).collect()
 }
 
-/// The columns `names`, and these with `_file_name` appended, as Hugging Face's folders of pictures have it.
+/// The columns `names`, and these with `_file_name` appended, as Hugging Face's folders of images have it.
 fn with_file_names(names: &[&str]) -> Vec<String> {
     let files = names.iter().map(|name| format!("{name}_file_name"));
     names.iter().map(|name| name.to_string()).chain(files).collect()
 }
 
-/// The picture that a row of a metadata file names in the first of the columns [`with_file_names`].
+/// The image that a row of a metadata file names in the first of the columns [`with_file_names`].
 fn picture(listing: &Listing, below: &str, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
     let columns_of = with_file_names(names);
     let name = record.text(&columns_of.iter().map(String::as_str).collect::<Vec<_>>())?.map(str::trim);

@@ -1,4 +1,4 @@
-//! What identifies a model, so that what was made with another one is not taken for its own.
+//! Fingerprints of models, so that what one model encoded is never taken for the work of another.
 
 use std::{
     io::{Read, Seek, SeekFrom},
@@ -15,7 +15,7 @@ use crate::{
 const SETTINGS: [&str; 2] = ["config.json", "scheduler_config.json"];
 
 /// What identifies model parts, such as `vae/` or both text encoders together, and the `settings` they are used with
-/// (lengths, element type): 64 hexadecimal digits.
+/// (lengths, dtype): 64 hexadecimal digits.
 ///
 /// What loading a part would read counts: its configuration and its weights. Other files (half-precision copies, what a
 /// file manager leaves) do not. A file up to 512 MiB counts with every byte. Hashing 24 GB at every start would take longer

@@ -1,4 +1,4 @@
-//! From a picture file to pixels of a bucket's size.
+//! From an image file to pixels of a bucket's size.
 
 use std::{io::Cursor, path::Path};
 
@@ -14,11 +14,11 @@ use crate::{
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
 
-/// The most that one decoded picture may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
+/// The most that one decoded image may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
 /// size, and an allocation that fails ends the process.
 const MOST_DECODED: u64 = 1 << 30;
 
-/// What is known of a picture that was decoded once.
+/// What is known of an image that was decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspected {
     /// blake3 of the file, in hexadecimal.
@@ -29,19 +29,19 @@ pub struct Inspected {
     pub height: usize,
 }
 
-/// Decodes the whole picture, so that a damaged one is found now and not in the middle of encoding.
+/// Decodes the whole image, so that a damaged one is found now and not in the middle of encoding.
 ///
 /// # Errors
-/// One line that says why the picture cannot be used.
+/// One line that says why the image cannot be used.
 pub fn inspect(bytes: &[u8]) -> std::result::Result<Inspected, String> {
     let image = decode(bytes)?;
     Ok(Inspected { hash: hash(bytes), width: image.width() as usize, height: image.height() as usize })
 }
 
-/// The pixels of a picture in `bucket`, `[1, 3, H, W]` in [-1, 1], one for each entry of `flips`.
+/// The pixels of an image in `bucket`, `[1, 3, H, W]` in [-1, 1], one for each entry of `flips`.
 ///
 /// # Errors
-/// One line: the picture is not the one that was inspected.
+/// One line: the image is not the one that was inspected.
 pub fn pixels(
     bytes: &[u8],
     expected_hash: &str,
@@ -58,10 +58,10 @@ pub fn pixels(
         .collect())
 }
 
-/// The picture as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
+/// The image as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
 ///
 /// # Errors
-/// The file cannot be read, or is no whole picture.
+/// The file cannot be read, or is no whole image.
 pub fn read_picture(path: &Path) -> Result<RgbImage> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     decode(&bytes).map_err(|problem| Error::file(path, problem))
@@ -81,10 +81,10 @@ pub fn decode_picture(bytes: &[u8], most_pixels: u64) -> std::result::Result<Rgb
     decode(bytes)
 }
 
-/// Width and height of that picture, from the head of its file alone.
+/// Width and height of that image, from the header of its file alone.
 ///
 /// # Errors
-/// The file cannot be read, or is no picture.
+/// The file cannot be read, or is no image.
 pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Error::io(path, e))?;
     let size = || {
@@ -121,7 +121,7 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     }
     let image = || {
         let mut decoder = reader.into_decoder()?;
-        // The reader's own limits do not count the picture itself.
+        // The reader's own limits do not count the image itself.
         limits.reserve(decoder.total_bytes())?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
@@ -141,7 +141,7 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
 }
 
 /// A JPEG that lacks nothing but its end marker, as some cameras and programs write it; `None` if pixels are missing, too. The
-/// decoder fills what is missing: so if what follows the file changes the picture, it was not whole. Of several scans the last ones
+/// decoder fills what is missing: so if what follows the file changes the image, it was not whole. Of several scans the last ones
 /// may be missing without a sign.
 fn jpeg_without_end(bytes: &[u8]) -> Option<RgbImage> {
     const PROGRESSIVE: [u8; 2] = [0xFF, 0xC2];
@@ -166,12 +166,12 @@ fn jpeg_start_of_scan(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// Whether the end marker follows the start of the picture data. The decoder itself fills what is missing with grey.
+/// Whether the end marker follows the start of the image data. The decoder itself fills what is missing with grey.
 fn jpeg_has_end(bytes: &[u8]) -> bool {
     jpeg_start_of_scan(bytes).is_some_and(|scan| bytes[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9]))
 }
 
-/// Scales the picture so that it just covers the bucket, with a filter that is wide enough not to alias, and cuts the
+/// Scales the image so that it just covers the bucket, with a filter that is wide enough not to alias, and cuts the
 /// same amount off opposite sides.
 fn fit(image: &RgbImage, bucket: Bucket) -> RgbImage {
     let scale = bucket.scale(image.width() as usize, image.height() as usize);

@@ -90,7 +90,7 @@ fn is_run(folder: &Path) -> bool {
     ["config.toml", "metrics.jsonl"].iter().all(|name| folder.join(name).is_file())
 }
 
-/// How often the pictures of a file's folder count in an epoch, by kohya's convention: `10_dog` is ten times.
+/// How often the images of a file's folder count in an epoch, by kohya's convention: `10_dog` is ten times.
 pub fn repeats(file: &str) -> std::result::Result<usize, String> {
     let Some((folder, _)) = file.rsplit_once('/') else { return Ok(1) };
     let folder = folder.rsplit('/').next().unwrap_or(folder);

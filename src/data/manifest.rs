@@ -1,4 +1,4 @@
-//! Which pictures there are, and what their captions or instructions say.
+//! The list of images, with their captions or instructions.
 
 use std::path::{Component, Path};
 
@@ -11,37 +11,37 @@ use crate::{
     notice::some_of,
 };
 
-/// The extensions of pictures that can be read.
+/// The extensions of images that can be read.
 const READABLE: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-/// The extensions of other pictures, which a folder should not hold without a word.
+/// The extensions of other images, which a folder should not hold without a word.
 const OTHER_PICTURES: [&str; 12] =
     ["avif", "bmp", "dng", "gif", "heic", "heif", "jp2", "jxl", "psd", "raw", "tif", "tiff"];
 
-/// One picture and its caption, or one edit.
+/// One image and its caption, or one edit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// The picture; of an edit, the edited one.
+    /// The image; of an edit, the edited one.
     pub picture: Place,
-    /// Of an edit, the picture before it.
+    /// Of an edit, the image before it.
     pub original: Option<Place>,
     /// The caption, with the trigger word; of an edit, the instruction.
     pub caption: String,
     /// What the original shows, where it is said.
     pub original_caption: Option<String>,
-    /// What the edited picture shows, where it is said.
+    /// What the edited image shows, where it is said.
     pub edited_caption: Option<String>,
-    /// How often the picture counts in an epoch.
+    /// How often the image counts in an epoch.
     pub repeats: usize,
 }
 
 impl Row {
-    /// A row that does not say what its pictures show.
+    /// A row that does not say what its images show.
     pub fn new(picture: Place, original: Option<Place>, caption: &str) -> Self {
         Self { picture, original, caption: clean(caption), original_caption: None, edited_caption: None, repeats: 1 }
     }
 }
 
-/// The rows of a data folder, sorted by picture, and everything that is wrong with the others.
+/// The rows of a data folder, sorted by image, and everything that is wrong with the others.
 #[derive(Debug, Default)]
 pub struct Manifest {
     /// The usable rows.
@@ -53,7 +53,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads what the folder holds, except the pictures themselves: they are not opened yet.
+    /// Reads what the folder holds, except the images themselves: they are not opened yet.
     ///
     /// # Errors
     /// The folder itself or its metadata cannot be read, or a setting does not suit the kind. Problems with single rows are
@@ -123,9 +123,9 @@ impl Manifest {
 /// What a file is, by its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
-    /// A picture that can be read.
+    /// An image that can be read.
     Picture,
-    /// A picture that cannot be read.
+    /// An image that cannot be read.
     OtherPicture,
     /// A Parquet file.
     Table,

@@ -1,10 +1,10 @@
-//! From pictures and captions, or edits, to training batches.
+//! From images and captions, or edits, to training batches.
 //!
 //! ```text
 //! folder ─► manifest ─► images, buckets ─► prepare (VAE, text encoders) ─► cache ─► dataset ─► batch
 //! ```
 //!
-//! [`prepare()`] turns pictures into VAE moments and captions into embeddings, once, and keeps them in a cache that is
+//! [`prepare()`] turns images into VAE moments and captions into embeddings, once, and keeps them in a cache that is
 //! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`Plan`] says which samples
 //! make up which micro-batch, as a pure function of the seed, so that a loader has no state to save.
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Picture, Place, manifest::Row};
 use crate::notice::some_of;
 
-/// Says how many originals have another shape than their edited pictures: of these, other parts are cut off.
+/// Says how many originals have another shape than their edited images: of these, other parts are cut off.
 pub(super) fn say_cut(rows: &[Row], pictures: &HashMap<Place, Picture>) {
     let shape = |place: &Place| pictures[place].size.0 as f64 / pictures[place].size.1 as f64;
     let is_cut = |row: &&Row| {

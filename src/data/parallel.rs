@@ -1,4 +1,4 @@
-//! The same work on many things, on several threads.
+//! A parallel map over many items.
 
 use std::{
     num::NonZero,

@@ -1,8 +1,8 @@
-//! Where a picture is.
+//! The location of an image: a file, or a cell of a table.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a picture is: a file, or a cell of a table of pictures.
+/// Where an image is: a file, or a cell of a table of images.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// The file, relative to the data folder, with `/` on every system.

@@ -1,4 +1,4 @@
-//! Which samples make up which micro-batch.
+//! The order of samples: which of them make up which micro-batch.
 
 use std::collections::BTreeMap;
 

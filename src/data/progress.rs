@@ -1,13 +1,13 @@
-//! How far preparation is.
+//! Progress of preparation.
 
 /// A part of the preparation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Pictures are read and checked.
+    /// Images are read and checked.
     Check,
     /// Prompts are encoded.
     Prompts,
-    /// Pictures are encoded.
+    /// Images are encoded.
     Pictures,
 }
 
@@ -27,8 +27,8 @@ impl std::fmt::Display for Phase {
 pub struct Progress {
     /// The phase.
     pub phase: Phase,
-    /// Pictures or prompts finished.
+    /// Images or prompts finished.
     pub done: usize,
-    /// Pictures or prompts in all.
+    /// Images or prompts in all.
     pub total: usize,
 }

@@ -1,4 +1,4 @@
-//! The bytes of pictures, wherever they are.
+//! The bytes of images, wherever they are.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,7 @@ const WINDOW: usize = 32;
 /// Windows that are kept: threads that take rows in order are in a few of them, for each of two columns.
 const WINDOWS: usize = 8;
 
-/// The pictures of a data folder. Files are read whole. Cells of Parquet files are read a window at a time, so that what is in
+/// The images of a data folder. Files are read whole. Cells of Parquet files are read a window at a time, so that what is in
 /// memory is a few windows, however long the file is; reading them in order is fast.
 pub struct Source {
     folder: PathBuf,
@@ -36,17 +36,17 @@ struct Window {
 }
 
 impl Source {
-    /// The pictures of `folder`.
+    /// The images of `folder`.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.into(), tables: Mutex::default() }
     }
 
-    /// Where the file of a picture is.
+    /// Where the file of an image is.
     pub fn path(&self, place: &Place) -> PathBuf {
         self.folder.join(&place.file)
     }
 
-    /// The bytes of a picture.
+    /// The bytes of an image.
     ///
     /// # Errors
     /// One line that says why they cannot be read.

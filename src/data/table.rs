@@ -171,7 +171,7 @@ fn lies_within(group: &RowGroupMetaData, length: u64) -> bool {
         let end = first.checked_add(column.compressed_size());
         place(first) && place(column.data_page_offset()) && place(column.compressed_size()) && end.is_some_and(place)
     });
-    // A row takes no bytes if it is as the one before, but more of them than this are no pictures.
+    // A row takes no bytes if it is as the one before, but more of them than this are no images.
     columns && (0..=i64::from(i32::MAX)).contains(&group.num_rows())
 }
 

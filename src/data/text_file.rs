@@ -1,4 +1,4 @@
-//! Texts that people write: in UTF-8, or as Windows writes them.
+//! Text files in UTF-8, or in the encodings that Windows writes.
 
 use std::path::Path;
 

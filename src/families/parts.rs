@@ -1,4 +1,4 @@
-//! Whether the parts of a model folder are of one model, as far as their configurations tell.
+//! Checks that the parts of a model folder belong to one model, as far as their configurations tell.
 
 use std::path::Path;
 

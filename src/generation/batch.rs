@@ -1,4 +1,4 @@
-//! A folder of pictures, changed or edited one batch at a time: any number fits.
+//! A folder of images, changed or edited one batch at a time: any number fits.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,13 +26,13 @@ use crate::{
     rng::Seed,
 };
 
-/// How much pictures change where nobody says.
+/// How much images change where nobody says.
 const STRENGTH: f64 = 0.8;
 
 /// What `kiln batch` is asked for.
 #[derive(Clone, Debug)]
 pub struct BatchRequest {
-    /// The pictures.
+    /// The images.
     pub folder: PathBuf,
     /// Only the one of this name.
     pub image: Option<String>,
@@ -42,17 +42,17 @@ pub struct BatchRequest {
     pub loras: LoraFiles,
     /// How.
     pub sampling: SamplingOptions,
-    /// Of the noise, which is the same for every picture, and of the draws from the choices.
+    /// Of the noise, which is the same for every image, and of the draws from the choices.
     pub seed: u64,
-    /// Pictures made together: of one size, model and strength.
+    /// Images made together: of one size, model and strength.
     pub batch_size: usize,
-    /// A folder for pictures of the same names, and `report.json`.
+    /// A folder for images of the same names, and `report.json`.
     pub output: PathBuf,
     /// How much of the model is in device memory at once.
     pub memory: MemoryConfig,
 }
 
-/// What is to be done with one picture.
+/// What is to be done with one image.
 struct Task {
     path: PathBuf,
     size: Size,
@@ -61,10 +61,10 @@ struct Task {
     strength: f64,
 }
 
-/// Changes or edits all pictures of a folder; writes them and a report. What cannot be read is reported and left out.
+/// Changes or edits all images of a folder; writes them and a report. What cannot be read is reported and left out.
 ///
 /// # Errors
-/// The request cannot be carried out, a model cannot be used, or no picture can be read. What was made until then is kept and
+/// The request cannot be carried out, a model cannot be used, or no image can be read. What was made until then is kept and
 /// reported, also if the process is asked to stop.
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
@@ -101,7 +101,7 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     }
 }
 
-/// What is to be done with each picture whose head can be read.
+/// What is to be done with each image whose header can be read.
 fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
     let Choices { models, prompts, strengths } = &request.choices;
     if !(1..=MOST_AT_ONCE).contains(&request.batch_size) {
@@ -160,7 +160,7 @@ fn with_model(
     let (device, edits, sizes) = (session.device.clone(), session.family.edits(), session.sizes());
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    // The sizes tell which pictures can be made together; a picture is read when it is its turn.
+    // The sizes tell which images can be made together; an image is read when it is its turn.
     let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
     for task in tasks {
         let file = PictureFile::new(&task.path, task.size, &sizes);
@@ -223,7 +223,7 @@ fn with_model(
 }
 
 impl BatchRequest {
-    /// Where the result for a picture goes.
+    /// Where the result for an image goes.
     fn output_of(&self, path: &Path) -> PathBuf {
         self.output.join(path.file_name().unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! What a batch took: time and memory.
+//! The report of a batch: time and memory.
 
 use std::{
     fmt,
@@ -14,8 +14,8 @@ use crate::{
     memory::{Measured, mib},
 };
 
-/// What to do with pictures: of each list, every picture gets one. Which one depends on the seed, the list's length and the
-/// picture's name only, so it is the same whatever else is in the folder.
+/// What to do with images: of each list, every image gets one. Which one depends on the seed, the list's length and the
+/// image's name only, so it is the same whatever else is in the folder.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Choices {
@@ -23,14 +23,14 @@ pub struct Choices {
     pub models: Vec<String>,
     /// Texts, or instructions for a model that edits.
     pub prompts: Vec<String>,
-    /// How much to change a picture, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
+    /// How much to change an image, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
     pub strengths: Vec<f64>,
 }
 
 /// What was done to a folder, and what it took. As JSON it is `report.json`; as text, a table.
 #[derive(Clone, Debug, Serialize)]
 pub struct BatchReport {
-    /// The pictures' folder.
+    /// The images' folder.
     pub folder: PathBuf,
     /// Of noise and draws.
     pub seed: u64,
@@ -53,13 +53,13 @@ pub struct BatchReport {
 pub struct Work {
     /// Its folder or name.
     pub model: String,
-    /// Pictures made.
+    /// Images made.
     pub pictures: usize,
     /// Batches they were made in.
     pub batches: usize,
     /// For encoding, denoising, decoding and writing; loading is not part of it.
     pub seconds: f64,
-    /// For one picture.
+    /// For one image.
     pub seconds_per_picture: f64,
     /// In use after a denoising step, on average, in MiB.
     pub average_mib: f64,
@@ -69,7 +69,7 @@ pub struct Work {
     samples: usize,
 }
 
-/// One picture made.
+/// One image made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Done {
     /// Of the file, in both folders.
@@ -84,13 +84,13 @@ pub struct Done {
     pub size: (u32, u32),
     /// Those at which the model worked.
     pub worked_at: (u32, u32),
-    /// Pictures made together with it, itself included.
+    /// Images made together with it, itself included.
     pub batch: usize,
     /// Its share of the time.
     pub seconds: f64,
 }
 
-/// One picture that could not be read.
+/// One image that could not be read.
 #[derive(Clone, Debug, Serialize)]
 pub struct Skipped {
     /// Of the file.
@@ -114,7 +114,7 @@ impl BatchReport {
         }
     }
 
-    /// Adds a batch of at least one picture, of one model; `in_use` is the memory after each step, in bytes.
+    /// Adds a batch of at least one image, of one model; `in_use` is the memory after each step, in bytes.
     pub(super) fn add(&mut self, done: impl Iterator<Item = Done>, measured: Measured, in_use: &[u64]) {
         let before = self.pictures.len();
         self.pictures.extend(done);
@@ -133,7 +133,7 @@ impl BatchReport {
         work.peak_mib = work.peak_mib.max(mib(measured.peak));
     }
 
-    /// Notes a picture that cannot be read, and says so.
+    /// Notes an image that cannot be read, and says so.
     pub(super) fn skip(&mut self, path: &Path, problem: &Error) {
         tracing::warn!("left out: {problem}");
         self.skipped.push(Skipped { name: name(path), problem: problem.to_string() });

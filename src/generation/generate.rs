@@ -1,4 +1,4 @@
-//! From prompts, and pictures where there are some, to picture files.
+//! From prompts, and images where there are some, to image files.
 
 use std::{ops::ControlFlow, path::PathBuf};
 
@@ -86,7 +86,7 @@ pub fn plan(request: &GenerateRequest, device: &Device) -> Result<Plan> {
     Ok(Ready::of(request, device)?.plan)
 }
 
-/// Makes the pictures; returns the files written.
+/// Makes the images; returns the files written.
 ///
 /// # Errors
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then

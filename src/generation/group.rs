@@ -18,7 +18,7 @@ use crate::{
     pipelines::ImageSizes,
 };
 
-/// Pictures that are worked on at one size.
+/// Images that are worked on at one size.
 pub(super) struct Group {
     /// In latent pixels.
     pub size: (usize, usize),
@@ -35,10 +35,10 @@ pub(super) enum Source {
     Latents(Tensor<4>),
 }
 
-/// One picture to make.
+/// One image to make.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
-    /// The number of the picture to start from, in its group.
+    /// The number of the image to start from, in its group.
     pub picture: usize,
     prompt: usize,
     seed: u64,
@@ -99,7 +99,7 @@ impl Group {
         Ok(groups)
     }
 
-    /// Every picture with every prompt and every seed.
+    /// Every image with every prompt and every seed.
     pub fn rows(&self, request: &GenerateRequest, prompts: usize) -> Result<Vec<Row>> {
         let pictures = self.source.len();
         let row = |number: usize| Row {
@@ -122,7 +122,7 @@ impl Group {
         Ok(rows)
     }
 
-    /// The numbers to make these pictures from.
+    /// The batch of these images: prompts and seeds, noise, initial images and mask.
     pub fn prepare(&self, rows: &[Row], request: &GenerateRequest, session: &mut Session) -> Result<Batch> {
         let factor = session.sizes().latent_pixel;
         let noise = |row: &Row| match &self.noise {
@@ -130,7 +130,7 @@ impl Group {
             None => session.pipeline.start_noise(row.seed, self.size.0 * factor, self.size.1 * factor),
         };
         let noise = Tensor::cat(rows.iter().map(noise).collect(), 0);
-        // Rows of one picture stand together; it is read and encoded once.
+        // Rows of one image stand together; it is read and encoded once.
         let mut pictures: Vec<usize> = rows.iter().map(|row| row.picture).collect();
         pictures.dedup();
         let latents = match &self.source {
@@ -169,7 +169,7 @@ impl Group {
 }
 
 impl Source {
-    /// How many pictures there are to start from; noise counts as one.
+    /// How many images there are to start from; noise counts as one.
     fn len(&self) -> usize {
         match self {
             Self::None => 1,
@@ -178,7 +178,7 @@ impl Source {
         }
     }
 
-    /// Writes a picture made from the one of this number: with its size and its name, or under the next free number.
+    /// Writes an image made from the one of this number: with its size and its name, or under the next free number.
     pub fn save(&self, picture: RgbImage, number: usize, output: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         let (picture, path) = match self {

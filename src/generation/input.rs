@@ -1,4 +1,4 @@
-//! What a request brings along in files: tokens, noise, latents, masks.
+//! Inputs of a request in files: tokens, noise, latents, masks.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -111,7 +111,7 @@ fn images(path: &Path, name: &str, data: TensorData, sizes: &ImageSizes, device:
 }
 
 /// # Errors
-/// The head of the mask cannot be read, or tells another size than its picture's.
+/// The header of the mask cannot be read, or tells another size than its image's.
 pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
     let ((width, height), (w, h)) = (data::picture_size(path)?, size);
     if (width, height) == (w, h) {
@@ -121,7 +121,7 @@ pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
     Err(Error::file(path, problem).hint("a mask must have the size of its image, white where it may change"))
 }
 
-/// A mask for pictures of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where
+/// A mask for images of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where
 /// the mask is white, 0 where it is black. A latent pixel is as its first pixel.
 pub(super) fn mask(path: &Path, size: Size, fitted: Size, factor: usize, device: &Device) -> Result<Tensor<4>> {
     check_mask(path, size)?;

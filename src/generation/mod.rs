@@ -1,7 +1,7 @@
-//! From prompts and picture files to picture files: what `kiln generate`, `kiln edit` and `kiln batch` do.
+//! From prompts and image files to image files: what `kiln generate`, `kiln edit` and `kiln batch` do.
 //!
 //! ```text
-//! request ─► Session: check ─► embed ─► encode ─► denoise ─► decode ─► picture files
+//! request ─► Session: check ─► embed ─► encode ─► denoise ─► decode ─► image files
 //! ```
 //!
 //! A [`Session`] finds what is wrong with a request before anything is loaded, and loads a model in stages. It serves one request

@@ -1,4 +1,4 @@
-//! How images are made, whatever they show.
+//! Sampling options.
 
 use crate::{
     error::{Error, Result},

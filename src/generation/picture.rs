@@ -1,4 +1,4 @@
-//! Picture files on their way through a model: found, made to fit, and put back to the size they had.
+//! Image files on their way through a model: found, made to fit, and put back to the size they had.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// How well JPEG files are written, of 100.
 const JPEG_QUALITY: u8 = 95;
 
-/// A picture file, and the size at which the model works on it.
+/// An image file, and the size at which the model works on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PictureFile {
     pub path: PathBuf,
@@ -46,12 +46,12 @@ impl PictureFile {
         Self { path: path.into(), size, fitted: fit(size, sizes.native, sizes.step) }
     }
 
-    /// The picture as the model sees it.
+    /// The image as the model sees it.
     pub fn read(&self) -> Result<RgbImage> {
         Ok(resize(data::read_picture(&self.path)?, self.fitted))
     }
 
-    /// Of a result, a picture of the size that the file has.
+    /// Of a result, an image of the size that the file has.
     pub fn restore(&self, picture: RgbImage) -> RgbImage {
         resize(picture, self.size)
     }
@@ -73,7 +73,7 @@ pub(crate) fn resize(picture: RgbImage, size: Size) -> RgbImage {
     }
 }
 
-/// The picture itself, or all pictures in a folder (not below it) that are not hidden, by name.
+/// The image itself, or all images in a folder (not below it) that are not hidden, by name.
 pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);
@@ -89,7 +89,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The ending of a picture's name, if it is one.
+/// The ending of an image's name, if it is one.
 fn ending(path: &Path) -> Option<&'static str> {
     let own = path.extension()?.to_str()?.to_ascii_lowercase();
     ENDINGS.into_iter().find(|ending| *ending == own)
@@ -104,13 +104,13 @@ pub(super) fn free_name(output: &Path, picture: &Path) -> PathBuf {
     names.find(|path| !path.exists()).expect("the numbers go on")
 }
 
-/// Where a result that comes from no picture goes: the first number of which there is no picture in the folder `output`.
+/// Where a result that comes from no image goes: the first number of which there is no image in the folder `output`.
 pub(super) fn free_number(output: &Path) -> PathBuf {
     let mut names = (0..).map(|number: u32| output.join(format!("{number:04}.png")));
     names.find(|path| !path.exists()).expect("the numbers go on")
 }
 
-/// Writes a picture in the format that its name ends in: all of it, or nothing.
+/// Writes an image in the format that its name ends in: all of it, or nothing.
 pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let problem = |e: image::ImageError| Error::file(path, e.to_string());
     replace(path, |partial| match ending(path) {

@@ -1,4 +1,4 @@
-//! What making images takes of device memory, by configurations and headers alone.
+//! The memory plan of making images, from configurations and headers alone.
 
 use super::{SamplingOptions, Session, picture::fit};
 use crate::{

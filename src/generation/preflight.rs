@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Session {
-    /// Checks options, prompts, and how much pictures are to change: 1 if there are none.
+    /// Checks options, prompts, and how much images are to change: 1 if there are none.
     ///
     /// # Errors
     /// An option is out of its range or not supported by this model, an instruction to edit by is empty, or nothing is left to
@@ -19,7 +19,7 @@ impl Session {
         }
         let strength = if self.family.edits() { 1.0 } else { strength };
         check_strength(strength)?;
-        // How large pictures are changes when steps are taken, not how many there are.
+        // How large images are changes when steps are taken, not how many there are.
         let (sizes, steps) = (self.sizes(), options.steps(self.family));
         let side = sizes.native / sizes.latent_pixel;
         let (sampler, first) = self.pipeline.sampler(options.scheduler, steps, strength, (side, side))?;

@@ -17,7 +17,7 @@ pub struct GenerateRequest {
     pub model: String,
     /// LoRA files, and what of them is applied.
     pub loras: LoraFiles,
-    /// How pictures are made.
+    /// How images are made.
     pub sampling: SamplingOptions,
     /// Whether the model must be one that edits by instruction; if not, it must be none.
     pub edit: bool,
@@ -25,39 +25,39 @@ pub struct GenerateRequest {
     pub prompts: Vec<String>,
     /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
     pub pre_tokenized_ids: Option<PathBuf>,
-    /// A picture, or a folder of pictures, to edit or to start from.
+    /// An image, or a folder of images, to edit or to start from.
     pub image: Option<PathBuf>,
-    /// Whether `image` is no picture, but a file with scaled `latents` `[B, C, h, w]` of pictures.
+    /// Whether `image` is no image, but a file with scaled `latents` `[B, C, h, w]` of images.
     pub input_is_latents: bool,
-    /// The share of the steps to run on a picture to start from.
+    /// The share of the steps to run on an image to start from.
     pub strength: f64,
-    /// Where to change such a picture: white in a picture of its size.
+    /// Where to change such an image: white in an image of its size.
     pub mask: Option<PathBuf>,
     /// Pixels; that of `image` or `noise`, or else what the model was made for, if not given.
     pub width: Option<usize>,
     /// Pixels, as the width.
     pub height: Option<usize>,
-    /// Of the first picture of each prompt; the next has the next seed.
+    /// Of the first image of each prompt; the next has the next seed.
     pub seed: u64,
-    /// Pictures for each prompt and picture.
+    /// Images for each prompt and image.
     pub count: usize,
-    /// Pictures made together, of one size. If not given: as many as are sure to fit into memory.
+    /// Images made together, of one size. If not given: as many as are sure to fit into memory.
     pub batch_size: Option<usize>,
     /// Start noise from a file: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
-    /// Whether the scaled latents are written instead of pictures: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` where
+    /// Whether the scaled latents are written instead of images: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` where
     /// the model's family packs them.
     pub return_latents: bool,
-    /// Folder for pictures. None that is there is written over.
+    /// Folder for images. None that is there is written over.
     pub output: PathBuf,
     /// How much of the model is in device memory at once.
     pub memory: MemoryConfig,
 }
 
-/// The most pictures that one command makes.
+/// The most images that one command makes.
 const MOST_PICTURES: usize = 100_000;
 
-/// The most pictures that are made together.
+/// The most images that are made together.
 pub(super) const MOST_AT_ONCE: usize = 1024;
 
 impl GenerateRequest {
@@ -84,7 +84,7 @@ impl GenerateRequest {
         }
     }
 
-    /// How many pictures are made from so many to start from (noise counts as one) and so many prompts.
+    /// How many images are made from so many to start from (noise counts as one) and so many prompts.
     ///
     /// # Errors
     /// There are too many.

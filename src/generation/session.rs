@@ -63,13 +63,13 @@ pub(super) struct Embedded {
     negative: Option<(PromptEmbeds, f64)>,
 }
 
-/// Pictures that are made together.
+/// Images that are made together.
 pub(super) struct Batch {
-    /// For each picture the number of its prompt and its seed.
+    /// For each image the number of its prompt and its seed.
     pub rows: Vec<(usize, u64)>,
     /// Where to start from, `[B, C, h, w]`.
     pub noise: Tensor<4>,
-    /// Raw latents of the pictures to change or to edit, `[B, C, h, w]`.
+    /// Raw latents of the images to change or to edit, `[B, C, h, w]`.
     pub pictures: Option<Tensor<4>>,
     /// How much to change them, unless the model edits.
     pub strength: f64,
@@ -258,7 +258,7 @@ impl Session {
         Ok(Embedded { text: join(&rows), negative })
     }
 
-    /// How many pictures of a size in latent pixels are made together where nobody says.
+    /// How many images of a size in latent pixels are made together where nobody says.
     ///
     /// # Errors
     /// As [`load`](Self::load): what is free is known only when the model is there.
@@ -268,7 +268,7 @@ impl Session {
         Ok(self.pipeline.pictures_that_fit(size, shown.text.prompt.dims()[1], rows))
     }
 
-    /// Raw latents of pictures of one size: the most likely ones.
+    /// Raw latents of images of one size: the most likely ones.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -278,7 +278,7 @@ impl Session {
         Ok(self.pipeline.encode(pictures).mode())
     }
 
-    /// Scaled latents of new pictures. `on_step` is called after every step and may cancel it.
+    /// Scaled latents of new images. `on_step` is called after every step and may cancel it.
     ///
     /// # Errors
     /// As [`load`](Self::load) and [`Pipeline::generate`].

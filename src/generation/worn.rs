@@ -1,4 +1,4 @@
-//! The adapters that images wear.
+//! The adapters of one image.
 
 use crate::nn::Adapters;
 

@@ -226,7 +226,7 @@ fn an_unreachable_hub_is_the_same_error() {
     drop(listener);
     let unreachable = Source { endpoint: Some(endpoint), online: true, ..source(cache.path()) };
     let error = unreachable.resolve("org/name").unwrap_err().to_string();
-    assert!(error.contains("`org/name`") && error.contains("cannot be fetched"), "{error}");
+    assert!(error.contains("`org/name`") && error.contains("downloading failed"), "{error}");
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl<P: Clone> Lent<'_, P> {
     }
 }
 
-/// All parts of a network, and what is known of them without their numbers.
+/// All parts of a network, and what is known of them without their values.
 #[derive(Clone, Debug)]
 pub struct Lender<P> {
     source: Source<P>,

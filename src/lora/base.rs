@@ -1,6 +1,6 @@
-//! The model that an adapter was made for, as far as its layers do not tell.
+//! Checks of the base model that layer names alone cannot make: a 4- and an 8-channel UNet have the same linear layers.
 //!
-//! A UNet that edits pictures and one that makes them have the same layers but for the first convolution, which no adapter
+//! A UNet that edits images and one that makes them have the same layers but for the first convolution, which no adapter
 //! changes: on the wrong one, an adapter would fit and make nonsense.
 
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Lora {
     }
 }
 
-/// How many channels the UNet of a model folder reads: 4, or 8 where it edits pictures.
+/// How many channels the UNet of a model folder reads: 4, or 8 where it edits images.
 fn channels(folder: &Path) -> Result<Option<String>> {
     let unet = folder.join("unet");
     let config = unet.is_dir().then(|| UNetConfig::open(unet)).transpose()?;

@@ -1,4 +1,4 @@
-//! What a safetensors file is.
+//! A description of any safetensors file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,7 +61,7 @@ pub struct Inspection {
     pub tensors: usize,
     /// How many values these have.
     pub parameters: usize,
-    /// How many tensors there are of each element type.
+    /// How many tensors there are of each dtype.
     pub dtypes: BTreeMap<String, usize>,
     /// If it is an adapter.
     pub lora: Option<LoraSummary>,

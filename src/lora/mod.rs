@@ -124,7 +124,7 @@ impl Parameters for Lora {
 }
 
 impl Lora {
-    /// New adapters, on `device`, for those of a model's `layers` that the configuration means. Each layer's numbers depend on
+    /// New adapters, on `device`, for those of a model's `layers` that the configuration means. Each layer's values depend on
     /// `seed` and its name only.
     ///
     /// # Errors

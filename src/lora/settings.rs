@@ -94,7 +94,7 @@ impl PartSettings {
         let kinds = ["LORA", "LOHA", "LOKR"];
         let kind = get("peft_type").as_str().map(|kind| kind.rsplit('.').next().unwrap_or(kind).to_uppercase());
         let knows_kind = get("peft_type").is_null() || kind.as_deref().is_some_and(|kind| kinds.contains(&kind));
-        // What another rule of scaling, or another kind of adapter, would hang on is not taken for something else.
+        // What another rule of scaling, or another kind of adapter, would depend on is not taken for something else.
         for (key, fits, wanted) in [
             ("peft_type", knows_kind, "one of LORA, LOHA, LOKR"),
             ("use_dora", is_switch("use_dora"), "true or false"),

@@ -1,4 +1,4 @@
-//! Which layers get an adapter.
+//! The layers that get an adapter.
 
 use serde::{Deserialize, Serialize};
 

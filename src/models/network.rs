@@ -34,7 +34,7 @@ pub trait Change {
 }
 
 /// What is shared `[B, D]`, as a view for one segment: all that the segment adds to its gradient is then one sum, in one order,
-/// whatever is kept for going back.
+/// whatever is kept for the backward pass.
 pub(super) fn view(shared: &Tensor<2>) -> Tensor<2> {
     shared.clone().unsqueeze_dim::<3>(1).squeeze_dim(1)
 }
@@ -112,9 +112,9 @@ pub trait Network: Clone {
     /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`. The rows wear no adapters, all the same, or these in
     /// turn.
     ///
-    /// Rows that wear different ones go through each segment one after the other, so that each row's numbers are those that
-    /// it has alone, whatever the others wear. Of pictures that takes hardly longer than together: the products have as many
-    /// rows as a picture has places. Each segment is lent once for all. Rows that wear the same, as the two or three of an image
+    /// Rows that wear different ones go through each segment one after the other, so that each row's values are those that
+    /// it has alone, whatever the others wear. Of images that takes hardly longer than together: the products have as many
+    /// rows as an image has positions. Each segment is lent once for all. Rows that wear the same, as the two or three of an image
     /// that is guided do, go together.
     fn predict(&self, inputs: &Self::Inputs, adapters: &[Adapters]) -> Tensor<4> {
         let lender = self.lender();

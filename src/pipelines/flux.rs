@@ -23,7 +23,7 @@ use crate::{
     schedulers::{FlowMatchEuler, Scheduler, SchedulerName},
 };
 
-/// The side of a square picture in latent pixels that FLUX.1 was made for: 1024 pixels. No file of the model says so.
+/// The side of a square image in latent pixels that FLUX.1 was made for: 1024 pixels. No file of the model says so.
 const LATENT_SIDE: usize = 128;
 
 /// Transformer, VAE and schedule.
@@ -107,7 +107,7 @@ impl FluxPipeline {
         ImageSizes::new(vae, 2, LATENT_SIDE)
     }
 
-    /// The element type of the transformer.
+    /// The dtype of the transformer.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
     }

@@ -1,8 +1,8 @@
-//! From weights to pictures; inference only.
+//! From weights to images; inference only.
 //!
 //! ```text
 //! prompts ─► embeds ─┐
-//! picture ─► encode ─┴─► Request ─► Pipeline::generate ─► latents ─► decode ─► picture
+//! image ─► encode ─┴─► Request ─► Pipeline::generate ─► latents ─► decode ─► image
 //! ```
 //!
 //! A [`Pipeline`] brings a network, a VAE and a sampler; the loop, guidance, image-to-image and inpainting are written once, in

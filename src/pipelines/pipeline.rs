@@ -1,4 +1,4 @@
-//! What all pipelines share: from a request to latents, and between latents and pictures.
+//! What all pipelines share: from a request to latents, and between latents and images.
 //!
 //! A model brings its network, its sampler and its sizes; the loop is written once.
 
@@ -32,10 +32,10 @@ pub(crate) const NOT_FINITE: &str = "would hold values that are not finite";
 pub(crate) const WHY_NOT_FINITE: &str =
     "a LoRA scale that is too high, or a LoRA from a run that diverged, causes this";
 
-/// The most pictures that are made together where nobody says. More make nothing faster.
+/// The most images that are made together where nobody says. More make nothing faster.
 const MOST_BY_ITSELF: u64 = 16;
 
-/// A picture that takes less than this, in bytes, may come with others on a device whose memory is not known.
+/// An image that takes less than this, in bytes, may come with others on a device whose memory is not known.
 const SMALL: u64 = 1 << 30;
 
 /// What is known after a call of the network.
@@ -140,10 +140,10 @@ pub trait Pipeline: Send {
     fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize) -> u64;
 
     /// About the memory that a training step takes for each row, in bytes, beside weights and adapters, in f32: all that a forward
-    /// pass keeps, or the inputs of the segments and one of them going back. Measured; see the implementations.
+    /// pass keeps, or the inputs of the segments and one of them the backward pass. Measured; see the implementations.
     fn bytes_of_training_row(&self, width: usize, height: usize, text_tokens: usize, blockwise: bool) -> u64;
 
-    /// How many pictures of a size in latent pixels are made together where nobody says, if each has so many `rows`: those that
+    /// How many images of a size in latent pixels are made together where nobody says, if each has so many `rows`: those that
     /// take at most half of the memory that is available, in powers of two, at least one. Where that is not known, as on a GPU,
     /// four if a row is small, else one.
     fn pictures_that_fit(&self, (width, height): (usize, usize), text_tokens: usize, rows: usize) -> usize {
@@ -156,7 +156,7 @@ pub trait Pipeline: Send {
         1 << fitting.clamp(1, MOST_BY_ITSELF).ilog2()
     }
 
-    /// Whether the network reads a picture to edit beside the latents.
+    /// Whether the network reads an image to edit beside the latents.
     fn edits(&self) -> bool {
         false
     }
@@ -179,7 +179,7 @@ pub trait Pipeline: Send {
     fn predict(&self, latents: Tensor<4>, timesteps: &[f64], condition: &Condition) -> Tensor<4>;
 
     /// Denoises: scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. What a sampler adds
-    /// between two steps is drawn from the row's seed, so a picture does not depend on its batch, but for rounding.
+    /// between two steps is drawn from the row's seed, so an image does not depend on its batch, but for rounding.
     ///
     /// # Errors
     /// The request does not suit the model, its settings leave nothing to do, or the process is asked to stop.
@@ -262,14 +262,14 @@ pub trait Pipeline: Send {
         self.sizes().check(width, height)
     }
 
-    /// What a picture of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
+    /// What an image of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
     fn start_noise(&self, seed: u64, width: usize, height: usize) -> Tensor<4> {
         let factor = self.vae().downsampling();
         let shape = [1, self.vae().latent_channels(), height / factor, width / factor];
         draw_noise([Seed(seed).draw(Purpose::Start, 0, 0)], shape, self.device())
     }
 
-    /// Pictures of one size → the distributions of their raw latents, one after the other so that a large batch needs no more
+    /// Images of one size → the distributions of their raw latents, one after the other so that a large batch needs no more
     /// memory than one.
     fn encode(&self, pictures: &[RgbImage]) -> Moments {
         let limits = self.limits();
@@ -278,7 +278,7 @@ pub trait Pipeline: Send {
         Moments::from_tensor(Tensor::cat(pictures.iter().map(one).collect(), 0))
     }
 
-    /// Scaled latents `[B, C, h, w]` → pictures, one after the other.
+    /// Scaled latents `[B, C, h, w]` → images, one after the other.
     ///
     /// # Errors
     /// The result is not finite.
@@ -324,7 +324,7 @@ pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Resu
     }
 }
 
-/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit picture, which errors call by its `name`.
+/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit image, which errors call by its `name`.
 fn to_image(pixels: Tensor<4>, name: &str) -> Result<RgbImage> {
     let [_, _, height, width] = pixels.dims();
     let pixels = pixels.cast(FloatDType::F32).permute([0, 2, 3, 1]);

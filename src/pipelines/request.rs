@@ -1,4 +1,4 @@
-//! What a pipeline is asked to make.
+//! A request to a pipeline.
 
 use std::ops::Range;
 
@@ -14,11 +14,11 @@ use crate::{
 /// What to make. All rows are made together, as one batch.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// One row for each picture.
+    /// One row for each image.
     pub text: PromptEmbeds,
     /// Where to start from: standard normal noise `[B, C, h, w]` in latent size, f32.
     pub noise: Tensor<4>,
-    /// One for each picture, for samplers that add noise between two steps.
+    /// One for each image, for samplers that add noise between two steps.
     pub seeds: Vec<u64>,
     /// Steps of the sampler.
     pub steps: usize,
@@ -29,28 +29,28 @@ pub struct Request {
     /// Classifier-free guidance by text: what to keep away from (one row for all, or one each), and how strongly. In force
     /// above 1.
     pub negative: Option<(PromptEmbeds, f64)>,
-    /// The pictures to edit, for a model that reads them: latents `[B, C, h, w]` as it was trained with, which are raw ones in
+    /// The images to edit, for a model that reads them: latents `[B, C, h, w]` as it was trained with, which are raw ones in
     /// InstructPix2Pix, and the guidance by them, in force from 1 on and together with that by text.
     pub original: Option<(Tensor<4>, f64)>,
-    /// Pictures to start from, with the noise on top.
+    /// Images to start from, with the noise on top.
     pub start: Option<Start>,
-    /// What the network wears: nothing, one for all pictures, or one for each.
+    /// What the network wears: nothing, one for all images, or one for each.
     pub adapters: Vec<Adapters>,
 }
 
 /// Where image-to-image and inpainting start.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// Scaled latents of the pictures, `[B, C, h, w]`, f32.
+    /// Scaled latents of the images, `[B, C, h, w]`, f32.
     pub latents: Tensor<4>,
     /// The share of the steps to run: near 0 nothing changes, at 1 hardly anything is left.
     pub strength: f64,
-    /// 1 where something new is to be, 0 where the picture is to stay: `[B, 1, h, w]`, or `[1, 1, h, w]` for all.
+    /// 1 where something new is to be, 0 where the image is to stay: `[B, 1, h, w]`, or `[1, 1, h, w]` for all.
     pub mask: Option<Tensor<4>>,
 }
 
 impl Start {
-    /// Whether nothing of the pictures shows through the noise: what is masked is then made up from noise alone.
+    /// Whether nothing of the images shows through the noise: what is masked is then made up from noise alone.
     pub(super) fn is_free(&self) -> bool {
         self.mask.is_some() && self.strength == 1.0
     }
@@ -61,7 +61,7 @@ impl Start {
 pub struct Condition {
     /// The prompts.
     pub text: PromptEmbeds,
-    /// Latents of the pictures to edit as the network reads them, `[R, C, h, w]`; zero where there is none.
+    /// Latents of the images to edit as the network reads them, `[R, C, h, w]`; zero where there is none.
     pub original: Option<Tensor<4>>,
     /// The distilled guidance, one for each row.
     pub guidance: Vec<f64>,
@@ -135,15 +135,15 @@ impl Request {
         }
     }
 
-    /// How the share of steps to run is told: 1 without a picture to start from.
+    /// How the share of steps to run is told: 1 without an image to start from.
     pub(super) fn strength(&self) -> f64 {
         self.start.as_ref().map_or(1.0, |start| start.strength)
     }
 
-    /// Whether a model that reads pictures to `edit`, or does not, can carry this out.
+    /// Whether a model that reads images to `edit`, or does not, can carry this out.
     ///
     /// # Errors
-    /// A setting is out of its range, the parts are of different sizes, or a picture to edit is missing or too much.
+    /// A setting is out of its range, the parts are of different sizes, or an image to edit is missing or too much.
     pub(super) fn check(&self, edits: bool) -> Result<()> {
         if self.steps == 0 {
             return Err(Error::setting("steps", "must be at least 1"));
@@ -185,7 +185,7 @@ impl Request {
     /// All that the network is told, as one batch of `K·B` rows, and the weights of the `K` predictions, which add up to 1.
     ///
     /// With text `t` against `n` at scale `s` (Ho & Salimans 2022): `n + s·(t - n)`.
-    /// With a picture too (Brooks et al. 2023, eq. 3), text scale `s`, image scale `i`, and `u` with neither:
+    /// With an image too (Brooks et al. 2023, eq. 3), text scale `s`, image scale `i`, and `u` with neither:
     /// `u + s·(ti - ni) + i·(ni - u)`. Here each is written with one weight for each prediction.
     pub(super) fn conditions(&self) -> (Condition, Vec<f64>) {
         let rows = self.noise.dims()[0];

@@ -1,4 +1,4 @@
-//! How well an edit was done, by CLIP: the two curves of the InstructPix2Pix paper (Brooks et al. 2023, section 4.1).
+//! The quality of an edit, by CLIP: the two curves of the InstructPix2Pix paper (Brooks et al. 2023, section 4.1).
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ pub struct Similarity {
 }
 
 /// What CLIP says of one edit. Both numbers are in [-1, 1], and one is bought with the other: with more image guidance the
-/// picture stays closer to the original, and the edit gets weaker.
+/// image stays closer to the original, and the edit gets weaker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EditScore {
     /// `cos(E(original), E(edited))`: how much of the original is still there.
     pub image: f64,
-    /// `cos(E(edited) − E(original), E(caption after) − E(caption before))`: whether the picture changed as the captions
+    /// `cos(E(edited) − E(original), E(caption after) − E(caption before))`: whether the image changed as the captions
     /// say (Gal et al. 2022). Without captions there is nothing to compare with.
     pub direction: Option<f64>,
 }
@@ -48,12 +48,12 @@ impl Similarity {
         })
     }
 
-    /// Measures one edit; `captions` describe the picture before and after it. As in the paper's own code, vectors have
+    /// Measures one edit; `captions` describe the image before and after it. As in the paper's own code, vectors have
     /// length one before they are subtracted, and where nothing changed at all the direction is zero. Unlike there,
-    /// pictures are prepared as CLIP was trained: scaled with a filter that does not alias, and cut, not squeezed.
+    /// images are prepared as CLIP was trained: scaled with a filter that does not alias, and cut, not squeezed.
     ///
     /// # Errors
-    /// A picture is empty, or a caption has no tokens.
+    /// An image is empty, or a caption has no tokens.
     pub fn measure(&self, original: &RgbImage, edited: &RgbImage, captions: Option<(&str, &str)>) -> Result<EditScore> {
         if [original, edited].iter().any(|picture| picture.is_empty()) {
             return Err(Error::setting("measure", "an image has no pixels"));

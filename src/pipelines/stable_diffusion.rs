@@ -1,4 +1,4 @@
-//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix, which is Stable Diffusion with a UNet that also reads a picture.
+//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix, which is Stable Diffusion with a UNet that also reads an image.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ use crate::{
     schedulers::{Scheduler, SchedulerConfig, SchedulerName},
 };
 
-/// UNet, VAE and schedule. A UNet of as many input channels as latents have makes pictures from text; one of twice as many
+/// UNet, VAE and schedule. A UNet of as many input channels as latents have makes images from text; one of twice as many
 /// edits them (Brooks et al. 2023).
 #[derive(Clone, Debug)]
 pub struct StableDiffusionPipeline {
@@ -39,7 +39,7 @@ pub struct StableDiffusionPipeline {
     dtype: FloatDType,
 }
 
-/// The pipeline with a UNet that reads the picture to edit beside the latents.
+/// The pipeline with a UNet that reads the image to edit beside the latents.
 pub type InstructPix2PixPipeline = StableDiffusionPipeline;
 
 impl StableDiffusionPipeline {
@@ -115,7 +115,7 @@ impl StableDiffusionPipeline {
         ImageSizes::new(vae, 1, (height * width).isqrt())
     }
 
-    /// The element type of the UNet.
+    /// The dtype of the UNet.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
     }

@@ -1,4 +1,4 @@
-//! Bytes that several hold.
+//! Shared bytes: a part of a mapped file or of a vector.
 
 use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 

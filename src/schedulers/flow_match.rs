@@ -33,9 +33,9 @@ pub struct FlowMatchEuler {
     pub base_shift: f64,
     /// `mu` at `max_image_seq_len` tokens.
     pub max_shift: f64,
-    /// Tokens of a 256² picture.
+    /// Tokens of a 256² image.
     pub base_image_seq_len: usize,
-    /// Tokens of a 1024² picture.
+    /// Tokens of a 1024² image.
     pub max_image_seq_len: usize,
     /// How a dynamic shift follows from `mu`.
     pub time_shift_type: TimeShift,
@@ -107,7 +107,7 @@ impl Default for FlowMatchEuler {
     }
 }
 
-/// Moves noise levels up: `s·sigma / (1 + (s - 1)·sigma)`. A shift of 1 changes nothing; larger pictures want larger ones.
+/// Moves noise levels up: `s·sigma / (1 + (s - 1)·sigma)`. A shift of 1 changes nothing; larger images want larger ones.
 pub fn shift_sigma(sigma: f64, shift: f64) -> f64 {
     shift * sigma / (1.0 + (shift - 1.0) * sigma)
 }
@@ -174,7 +174,7 @@ impl FlowMatchEuler {
         }
     }
 
-    /// The shift for a picture of `image_tokens` tokens, whether or not the scheduler shifts by size: `e^mu` (or `mu`, as
+    /// The shift for an image of `image_tokens` tokens, whether or not the scheduler shifts by size: `e^mu` (or `mu`, as
     /// `time_shift_type` says), with `mu` linear in the number of tokens. 1024² gives 3.158 for FLUX.1.
     pub fn resolution_shift(&self, image_tokens: usize) -> f64 {
         match self.time_shift_type {
@@ -183,7 +183,7 @@ impl FlowMatchEuler {
         }
     }
 
-    /// `mu` for a picture of `image_tokens` tokens.
+    /// `mu` for an image of `image_tokens` tokens.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         let (x0, x1) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
         self.base_shift + (self.max_shift - self.base_shift) * (image_tokens as f64 - x0) / (x1 - x0)
@@ -242,7 +242,7 @@ impl FlowMatchEuler {
     }
 
     /// The part of [`inference_sigmas`](Self::inference_sigmas) that an image-to-image run goes through when it may change
-    /// the share `strength` (0 to 1) of a picture.
+    /// the share `strength` (0 to 1) of an image.
     pub fn image_to_image_sigmas(&self, steps: usize, image_tokens: usize, strength: f64) -> Vec<f32> {
         let run = (steps as f64 * strength).min(steps as f64);
         let start = (steps as f64 - run).max(0.0) as usize;

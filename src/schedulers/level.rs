@@ -1,4 +1,4 @@
-//! One noise level, and what a prediction means there.
+//! One noise level, and the meaning of a prediction there.
 
 use burn::tensor::Tensor;
 use serde::Deserialize;

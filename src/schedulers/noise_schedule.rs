@@ -1,4 +1,4 @@
-//! How much noise each training timestep has (Ho et al. 2020).
+//! The noise schedule: how much noise each training timestep has (Ho et al. 2020).
 
 use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! One thing to test, which may go wrong by itself.
+//! One check of the self-test, which may fail or panic by itself.
 
 use burn::tensor::FloatDType;
 

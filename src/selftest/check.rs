@@ -1,4 +1,4 @@
-//! How exact something computed is, and how exact it must be.
+//! The error of a computed value, and its tolerance.
 //!
 //! - **f32** against a golden: the largest difference, within the golden's own tolerance.
 //! - **bf16** against a golden: the relative error (root mean square) of each tensor, within twice what diffusers itself makes in
@@ -31,7 +31,7 @@ const TF32_ROUNDING: f64 = 1.0 / 2048.0;
 /// The relative error of a kernel in f32, whose sums may run in another order: 84 units in the last place.
 const F32_KERNEL: f64 = 1e-5;
 
-/// What numbers are rounded to.
+/// The dtype that values are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -78,7 +78,7 @@ impl Check {
         Ok(lower(Precision::Bf16, bf16, BF16_ROUNDING))
     }
 
-    /// Compares what a kernel computed in `dtype` on `device` with what the CPU computed from the same numbers in f32.
+    /// Compares what a kernel computed in `dtype` on `device` with what the CPU computed from the same values in f32.
     /// `products` is how many matrix products stand one behind the other.
     pub fn kernel(got: TensorData, want: &TensorData, dtype: FloatDType, products: u32, device: &Device) -> Self {
         let floats = |data: TensorData| data.convert_dtype(DType::F32).into_vec::<f32>().expect("it was converted");

@@ -1,4 +1,4 @@
-//! Five steps of diffusers' InstructPix2Pix script, replayed: losses, norms, first gradients, final weights, running mean.
+//! Five steps of diffusers' InstructPix2Pix script, replayed: losses, norms, first gradients, final weights, EMA.
 
 use burn::tensor::{FloatDType, Tensor};
 

@@ -8,7 +8,7 @@ use crate::{
     models::{text::TextEncoders, vae::AutoencoderKl},
 };
 
-/// The distribution of latents for pictures, and the pictures of latents, square and wide.
+/// The distribution of latents for images, and the images of latents, square and wide.
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.

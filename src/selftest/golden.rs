@@ -35,7 +35,7 @@ pub struct Golden {
 /// How far something computed is from a golden.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
-    /// The largest difference of two numbers, where it is the largest share of what is allowed there.
+    /// The largest difference of two values, where it is the largest share of what is allowed there.
     pub largest: f64,
     /// What is allowed there in f32.
     pub allowed: f64,
@@ -140,7 +140,7 @@ impl Golden {
         Ok(Tensor::from_data(self.tensors.read_f32(name)?, (&self.device, DType::F32)))
     }
 
-    /// The numbers of a tensor.
+    /// The values of a tensor.
     ///
     /// # Errors
     /// It is missing.
@@ -199,7 +199,7 @@ impl Golden {
         Ok(shares.into_iter().map(|share| own + 5.0 * lr * share).collect())
     }
 
-    /// Compares what was computed, in any number type. A row of numbers stands for any shape.
+    /// Compares what was computed, in any dtype. A row of values stands for any shape.
     ///
     /// # Errors
     /// There is no such golden, or it has another shape.

@@ -17,7 +17,7 @@ type Function = Box<dyn Fn(&[Tensor<1>]) -> Tensor<1>>;
 /// A kernel at one size.
 struct Kernel {
     name: &'static str,
-    /// How many numbers each input has.
+    /// How many values each input has.
     inputs: Vec<usize>,
     /// Matrix products one behind the other, forward and backward.
     products: [u32; 2],
@@ -69,7 +69,7 @@ fn run(device: &Device, dtype: FloatDType, inputs: &[TensorData], function: &Fun
     let upstream = plain(numbers(100, output.dims()[0], dtype));
     let gradients = kernels::pull_back(output.clone(), upstream).backward();
     let mut all = vec![output.inner().into_data()];
-    // A gradient that is missing has no numbers, which is wrong, too.
+    // A gradient that is missing has no values, which is wrong, too.
     let none = || TensorData::new(Vec::<f32>::new(), [0]);
     all.extend(leaves.iter().map(|leaf| leaf.grad(&gradients).map_or_else(none, Tensor::into_data)));
     all
@@ -192,7 +192,7 @@ fn tokens() -> Vec<(String, Kernel)> {
     all
 }
 
-/// What is done with pictures `[B, C, H, W]`.
+/// What is done with images `[B, C, H, W]`.
 fn pictures() -> Vec<(String, Kernel)> {
     let mut all = Vec::new();
     // Channels in and out, height, width, kernel, stride.

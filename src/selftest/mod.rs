@@ -1,4 +1,4 @@
-//! Whether this machine computes what diffusers computes.
+//! The self-test: whether this machine computes what diffusers computes.
 //!
 //! [`run`] goes through cases: single kernels against the CPU, then tiny models against [goldens](Golden), each in f32 and in
 //! bf16. What a model is run for is one function for each [`Golden`], which hands what it computed to [`Found`]: here it is
@@ -25,7 +25,7 @@ use case::Case;
 pub use golden::{Difference, Golden};
 pub use report::{Report, Row};
 
-/// Takes what was computed for a tensor of a golden: its name, and its numbers in any type.
+/// Takes what was computed for a tensor of a golden: its name, and its values in any dtype.
 pub type Found<'a> = &'a mut dyn FnMut(&str, TensorData) -> Result<()>;
 
 /// What to test, and with what.

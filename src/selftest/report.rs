@@ -12,7 +12,7 @@ use super::check::{Check, Precision};
 pub struct Row {
     /// Model and tensor, or kernel and shape. Tensors of one kind, such as all gradients, are one line.
     pub what: String,
-    /// The type of the numbers, or what was reached in its place.
+    /// The dtype, or what was reached in its place.
     pub dtype: Precision,
     /// The error, relative or absolute as [`check`](super::check) says. `None` if there is none, or if it is no number.
     pub error: Option<f64>,

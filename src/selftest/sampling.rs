@@ -1,4 +1,4 @@
-//! Whole sampling runs of four steps, from diffusers' start noise to the picture; the denoiser in the type asked for.
+//! Whole sampling runs of four steps, from diffusers' start noise to the image; the denoiser in the type asked for.
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
@@ -14,7 +14,7 @@ use crate::{
     pipelines::{FluxPipeline, Pipeline, Request, StableDiffusionPipeline},
 };
 
-/// Text to picture with FLUX.1.
+/// Text to image with FLUX.1.
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
@@ -60,7 +60,7 @@ pub fn edit_request(golden: &Golden, section: &str, pipeline: &StableDiffusionPi
     })
 }
 
-/// An edit with InstructPix2Pix, guided by text and picture.
+/// An edit with InstructPix2Pix, guided by text and image.
 ///
 /// # Errors
 /// As [`flux`].
@@ -83,7 +83,7 @@ pub fn edit(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
     found(&of("decoded_image"), picture(&pipeline, latents).into_data())
 }
 
-/// Scaled latents as a picture, in [0, 1].
+/// Scaled latents as an image, in [0, 1].
 fn picture(pipeline: &dyn Pipeline, latents: Tensor<4>) -> Tensor<4> {
     let raw = pipeline.vae().latent_scale().denormalize(latents);
     ((pipeline.vae().decode(raw) + 1.0) / 2.0).clamp(0.0, 1.0)

@@ -39,7 +39,7 @@ const T5: [&str; 2] = ["text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.
 const INDEX: &str = "model_index.json";
 
 /// A folder for the checkpoint `file`, whose other parts, configurations and tokenizers are those of the folder `rest`. The same is
-/// made again for the same two.
+/// rebuilt for the same two.
 ///
 /// # Errors
 /// The file is no such checkpoint, is one of another kind of model than `rest`, or the folder cannot be written.

@@ -1,4 +1,4 @@
-//! Prompts that lose their end.
+//! Prompts that are cut off.
 
 use std::collections::BTreeMap;
 

@@ -20,7 +20,7 @@ pub struct EditCurve {
     pub text_guidance: f64,
     /// From little image guidance to much.
     pub points: Vec<CurvePoint>,
-    /// The edited pictures of the dataset themselves: what a perfect model would score.
+    /// The edited images of the dataset themselves: what a perfect model would score.
     pub target: CurvePoint,
 }
 
@@ -31,7 +31,7 @@ pub struct CurvePoint {
     pub image_guidance: Option<f64>,
     /// Of an edit to its original: `cos(E(original), E(edit))`.
     pub image_similarity: f64,
-    /// Of the change of the picture to that of its caption; none if the dataset has no captions before and after.
+    /// Of the change of the image to that of its caption; none if the dataset has no captions before and after.
     pub directional_similarity: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! What a run would do, found out without doing it.
+//! `--dry-run`: a summary of a run, without doing it.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt};
 

@@ -21,7 +21,7 @@ pub struct ExportOptions<'a> {
     pub format: Option<lora::Format>,
     /// Number format of the tensors: f32, bf16 or f16.
     pub dtype: FloatDType,
-    /// What was trained itself, even if there is a running mean of it.
+    /// What was trained itself, even if there is an EMA of it.
     pub raw: bool,
     /// Whether an adapter's file says where it comes from.
     pub metadata: bool,

@@ -1,4 +1,4 @@
-//! Measuring a model: the loss on held-out pictures at fixed noise levels.
+//! The held-out loss, at fixed noise levels.
 //!
 //! Nothing here depends on the draws of training, and nothing of training depends on what is drawn here.
 
@@ -36,7 +36,7 @@ impl<'a> Validator<'a> {
     }
 
     /// The mean loss over all held-out samples at each noise level, of the model with `adapters` on; every level and
-    /// sample counts the same, whatever the weighting in training. Empty if no sample is held out. Each picture has its own
+    /// sample counts the same, whatever the weighting in training. Empty if no sample is held out. Each image has its own
     /// fixed noise, and its latents are the most likely ones.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl<'a> Validator<'a> {
         for batch in &self.batches {
             let data = self.dataset.batch(batch, &vec![Dropped::default(); batch.len()], task.device())?;
             let [rows, moments, height, width] = data.moments.dims();
-            // Each picture's own noise, known by its content.
+            // Each image's own noise, known by its content.
             let pictures = batch.iter().map(|index| &self.dataset.samples()[index.sample].picture);
             let draws = pictures.map(|picture| self.seed.named(Purpose::Validation, &picture.hash));
             let noise = draw_noise(draws, [rows, moments / 2, height, width], task.device());

@@ -1,4 +1,4 @@
-//! What a run was made from.
+//! The origin of a run: its model, its data and their fingerprints.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{
 /// What a run was made from, by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Pictures, captions, and what encoded them.
+    /// Images, captions, and what encoded them.
     pub dataset: String,
     /// Denoiser and noise schedule.
     pub base_model: String,

@@ -1,4 +1,4 @@
-//! What a run takes of device memory, by its configuration and by headers alone.
+//! The memory plan of a run, from its configuration and headers alone.
 
 use std::path::Path;
 

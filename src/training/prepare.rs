@@ -49,10 +49,10 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     Ok(Prepared { model, family, dataset, level })
 }
 
-/// Encodes pictures and captions into the cache, so that training starts at once; returns the cache folder.
+/// Encodes images and captions into the cache, so that training starts at once; returns the cache folder.
 ///
 /// # Errors
-/// Pictures, captions, settings or the model are wrong, or the disk refuses.
+/// Images, captions, settings or the model are wrong, or the disk refuses.
 pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
     prepare_dataset(config, device, display)?;
     Ok(config.data.cache_folder())

@@ -1,4 +1,4 @@
-//! Whether a run may go on: the same settings, the same data, the same model.
+//! Checks that a run may be resumed: the same settings, the same data, the same model.
 
 use std::{collections::BTreeSet, path::Path};
 

@@ -227,7 +227,7 @@ impl<'a, T: Task> Run<'a, T> {
     /// Records and saves the steps that are not saved yet, before the run ends early.
     ///
     /// # Errors
-    /// Their numbers are not finite, or the disk refuses.
+    /// Their values are not finite, or the disk refuses.
     fn save_rest(&mut self, display: &mut dyn Display) -> Result<()> {
         if self.step == self.saved {
             return Ok(());
@@ -304,7 +304,7 @@ impl<'a, T: Task> Run<'a, T> {
         every > 0 && self.step.is_multiple_of(every)
     }
 
-    /// Measures the model as it is now, or its running mean. At step 0 that is the base model.
+    /// Measures the model as it is now, or its EMA. At step 0 that is the base model.
     fn validate(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
         let raw = if self.step > 0 { self.learner.use_mean(self.task.model_mut()) } else { None };
         let measured = self.measure(validator, display);

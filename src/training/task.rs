@@ -1,4 +1,4 @@
-//! What the training loop asks of a task: a model, and an objective that turns batches into examples for it.
+//! The task of a run: a model, and an objective that turns batches into examples for it.
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
@@ -47,17 +47,17 @@ pub(super) trait Task: Sized {
     /// The noise levels at which the held-out loss is measured.
     fn levels(&self) -> &[f64];
 
-    /// What the model makes with `adapters` on, as one picture for people to look at, if the configuration asks for any. A model
+    /// What the model makes with `adapters` on, as one image for people to look at, if the configuration asks for any. A model
     /// that is not `trained` yet is as it was loaded.
     ///
     /// # Errors
-    /// A picture is not finite, or the cache is damaged.
+    /// An image is not finite, or the cache is damaged.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>>;
 
     /// How far the edits of held-out pairs, at least one, go and how much they keep, with `adapters` on.
     ///
     /// # Errors
-    /// The model does not edit pictures, a picture is not finite, or the cache is damaged.
+    /// The model does not edit images, an image is not finite, or the cache is damaged.
     fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve>;
 }
 

@@ -38,7 +38,7 @@ pub struct CheckpointScore {
     pub loss: f64,
     /// `(noise level, loss)`.
     pub loss_at_level: Vec<(f64, f64)>,
-    /// The grid of pictures, if the configuration asks for any.
+    /// The grid of images, if the configuration asks for any.
     pub samples: Option<PathBuf>,
 }
 

@@ -118,7 +118,7 @@ fn damaged_header(bytes: &[u8], draws: &mut Draws) -> Vec<u8> {
 }
 
 /// Damages the file `name` below `folder` `rounds` times, and hands each to `read`.
-fn fuzz(rounds: u64, folder: &Path, name: &str, read: impl Fn(&Path)) {
+pub fn fuzz(rounds: u64, folder: &Path, name: &str, read: impl Fn(&Path)) {
     let rounds = rounds * std::env::var("KILN_FUZZ").map_or(1, |times| times.parse::<u64>().unwrap());
     // What the readers catch themselves is not told, as in the program.
     static QUIET: std::sync::Once = std::sync::Once::new();
@@ -153,7 +153,7 @@ fn fuzz(rounds: u64, folder: &Path, name: &str, read: impl Fn(&Path)) {
 }
 
 /// A copy of a fixture, to be damaged.
-fn corpus(name: &str, of: &str) -> PathBuf {
+pub fn corpus(name: &str, of: &str) -> PathBuf {
     let folder = workshop(&format!("fuzz-{name}"));
     copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(of), &folder);
     folder
@@ -176,6 +176,25 @@ fn adapters_and_other_tensor_files() {
             });
         }
     }
+}
+
+#[test]
+fn the_settings_of_an_adapter() {
+    let folder = corpus("peft", "tests/fixtures/adapters/flux/peft_lokr");
+    fuzz(400, &folder, "adapter_config.json", |_| drop(Lora::read(&folder)));
+}
+
+#[test]
+fn gguf() {
+    let folder = workshop("fuzz-gguf");
+    let name = "quantized.gguf";
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name), folder.join(name)).unwrap();
+    fuzz(400, &folder, name, |path| {
+        _ = lora::inspect(path);
+        if let Ok(file) = TensorFile::open(path) {
+            file.names().iter().for_each(|name| drop(file.read(name)));
+        }
+    });
 }
 
 #[test]
@@ -290,7 +309,10 @@ fn tables_of_edits() {
     for name in names.iter().filter_map(|name| name.to_str()).filter(|name| name.ends_with(".parquet")) {
         let alone = workshop("fuzz-table");
         fs::copy(folder.join(name), alone.join(name)).unwrap();
-        fuzz(150, &alone, name, |_| prepared(&alone, DatasetKind::Edits));
+        fuzz(100, &alone, name, |_| {
+            prepared(&alone, DatasetKind::Edits);
+            prepared(&alone, DatasetKind::Captions);
+        });
     }
 }
 
@@ -310,6 +332,30 @@ fn metadata() {
         fuzz(300, &folder, file, |_| prepared(&folder, DatasetKind::Captions));
         fs::remove_file(folder.join(file)).unwrap();
     }
+    // Texts beside images, and the index of what is encoded already.
+    fs::write(folder.join("a.txt"), "a cat, \u{e9}\r\n on a mat").unwrap();
+    fs::write(folder.join("b.txt"), b"\xff\xfea\0 \0b\0").unwrap();
+    ["a.txt", "b.txt"].iter().for_each(|file| fuzz(100, &folder, file, |_| prepared(&folder, DatasetKind::Captions)));
+    prepared(&folder, DatasetKind::Captions);
+    let cache = folder.join(".cache");
+    let entries = fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_file());
+    for file in entries.map(|path| path.strip_prefix(&folder).unwrap().to_str().unwrap().to_string()) {
+        fuzz(200, &folder, &file, |_| prepared(&folder, DatasetKind::Captions));
+    }
+}
+
+#[test]
+fn the_papers_own_layout_of_edits() {
+    let folder = workshop("fuzz-paper");
+    fs::create_dir_all(folder.join("0001")).unwrap();
+    let image = image::RgbImage::from_pixel(64, 64, image::Rgb([9, 9, 9]));
+    ["7_0.jpg", "7_1.jpg"].iter().for_each(|name| image.save(folder.join("0001").join(name)).unwrap());
+    fs::write(folder.join("0001/prompt.json"), "{\"edit\": \"make it 1\", \"input\": \"a\", \"output\": \"b\"}")
+        .unwrap();
+    fs::write(folder.join("seeds.json"), "[[\"0001\", [\"7\"]]]").unwrap();
+    ["0001/prompt.json", "seeds.json"].iter().for_each(|file| {
+        fuzz(200, &folder, file, |_| prepared(&folder, DatasetKind::Edits));
+    });
 }
 
 #[test]

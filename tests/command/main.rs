@@ -8,6 +8,7 @@ mod bench;
 mod bounds;
 mod cli;
 mod fuzz;
+mod fuzz_records;
 mod paths;
 mod selftest;
 mod unused;

@@ -136,7 +136,7 @@ fn bad_input_is_named_and_nothing_is_written_over() {
             &[&both[..], &["--model", MODEL, "--scheduler", "ddim"]].concat(),
             "`--scheduler`: is not supported by FLUX.1",
         ),
-        (pictures, &[&both[..], &["--strength", "0.1"]].concat(), "leaves none of 2 steps"),
+        (pictures, &[&both[..], &["--strength", "0.1"]].concat(), "leaves none of the 2 steps"),
         (&at("none"), &both, "no images"),
         (&at("broken"), &both, "one.png"),
     ] {

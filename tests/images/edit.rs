@@ -195,7 +195,7 @@ fn wrong_models_files_and_numbers_are_named() {
         (&cut, &image, "text_encoder"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&cut, &["--image", &picture, "--instruction", ""], "`--instruction`: is empty"),
-        (&edits, &["--image", &mixed, "--noise", &noise], "2 sizes"),
+        (&edits, &["--image", &mixed, "--noise", &noise], "2 different sizes"),
         (&edits, &["--latents-in", &latents], "expected [images, 4, height, width]"),
         (&edits, &["--image", &picture, "--noise", &noise], "expected [1, 4, 6, 8]"),
         (&edits, &["--image", &picture, "--steps", "0"], "`--steps`: must be at least 1"),

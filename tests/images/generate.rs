@@ -349,9 +349,17 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         (&cut, &[], "text_encoder"),
         (&cut, &["--steps", "0"], "`--steps`: must be at least 1"),
         (&cut, &["--steps", "2000"], "`--steps`: 2000 steps"),
-        (&cut, &["--guidance=-1"], "`--guidance`: -1 is not"),
-        (&flux, &["--negative-prompt", "n", "--true-guidance", "nan"], "`--true-guidance`: NaN is not"),
-        (&cut, &["--noise", &noise, "--width", "40"], "`--width`: is 40, but what is given to start from has 32"),
+        (&cut, &["--guidance=-1"], "`--guidance`: must be a number of at least 0, not -1"),
+        (
+            &flux,
+            &["--negative-prompt", "n", "--true-guidance", "nan"],
+            "`--true-guidance`: must be a number of at least 0, not NaN",
+        ),
+        (
+            &cut,
+            &["--noise", &noise, "--width", "40"],
+            "`--width`: is 40, but the initial image, latents or noise have 32",
+        ),
         (&cut, &["--latents-in", &latents, "--height", "40"], "`--height`: is 40"),
         (
             &flux,
@@ -360,7 +368,7 @@ fn options_that_mean_nothing_to_a_model_are_named() {
         ),
         (&cut, &["--width", "50"], "50 is not a multiple of 8"),
         (&cut, &["--image", &picture, "--strength", "0"], "`--strength`: 0 is not above 0"),
-        (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of 4 steps"),
+        (&cut, &["--image", &picture, "--steps", "4", "--strength", "0.1"], "leaves none of the 4 steps"),
         (&cut, &["--image", &picture, "--mask", &mask], "the mask is 16 × 16 pixels, the image 40 × 24"),
         (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&cut, &["--lora", &LORA], "the model has no such layer"),
@@ -373,5 +381,5 @@ fn options_that_mean_nothing_to_a_model_are_named() {
     }
     let nowhere = folder.path().join("none/latents.safetensors");
     let said = fails(&["generate", "--model", &cut, "--prompt", "p", "--latents", nowhere.to_str().unwrap()]);
-    assert!(said.contains("none: no such folder"), "{said}");
+    assert!(said.contains("none: there is no such folder"), "{said}");
 }

@@ -84,7 +84,7 @@ fn a_run_that_leaves_nothing_to_do_is_refused() {
     let golden = &goldens("StableDiffusionPipeline")[0];
     let pipeline = open(golden, "");
     for (strength, problem) in
-        [(0.1, "leaves none of 6 steps"), (0.0, "not above 0"), (1.5, "at most 1"), (f64::NAN, "")]
+        [(0.1, "leaves none of the 6 steps"), (0.0, "not above 0"), (1.5, "at most 1"), (f64::NAN, "")]
     {
         let mut request = request(golden, "pipe.img2img", &pipeline);
         request.start.as_mut().unwrap().strength = strength;

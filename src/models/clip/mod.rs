@@ -1,4 +1,4 @@
-//! CLIP (Radford et al. 2021): pictures and texts as vectors that can be compared, named like transformers' `CLIPModel`.
+//! CLIP (Radford et al. 2021): images and texts as vectors that can be compared, named like transformers' `CLIPModel`.
 
 mod layer;
 mod processor;
@@ -120,12 +120,12 @@ impl ClipModel {
         }
     }
 
-    /// Token ids, all of one length → one vector of whatever length for each text, `[B, P]`.
+    /// Token ids, all of one length → one unnormalized embedding for each text, `[B, P]`.
     pub fn text_features(&self, ids: &[&[i64]]) -> Tensor<2> {
         self.text_projection.forward(self.text.forward(ids).pooled)
     }
 
-    /// Pictures `[B, 3, S, S]`, as [`ClipImageProcessor`] makes them → one vector of whatever length for each, `[B, P]`.
+    /// Images `[B, 3, S, S]`, as [`ClipImageProcessor`] makes them → one unnormalized embedding for each, `[B, P]`.
     pub fn image_features(&self, pixels: Tensor<4>) -> Tensor<2> {
         self.visual_projection.forward(self.vision.forward(pixels).pooled)
     }

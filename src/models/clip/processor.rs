@@ -1,4 +1,4 @@
-//! From a picture to what CLIP's vision model reads, as transformers' `CLIPImageProcessor`.
+//! From an image to what CLIP's vision model reads, as transformers' `CLIPImageProcessor`.
 
 use std::path::Path;
 
@@ -70,7 +70,7 @@ impl Default for Config {
 const BICUBIC: u8 = 3;
 
 impl ClipImageProcessor {
-    /// Opens `preprocessor_config.json` of a CLIP model whose pictures have the side `image_size`.
+    /// Opens `preprocessor_config.json` of a CLIP model whose images have the side `image_size`.
     ///
     /// # Errors
     /// The file is missing or broken, or describes other steps than CLIP models have, or another size than the model's.
@@ -103,7 +103,7 @@ impl ClipImageProcessor {
         Ok(Self { size, crop, mean: config.image_mean, deviation: config.image_std })
     }
 
-    /// Pictures of any sizes → `[B, 3, S, S]`, f32.
+    /// Images of any sizes → `[B, 3, S, S]`, f32.
     pub fn pixels(&self, pictures: &[&RgbImage]) -> TensorData {
         let side = self.crop as usize;
         let cut: Vec<_> = pictures.iter().map(|picture| self.cut(picture)).collect();

@@ -21,9 +21,9 @@ pub struct ClipVisionConfig {
     pub num_hidden_layers: usize,
     /// Heads N of each block.
     pub num_attention_heads: usize,
-    /// Of the pictures.
+    /// Of the images.
     pub num_channels: usize,
-    /// The side S of the pictures, which are square.
+    /// The side S of the images, which are square.
     pub image_size: usize,
     /// The side of a patch: one token.
     pub patch_size: usize,
@@ -87,7 +87,7 @@ pub struct ClipVisionModel {
     final_norm: LayerNorm,
 }
 
-/// What a CLIP vision model says about a batch of pictures.
+/// What a CLIP vision model says about a batch of images.
 #[derive(Clone, Debug)]
 pub struct ClipVisionOutput {
     /// After the last block, without the final norm: the class token, then the patches row by row, `[B, L, D]`.
@@ -118,7 +118,7 @@ impl ClipVisionModel {
         }
     }
 
-    /// Reads pictures `[B, 3, S, S]`, normalised as the model's preprocessor does it.
+    /// Reads images `[B, 3, S, S]`, normalised as the model's preprocessor does it.
     pub fn forward(&self, pixels: Tensor<4>) -> ClipVisionOutput {
         let dtype: FloatDType = self.class.dtype().into();
         let patches = self.patches.forward(pixels.cast(dtype)).flatten::<3>(2, 3).swap_dims(1, 2);

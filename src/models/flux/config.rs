@@ -1,4 +1,4 @@
-//! What `transformer/config.json` says.
+//! `transformer/config.json`.
 
 use std::path::Path;
 

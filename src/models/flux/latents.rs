@@ -1,4 +1,4 @@
-//! Between a latent picture and the sequence of its 2×2 patches.
+//! Between a latent image and the sequence of its 2×2 patches.
 
 use burn::tensor::Tensor;
 

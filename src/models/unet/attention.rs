@@ -1,4 +1,4 @@
-//! The spatial transformer: the places of a picture attend to each other and to the text.
+//! The spatial transformer: the positions of an image attend to each other and to the text.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -68,7 +68,7 @@ impl Linears for Attention {
     }
 }
 
-/// Attention among the places, attention to the text, feed-forward; each normed before and added to its input.
+/// Attention among the positions, attention to the text, feed-forward; each normed before and added to its input.
 #[derive(Clone, Debug)]
 struct Block {
     norms: [LayerNorm; 3],
@@ -122,7 +122,7 @@ impl Parameters for Block {
     }
 }
 
-/// Transformer blocks over the places of a picture, with a projection on either side, added to the input
+/// Transformer blocks over the positions of an image, with a projection on either side, added to the input
 /// (`Transformer2DModel`). The checkpoints of SD 1.x store the projections as 1×1 convolutions, those of SD 2.x do not
 /// (`use_linear_projection`); the maths is the same.
 #[derive(Clone, Debug)]

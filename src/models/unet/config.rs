@@ -1,4 +1,4 @@
-//! What `unet/config.json` says.
+//! `unet/config.json`.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -283,7 +283,7 @@ impl UNetConfig {
             .then(|| "`conv_in_kernel` and `conv_out_kernel` must be odd".into())
     }
 
-    /// Whether the network reads a picture to edit, as large as the latents, beside them (Brooks et al. 2023).
+    /// Whether the network reads an image to edit, as large as the latents, beside them (Brooks et al. 2023).
     pub fn edits(&self) -> bool {
         self.in_channels == 2 * self.out_channels
     }
@@ -346,7 +346,7 @@ mod tests {
             ("\"class_embed_type\": null=>\"addition_embed_type\": \"text_time\"", "`addition_embed_type`"),
             ("\"dropout\": 0.0=>\"dropout\": 0.1", "`dropout` is 0.1"),
             ("[\"CrossAttnDownBlock2D\"=>[\"KDownBlock2D\"", "KDownBlock2D"),
-            ("[2, 3]=>[2, 3, 4]", "`attention_head_dim` must have one number"),
+            ("[2, 3]=>[2, 3, 4]", "`attention_head_dim` must have one value"),
             ("[2, 3]=>5", "`attention_head_dim` 5 does not divide the 8"),
             ("[2, 3]=>[2, 0]", "`attention_head_dim` must not be zero"),
             ("[8, 12]=>[8, 10]", "the 10 of `block_out_channels`"),

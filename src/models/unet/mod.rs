@@ -2,7 +2,7 @@
 //! the way up, a head. What the way down makes is kept and joined to what the way up makes at the same resolution.
 //!
 //! Shapes: `B` batch, `C` channels, `h w` the size of latents (and of what becomes of them at lower resolutions), `L = h·w`
-//! places, `T` text tokens, `D` the width of whatever it is.
+//! positions, `T` text tokens, `D` the width of whatever it is.
 
 mod config;
 mod attention;
@@ -121,7 +121,7 @@ impl UNet {
         Self { segments: Lender::new(weights, residence, count, load), config }
     }
 
-    /// Lets the model take more channels, as InstructPix2Pix does with the picture to edit. The new ones count for nothing
+    /// Lets the model take more channels, as InstructPix2Pix does with the image to edit. The new ones count for nothing
     /// at first: their weights are zero, and the bias stays. A model that takes as many already is left alone.
     pub fn widen(&mut self, in_channels: usize) {
         if in_channels > self.config.in_channels {

@@ -21,9 +21,9 @@ pub enum UNetState {
     /// Nothing: the stem comes next.
     #[default]
     Start,
-    /// A picture on its way.
+    /// An image on its way.
     Way {
-        /// The picture, `[B, C, h, w]`.
+        /// The image, `[B, C, h, w]`.
         x: Tensor<4>,
         /// The skip connections, the latest last, each `[B, C, h, w]`.
         skips: Vec<Tensor<4>>,
@@ -38,7 +38,7 @@ use UNetState::{Prediction, Start, Way};
 
 impl UNetState {
     /// `x` for the next segment and as a skip connection. The segment has its own view, so that all that it adds to the gradient
-    /// is one sum, in one order, whatever is kept for going back.
+    /// is one sum, in one order, whatever is kept for the backward pass.
     fn keep(x: Tensor<4>, mut skips: Vec<Tensor<4>>, time: Tensor<2>) -> Self {
         let own = x.clone().unsqueeze_dim::<5>(1).squeeze_dim(1);
         skips.push(x);
@@ -79,9 +79,9 @@ pub struct UNetSegment {
 enum Part {
     Stem(Stem),
     Layer(Layer),
-    /// Halves the picture's sides; what comes out is a skip connection, too.
+    /// Halves the image's sides; what comes out is a skip connection, too.
     Down(Conv2d),
-    /// Doubles the picture's sides.
+    /// Doubles the image's sides.
     Up(Conv2d),
     Head(Head),
 }

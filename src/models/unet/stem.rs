@@ -34,7 +34,7 @@ impl Stem {
         }
     }
 
-    /// The picture `[B, C, h, w]`, and the SiLU of the embedded timestep `[B, D]`: every residual block takes the SiLU of it,
+    /// The image `[B, C, h, w]`, and the SiLU of the embedded timestep `[B, D]`: every residual block takes the SiLU of it,
     /// so it is taken once.
     pub(super) fn forward(&self, inputs: &UNetInputs) -> (Tensor<4>, Tensor<2>) {
         let sample = if self.center { inputs.sample.clone() * 2.0 - 1.0 } else { inputs.sample.clone() };

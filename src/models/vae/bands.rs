@@ -1,10 +1,10 @@
-//! Pictures in bands of rows, for the largest of which only a few rows of each intermediate result exist at a time.
+//! Images in bands of rows, for the largest of which only a few rows of each intermediate result exist at a time.
 //!
-//! The result is that of the whole picture, not of tiles that are joined. A convolution sees the rows around those that it makes,
-//! and zeros only beyond the edges of the picture. A norm's statistics are those of the whole picture: they are gathered from all
-//! bands first, then the bands are made again and normalized. Between two blocks a picture is kept whole, in bands, each of which
-//! goes when the next picture's bands need it no more. Inside of a block it is kept where that takes no more memory than the
-//! largest picture that must be kept, and otherwise computed twice.
+//! The result is that of the whole image, not of tiles that are joined. A convolution sees the rows around those that it makes,
+//! and zeros only beyond the edges of the image. A norm's statistics are those of the whole image: they are gathered from all
+//! bands first, then the bands are rebuilt and normalized. Between two blocks an image is kept whole, in bands, each of which
+//! goes when the next image's bands need it no more. Inside of a block it is kept where that takes no more memory than the
+//! largest image that must be kept, and otherwise computed twice.
 //!
 //! On the CPU in f32 the pixels have the same bits as without bands, at any size and number of rows: a row of a convolution, and
 //! what is added up for a norm, do not depend on what comes together ([`kernels::conv2d_rows`](crate::kernels::conv2d_rows)).
@@ -16,41 +16,41 @@ use burn::tensor::Tensor;
 
 use crate::nn::{Conv2d, GroupNorm, pad_bottom_right, upsample_nearest};
 
-/// How a picture is divided.
+/// How an image is divided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     /// Rows of a band.
     each: usize,
-    /// Numbers that may be kept of whole pictures.
+    /// Values that may be kept of whole images.
     pub keep: usize,
 }
 
 impl Plan {
-    /// Bands of `rows`, and as much memory as the picture `[B, C, H, W]` that must be kept takes.
+    /// Bands of `rows`, and as much memory as the image `[B, C, H, W]` that must be kept takes.
     pub fn new(rows: usize, largest: [usize; 4]) -> Self {
         // Even, as are the rows that a convolution makes together.
         Self { each: rows.max(1).next_multiple_of(2), keep: largest.iter().product() }
     }
 
-    /// The bands of a picture.
+    /// The bands of an image.
     pub fn bands(self, height: usize) -> impl Iterator<Item = Range<usize>> {
         (0..height).step_by(self.each).map(move |first| first..height.min(first + self.each))
     }
 }
 
-/// The rows that a 3×3 convolution sees for these rows of a picture. It makes pairs of rows.
+/// The rows that a 3×3 convolution sees for these rows of an image. It makes pairs of rows.
 pub(super) fn seen(rows: &Range<usize>, height: usize) -> Range<usize> {
     (rows.start / 2 * 2).saturating_sub(1)..height.min(rows.end + 1)
 }
 
-/// Some rows of a picture.
+/// Some rows of an image.
 #[derive(Clone, Debug)]
 pub(super) struct Rows {
     /// `[B, C, rows, W]`.
     pub x: Tensor<4>,
     /// The number of the first.
     pub first: usize,
-    /// Of the whole picture.
+    /// Of the whole image.
     pub height: usize,
 }
 
@@ -96,12 +96,12 @@ impl Rows {
         Self { x: conv.forward_rows(x, height), first, height }.some(rows)
     }
 
-    /// The rows of the picture with twice the sides.
+    /// The rows of the image with twice the sides.
     fn doubled(self) -> Self {
         Self { x: upsample_nearest(self.x), first: 2 * self.first, height: 2 * self.height }
     }
 
-    /// A convolution that halves the sides, with a column of zeros at the right and a row at the bottom of the picture.
+    /// A convolution that halves the sides, with a column of zeros at the right and a row at the bottom of the image.
     fn halved(self, conv: &Conv2d) -> Self {
         let (rows, height) = (self.range(), self.height);
         let padded = pad_bottom_right(self.x);
@@ -110,7 +110,7 @@ impl Rows {
     }
 }
 
-/// A picture as rows one below the other.
+/// An image as rows one below the other.
 #[derive(Clone, Debug)]
 pub(super) struct Bands {
     shape: [usize; 4],
@@ -118,20 +118,20 @@ pub(super) struct Bands {
 }
 
 impl Bands {
-    /// The picture `[B, C, H, W]` as one band.
+    /// The image `[B, C, H, W]` as one band.
     pub fn whole(x: Tensor<4>) -> Self {
         let shape @ [_, _, height, _] = x.dims();
         Self { shape, bands: [Rows { x, first: 0, height }].into() }
     }
 
-    /// The picture of all bands in their order, one or more.
+    /// The image of all bands in their order, one or more.
     pub fn of(bands: impl Iterator<Item = Rows>) -> Self {
         let bands: VecDeque<_> = bands.collect();
         let [batch, channels, _, width] = bands[0].x.dims();
         Self { shape: [batch, channels, bands[0].height, width], bands }
     }
 
-    /// `[B, C, H, W]`, of the whole picture.
+    /// `[B, C, H, W]`, of the whole image.
     pub fn shape(&self) -> [usize; 4] {
         self.shape
     }
@@ -159,13 +159,13 @@ impl Bands {
         }
     }
 
-    /// The whole picture.
+    /// The whole image.
     pub fn into_tensor(self) -> Tensor<4> {
         let all = 0..self.shape[2];
         self.rows(&all).x
     }
 
-    /// The picture after a convolution that halves its sides.
+    /// The image after a convolution that halves its sides.
     pub fn halved(mut self, conv: &Conv2d, plan: Plan) -> Self {
         let height = self.shape[2];
         Self::of(plan.bands(height / 2).map(|band| {
@@ -174,7 +174,7 @@ impl Bands {
         }))
     }
 
-    /// The picture after `norm`, SiLU and the convolution, which keep its size.
+    /// The image after `norm`, SiLU and the convolution, which keep its size.
     pub fn finish(mut self, norm: &GroupNorm, conv: &Conv2d, plan: Plan) -> Self {
         let height = self.shape[2];
         let mut statistics = norm.statistics(self.shape);
@@ -188,12 +188,12 @@ impl Bands {
     }
 }
 
-/// A picture that goes into a block.
+/// An image that goes into a block.
 #[derive(Clone, Debug)]
 pub(super) enum Picture<'a> {
     /// It is there.
     Kept(Bands),
-    /// It is made when it is asked for: a picture of twice the sides after a convolution.
+    /// It is made when it is asked for: an image of twice the sides after a convolution.
     Doubled(Bands, &'a Conv2d),
 }
 
@@ -222,7 +222,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Numbers that it keeps.
+    /// Values that it keeps.
     pub fn kept(&self) -> usize {
         let (Self::Kept(bands) | Self::Doubled(bands, _)) = self;
         bands.shape().iter().product()

@@ -14,10 +14,10 @@ use crate::{
 /// Of every group norm in the VAE; the checkpoints' config does not name it.
 pub(super) const EPSILON: f64 = 1e-6;
 
-/// How many places ask at a time: all scores of a picture of 1024² at once would be 1 GiB.
+/// How many queries at a time: all scores of an image of 1024² at once would be 1 GiB.
 const QUERIES: usize = 1024;
 
-/// A convolution of the VAE: a picture has the same bits whatever its batch, and whether it is computed in bands.
+/// A convolution of the VAE: an image has the same bits whatever its batch, and whether it is computed in bands.
 pub(super) fn conv(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Conv2d {
     Conv2d::load(weights, inputs, outputs, kernel).by_sample()
 }
@@ -53,7 +53,7 @@ impl ResnetBlock {
         }
     }
 
-    /// [`forward`](Self::forward) of a picture in bands.
+    /// [`forward`](Self::forward) of an image in bands.
     pub(super) fn forward_bands(&self, mut x: Picture, plan: Plan) -> Bands {
         let [batch, channels, height, width] = x.shape();
         let mut statistics = self.norm1.statistics([batch, channels, height, width]);
@@ -116,7 +116,7 @@ pub(super) fn resnets(
     (0..count).map(|i| ResnetBlock::load(&weights.at(format!("resnets.{i}")), channels(i), outputs, groups)).collect()
 }
 
-/// Self-attention over all places, with one head, added to the input.
+/// Self-attention over all positions, with one head, added to the input.
 #[derive(Clone, Debug)]
 struct Attention {
     norm: GroupNorm,

@@ -1,4 +1,4 @@
-//! What `vae/config.json` says.
+//! `vae/config.json`.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ pub struct VaeConfig {
     /// The diffusers class.
     #[serde(rename = "_class_name")]
     pub class: VaeClass,
-    /// Of the pictures that are encoded.
+    /// Of the images that are encoded.
     #[serde(default = "three")]
     pub in_channels: usize,
-    /// Of the pictures that are decoded.
+    /// Of the images that are decoded.
     #[serde(default = "three")]
     pub out_channels: usize,
     /// 16 for FLUX.1, 4 for SD 1.x.

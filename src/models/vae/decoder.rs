@@ -12,7 +12,7 @@ use crate::{
     weights::Weights,
 };
 
-/// Doubles the picture's sides once for each level but the last. Levels run from the lowest resolution up.
+/// Doubles the image's sides once for each level but the last. Levels run from the lowest resolution up.
 #[derive(Clone, Debug)]
 pub(super) struct Decoder {
     post_quant_conv: Option<Conv2d>,

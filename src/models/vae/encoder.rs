@@ -14,7 +14,7 @@ use crate::{
     weights::Weights,
 };
 
-/// Halves the picture's sides once for each level but the last.
+/// Halves the image's sides once for each level but the last.
 #[derive(Clone, Debug)]
 pub(super) struct Encoder {
     conv_in: Conv2d,

@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents (`AutoencoderKL`, Rombach et al. 2022).
+//! The autoencoder between images and latents (`AutoencoderKL`, Rombach et al. 2022).
 //!
 //! Memory: the largest tensors are those of the decoder's last level, `block_out_channels[1]` channels at full size. For
 //! FLUX.1 at 1024² that is 1 GiB each in f32, and between two and three are alive inside a residual block (its input, the normed
@@ -96,7 +96,7 @@ impl AutoencoderKl {
         4 * values as u64
     }
 
-    /// Pictures to the distribution of their latents.
+    /// Images to the distribution of their latents.
     ///
     /// `pixels` `[B, 3, H, W]` in [-1, 1], both sides divisible by [`downsampling`](Self::downsampling); the result is in
     /// the dtype of the weights.
@@ -113,7 +113,7 @@ impl AutoencoderKl {
         }))
     }
 
-    /// Raw (not scaled) latents `[B, C, h, w]` to pictures `[B, 3, H, W]`, about in [-1, 1], in the dtype of the weights.
+    /// Raw (not scaled) latents `[B, C, h, w]` to images `[B, 3, H, W]`, about in [-1, 1], in the dtype of the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         self.decode_within(latents, &Limits::NONE)
     }

@@ -1,4 +1,4 @@
-//! From raw latents to the numbers a diffusion model sees, and back.
+//! From raw latents to the values a diffusion model sees, and back.
 
 use burn::tensor::Tensor;
 

@@ -1,7 +1,7 @@
-//! A moment of a run on disk: everything that the next step depends on.
+//! Checkpoints: everything that the next step depends on, on disk.
 //!
 //! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads) or, of a full run, `weights.safetensors` (the
-//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is a running mean, and `state.json`, which
+//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is an EMA, and `state.json`, which
 //! also has the checksums of the other files and one of itself. The folder appears under its name only when it is complete, and
 //! older ones go only after that: renamed first, so that none is ever there in part, and not while another process reads them.
 
@@ -39,7 +39,7 @@ pub struct State {
     pub step: u64,
     /// What was trained: which files there are follows from this and the next.
     pub mode: Mode,
-    /// Whether there is a running mean.
+    /// Whether there is an EMA.
     pub averaged: bool,
     /// What the run was made from; a resumed run must have the same.
     pub origin: Origin,
@@ -51,7 +51,7 @@ pub struct State {
 pub(in crate::training) struct Content<'a> {
     /// An adapter or weights.
     pub trained: BTreeMap<String, Values>,
-    /// Their running mean, if there is one.
+    /// Their EMA, if there is one.
     pub averaged: Option<BTreeMap<String, Values>>,
     /// Of both files.
     pub metadata: BTreeMap<String, String>,
@@ -153,7 +153,7 @@ impl Checkpoint {
         }
     }
 
-    /// The file of what was trained or, if `averaged` is asked for and the run keeps one, of its running mean.
+    /// The file of what was trained or, if `averaged` is asked for and the run keeps one, of its EMA.
     ///
     /// # Errors
     /// `state.json` is missing or broken.

@@ -1,4 +1,4 @@
-//! What was trained, read back from a checkpoint.
+//! Trained parameters, read back from a checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Trained {
-    /// The numbers of a checkpoint, on `device`, with those of the running mean if `averaged` is asked for and there is one.
+    /// The values of a checkpoint, on `device`, with those of the EMA if `averaged` is asked for and there is one.
     /// For a full run they go into `model`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! `[checkpoint]`: what is kept on disk.
+//! `[checkpoint]`: when checkpoints are written, and how many stay.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};

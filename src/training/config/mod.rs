@@ -107,7 +107,7 @@ pub struct LoopConfig {
     /// Batches whose gradients are averaged into one step: the effective batch is `data.batch_size` times this, at the
     /// memory of one batch. Default 1. Raise it when the loss is too noisy and a larger batch does not fit.
     pub gradient_accumulation: u64,
-    /// Decay of the EMA of the trained parameters, such as 0.9999; default 0, no EMA. With one, validation and export use the EMA,
+    /// Decay of the EMA of the trained parameters, such as 0.9999. Default 0, no EMA. With one, validation and export use the EMA,
     /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more.
     pub ema_decay: f64,
     /// Activation checkpointing. Default `blockwise`: keeps the input of each block and recomputes the block in the backward

@@ -1,4 +1,4 @@
-//! `[validation]`: how progress is judged.
+//! `[validation]`: held-out loss and sample images.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};

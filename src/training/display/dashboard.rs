@@ -17,7 +17,7 @@ use crate::training::{
     },
 };
 
-/// Curves and numbers over the whole terminal; `q` asks whether to stop. Log lines wait until it closes.
+/// Curves and metrics over the whole terminal; `q` asks whether to stop. Log lines wait until it closes.
 pub(in crate::training) struct Dashboard {
     interrupter: Interrupter,
     /// Taken out when the dashboard closes, which is what gives the terminal back.

@@ -1,4 +1,4 @@
-//! What a person sees while kiln works.
+//! Progress displays: plain lines, bars, a dashboard.
 
 mod terminal;
 mod signals;
@@ -32,7 +32,7 @@ pub trait Display {
     /// Training is at `step` of `max_steps`. To be called before the first step and after each.
     fn progress(&mut self, step: u64, max_steps: u64);
 
-    /// The numbers of a logging step.
+    /// The metrics of a logging step.
     fn training(&mut self, metrics: &StepMetrics);
 
     /// The held-out loss.
@@ -96,7 +96,7 @@ impl Display for Silent {
     }
 }
 
-/// The numbers of a step as one line, with the time that is left: at the speed of the last steps, so that it is right
+/// The metrics of a step as one line, with the remaining time: at the speed of the last steps, so that it is right
 /// after a resume too, and without validation and checkpoints.
 pub(in crate::training) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
     let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib, device_memory_mib } = metrics;

@@ -1,4 +1,4 @@
-//! What InstructPix2Pix learns (Brooks et al. 2023): the noise in an edited picture, from the original beside it and an
+//! What InstructPix2Pix learns (Brooks et al. 2023): the noise in an edited image, from the original beside it and an
 //! instruction.
 
 use burn::tensor::{FloatDType, Tensor};
@@ -31,7 +31,7 @@ impl Denoising {
         ((draw * timesteps as f64) as i64).min(timesteps as i64 - 1)
     }
 
-    /// The model's inputs and target for scaled `latents` `[B, C, h, w]` of the edited pictures, mixed with `noise` at
+    /// The model's inputs and target for scaled `latents` `[B, C, h, w]` of the edited images, mixed with `noise` at
     /// `timesteps`, beside the `condition`, the latents of the originals `[B, C, h, w]`; `text` `[B, T, D]` are the embeddings of
     /// the instructions. `dtype` is the model's.
     pub fn example(

@@ -1,4 +1,4 @@
-//! What a model learns from a batch.
+//! Objectives: the loss a model learns from a batch.
 
 mod denoising;
 mod flow_matching;

@@ -1,4 +1,4 @@
-//! Pictures side by side, for people to look at.
+//! Grids of sample images.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::{
     training::record::run_folder,
 };
 
-/// Pixels between two pictures of a grid.
+/// Pixels between two images of a grid.
 const GAP: u32 = 4;
 
-/// Pictures in rows of `columns`, on white; each has a cell of the size of the largest.
+/// Images in rows of `columns`, on white; each has a cell of the size of the largest.
 pub(in crate::training) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
     let largest = |side: fn(&RgbImage) -> u32| pictures.iter().map(|picture| side(picture)).max().unwrap_or(0);
     let (width, height) = (largest(RgbImage::width), largest(RgbImage::height));

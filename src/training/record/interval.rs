@@ -1,4 +1,4 @@
-//! The numbers of a few steps, read from the device together.
+//! The metrics of a few steps, read from the device together.
 
 use std::time::Instant;
 
@@ -42,7 +42,7 @@ impl Interval {
         self.steps.is_empty()
     }
 
-    /// The numbers of the steps, the last of which was `step`.
+    /// The metrics of the steps, the last of which was `step`.
     ///
     /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.
     ///

@@ -78,7 +78,7 @@ impl ValidationMetrics {
     }
 }
 
-/// The name of a run's grids among TensorBoard's pictures.
+/// The name of a run's grids among TensorBoard's images.
 pub(in crate::training) const GRID: &str = "samples";
 
 /// One line of `metrics.jsonl`.
@@ -160,7 +160,7 @@ impl Metrics {
         self.append(&Record::Validation(metrics.clone()))
     }
 
-    /// Puts a picture, such as a grid of samples, beside the curves of TensorBoard.
+    /// Puts an image, such as a grid of samples, beside the curves of TensorBoard.
     ///
     /// # Errors
     /// The disk refuses.

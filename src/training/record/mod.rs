@@ -1,4 +1,4 @@
-//! What a run leaves in its folder while it trains: numbers, curves, pictures, and how it was started.
+//! The record of a run in its folder: metrics, curves, images, and how it was started.
 
 pub(in crate::training) mod started;
 pub(in crate::training) mod run_folder;

@@ -17,7 +17,7 @@ pub(in crate::training) const METRICS: &str = "metrics.jsonl";
 /// The event files of TensorBoard.
 pub(in crate::training) const TENSORBOARD: &str = "tensorboard";
 
-/// The grids of pictures.
+/// The grids of images.
 const SAMPLES: &str = "samples";
 
 /// A run folder in which no other process writes as long as this lives.
@@ -106,7 +106,7 @@ pub(in crate::training) fn grid(run: &Path, step: u64) -> PathBuf {
     run.join(SAMPLES).join(format!("step-{step:06}.png"))
 }
 
-/// Removes the grids of the steps from `first` on, which will be made again.
+/// Removes the grids of the steps from `first` on, which will be rebuilt.
 ///
 /// # Errors
 /// The disk refuses.

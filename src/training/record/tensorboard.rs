@@ -19,7 +19,7 @@ use crate::{
 /// What every event file's name starts with; the time in seconds follows.
 const START: &str = "events.out.tfevents.";
 
-/// Writes curves and pictures that `tensorboard --logdir <run>` shows. A resumed run adds a file.
+/// Writes curves and images that `tensorboard --logdir <run>` shows. A resumed run adds a file.
 pub(in crate::training) struct TensorBoard {
     path: PathBuf,
     records: RecordWriter<File>,
@@ -62,7 +62,7 @@ impl TensorBoard {
         self.write(event, step)
     }
 
-    /// A picture under `name`.
+    /// An image under `name`.
     ///
     /// # Errors
     /// The disk refuses.

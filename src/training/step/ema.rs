@@ -1,4 +1,4 @@
-//! A running mean of the trained numbers.
+//! An EMA of the trained parameters.
 
 use std::collections::BTreeMap;
 

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// What learns: trained numbers, their optimizer, and their running mean if there is one.
+/// What learns: trained parameters, their optimizer, and their EMA if there is one.
 pub struct Learner {
     pub(in crate::training) trained: Trained,
     pub(in crate::training) optimizer: AdamW,
@@ -70,7 +70,7 @@ impl Learner {
         Self { trained, optimizer, ema: None, activations, dropout: (0.0, Seed(0)) }
     }
 
-    /// The same for trained numbers that are there, with dropout in their adapters.
+    /// The same for trained parameters that are there, with dropout in their adapters.
     pub(in crate::training) fn of(
         trained: Trained,
         optimizer: AdamW,
@@ -80,7 +80,7 @@ impl Learner {
         Self { trained, optimizer, ema: None, activations, dropout }
     }
 
-    /// The same with a running mean.
+    /// The same with an EMA.
     pub fn with_ema(self, ema: Option<Ema>) -> Self {
         Self { ema, ..self }
     }
@@ -90,7 +90,7 @@ impl Learner {
         self.trained.adapters()
     }
 
-    /// The running mean.
+    /// The EMA.
     pub fn ema(&self) -> Option<&Ema> {
         self.ema.as_ref()
     }
@@ -137,7 +137,7 @@ impl Learner {
         Both(&mut self.trained, model).parameters("", visit);
     }
 
-    /// Puts the running mean in the place of the trained numbers, which it returns; `None` without a mean.
+    /// Puts the EMA in the place of the trained parameters, which it returns; `None` without a mean.
     pub(in crate::training) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
         let ema = self.ema.as_ref()?;
         let mut both = Both(&mut self.trained, model);

@@ -1,4 +1,4 @@
-//! What a run changes: adapters beside the model, or the model itself.
+//! The trainable parameters of a run: adapters beside the model, or the model itself.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     weights::Values,
 };
 
-/// The numbers that are trained.
+/// The trainable parameters.
 pub(in crate::training) enum Trained {
     /// Beside the model, which wears them while it is lent.
     Lora(Lora),
@@ -23,7 +23,7 @@ pub(in crate::training) enum Trained {
 }
 
 impl Trained {
-    /// Untrained numbers for `model`.
+    /// Untrained parameters for `model`.
     ///
     /// # Errors
     /// A LoRA target matches no layer; or the whole model is to be trained, and it is quantized.
@@ -65,7 +65,7 @@ impl Trained {
     }
 
     /// All trained tensors for a file, bit for bit: an adapter as its files have it, weights under the model's names. Where
-    /// `means` has a tensor, its numbers are taken instead.
+    /// `means` has a tensor, its values are taken instead.
     pub fn tensors(
         &mut self,
         model: &mut impl Network,
@@ -98,7 +98,7 @@ pub(in crate::training) fn trainable(model: &impl Network) -> Result<()> {
     })
 }
 
-/// The trained numbers of a run as one thing with names.
+/// The trained parameters of a run as one thing with names.
 pub(in crate::training) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
 
 impl<M: Network> Parameters for Both<'_, M> {
@@ -107,7 +107,7 @@ impl<M: Network> Parameters for Both<'_, M> {
     }
 }
 
-/// Sets each parameter that `values` names, to one row of numbers.
+/// Sets each parameter that `values` names, to one row of values.
 pub(in crate::training) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
     parameters.parameters("", &mut |name, parameter| {
         if let Some(value) = values.get(name) {

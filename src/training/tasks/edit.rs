@@ -1,4 +1,4 @@
-//! Training Stable Diffusion to edit pictures by instruction.
+//! Training Stable Diffusion to edit images by instruction.
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
@@ -35,7 +35,7 @@ pub(in crate::training) struct EditTask<'a> {
 }
 
 impl<'a> EditTask<'a> {
-    /// A UNet that does not read a picture yet is widened.
+    /// A UNet that does not read an image yet is widened.
     pub fn new(
         config: &TrainConfig,
         objective: &InstructPix2PixConfig,
@@ -105,7 +105,7 @@ impl<'a> EditTask<'a> {
     }
 }
 
-/// Held-out pairs of one size. The pictures are as the VAE gives them back, which is the best that an edit can look.
+/// Held-out pairs of one size. The images are as the VAE gives them back, which is the best that an edit can look.
 struct Pairs {
     /// Of the instructions.
     text: PromptEmbeds,

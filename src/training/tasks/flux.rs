@@ -34,7 +34,7 @@ pub(in crate::training) struct FluxTask {
 
 impl FluxTask {
     /// # Errors
-    /// The pictures' size does not suit the model, or a prompt was not prepared.
+    /// The images' size does not suit the model, or a prompt was not prepared.
     pub fn new(
         config: &TrainConfig,
         objective: &FlowMatchingConfig,
@@ -84,7 +84,7 @@ impl Task for FluxTask {
         &self.validation.sigmas
     }
 
-    /// The configured prompts and seeds: a row for each prompt, and for each seed the picture; of an adapter, beside the one
+    /// The configured prompts and seeds: a row for each prompt, and for each seed the image; of an adapter, beside the one
     /// without it. An adapter that is not trained yet changes nothing, so nothing is made twice.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(job) = &self.job else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! What can be trained, each with its model and its objective.
+//! Tasks: what can be trained, each with its model and its objective.
 
 mod edit;
 mod flux;
