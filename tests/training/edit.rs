@@ -228,7 +228,7 @@ fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
         }
     }
     let said = fails(&["export", &run, "--output", &at("no.safetensors"), "--model", "checkpoints/tiny-sd"]);
-    assert!(said.contains("`--model`: is for fully trained models"), "{said}");
+    assert!(said.contains("`--model`: applies to fully trained models"), "{said}");
 }
 
 #[test]
