@@ -89,7 +89,7 @@ impl Operation {
     }
 
     /// The shapes it has in a FLUX of this `width` with heads of `head` numbers, for `image` and `text` tokens of one
-    /// picture, whose adapter has `trained` numbers.
+    /// image, whose adapter has `trained` numbers.
     pub(super) fn shapes(
         self,
         width: usize,
@@ -125,7 +125,7 @@ impl Operation {
         }
     }
 
-    /// What it must do at least, in numbers of `size` bytes. Attention's backward pass has five products for two: it
+    /// What it must do at least, in values of `size` bytes. Attention's backward pass has five products for two: it
     /// makes the scores again, as papers about it count.
     pub fn work(self, shape: &[usize], size: usize) -> Work {
         let of = |axes: &[usize]| axes.iter().map(|&axis| shape[axis] as f64).product::<f64>();
@@ -158,7 +158,7 @@ impl Function {
         }
     }
 
-    /// Its inputs, each with four axes, from what makes so many numbers.
+    /// Its inputs, each with four axes, from what makes so many values.
     pub(super) fn inputs(self, shape: &[usize], numbers: &dyn Fn(&str, usize) -> Tensor<1>) -> Vec<Tensor<4>> {
         let tensor = |name, dims: [usize; 4]| numbers(name, dims.iter().product()).reshape(dims);
         match (self, shape) {

@@ -46,7 +46,7 @@ impl LatentDataset {
         self.kind
     }
 
-    /// What the dataset is, in 64 hexadecimal digits: its pictures at their sizes, its captions or instructions, and what
+    /// What the dataset is, in 64 hexadecimal digits: its images at their sizes, its captions or instructions, and what
     /// encoded them. File names and the place of the folder do not count.
     pub fn fingerprint(&self) -> String {
         let part = |sample: &Sample| {
@@ -59,13 +59,13 @@ impl LatentDataset {
         key(&parts.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Splits the samples by what their pictures hold, of edits the originals: a picture is held out if a number drawn from the
-    /// seed and its content is below `data.validation_split`. So its side stays when others are added, and copies of one picture, or all edits
+    /// Splits the samples by what their images hold, of edits the originals: an image is held out if a number drawn from the
+    /// seed and its content is below `data.validation_split`. So its side stays when others are added, and copies of one image, or all edits
     /// of one original, are on one side.
-    /// If that would leave a side empty, the picture with the lowest, or highest, number changes over; a set of one
-    /// picture is trained on.
+    /// If that would leave a side empty, the image with the lowest, or highest, number changes over; a set of one
+    /// image is trained on.
     ///
-    /// Both sides are ordered by picture and caption, as [`fingerprint`](Self::fingerprint) counts them: whatever draws
+    /// Both sides are ordered by image and caption, as [`fingerprint`](Self::fingerprint) counts them: whatever draws
     /// positions on a side draws the same content after files were renamed.
     pub fn split(&self, seed: Seed) -> Split {
         let fraction = self.config.validation_split as f32;
@@ -107,7 +107,7 @@ impl LatentDataset {
     }
 
     /// Reads samples of one size into one batch on the host. Where `dropped` says so, a sample gets the empty prompt, and
-    /// zeros for the moments of its original: those of no picture, and with a mode of zero.
+    /// zeros for the moments of its original: those of no image, and with a mode of zero.
     ///
     /// # Errors
     /// An entry is missing or damaged, or the samples are of different sizes.
@@ -161,7 +161,7 @@ impl LatentDataset {
         })
     }
 
-    /// The moments of a picture, f32 `[2C, h, w]`.
+    /// The moments of an image, f32 `[2C, h, w]`.
     fn moments(&self, picture: &Picture, flipped: bool) -> Result<TensorData> {
         self.take(&mut self.cache.read(Kind::Latents, &picture.latents[usize::from(flipped)])?, "moments")
     }
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::data::Place;
 
-    /// A dataset of pictures that hold the given names.
+    /// A dataset of images that hold the given names.
     fn dataset(pictures: impl IntoIterator<Item = usize>, validation_split: f64) -> LatentDataset {
         let bucket = Bucket { width: 64, height: 64 };
         let sample = |i: usize| {

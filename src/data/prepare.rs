@@ -17,13 +17,13 @@ use crate::{
     paths, stop,
 };
 
-/// Checks every picture and caption (of edits, instruction), encodes what the cache does not hold yet, and opens the result. `prompts` are further
+/// Checks every image and caption (of edits, instruction), encodes what the cache does not hold yet, and opens the result. `prompts` are further
 /// texts to encode, such as those of the validation. If everything is there, no model is loaded.
 ///
 /// An interrupted preparation goes on where it stopped when it is called again.
 ///
 /// # Errors
-/// Settings, captions or pictures are wrong: all of them in one error, before anything is encoded. Or an encoder fails, or
+/// Settings, captions or images are wrong: all of them in one error, before anything is encoded. Or an encoder fails, or
 /// gives a number that is not finite, or the disk refuses. Or the process is asked to stop: then after the item at hand.
 pub fn prepare(
     config: &DataConfig,
@@ -64,7 +64,7 @@ pub struct Examined {
     pub prompts: usize,
 }
 
-/// Checks every picture and caption as [`prepare`] does, and encodes nothing.
+/// Checks every image and caption as [`prepare`] does, and encodes nothing.
 ///
 /// # Errors
 /// As [`prepare`], as far as it can be known without a model.
@@ -133,10 +133,10 @@ impl Survey {
         })
     }
 
-    /// `[1, …]` as `[…]`, if all numbers are finite.
+    /// `[1, …]` as `[…]`, if all values are finite.
     fn checked(&self, mut data: TensorData, what: &str) -> Result<TensorData> {
         if !data.iter::<f32>().all(f32::is_finite) {
-            let problem = format!("encoding {what} gave numbers that are not finite");
+            let problem = format!("encoding {what} gave values that are not finite");
             return Err(Error::file(&self.dataset.config.path, problem)
                 .hint("encode in f32 or bf16: some VAEs and text encoders overflow in f16"));
         }

@@ -7,19 +7,19 @@ use super::{Bucket, Place};
 /// What a data folder holds, and so how it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatasetKind {
-    /// Pictures with captions.
+    /// Images with captions.
     Captions,
-    /// Pairs of pictures, and the instructions that turn the first into the second.
+    /// Pairs of images, and the instructions that turn the first into the second.
     Edits,
 }
 
-/// A picture of the data folder.
+/// An image of the data folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Picture {
     /// Where it is.
     #[serde(flatten)]
     pub place: Place,
-    /// blake3 of the file: what the picture is known by.
+    /// blake3 of the file: what the image is known by.
     pub hash: String,
     /// Its size in pixels, after the EXIF orientation.
     pub size: (usize, usize),
@@ -42,15 +42,15 @@ fn is_zero(value: &u64) -> bool {
 /// The length of a file and its time of change in nanoseconds since 1970.
 pub(super) type Stamp = (u64, u64);
 
-/// What is trained on at once: a picture and its caption, or an edit.
+/// What is trained on at once: an image and its caption, or an edit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// The picture; of an edit, the edited one.
+    /// The image; of an edit, the edited one.
     pub picture: Picture,
-    /// Of an edit, the picture before it, in the bucket of the edited one.
+    /// Of an edit, the image before it, in the bucket of the edited one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<Picture>,
-    /// The picture's caption, with the trigger word; of an edit, the instruction.
+    /// The image's caption, with the trigger word; of an edit, the instruction.
     pub caption: String,
     /// The key of the caption's embeddings.
     pub prompt: String,
@@ -60,7 +60,7 @@ pub struct Sample {
     /// What the original shows, where the data says it. Only measured with, never trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_caption: Option<String>,
-    /// What the edited picture shows, where the data says it. Only measured with, never trained on.
+    /// What the edited image shows, where the data says it. Only measured with, never trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edited_caption: Option<String>,
 }
@@ -74,13 +74,13 @@ fn is_once(repeats: &usize) -> bool {
 }
 
 impl Sample {
-    /// The picture that the side of the split is drawn from: of an edit the original, so that all edits of one picture are
+    /// The image that the side of the split is drawn from: of an edit the original, so that all edits of one image are
     /// on one side.
     pub(super) fn subject(&self) -> &Picture {
         self.original.as_ref().unwrap_or(&self.picture)
     }
 
-    /// The picture, and of an edit the original.
+    /// The image, and of an edit the original.
     pub(super) fn pictures(&self) -> impl Iterator<Item = &Picture> {
         std::iter::once(&self.picture).chain(&self.original)
     }

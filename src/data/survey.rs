@@ -32,7 +32,7 @@ pub(super) struct Survey {
     vae: String,
     /// Prompts without embeddings.
     pub prompts: Vec<String>,
-    /// Pictures without latents, and for which of plain (false) and mirrored (true).
+    /// Images without latents, and for which of plain (false) and mirrored (true).
     pub pictures: Vec<(Picture, Vec<bool>)>,
 }
 
@@ -48,7 +48,7 @@ struct Index {
 }
 
 impl Survey {
-    /// Checks all settings, captions and pictures, and finds what is not in the cache.
+    /// Checks all settings, captions and images, and finds what is not in the cache.
     pub fn of(
         config: &DataConfig,
         kind: DatasetKind,
@@ -90,7 +90,7 @@ impl Survey {
         self.prompts.is_empty() && self.pictures.is_empty()
     }
 
-    /// Lists prompts and pictures without whole entries; equal ones once. Entries from before `trusted` need not be read.
+    /// Lists prompts and images without whole entries; equal ones once. Entries from before `trusted` need not be read.
     fn find_missing(&mut self, prompts: &[String], trusted: SystemTime) -> Result<()> {
         let dataset = &self.dataset;
         let captions = dataset.samples.iter().map(|sample| &sample.caption);
@@ -141,9 +141,9 @@ impl Survey {
                 format!("{folder} ({count} {}, {repeats} times each)", plural(*count))
             };
             let folders: Vec<_> = repeated.iter().map(folder).collect();
-            tracing::info!("folders that say how often their images count: {}", folders.join(", "));
+            tracing::info!("repeats from the names of folders: {}", folders.join(", "));
         }
-        tracing::info!("{} lacks {pictures} images and {prompts} prompts", cache.folder().display());
+        tracing::info!("{pictures} images and {prompts} prompts to encode into {}", cache.folder().display());
     }
 
     /// Says how many captions, or instructions, and how many of the further `prompts` are longer than what the text encoders read.
@@ -161,7 +161,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Writes `index.json`, after all the pictures and entries that it vouches for. Without it the next start is only slower.
+    /// Writes `index.json`, after all the images and entries that it vouches for. Without it the next start is only slower.
     pub fn record(&self) {
         if let Err(error) = self.write_index() {
             tracing::warn!("the next start will check all images again: {error}");
@@ -189,7 +189,7 @@ impl LatentDataset {
     /// `prompts` are further texts that must have embeddings.
     ///
     /// # Errors
-    /// A setting, picture or caption is wrong (all of them are listed), or something is not encoded yet.
+    /// A setting, image or caption is wrong (all of them are listed), or something is not encoded yet.
     pub fn open(config: &DataConfig, kind: DatasetKind, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
         let survey = Survey::of(config, kind, prompts, vae, text, &|_| ())?;
         if survey.is_complete() {
@@ -201,7 +201,7 @@ impl LatentDataset {
     }
 }
 
-/// Inspects the pictures of all rows, each once, except those `known` and unchanged since.
+/// Inspects the images of all rows, each once, except those `known` and unchanged since.
 fn check(
     config: &DataConfig,
     vae: &str,
@@ -220,7 +220,7 @@ fn check(
         };
         let bucket = buckets.choose(size.0, size.1).ok_or_else(|| {
             let step = config.bucket_step;
-            format!("is too small: {} × {} pixels, but each side needs {step} without enlarging", size.0, size.1)
+            format!("is too small: {} × {} pixels; each side needs at least {step} without enlarging", size.0, size.1)
         })?;
         let latents = latents(config, vae, &hash, bucket);
         Ok(Picture { place: (*place).clone(), latents, hash, size, bucket, stamp, changed })
@@ -251,7 +251,7 @@ fn check(
     Ok(pictures)
 }
 
-/// The keys of the latents of a picture in a bucket: as it is and, if `data.flip` is on, mirrored.
+/// The keys of the latents of an image in a bucket: as it is and, if `data.flip` is on, mirrored.
 fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<String> {
     let variants = if config.flip { &["plain", "mirrored"][..] } else { &["plain"] };
     let dtype = format!("{:?}", config.cache_dtype);
@@ -259,7 +259,7 @@ fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<St
     variants.iter().map(key).collect()
 }
 
-/// What need not be read again: the pictures that `index.json` knows, by place, and the time up to which entries count as
+/// What need not be read again: the images that `index.json` knows, by place, and the time up to which entries count as
 /// checked. Files of the last seconds before it was written are left out, for the clocks of file systems are coarse.
 fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime) {
     let path = cache.folder().join("index.json");

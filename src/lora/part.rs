@@ -16,7 +16,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The folder of a text encoder in a model folder; empty for the denoiser, whose folder hangs on its kind.
+    /// The folder of a text encoder in a model folder; empty for the denoiser, whose folder depends on its kind.
     pub fn folder(self) -> &'static str {
         match self {
             Self::Denoiser => "",
