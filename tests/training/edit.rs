@@ -246,7 +246,7 @@ fn a_whole_model_is_exported_only_onto_the_base_that_the_run_started_from() {
     std::fs::write(&config, format!("{text} ")).unwrap();
     let said = fails(&export);
     let expected = "moved-base: the base model is not the one that the run was started with";
-    assert!(said.contains(expected) && said.contains("hint: say with `--model`"), "{said}");
+    assert!(said.contains(expected) && said.contains("hint: tell where that model is now with `--model`"), "{said}");
     assert!(!Path::new(&output).exists());
 }
 
