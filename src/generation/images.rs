@@ -73,8 +73,8 @@ impl Session {
     }
 
     /// Makes ready to denoise images that wear these adapters: then [`advance`](Self::advance) takes them on, step by step and
-    /// together with others, and [`decode`](Self::decode) makes images of what they come to. Those that wear the same adapters
-    /// go through the layers together, which may round them otherwise than alone; others do not touch each other.
+    /// together with others, and [`decode`](Self::decode) makes images of what they come to. On the CPU in f32 each has the bits
+    /// that it has alone.
     ///
     /// # Errors
     /// As [`make`](Self::make).

@@ -10,7 +10,7 @@ use super::{
     cpu, lift,
     matmul::{assert_one_dtype, matmul},
     operation::{Operation, Plain, apply},
-    patches::{self, Sizes},
+    patches::{self, Company, Sizes},
     simd::sum,
     winograd,
 };
@@ -20,7 +20,24 @@ use super::{
 ///
 /// Weight and bias get gradients where they are tracked. Where the weight is not, `x` is not kept.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
-    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], height: None, trained: false })
+    convolve(
+        x,
+        weight,
+        bias,
+        Conv2d { stride, padding: [padding; 2], company: Company::Any, height: 0, trained: false },
+    )
+}
+
+/// [`conv2d`], where on the CPU in f32 each sample has the bits that it has alone.
+pub fn conv2d_by_sample(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+    padding: usize,
+) -> Tensor<4> {
+    let company = Company::OfSample;
+    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company, height: 0, trained: false })
 }
 
 /// [`conv2d`] of whole pictures or of some of their rows, with so many zeros above and below `x` and at either side: of some rows
@@ -40,7 +57,7 @@ pub fn conv2d_rows(
     let ours = cpu::are_floats(&[&x, &weight]);
     let [x, weight] = [x, weight].map(Tensor::<4>::from_dispatch);
     if ours {
-        return convolve(x, weight, bias, Conv2d { stride, padding, height: Some(height), trained: false });
+        return convolve(x, weight, bias, Conv2d { stride, padding, company: Company::None, height, trained: false });
     }
     // Elsewhere a convolution has as many zeros above as beside.
     let [above, beside] = padding;
@@ -77,8 +94,9 @@ struct Conv2d {
     stride: usize,
     /// Above and below, and at either side.
     padding: [usize; 2],
-    /// Of the whole output, where `x` is a part of its picture.
-    height: Option<usize>,
+    company: Company,
+    /// Of the whole output, where `x` may be a part of its image: without company.
+    height: usize,
     /// Whether the weight may need a gradient.
     trained: bool,
 }
@@ -101,9 +119,12 @@ impl Conv2d {
             (from + 2 * padding - kernel) / stride + 1
         });
         let (from, kernel) = ([height, width], [down, across]);
-        let pairs = self.height.map_or(batch * to[0].div_ceil(2), |height| height.div_ceil(2));
-        let alone = self.height.is_some();
-        Sizes { batch, inputs, outputs, from, to, kernel, stride, padding, alone, pairs }
+        let pairs = match self.company {
+            Company::Any => batch * to[0].div_ceil(2),
+            Company::OfSample => to[0].div_ceil(2),
+            Company::None => self.height.div_ceil(2),
+        };
+        Sizes { batch, inputs, outputs, from, to, kernel, stride, padding, company: self.company, pairs }
     }
 
     /// Whether each place is a product of the weight with what is at that place.

@@ -3,8 +3,15 @@
 use std::mem::MaybeUninit;
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use super::cpu;
+
+/// Products add up in another order where both sides are at most [`NARROW`] and more than this many values are added up for
+/// each element. In no other way do the bits of a row depend on how many rows are with it, unless it is alone: a product with
+/// one row takes a way of its own.
+pub(super) const SHORT_SUMS: usize = 512;
+pub(super) const NARROW: usize = 64;
 
 /// A matrix in a slice: element `(i, j)` is at `i·strides.0 + j·strides.1`.
 #[derive(Clone, Copy)]
@@ -115,11 +122,12 @@ pub(super) fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     data
 }
 
-/// `a·b + bias` as a new row-major matrix, on all cores.
+/// `a·b + bias` as a new row-major matrix, on all cores. The rows of `a` are those of `samples` samples, equally many of each;
+/// each sample has the bits that it has alone.
 ///
 /// The product runs at more than twice the speed where `b` lies row after row, and turning it around takes a small part of
 /// that; so it is turned around if need be.
-pub(super) fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize) -> Vec<f32> {
     let turned;
     let b = if b.strides.1 == 1 {
         b
@@ -127,16 +135,47 @@ pub(super) fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
         turned = transposed(b.t());
         Matrix::new(&turned, b.rows, b.columns)
     };
-    match bias {
-        None => matmul(a, b, 1.0),
-        Some(bias) => {
-            let mut y = cpu::build(a.rows * b.columns, b.columns, |_, y| {
-                y.write_copy_of_slice(bias);
-            });
-            add_matmul(&mut y, a, b, 1.0);
-            y
-        }
+    let together = together(a.rows / samples.max(1), a.rows, b);
+    let Some(bias) = bias else {
+        return if together == a.rows { matmul(a, b, 1.0) } else { by_parts(a, b, together) };
+    };
+    let mut y = cpu::build(a.rows * b.columns, b.columns, |_, y| {
+        y.write_copy_of_slice(bias);
+    });
+    match together == a.rows {
+        true => add_matmul(&mut y, a, b, 1.0),
+        false => y.par_chunks_mut(together * b.columns).enumerate().for_each(|(part, y)| {
+            add_matmul(y, a.rows(part * together, y.len() / b.columns), b, 1.0);
+        }),
     }
+    y
+}
+
+/// How many of `rows` rows go into one product with `b`, if each is to have the bits that it has in a product with `alone` of
+/// them.
+fn together(alone: usize, rows: usize, b: Matrix) -> usize {
+    if alone == 1 || b.columns == 1 {
+        alone
+    } else if b.rows > SHORT_SUMS && b.columns <= NARROW && alone <= NARROW {
+        (NARROW / alone * alone).min(rows)
+    } else {
+        rows
+    }
+}
+
+/// `a·b` with so many rows of `a` at a time.
+fn by_parts(a: Matrix, b: Matrix, each: usize) -> Vec<f32> {
+    let count = a.rows * b.columns;
+    let mut data = Vec::with_capacity(count);
+    let parts = data.spare_capacity_mut()[..count].par_chunks_mut(each * b.columns).enumerate();
+    parts.for_each(|(part, place)| {
+        let a = a.rows(part * each, place.len() / b.columns);
+        // SAFETY: the place is ours and of that size; the product writes all of it.
+        unsafe { product(Target::fresh(place, b.columns), Onto::Nothing, 1.0, a, b, Parallelism::Rayon(0)) };
+    });
+    // SAFETY: all parts were written.
+    unsafe { data.set_len(count) };
+    data
 }
 
 /// The transpose as a new row-major matrix.

@@ -1,7 +1,8 @@
 //! Matrix products with a weight as checkpoints store it, `[out, in]`.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -18,8 +19,13 @@ use super::{
 /// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. All that is on a tape gets a gradient; `x` is kept only
 /// for that of the weight.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    linear_by_sample(x, weight, bias, 1)
+}
+
+/// [`linear`] of `samples` samples, equally many rows of `x` each: on the CPU in f32 each sample has the bits that it has alone.
+pub fn linear_by_sample(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, samples: usize) -> Tensor<2> {
     assert_one_dtype("a linear layer", &[x.dtype(), weight.dtype(), bias.as_ref().map_or(x.dtype(), Tensor::dtype)]);
-    let operation = Linear { trained: weight.device().is_autodiff() };
+    let operation = Linear { trained: weight.device().is_autodiff(), samples };
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
     match bias {
         Some(bias) => apply(operation, [x, weight, bias.into_dispatch()]),
@@ -35,6 +41,75 @@ pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f
     assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
     let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
     apply(LowRank { scale }, inputs)
+}
+
+/// The factors of what a LoRA adapter adds, for [`low_rank_by_sample`].
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// `[rank, in]`, f32.
+    pub a: &'a Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: &'a Tensor<2>,
+    /// What the product is multiplied with.
+    pub scale: f64,
+}
+
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with factors of each sample's own, of any ranks and any number: those of the samples in turn. `y`
+/// `[M, out]`, `x` `[M, in]`, equally many rows of each of `samples` samples. On the CPU in f32 each sample has the bits that it
+/// has alone. Not for a tape.
+pub fn low_rank_by_sample(y: Tensor<2>, x: Tensor<2>, samples: usize, each: &[Vec<Factors<'_>>]) -> Tensor<2> {
+    assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
+    let of = |sample: usize| each[sample % each.len()].as_slice();
+    match cpu::floats([y.into_dispatch(), x.into_dispatch()]) {
+        Ok([y, x]) => {
+            let (mut y, x) = (cpu::exactly(y), cpu::in_order(x));
+            let ([_, outputs], [rows, inputs]) = (cpu::dims(&y), cpu::dims(&x));
+            let rows = rows / samples;
+            let on_cpu = |t: &Tensor<2>| match cpu::floats([t.clone().into_dispatch()]) {
+                Ok([t]) => cpu::in_order(t),
+                Err(_) => panic!("the factors of an adapter are f32, and where its layer is"),
+            };
+            let factors = |sample| of(sample).iter().map(|f| (on_cpu(f.a), on_cpu(f.b), f.scale as f32)).collect();
+            let factors: Vec<Vec<_>> = (0..samples.min(each.len())).map(factors).collect();
+            let places = y.storage_mut().par_chunks_mut((rows * outputs).max(1));
+            let places = places.zip(cpu::numbers(&x).par_chunks((rows * inputs).max(1))).enumerate();
+            places.for_each(|(sample, (y, x))| {
+                for (a, b, scale) in &factors[sample % factors.len()] {
+                    let (a, b) = (matrix(a), matrix(b));
+                    let u = gemm::matmul(Matrix::new(x, rows, inputs), a.t(), 1.0);
+                    add_matmul(y, Matrix::new(&u, rows, a.rows), b.t(), *scale);
+                }
+            });
+            Tensor::from_dispatch(cpu::plain(y))
+        }
+        Err(both) => {
+            let [y, x]: [Tensor<2>; 2] = both.map(Tensor::from_dispatch);
+            if let [factors] = each {
+                return factors.iter().fold(y, |y, f| low_rank(y, x.clone(), f.a.clone(), f.b.clone(), f.scale));
+            }
+            let ([_, inputs], [_, outputs]) = (x.dims(), y.dims());
+            let (dtype, device): (FloatDType, _) = (x.dtype().into(), x.device());
+            let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
+            // All of a sample as one, and of as many ranks as the largest has.
+            let rank = |factors: &[Factors]| factors.iter().map(|f| f.a.dims()[0]).sum::<usize>();
+            let most = (0..samples).map(|sample| rank(of(sample))).max().unwrap_or(0);
+            if most == 0 {
+                return y;
+            }
+            let padded = |sample: usize| {
+                let missing = most - rank(of(sample));
+                let a = of(sample).iter().map(|f| f.a.clone()).chain((missing > 0).then(|| zeros([missing, inputs])));
+                let b = of(sample).iter().map(|f| f.b.clone() * f.scale);
+                let b = b.chain((missing > 0).then(|| zeros([outputs, missing])));
+                [Tensor::cat(a.collect(), 0).cast(dtype), Tensor::cat(b.collect(), 1).cast(dtype)]
+            };
+            let (a, b): (Vec<_>, Vec<_>) = (0..samples).map(|sample| padded(sample).into()).unzip();
+            let [a, b] = [a, b].map(|all| Tensor::stack::<3>(all, 0));
+            let rows = x.dims()[0] / samples;
+            let u = matmul(x.reshape([samples, rows, inputs]), a.transpose());
+            y + matmul(u, b.transpose()).reshape([samples * rows, outputs])
+        }
+    }
 }
 
 /// The same weight `[out, in]`, laid out in memory as [`linear`] wants it: on the CPU in f32, column after column. There
@@ -69,6 +144,8 @@ fn either_way(weight: FlexTensor) -> FlexTensor {
 pub(super) struct Linear {
     /// Whether the weight is on a tape.
     pub trained: bool,
+    /// Of which the rows are, if each is to have the bits that it has alone; else 1.
+    pub samples: usize,
 }
 
 /// Of `x`, the weight and perhaps a bias.
@@ -84,7 +161,7 @@ impl<const N: usize> Operation<N> for Linear {
                 let weight = either_way(inputs[1].clone());
                 let bias = inputs.get(2).cloned().map(cpu::in_order);
                 let (x, weight) = (matrix(&x), matrix(&weight));
-                let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers));
+                let y = affine(x, weight.t(), bias.as_ref().map(cpu::numbers), self.samples);
                 cpu::plain(cpu::tensor(y, [x.rows, weight.rows]))
             }
             #[cfg(feature = "cuda")]
@@ -115,7 +192,7 @@ impl<const N: usize> Operation<N> for Linear {
                 let (g, weight, x) = (matrix(&g), matrix(&weight), matrix(&x));
                 let plain = |data, rows, columns| cpu::plain(cpu::tensor(data, [rows, columns]));
                 [
-                    wants_x.then(|| plain(affine(g, weight, None), g.rows, weight.columns)),
+                    wants_x.then(|| plain(affine(g, weight, None, 1), g.rows, weight.columns)),
                     wants_weight.then(|| plain(gemm::matmul(g.t(), x, 1.0), g.columns, x.columns)),
                     wants_bias.then(|| cpu::plain(cpu::tensor(column_sums(g), [g.columns]))),
                 ]

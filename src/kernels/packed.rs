@@ -87,9 +87,20 @@ impl PackedMatrix {
 /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. `x` and the bias get gradients where they are on a tape; the weight has
 /// none. It is dense while a product is computed, and again for that of the backward pass, but not between them.
 pub fn linear_packed(x: Tensor<2>, weight: &PackedMatrix, bias: Option<Tensor<1>>) -> Tensor<2> {
+    linear_packed_by_sample(x, weight, bias, 1)
+}
+
+/// [`linear_packed`] of `samples` samples, equally many rows of `x` each: on the CPU in f32 each sample has the bits that it has
+/// alone.
+pub fn linear_packed_by_sample(
+    x: Tensor<2>,
+    weight: &PackedMatrix,
+    bias: Option<Tensor<1>>,
+    samples: usize,
+) -> Tensor<2> {
     let dtype = weight.dtype.into();
     assert_one_dtype("a linear layer", &[x.dtype(), dtype, bias.as_ref().map_or(dtype, Tensor::dtype)]);
-    let operation = LinearPacked { weight: weight.clone() };
+    let operation = LinearPacked { weight: weight.clone(), samples };
     match bias {
         Some(bias) => apply(operation, [x.into_dispatch(), bias.into_dispatch()]),
         None => apply(operation, [x.into_dispatch()]),
@@ -99,6 +110,7 @@ pub fn linear_packed(x: Tensor<2>, weight: &PackedMatrix, bias: Option<Tensor<1>
 #[derive(Clone, Debug)]
 struct LinearPacked {
     weight: PackedMatrix,
+    samples: usize,
 }
 
 /// Of `x` and perhaps a bias.
@@ -107,7 +119,7 @@ impl<const N: usize> Operation<N> for LinearPacked {
 
     fn forward(&self, inputs: [Plain; N]) -> (Plain, ()) {
         let weight = self.weight.laid_out().into_dispatch();
-        let linear = Linear { trained: false };
+        let linear = Linear { trained: false, samples: self.samples };
         let mut inputs = inputs.into_iter();
         let x = inputs.next().expect("a linear layer has an input");
         let (y, _) = match inputs.next() {
@@ -121,7 +133,8 @@ impl<const N: usize> Operation<N> for LinearPacked {
         let [wants_x, wants_bias] = [0, 1].map(|i| wanted.get(i) == Some(&true));
         // In place of a weight that is not asked for, something that exists.
         let weight = if wants_x { self.weight.dense().into_dispatch() } else { gradient.clone() };
-        let [x, _, bias] = Linear { trained: false }.backward((None, weight), gradient, [wants_x, false, wants_bias]);
+        let [x, _, bias] =
+            Linear { trained: false, samples: 1 }.backward((None, weight), gradient, [wants_x, false, wants_bias]);
         let mut gradients = [x, bias].into_iter();
         std::array::from_fn(|_| gradients.next().flatten())
     }

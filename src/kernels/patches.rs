@@ -9,7 +9,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{
-    gemm::{Matrix, Onto, Target, product},
+    gemm::{Matrix, NARROW, Onto, SHORT_SUMS, Target, product},
     shared::Shared,
     simd::vectorized,
 };
@@ -26,10 +26,21 @@ pub(super) struct Sizes {
     pub stride: usize,
     /// Zeros above and below, and at either side.
     pub padding: [usize; 2],
-    /// Whether each sample, and each part of its rows, must have the bits that it has in any other company.
-    pub alone: bool,
-    /// Pairs of rows of places, those of all samples or, where each is alone, of one whole picture: by them the way is chosen.
+    pub company: Company,
+    /// Pairs of rows of places, those of all samples or, where company does not count, of one whole image: by them the way is
+    /// chosen.
     pub pairs: usize,
+}
+
+/// Of what company, within one product, the bits of the output may depend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Of all samples and rows.
+    Any,
+    /// Of the rows of the same sample: each sample has the bits that it has alone.
+    OfSample,
+    /// Of none: so has each part of a sample's rows.
+    None,
 }
 
 /// Numbers of patches that exist at a time, if those of one row of places are no more.
@@ -37,10 +48,6 @@ const AT_A_TIME: usize = 2 << 20;
 /// Places and channels of the output that one piece of work multiplies.
 const PLACES: usize = 256;
 const OUTPUTS: usize = 64;
-/// The matrix products of [`gemm`] add up in another order where both sides are at most [`NARROW`] and more than this many
-/// numbers are added up for each.
-const SHORT_SUMS: usize = 512;
-const NARROW: usize = 64;
 /// Numbers of patches whose gradients are one piece of work: products are fastest if their sides are multiples of 64.
 const DEPTH: usize = 128;
 
@@ -57,9 +64,24 @@ impl Sizes {
 
     /// Places of a product, of which `places` are wanted: so many that its sums do not depend on their number, where that counts.
     fn columns(&self, places: usize) -> usize {
-        match self.alone && self.inputs * self.taps() > SHORT_SUMS {
+        match self.company == Company::None && self.has_long_sums() {
             true => places.max(NARROW + 1),
             false => places,
+        }
+    }
+
+    /// Whether the sums of a product depend on how many places it has.
+    fn has_long_sums(&self) -> bool {
+        self.inputs * self.taps() > SHORT_SUMS
+    }
+
+    /// Rows of places that a piece of work may multiply together: in narrow samples those of several, but no more than leave the
+    /// product narrow where that counts.
+    fn rows_together(&self) -> usize {
+        let (places, rows) = (self.to[0] * self.to[1], PLACES / self.to[1].max(1));
+        match self.company == Company::OfSample && self.has_long_sums() && places <= NARROW {
+            true => NARROW / places.max(1) * self.to[0],
+            false => rows.max(1),
         }
     }
 
@@ -67,7 +89,18 @@ impl Sizes {
     fn bands(&self) -> impl Iterator<Item = Range<usize>> {
         let numbers = (self.inputs * self.taps()).max(self.outputs) * self.to[1];
         let each = (AT_A_TIME / numbers.max(1)).max(1);
-        (0..self.lines()).step_by(each).map(move |start| start..self.lines().min(start + each))
+        // Bands begin with a sample where products must not have places of a part of one.
+        let rows = self.to[0].max(1);
+        let (each, run) = match self.company == Company::OfSample && self.has_long_sums() {
+            true if rows * self.to[1] <= NARROW && rows <= each => (each / rows * rows, self.lines()),
+            true => (each, rows),
+            false => (each, self.lines()),
+        };
+        let bands = move |first: usize| {
+            let end = self.lines().min(first + run);
+            (first..end).step_by(each).map(move |start| start..end.min(start + each))
+        };
+        (0..self.lines()).step_by(run.max(1)).flat_map(bands)
     }
 
     /// Channels of the input whose gradients are one piece of work.
@@ -89,7 +122,7 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f
     let mut y = Vec::with_capacity(count);
     let place = Shared::new(&mut y);
     let groups = sizes.outputs.div_ceil(OUTPUTS);
-    let each = (PLACES / width.max(1)).max(1);
+    let each = sizes.rows_together();
     let mut patches = Patches::default();
     for band in sizes.bands() {
         patches.lay_out(sizes, x, band.clone());
@@ -209,7 +242,7 @@ impl Patches {
     fn lay_out(&mut self, sizes: &Sizes, x: &[f32], rows: Range<usize>) {
         self.depth = sizes.inputs * sizes.taps();
         self.places = rows.len() * sizes.to[1];
-        self.room = if sizes.alone { NARROW + SHORT } else { SHORT };
+        self.room = if sizes.company == Company::None { NARROW + SHORT } else { SHORT };
         let pitch = self.pitch();
         self.data.resize(self.depth * pitch, 0.0);
         let channels = self.data.par_chunks_mut((sizes.taps() * pitch).max(1)).enumerate();

@@ -11,6 +11,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod parts;
+mod samples;
 mod unet;
 
 type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;

@@ -21,8 +21,8 @@ use rayon::prelude::*;
 
 use super::{
     cpu::Fresh,
-    gemm::{Matrix, Onto, Target, product},
-    patches::Sizes,
+    gemm::{Matrix, Onto, SHORT_SUMS, Target, product},
+    patches::{Company, Sizes},
     shared::Shared,
     simd::vectorized,
     transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
@@ -55,11 +55,14 @@ struct Tiles {
     width: usize,
     /// Rows of the picture of which these are convolutions: as many, or, where there are no zeros above and below, two more.
     seen: usize,
+    /// Whether products must not have tiles of two samples.
+    apart: bool,
 }
 
 impl Tiles {
     fn of(sizes: &Sizes) -> Self {
-        Self { batch: sizes.batch, height: sizes.to[0], width: sizes.to[1], seen: sizes.from[0] }
+        let apart = sizes.company == Company::OfSample && sizes.inputs > SHORT_SUMS;
+        Self { batch: sizes.batch, height: sizes.to[0], width: sizes.to[1], seen: sizes.from[0], apart }
     }
 
     /// Tiles in a row.
@@ -79,7 +82,12 @@ impl Tiles {
     /// Rows of tiles, as many at a time as keep their transforms, of this many channels, within bounds.
     fn bands(self, channels: usize) -> impl Iterator<Item = Range<usize>> {
         let each = (AT_A_TIME / (POINTS * channels * self.across())).max(1);
-        (0..self.rows()).step_by(each).map(move |start| start..self.rows().min(start + each))
+        let run = if self.apart { self.down() } else { self.rows() };
+        let bands = move |first: usize| {
+            let end = self.rows().min(first + run);
+            (first..end).step_by(each).map(move |start| start..end.min(start + each))
+        };
+        (0..self.rows()).step_by(run.max(1)).flat_map(bands)
     }
 }
 

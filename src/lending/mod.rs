@@ -219,27 +219,25 @@ impl<P: Part> Lender<P> {
             Source::Streamed(streamed) => Lent::Own(streamed.lend(index)),
         };
         match adapters {
-            Some(adapters) if self.wears(index, adapters) => self.dressed(index, lent.into_own(), adapters),
+            Some(adapters) if self.wears(index, adapters) => {
+                let mut part = lent.into_own();
+                adapters.put_on(&self.facts[index].name, &mut part);
+                Lent::Own(part)
+            }
             _ => lent,
         }
     }
 
-    /// A part that was lent bare, with adapters on, for those who lend it once and use it with several.
-    pub fn dress<'a>(&self, index: usize, part: &'a P, adapters: &Adapters) -> Lent<'a, P> {
-        match self.wears(index, adapters) {
-            true => self.dressed(index, part.clone(), adapters),
-            false => Lent::Borrowed(part),
-        }
+    /// Lends a part with adapters that the rows of a batch wear in turn; see [`Adapters::put_on_rows`].
+    fn lend_by_row(&self, index: usize, rows: &[Adapters]) -> Lent<'_, P> {
+        let mut part = self.lend(index, None).into_own();
+        Adapters::put_on_rows(rows, &self.facts[index].name, &mut part);
+        Lent::Own(part)
     }
 
     fn wears(&self, index: usize, adapters: &Adapters) -> bool {
         let Facts { layers, convolutions, .. } = &self.facts[index];
         layers.iter().chain(convolutions).any(|layer| adapters.contains(&layer.name))
-    }
-
-    fn dressed<'a>(&self, index: usize, mut part: P, adapters: &Adapters) -> Lent<'a, P> {
-        adapters.put_on(&self.facts[index].name, &mut part);
-        Lent::Own(part)
     }
 
     /// Lends parts in this order, each while the next one is prepared. The caller lets go of one before it asks for the next.
@@ -248,9 +246,26 @@ impl<P: Part> Lender<P> {
         order: impl IntoIterator<Item = usize> + 'a,
         adapters: Option<&'a Adapters>,
     ) -> impl Iterator<Item = Lent<'a, P>> {
+        self.walk_with(order, move |index| self.lend(index, adapters))
+    }
+
+    /// The same with adapters that the rows of a batch wear in turn; see [`Adapters::put_on_rows`].
+    pub fn walk_by_row<'a>(
+        &'a self,
+        order: impl IntoIterator<Item = usize> + 'a,
+        rows: &'a [Adapters],
+    ) -> impl Iterator<Item = Lent<'a, P>> {
+        self.walk_with(order, move |index| self.lend_by_row(index, rows))
+    }
+
+    fn walk_with<'a>(
+        &'a self,
+        order: impl IntoIterator<Item = usize> + 'a,
+        lend: impl Fn(usize) -> Lent<'a, P> + 'a,
+    ) -> impl Iterator<Item = Lent<'a, P>> {
         let mut order = order.into_iter().peekable();
         std::iter::from_fn(move || {
-            let lent = self.lend(order.next()?, adapters);
+            let lent = lend(order.next()?);
             if let (Source::Streamed(streamed), Some(&next), true) = (&self.source, order.peek(), self.reads_ahead) {
                 streamed.prepare(next);
             }

@@ -15,8 +15,8 @@ use burn::tensor::Tensor;
 
 use crate::{kernels, limits::Limits, nn::Linear};
 
+use network::view;
 pub use network::{Change, Inputs, Network, Segment, State};
-use network::{pick, view};
 pub use noise::draw_noise;
 
 /// Tokens that go through a feed-forward together at least. Of fewer rows, a matrix product may add up in another order.

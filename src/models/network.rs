@@ -61,14 +61,6 @@ pub trait Inputs: Clone {
 
     /// How many rows the batch has.
     fn rows(&self) -> usize;
-
-    /// The rows with these numbers, as a batch.
-    fn pick(&self, rows: &[usize]) -> Self;
-}
-
-/// The rows of a tensor with these numbers.
-pub(super) fn pick<const D: usize>(tensor: &Tensor<D>, rows: &[usize]) -> Tensor<D> {
-    Tensor::cat(rows.iter().map(|&row| tensor.clone().narrow(0, row, 1)).collect(), 0)
 }
 
 /// A network: stem, blocks, head.
@@ -112,40 +104,16 @@ pub trait Network: Clone {
     /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`. The rows wear no adapters, all the same, or these in
     /// turn.
     ///
-    /// Rows that wear different ones go through each segment one after the other, so that each row's values are those that
-    /// it has alone, whatever the others wear. Of images that takes hardly longer than together: the products have as many
-    /// rows as an image has positions. Each segment is lent once for all. Rows that wear the same, as the two or three of an image
-    /// that is guided do, go together.
+    /// All rows go through each layer together, and then each through its own adapters. On the CPU in f32 each has the bits that
+    /// it has alone, whatever rows are with it and whatever they wear.
     fn predict(&self, inputs: &Self::Inputs, adapters: &[Adapters]) -> Tensor<4> {
         let lender = self.lender();
-        if adapters.windows(2).all(|pair| pair[0].are(&pair[1])) {
-            let segments = lender.walk(0..self.len(), adapters.first());
-            return segments.fold(Self::State::default(), |state, segment| segment.run(inputs, state)).prediction();
-        }
-        // The adapters of each set, and its rows.
-        let mut sets: Vec<(&Adapters, Vec<usize>)> = Vec::new();
-        for row in 0..inputs.rows() {
-            let worn = &adapters[row % adapters.len()];
-            match sets.iter_mut().find(|(others, _)| worn.are(others)) {
-                Some((_, rows)) => rows.push(row),
-                None => sets.push((worn, vec![row])),
-            }
-        }
-        let parts: Vec<_> = sets.iter().map(|(_, rows)| inputs.pick(rows)).collect();
-        let mut states = vec![Self::State::default(); sets.len()];
-        for (index, segment) in lender.walk(0..self.len(), None).enumerate() {
-            for ((inputs, state), (worn, _)) in parts.iter().zip(&mut states).zip(&sets) {
-                *state = lender.dress(index, &segment, worn).run(inputs, std::mem::take(state));
-            }
-        }
-        let mut predictions = vec![None; inputs.rows()];
-        for (state, (_, rows)) in states.into_iter().zip(&sets) {
-            let prediction = state.prediction();
-            for (place, &row) in rows.iter().enumerate() {
-                predictions[row] = Some(prediction.clone().narrow(0, place, 1));
-            }
-        }
-        Tensor::cat(predictions.into_iter().flatten().collect(), 0)
+        let run = |state, segment: Lent<'_, Self::Segment>| segment.run(inputs, state);
+        let state = match inputs.rows() {
+            1 => lender.walk(0..self.len(), adapters.first()).fold(Self::State::default(), run),
+            _ => lender.walk_by_row(0..self.len(), adapters).fold(Self::State::default(), run),
+        };
+        state.prediction()
     }
 }
 

@@ -43,6 +43,14 @@ impl Adapter {
         self
     }
 
+    /// Its matrices, where it is nothing but a low-rank pair.
+    pub(super) fn factors(&self) -> Option<kernels::Factors<'_>> {
+        match (&self.delta, &self.magnitude, &self.dropout) {
+            (Delta::LowRank { a, b }, None, None) => Some(kernels::Factors { a, b, scale: self.scale }),
+            _ => None,
+        }
+    }
+
     /// `y` `[M, out]`, the output of its layer for `x` `[M, in]`, with what the adapter adds to it. The rows are those of
     /// `samples` samples.
     pub(super) fn add(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
@@ -88,7 +96,7 @@ impl Dropout {
 
 /// Adapters of a network, by the names of their layers; those of one layer add up. Cheap to clone: nothing is copied.
 #[derive(Clone, Debug, Default)]
-pub struct Adapters(Arc<BTreeMap<LayerName, Vec<Adapter>>>);
+pub struct Adapters(Arc<BTreeMap<LayerName, Arc<Vec<Adapter>>>>);
 
 impl Adapters {
     /// Whether there are none.
@@ -98,7 +106,7 @@ impl Adapters {
 
     /// Those whose layers' names begin with `path` and a dot, without these.
     pub fn below(&self, path: &str) -> Self {
-        let of = |(name, adapters): (&LayerName, &Vec<Adapter>)| {
+        let of = |(name, adapters): (&LayerName, &Arc<Vec<Adapter>>)| {
             Some((name.strip_prefix(path)?.strip_prefix('.')?.to_string(), adapters.clone()))
         };
         Self(Arc::new(self.0.iter().filter_map(of).collect()))
@@ -111,14 +119,14 @@ impl Adapters {
 
     /// Of this layer.
     pub fn of(&self, layer: &str) -> &[Adapter] {
-        self.0.get(layer).map_or(&[], Vec::as_slice)
+        self.0.get(layer).map_or(&[], |adapters| adapters)
     }
 
     /// These and others at once.
     pub fn and(mut self, others: &Self) -> Self {
         let all = Arc::make_mut(&mut self.0);
         for (layer, adapters) in &*others.0 {
-            all.entry(layer.clone()).or_default().extend_from_slice(adapters);
+            Arc::make_mut(all.entry(layer.clone()).or_default()).extend_from_slice(adapters);
         }
         self
     }
@@ -127,7 +135,7 @@ impl Adapters {
     pub fn dropping_out(mut self, probability: f64, seed: Seed, step: u64, first_sample: u64) -> Self {
         for (layer, adapters) in Arc::make_mut(&mut self.0) {
             let dropout = Dropout { probability, seed: seed.derive(layer), step, first_sample };
-            adapters.iter_mut().for_each(|adapter| adapter.dropout = Some(dropout.clone()));
+            Arc::make_mut(adapters).iter_mut().for_each(|adapter| adapter.dropout = Some(dropout.clone()));
         }
         self
     }
@@ -136,12 +144,17 @@ impl Adapters {
     pub fn are(&self, others: &Self) -> bool {
         Arc::ptr_eq(&self.0, &others.0) || (self.is_empty() && others.is_empty())
     }
+
+    /// Of this layer, without a copy.
+    pub(super) fn shared(&self, layer: &str) -> Arc<Vec<Adapter>> {
+        self.0.get(layer).cloned().unwrap_or_default()
+    }
 }
 
 impl FromIterator<(LayerName, Adapter)> for Adapters {
     fn from_iter<T: IntoIterator<Item = (LayerName, Adapter)>>(adapters: T) -> Self {
         let mut all = BTreeMap::<_, Vec<_>>::new();
         adapters.into_iter().for_each(|(layer, adapter)| all.entry(layer).or_default().push(adapter));
-        Self(Arc::new(all))
+        Self(Arc::new(all.into_iter().map(|(layer, adapters)| (layer, Arc::new(adapters))).collect()))
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::{Adapter, Delta, Parameter, Parameters};
+use super::{Adapter, Delta, Parameter, Parameters, Worn};
 use crate::{kernels, weights::Weights};
 
 /// A convolution over `[B, C, H, W]`, plus what the adapters that it wears add (LoCon): a change of its kernel, which is a matrix
@@ -22,12 +22,12 @@ pub struct Conv2d {
     /// What the checkpoint says its weight has, also where only headers were read.
     dims: [usize; 4],
     /// Only while it is lent.
-    pub(super) worn: Vec<Adapter>,
+    pub(super) worn: Worn,
 }
 
 impl Conv2d {
     fn new(weight: Tensor<4>, bias: Option<Tensor<1>>, dims: [usize; 4], stride: usize, padding: usize) -> Self {
-        Self { weight, bias, stride, padding, by_sample: false, dims, worn: Vec::new() }
+        Self { weight, bias, stride, padding, by_sample: false, dims, worn: Worn::default() }
     }
 
     /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
@@ -110,9 +110,20 @@ impl Conv2d {
 
     /// `[B, in, H, W]` → `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut y = self.own(x.clone());
-        let own = self.worn.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
-        for adapter in &self.worn {
+        let y = self.own(x.clone());
+        match self.worn.of_all() {
+            Some(adapters) => self.wear(adapters, y, x),
+            None => {
+                let each = y.split(1, 0).into_iter().zip(x.split(1, 0)).enumerate();
+                Tensor::cat(each.map(|(row, (y, x))| self.wear(self.worn.of(row), y, x)).collect(), 0)
+            }
+        }
+    }
+
+    /// `y`, the output for `x`, with what the adapters add.
+    fn wear(&self, adapters: &[Adapter], mut y: Tensor<4>, x: Tensor<4>) -> Tensor<4> {
+        let own = adapters.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
+        for adapter in adapters {
             let change = self.change(&adapter.delta, x.clone()) * adapter.scale;
             y = match (&adapter.magnitude, &own) {
                 // As in a linear layer: the bias is not stretched.
@@ -141,6 +152,7 @@ impl Conv2d {
                 let height = (x.dims()[2] + 2 * padding - weight.dims()[2]) / stride + 1;
                 kernels::conv2d_rows(x, weight, bias, stride, [padding; 2], height)
             }
+            false if self.worn.is_by_row() => kernels::conv2d_by_sample(x, weight, bias, stride, padding),
             false => kernels::conv2d(x, weight, bias, stride, padding),
         }
     }

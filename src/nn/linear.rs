@@ -2,8 +2,9 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Adapter, Adapters, Conv2d, Magnitude, Weight};
+use super::{Adapter, Adapters, Conv2d, Magnitude, Weight, Worn};
 use crate::{
+    kernels,
     nn::{LayerName, Parameter, Parameters, below},
     weights::Weights,
 };
@@ -18,7 +19,7 @@ pub struct Linear {
     bias: Option<Tensor<1>>,
     pointwise: bool,
     /// Only while it is lent.
-    pub(super) worn: Vec<Adapter>,
+    pub(super) worn: Worn,
 }
 
 /// What can be known of a linear layer without its numbers.
@@ -72,7 +73,7 @@ impl Linear {
 
     /// A layer without a bias.
     pub fn new(weight: Weight) -> Self {
-        Self { weight, bias: None, pointwise: false, worn: Vec::new() }
+        Self { weight, bias: None, pointwise: false, worn: Worn::default() }
     }
 
     /// The same as one whose weight is that of a 1×1 convolution in the checkpoint.
@@ -103,12 +104,12 @@ impl Linear {
 
     /// What it wears, to be trained.
     pub fn worn_mut(&mut self) -> &mut [Adapter] {
-        &mut self.worn
+        self.worn.trained()
     }
 
     /// Whether a row of the output depends on nothing but its row of the input: not with adapters that drop out.
     pub fn is_by_rows(&self) -> bool {
-        self.worn.iter().all(|adapter| adapter.dropout.is_none())
+        self.worn.sets().flatten().all(|adapter| adapter.dropout.is_none())
     }
 
     /// The last axis of `x` goes from `in` to `out`; the first axis is the batch.
@@ -119,20 +120,43 @@ impl Linear {
         // Two axes only: products of more take a slower path in the backend.
         // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
         let flat = x.reshape([rows, inputs]);
-        let mut y = self.weight.product(flat.clone(), self.bias.clone());
-        let own = self.worn.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
-        for adapter in &self.worn {
-            y = match (&adapter.magnitude, &own) {
-                (Some(magnitude), Some(own)) => y + self.stretched(adapter, magnitude, own.clone(), flat.clone()),
-                _ => adapter.add(y, flat.clone(), shape[0]),
-            };
-        }
+        let samples = shape[0];
+        let y = self.weight.product(flat.clone(), self.bias.clone(), if self.worn.is_by_row() { samples } else { 1 });
+        let y = match self.worn.of_all() {
+            Some(adapters) => self.wear(adapters, y, flat, samples),
+            None => self.wear_by_row(y, flat, samples),
+        };
         shape[D - 1] = outputs;
         y.reshape(shape)
     }
 }
 
 impl Linear {
+    /// `y` `[M, out]`, the output of the layer for `x` `[M, in]`, with what the adapters add. The rows are those of `samples`
+    /// samples.
+    fn wear(&self, adapters: &[Adapter], mut y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
+        let own = adapters.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
+        for adapter in adapters {
+            y = match (&adapter.magnitude, &own) {
+                (Some(magnitude), Some(own)) => y + self.stretched(adapter, magnitude, own.clone(), x.clone()),
+                _ => adapter.add(y, x.clone(), samples),
+            };
+        }
+        y
+    }
+
+    /// The same where each sample is on its own and has adapters of its own.
+    fn wear_by_row(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
+        let factors = self.worn.sets().map(|adapters| adapters.iter().map(Adapter::factors).collect());
+        if let Some(factors) = factors.collect::<Option<Vec<Vec<_>>>>() {
+            return kernels::low_rank_by_sample(y, x, samples, &factors);
+        }
+        let rows = x.dims()[0] / samples;
+        let each = y.split(rows, 0).into_iter().zip(x.split(rows, 0));
+        let worn = each.enumerate().map(|(row, (y, x))| self.wear(self.worn.of(row), y, x, 1));
+        Tensor::cat(worn.collect(), 0)
+    }
+
     /// What a DoRA adapter adds to the layer's `own` output `[M, out]` for `x` `[M, in]`: `(g − 1)·x·Wᵀ + g·scale·x·ΔWᵀ`, where
     /// `g` stretches the rows of the changed weight to the adapter's lengths. The bias is not stretched.
     fn stretched(&self, adapter: &Adapter, magnitude: &Magnitude, own: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
@@ -169,7 +193,15 @@ pub trait Linears {
 impl Adapters {
     /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
     pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
-        part.linears(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
-        part.convolutions(path, &mut |name, layer| layer.worn = self.of(name).to_vec());
+        part.linears(path, &mut |name, layer| layer.worn = Worn::by_all(self.shared(name)));
+        part.convolutions(path, &mut |name, layer| layer.worn = Worn::by_all(self.shared(name)));
+    }
+
+    /// Puts `rows` on the layers of a part, which the rows of a batch wear in turn. From then on, on the CPU in f32, each row has
+    /// the bits that it has alone, also where there are no adapters.
+    pub fn put_on_rows(rows: &[Self], path: &str, part: &mut (impl Linears + ?Sized)) {
+        let worn = |name: &str| Worn::by_row(rows.iter().map(|adapters| adapters.shared(name)).collect());
+        part.linears(path, &mut |name, layer| layer.worn = worn(name));
+        part.convolutions(path, &mut |name, layer| layer.worn = worn(name));
     }
 }

@@ -3,6 +3,7 @@
 mod parameter;
 mod delta;
 mod adapter;
+mod worn;
 mod embedding;
 mod norm;
 mod conv;
@@ -17,3 +18,4 @@ pub use linear::{LayerShape, Linear, Linears};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use parameter::{Leaf, Parameter, Parameters, below};
 pub use weight::Weight;
+use worn::Worn;

@@ -81,11 +81,12 @@ impl Weight {
         }
     }
 
-    /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`.
-    pub(super) fn product(&self, x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. The rows of `x` are those of `samples` samples if each is to have
+    /// the bits that it has alone; else `samples` is 1.
+    pub(super) fn product(&self, x: Tensor<2>, bias: Option<Tensor<1>>, samples: usize) -> Tensor<2> {
         match &self.form {
-            Form::Dense(dense) => kernels::linear(x, dense.clone(), bias),
-            Form::Packed(packed) => kernels::linear_packed(x, packed, bias),
+            Form::Dense(dense) => kernels::linear_by_sample(x, dense.clone(), bias, samples),
+            Form::Packed(packed) => kernels::linear_packed_by_sample(x, packed, bias, samples),
         }
     }
 

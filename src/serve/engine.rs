@@ -23,7 +23,6 @@ use super::{
     work::{Loras, Unit, Wearing, Work},
 };
 use crate::{
-    device::is_cpu,
     error::{Error, Problem, Result},
     memory,
     pipelines::{
@@ -48,8 +47,6 @@ pub struct Engine {
     /// Jobs that have begun, the oldest first; all are of one model.
     works: Vec<Work>,
     units: Vec<Unit>,
-    /// How many sets of adapters were worn.
-    wears: u64,
     tidied: Option<Instant>,
 }
 
@@ -60,7 +57,7 @@ impl Engine {
         let loads = Loads::new(shared.models.all().len(), device, limits.rows);
         let on_device = OnDevice::new(device, limits.adapter_bytes.0);
         let device = device.clone();
-        Self { shared, device, loads, on_device, works: Vec::new(), units: Vec::new(), wears: 0, tidied: None }
+        Self { shared, device, loads, on_device, works: Vec::new(), units: Vec::new(), tidied: None }
     }
 
     /// Works until the server is stopped.
@@ -206,8 +203,7 @@ impl Engine {
             Some(worn) => worn.clone(),
             None => {
                 let worn = loaded.session.wear(loras.iter().map(|(lora, scale)| (&**lora, *scale)))?;
-                self.wears += u64::from(!loras.is_empty());
-                Wearing { number: if loras.is_empty() { 0 } else { self.wears }, worn, loras }
+                Wearing { worn, loras }
             }
         };
         let flaw = flaw_of_original(&template);
@@ -223,8 +219,8 @@ impl Engine {
         let denoising = caught(|| loaded.session.begin(&images, &work.worn.worn))?;
         self.shared.numbers.begin_seconds.observe(started.elapsed().as_secs_f64());
         work.takes(denoising.of());
-        let (job, seed, wears) = (work.id, images.seeds[0], work.worn.number);
-        self.units.push(Unit { job, image, attempt, seed, wears, denoising });
+        let (job, seed) = (work.id, images.seeds[0]);
+        self.units.push(Unit { job, image, attempt, seed, denoising });
         Ok(())
     }
 
@@ -263,17 +259,11 @@ impl Engine {
         }
     }
 
-    /// The numbers of the units that are taken a step on in each call of the network. On the CPU two that wear the same are never in
-    /// one: they would go through the layers together, which may round them otherwise than alone, and it is not faster.
+    /// The numbers of the units that are taken a step on in each call of the network: of all that have one size.
     fn passes(&self) -> Vec<Vec<usize>> {
-        let apart = is_cpu(&self.device);
         let mut passes: Vec<Vec<usize>> = Vec::new();
         for (number, unit) in self.units.iter().enumerate() {
-            let goes_with = |pass: &&mut Vec<usize>| {
-                let first = &self.units[pass[0]];
-                let is_alone = pass.iter().all(|&other| self.units[other].wears != unit.wears);
-                first.denoising.size() == unit.denoising.size() && (!apart || is_alone)
-            };
+            let goes_with = |pass: &&mut Vec<usize>| self.units[pass[0]].denoising.size() == unit.denoising.size();
             match passes.iter_mut().find(goes_with) {
                 Some(pass) => pass.push(number),
                 None => passes.push(vec![number]),

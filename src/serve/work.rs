@@ -54,8 +54,6 @@ pub struct Work {
 /// What its images wear. It is shared by jobs that wear the same.
 #[derive(Clone)]
 pub struct Wearing {
-    /// Those that wear the same have the same number; 0 is nothing.
-    pub number: u64,
     pub worn: Worn,
     /// Keeps the adapters in memory, and tells whether others wear the same.
     pub loras: Loras,
@@ -77,8 +75,6 @@ pub struct Unit {
     pub image: usize,
     pub attempt: u32,
     pub seed: u64,
-    /// What it wears.
-    pub wears: u64,
     pub denoising: Denoising,
 }
 

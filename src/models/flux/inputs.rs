@@ -3,10 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::Rope;
-use crate::{
-    limits::Limits,
-    models::{Inputs, pick},
-};
+use crate::{limits::Limits, models::Inputs};
 
 /// What one call of the transformer takes.
 #[derive(Clone, Debug)]
@@ -45,17 +42,5 @@ impl Inputs for FluxInputs {
 
     fn rows(&self) -> usize {
         self.img.dims()[0]
-    }
-
-    fn pick(&self, rows: &[usize]) -> Self {
-        Self {
-            img: pick(&self.img, rows),
-            txt: pick(&self.txt, rows),
-            pooled: pick(&self.pooled, rows),
-            sigma: pick(&self.sigma, rows),
-            guidance: pick(&self.guidance, rows),
-            rope: self.rope.clone(),
-            limits: self.limits,
-        }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     error::Result,
     lending::{Lender, Residence},
     limits::Limits,
-    models::{Inputs, Network, pick},
+    models::{Inputs, Network},
     rng::Seed,
     weights::Weights,
 };
@@ -51,15 +51,6 @@ impl Inputs for UNetInputs {
 
     fn rows(&self) -> usize {
         self.sample.dims()[0]
-    }
-
-    fn pick(&self, rows: &[usize]) -> Self {
-        Self {
-            sample: pick(&self.sample, rows),
-            timestep: pick(&self.timestep, rows),
-            text: pick(&self.text, rows),
-            limits: self.limits,
-        }
     }
 }
 
