@@ -1,6 +1,6 @@
 //! Which device computes: from a word to a device that is there, and from a device to its name and its dtype.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use burn::tensor::{DType, Device, FloatDType};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,16 @@ pub enum DeviceChoice {
     Cpu,
     /// The NVIDIA GPU of this number.
     Cuda(usize),
+}
+
+/// As [`DeviceChoice`] reads it.
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {

@@ -16,8 +16,8 @@ mod inspect;
 mod prepare;
 mod quantize;
 mod selftest;
-mod serve;
 mod train;
+mod serve;
 mod validate;
 
 use std::{io::Write, path::PathBuf};

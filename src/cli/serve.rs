@@ -37,5 +37,5 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     config.port = args.port.unwrap_or(config.port);
     stop_on_signals()?;
     let ready = |address| print(format_args!("http://{address}")).map_err(|e| Error::setting("server", e.to_string()));
-    Ok(serve::serve(config, &global.open()?, ready)?)
+    Ok(serve::serve(config, &global.open()?, super::train::process(global), ready)?)
 }

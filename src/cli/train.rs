@@ -1,11 +1,12 @@
 //! `kiln train`
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command, sync::Arc};
 
 use anyhow::Result;
 
 use super::{ConfigArgs, Global, print};
 use crate::{
+    serve::starts::Launch,
     stop,
     training::{self, Ui, open_display, stop_on_signals},
 };
@@ -27,6 +28,20 @@ pub struct Args {
     /// Progress display [default: bar on a terminal, else plain]
     #[arg(long, value_enum)]
     ui: Option<Ui>,
+}
+
+/// The processes of runs that are started by a server: this program, on the same device.
+pub(super) fn process(global: &Global) -> Launch {
+    let (device, cache) = (global.device, global.kernel_cache());
+    Arc::new(move |config, overrides, checks| {
+        // The name of the program that runs, also where it was replaced on disk; it is always known on the systems kiln is for.
+        let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "kiln".into()));
+        command.args(["train", "--device", &device.to_string(), "--ui", "plain", "--config"]).arg(config);
+        overrides.iter().for_each(|set| _ = command.args(["--set", set]));
+        command.args(checks.then_some("--dry-run"));
+        command.envs(cache.as_ref().map(|cache| ("KILN_CACHE", cache)));
+        command
+    })
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {

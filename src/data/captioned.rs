@@ -4,14 +4,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
 };
 
 use super::{
     DataConfig, DatasetKind,
-    captions::{parent, speaks_for, text_of},
+    caption_cell::CaptionCell,
+    captions::{CAPTION, parent, speaks_for, text_of},
+    edits::edited_columns,
     listing::Listing,
-    manifest::{FileKind, Manifest, Row, clean, kind_of},
-    metadata::is_metadata,
+    manifest::{FileKind, Manifest, Row, clean, kind_of, named},
+    metadata::{is_metadata, records},
     text_file::text_of_bytes,
 };
 use crate::error::Result;
@@ -29,6 +33,14 @@ pub struct CaptionedFolder {
     pub unused: Vec<String>,
 }
 
+/// A data folder, and by what it is known whether it has changed since it was read.
+#[derive(Clone, Debug)]
+pub struct Dated {
+    stamp: blake3::Hash,
+    /// What was read.
+    pub folder: Arc<CaptionedFolder>,
+}
+
 /// An image in a data folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionedImage {
@@ -38,8 +50,17 @@ pub struct CaptionedImage {
     pub original: Option<String>,
     /// Its caption, or what the edit is told to do. `None` if there is none.
     pub caption: Option<String>,
-    /// The file that holds its caption and nothing else, or would. `None` if a table of the folder says what the caption is.
-    pub text: Option<CaptionFile>,
+    /// Where its caption is, or would be. `None` if that cannot be edited: it is in a Parquet file, or in a row that is amiss.
+    pub place: Option<CaptionPlace>,
+}
+
+/// Where a caption is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaptionPlace {
+    /// In a file that holds nothing else.
+    File(CaptionFile),
+    /// In a row of a metadata file.
+    Cell(CaptionCell),
 }
 
 /// A file with one caption.
@@ -52,29 +73,110 @@ impl CaptionedFolder {
     /// # Errors
     /// The folder or a table of captions in it cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
-        let config = DataConfig { path: folder.into(), ..DataConfig::default() };
+        Self::read_listed(folder, &Listing::of(folder)?)
+    }
+
+    /// The same, unless it is as it was `before` by its names and the times and sizes of its captions' files.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_again(folder: &Path, before: Option<Dated>) -> Result<Dated> {
         let listing = Listing::of(folder)?;
-        let edits = Manifest::look(&config, DatasetKind::Edits)?;
+        let stamp = stamp(folder, &listing);
+        match before {
+            Some(before) if before.stamp == stamp => Ok(before),
+            _ => Ok(Dated { stamp, folder: Arc::new(Self::read_listed(folder, &listing)?) }),
+        }
+    }
+
+    fn read_listed(folder: &Path, listing: &Listing) -> Result<Self> {
+        let config = DataConfig { path: folder.into(), ..DataConfig::default() };
+        let edits = Manifest::look(listing, &config, DatasetKind::Edits)?;
         let is_edits = !edits.rows.is_empty();
-        let manifest = if is_edits { edits } else { Manifest::look(&config, DatasetKind::Captions)? };
+        let manifest = if is_edits { edits } else { Manifest::look(listing, &config, DatasetKind::Captions)? };
         let rows: BTreeMap<&str, &Row> = manifest.rows.iter().map(|row| (row.picture.file.as_str(), row)).collect();
         let originals: BTreeSet<&str> =
             manifest.rows.iter().filter_map(|row| row.original.as_ref()).map(|place| place.file.as_str()).collect();
         let governed = listing.files.iter().filter(|file| is_metadata(file));
         let governed: BTreeSet<String> = governed.map(|file| parent(file).to_string()).collect();
+        let mut cells = cells(folder, listing, &governed, is_edits)?;
         let image = |file: &String| {
             let row = rows.get(file.as_str());
-            let text = (!speaks_for(&governed, file)).then(|| {
-                let name = text_of(file);
-                CaptionFile(folder.join(listing.find(&name).unwrap_or(name)))
-            });
-            let caption = row.map(|row| row.caption.clone()).or_else(|| text.as_ref()?.read());
             let original = row.and_then(|row| Some(row.original.as_ref()?.file.clone()));
-            CaptionedImage { file: file.clone(), original, caption, text }
+            let mut caption = row.map(|row| row.caption.clone());
+            let place = if speaks_for(&governed, file) {
+                let cell = cells.remove(file);
+                let cell = cell.filter(|(_, text)| caption.as_ref().is_none_or(|caption| caption == text));
+                cell.map(|(cell, text)| {
+                    caption.get_or_insert(text);
+                    CaptionPlace::Cell(cell)
+                })
+            } else {
+                let name = text_of(file);
+                let text = CaptionFile(folder.join(listing.find(&name).unwrap_or(name)));
+                caption = caption.or_else(|| text.read());
+                Some(CaptionPlace::File(text))
+            };
+            CaptionedImage { file: file.clone(), original, caption, place }
         };
         let pictures = listing.files.iter().filter(|file| kind_of(file) == FileKind::Picture);
         let images = pictures.filter(|file| !originals.contains(file.as_str())).map(image).collect();
         Ok(Self { images, edits: is_edits, problems: manifest.problems, unused: manifest.unused })
+    }
+}
+
+/// Of all names, and when the files that are no images were changed.
+fn stamp(folder: &Path, listing: &Listing) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for file in &listing.files {
+        hasher.update(file.as_bytes()).update(b"\0");
+        if [FileKind::Other, FileKind::Table].contains(&kind_of(file))
+            && let Ok(metadata) = fs::metadata(folder.join(file))
+        {
+            let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            hasher
+                .update(&since.map_or(0, |since| since.as_nanos()).to_le_bytes())
+                .update(&metadata.len().to_le_bytes());
+        }
+    }
+    hasher.finalize()
+}
+
+/// The captions in metadata files by their images, with their texts.
+fn cells(
+    folder: &Path,
+    listing: &Listing,
+    governed: &BTreeSet<String>,
+    are_edits: bool,
+) -> Result<BTreeMap<String, (CaptionCell, String)>> {
+    let (names, texts) = if are_edits { edited_columns() } else { (vec!["file_name".to_string()], CAPTION) };
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut cells = BTreeMap::new();
+    for below in governed {
+        let Some(records) = records(folder, below)? else { continue };
+        for (row, record) in records.rows.iter().enumerate() {
+            let Ok(record) = record else { continue };
+            let (Ok(Some(name)), Ok(Some(text))) = (record.text(&names), record.text(texts)) else { continue };
+            let Ok(file) = named(listing, below, name.trim()) else { continue };
+            let cell = CaptionCell::of(folder.join(&records.file), row, record, &names, texts);
+            cells.extend(cell.map(|cell| (file, (cell, clean(text)))));
+        }
+    }
+    Ok(cells)
+}
+
+impl CaptionPlace {
+    /// The file that it is in.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(CaptionFile(path)) => path,
+            Self::Cell(cell) => cell.path(),
+        }
+    }
+
+    /// Whether that is a link to a file elsewhere.
+    pub fn is_link(&self) -> bool {
+        fs::symlink_metadata(self.path()).is_ok_and(|metadata| metadata.is_symlink())
     }
 }
 
@@ -93,11 +195,6 @@ impl CaptionFile {
     pub fn caption_of(&self, bytes: &[u8]) -> Option<String> {
         text_of_bytes(bytes, &self.0).ok().map(|text| clean(&text))
     }
-
-    /// Whether it is a link to a file elsewhere.
-    pub fn is_link(&self) -> bool {
-        fs::symlink_metadata(&self.0).is_ok_and(|metadata| metadata.is_symlink())
-    }
 }
 
 #[cfg(test)]
@@ -107,7 +204,7 @@ mod tests {
 
     fn shown(folder: &tempfile::TempDir) -> Vec<(String, Option<String>, bool)> {
         let read = CaptionedFolder::read(folder.path()).unwrap();
-        read.images.into_iter().map(|image| (image.file, image.caption, image.text.is_some())).collect()
+        read.images.into_iter().map(|image| (image.file, image.caption, image.place.is_some())).collect()
     }
 
     #[test]
@@ -118,13 +215,19 @@ mod tests {
         assert_eq!(shown(&folder), expected);
         let read = CaptionedFolder::read(folder.path()).unwrap();
         assert_eq!((read.problems.len(), read.edits), (2, false));
-        assert_eq!(read.images[1].text.as_ref().unwrap().path(), folder.path().join("b/c.txt"));
+        assert_eq!(read.images[1].place.as_ref().unwrap().path(), folder.path().join("b/c.txt"));
     }
 
     #[test]
-    fn captions_of_a_table_are_shown_and_have_no_file_of_their_own() {
-        let folder = folder(&[("a.png", ""), ("b.png", ""), ("metadata.csv", "file_name,text\na.png,a cat\n")]);
-        assert_eq!(shown(&folder), [("a.png".into(), Some("a cat".into()), false), ("b.png".into(), None, false)]);
+    fn captions_of_a_table_are_shown_with_their_place_in_it() {
+        let folder = folder(&[("a.png", ""), ("b.png", ""), ("metadata.csv", "file_name,text\na.png, a cat\n")]);
+        assert_eq!(shown(&folder), [("a.png".into(), Some("a cat".into()), true), ("b.png".into(), None, false)]);
+        let read = CaptionedFolder::read(folder.path()).unwrap();
+        let Some(CaptionPlace::Cell(cell)) = &read.images[0].place else { panic!("{read:?}") };
+        assert_eq!(
+            (cell.rewritten("a cat", "a dog").unwrap(), cell.path()),
+            (b"file_name,text\na.png,a dog\n".to_vec(), &*folder.path().join("metadata.csv"))
+        );
     }
 
     #[test]

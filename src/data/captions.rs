@@ -15,7 +15,7 @@ use super::{
 use crate::error::Result;
 
 /// The columns of metadata and Parquet files; of several, the first counts.
-const CAPTION: &[&str] = &["text", "caption"];
+pub(super) const CAPTION: &[&str] = &["text", "caption"];
 const PICTURE: &[&str] = &["image", "picture", "img", "image_bytes", "jpg", "png", "webp", "file_name", "image_path"];
 
 impl Manifest {

@@ -347,6 +347,11 @@ fn with_file_names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| name.to_string()).chain(files).collect()
 }
 
+/// The columns of a metadata file in which the edited picture may be named, and in which it may be said what was done.
+pub(super) fn edited_columns() -> (Vec<String>, &'static [&'static str]) {
+    (with_file_names(EDITED), INSTRUCTION)
+}
+
 /// The image that a row of a metadata file names in the first of the columns [`with_file_names`].
 fn picture(listing: &Listing, below: &str, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
     let columns_of = with_file_names(names);

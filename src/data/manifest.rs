@@ -59,26 +59,26 @@ impl Manifest {
     /// The folder itself or its metadata cannot be read, or a setting does not suit the kind. Problems with single rows are
     /// collected in [`problems`](Self::problems).
     pub fn read(config: &DataConfig, kind: DatasetKind) -> Result<Self> {
-        let manifest = Self::look(config, kind)?;
-        if !manifest.unused.is_empty() {
-            tracing::warn!("{}: not used: {}", config.path.display(), manifest.unused.join("; "));
-        }
-        Ok(manifest)
-    }
-
-    /// The same, without a word about what is not used.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn look(config: &DataConfig, kind: DatasetKind) -> Result<Self> {
         let folder = &config.path;
         if !folder.is_dir() {
             let problem = if folder.exists() { "is a file, not a folder" } else { "there is no such folder" };
             return Err(Error::file(folder, problem).hint("`data.path` is the folder that holds the images"));
         }
+        let manifest = Self::look(&Listing::of(folder)?, config, kind)?;
+        if !manifest.unused.is_empty() {
+            tracing::warn!("{}: not used: {}", folder.display(), manifest.unused.join("; "));
+        }
+        Ok(manifest)
+    }
+
+    /// The same of a folder that was listed, without a word about what is not used.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn look(listing: &Listing, config: &DataConfig, kind: DatasetKind) -> Result<Self> {
+        let folder = &config.path;
         let mut manifest = Self::default();
         let trigger = config.trigger.trim();
-        let listing = Listing::of(folder)?;
         for name in listing.nameless.iter().filter(|name| kind_of(name) != FileKind::Other) {
             manifest.problem(name, "its name is not UTF-8: rename it");
         }
@@ -88,8 +88,8 @@ impl Manifest {
             manifest.unused.push(said);
         }
         match kind {
-            DatasetKind::Captions => manifest.read_captions(&listing, folder, trigger)?,
-            DatasetKind::Edits if trigger.is_empty() => manifest.read_edits(&listing, folder)?,
+            DatasetKind::Captions => manifest.read_captions(listing, folder, trigger)?,
+            DatasetKind::Edits if trigger.is_empty() => manifest.read_edits(listing, folder)?,
             DatasetKind::Edits => {
                 return Err(Error::setting("data.trigger", "is for captions: instructions are trained on as they are")
                     .hint("remove `trigger` from `[data]`"));

@@ -21,17 +21,32 @@ pub struct Record {
     columns: BTreeMap<String, Value>,
 }
 
+/// By what they hold, wherever they are.
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.columns == other.columns
+    }
+}
+
 impl Record {
     /// The text of the first of the columns `names` that the row has; nothing, as in JSON `null`, counts as no column.
     ///
     /// # Errors
     /// One clause: it holds something else than text.
     pub fn text(&self, names: &[&str]) -> std::result::Result<Option<&str>, String> {
+        Ok(self.cell(names)?.map(|(_, text)| text))
+    }
+
+    /// The same with the name of the column.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn cell(&self, names: &[&str]) -> std::result::Result<Option<(&str, &str)>, String> {
         let found =
             names.iter().find_map(|name| self.columns.get_key_value(*name).filter(|(_, value)| !value.is_null()));
         match found {
             None => Ok(None),
-            Some((_, Value::String(text))) => Ok(Some(text)),
+            Some((name, Value::String(text))) => Ok(Some((name, text))),
             Some((name, value)) => {
                 let kind = match value {
                     Value::Array(_) => "a list",
@@ -42,13 +57,21 @@ impl Record {
             }
         }
     }
+
+    /// Whether all columns but this one hold the same.
+    pub fn differs_only_in(&self, other: &Self, column: &str) -> bool {
+        let others = |record: &Self| -> Vec<_> {
+            record.columns.iter().filter(|(name, _)| *name != column).map(|(n, v)| (n.clone(), v.clone())).collect()
+        };
+        others(self) == others(other)
+    }
 }
 
 /// The rows of one metadata file, or what is wrong with each, in the order of the file.
 #[derive(Debug, Default)]
 pub struct Records {
     /// Its name, below the data folder.
-    file: String,
+    pub file: String,
     /// One for each row.
     pub rows: Vec<std::result::Result<Record, String>>,
 }
@@ -81,15 +104,29 @@ pub fn records(folder: &Path, below: &str) -> Result<Option<Records>> {
     let [jsonl, csv] = ["metadata.jsonl", "metadata.csv"].map(|name| format!("{below}{name}"));
     let rows = match (folder.join(&jsonl).is_file(), folder.join(&csv).is_file()) {
         (true, true) => vec![Err(format!("{csv}: there is a metadata.jsonl too: keep one of them"))],
-        (true, false) => jsonl_records(&folder.join(&jsonl), &jsonl)?,
-        (false, true) => csv_records(&folder.join(&csv), &csv)?,
+        (true, false) => jsonl_records(&read(&folder.join(&jsonl))?, &jsonl),
+        (false, true) => csv_records(&folder.join(&csv), &read(&folder.join(&csv))?, &csv)?,
         (false, false) => return Ok(None),
     };
     Ok(Some(Records { file: if folder.join(&jsonl).is_file() { jsonl } else { csv }, rows }))
 }
 
-fn jsonl_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
-    let text = read_text(path).map_err(|problem| Error::file(path, problem))?;
+fn read(path: &Path) -> Result<String> {
+    read_text(path).map_err(|problem| Error::file(path, problem))
+}
+
+/// The rows in the text of a metadata file.
+///
+/// # Errors
+/// It is not CSV, where its name says so.
+pub fn rows_of(path: &Path, text: &str) -> Result<Vec<std::result::Result<Record, String>>> {
+    match path.extension().is_some_and(|extension| extension == "csv") {
+        true => csv_records(path, text, ""),
+        false => Ok(jsonl_records(text, "")),
+    }
+}
+
+fn jsonl_records(text: &str, name: &str) -> Vec<std::result::Result<Record, String>> {
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let record = |(number, line): (usize, &str)| {
         let place = format!("{name} line {number}");
@@ -97,11 +134,10 @@ fn jsonl_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Reco
             .map_err(|e| format!("{place}: is not JSON ({e})"))?;
         Ok(Record { place, columns })
     };
-    Ok(lines.map(record).collect())
+    lines.map(record).collect()
 }
 
-fn csv_records(path: &Path, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
-    let text = read_text(path).map_err(|problem| Error::file(path, problem))?;
+fn csv_records(path: &Path, text: &str, name: &str) -> Result<Vec<std::result::Result<Record, String>>> {
     let not_csv = |e: csv::Error| Error::file(path, e.to_string());
     let mut reader =
         csv::ReaderBuilder::new().flexible(true).from_reader(text.trim_start_matches('\u{feff}').as_bytes());

@@ -31,13 +31,15 @@ mod survey;
 mod prepare;
 mod text_file;
 mod metadata;
+mod caption_cell;
 mod captions;
-mod captioned;
 mod edits;
+mod captioned;
 
 pub use batch::{Batch, HostBatch};
 pub use buckets::Bucket;
-pub use captioned::{CaptionFile, CaptionedFolder, CaptionedImage};
+pub use caption_cell::CaptionCell;
+pub use captioned::{CaptionFile, CaptionPlace, CaptionedFolder, CaptionedImage, Dated};
 pub use config::DataConfig;
 pub use dataset::{LatentDataset, Split};
 pub use encoders::Encoders;

@@ -5,7 +5,11 @@ use std::fs;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{data::CaptionedImage, disk::replace, error::Error};
+use crate::{
+    data::{CaptionPlace, CaptionedImage},
+    disk::replace,
+    error::Error,
+};
 
 /// The longest caption that is written, in bytes.
 const LONGEST: usize = 64 << 10;
@@ -15,7 +19,8 @@ const LONGEST: usize = 64 << 10;
 pub struct Caption {
     /// As it is trained on: without white space around it. Empty if there is none.
     pub text: String,
-    /// Of the bytes of its file. `None` if it cannot be edited: a table of the folder has it, or its file is a link to elsewhere.
+    /// Of the bytes of its file, or of its text in a metadata file. `None` if it cannot be edited: it is in a Parquet file, or its
+    /// file is a link to elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -36,16 +41,23 @@ pub enum NotSaved {
 }
 
 impl Caption {
-    /// The caption of an image as it is now. Text and etag are of one reading: else a text could be sent with the etag of a newer
-    /// one, which its reader would overwrite unseen.
+    /// The caption of an image: as it is now in a file of its own, as it was listed in a metadata file. Text and etag are of one
+    /// reading: else a text could be sent with the etag of a newer one, which its reader would overwrite unseen.
     pub fn of(image: &CaptionedImage) -> Self {
         let listed = || image.caption.clone().unwrap_or_default();
-        let Some(file) = image.text.as_ref().filter(|file| !file.is_link()) else {
-            return Self { text: listed(), etag: None };
-        };
-        let bytes = fs::read(file.path()).ok();
-        let text = bytes.as_deref().and_then(|bytes| file.caption_of(bytes)).unwrap_or_else(listed);
-        Self { text, etag: Some(etag(bytes.as_deref())) }
+        match image.place.as_ref().filter(|place| !place.is_link()) {
+            None => Self { text: listed(), etag: None },
+            Some(CaptionPlace::Cell(_)) => {
+                let text = listed();
+                let etag = Some(etag(Some(text.as_bytes())));
+                Self { text, etag }
+            }
+            Some(CaptionPlace::File(file)) => {
+                let bytes = fs::read(file.path()).ok();
+                let text = bytes.as_deref().and_then(|bytes| file.caption_of(bytes)).unwrap_or_else(listed);
+                Self { text, etag: Some(etag(bytes.as_deref())) }
+            }
+        }
     }
 
     /// Writes `text` in its place if `seen` names it. The caller sees to it that nobody else writes meanwhile.
@@ -53,12 +65,13 @@ impl Caption {
     /// # Errors
     /// See [`NotSaved`].
     pub(super) fn replace(self, image: &CaptionedImage, text: &str, seen: &str) -> Result<Self, NotSaved> {
-        let Some(file) = &image.text else {
-            let problem = "its caption is in a table of the folder (metadata.jsonl, metadata.csv, .parquet): edit that";
+        let Some(place) = &image.place else {
+            let problem =
+                "no file of its own and no row of a metadata file has its caption: add one, or edit the .parquet file";
             return Err(NotSaved::ReadOnly(problem.into()));
         };
         if self.etag.is_none() {
-            return Err(NotSaved::ReadOnly("its caption file is a link to a file elsewhere: edit that".into()));
+            return Err(NotSaved::ReadOnly("the file of its caption is a link to a file elsewhere: edit that".into()));
         }
         if self.etag.as_deref() != Some(seen) {
             return Err(NotSaved::Conflict(self));
@@ -67,10 +80,20 @@ impl Caption {
         if text.len() > LONGEST || text.contains('\0') {
             return Err(NotSaved::Invalid(format!("a caption has at most {LONGEST} bytes, none of them zero")));
         }
-        let written = text.to_string() + "\n";
-        let write = |partial: &std::path::Path| fs::write(partial, &written).map_err(|e| Error::io(file.path(), e));
-        replace(file.path(), write).map_err(NotSaved::Failed)?;
-        Ok(Self { text: text.into(), etag: Some(etag(Some(written.as_bytes()))) })
+        let (written, tag) = match place {
+            CaptionPlace::File(_) => {
+                let written = text.to_string() + "\n";
+                let tag = etag(Some(written.as_bytes()));
+                (written.into_bytes(), tag)
+            }
+            CaptionPlace::Cell(cell) => {
+                let named = |problem| NotSaved::ReadOnly(format!("{}: {problem}", cell.name()));
+                (cell.rewritten(&self.text, text).map_err(named)?, etag(Some(text.as_bytes())))
+            }
+        };
+        let write = |partial: &std::path::Path| fs::write(partial, &written).map_err(|e| Error::io(place.path(), e));
+        replace(place.path(), write).map_err(NotSaved::Failed)?;
+        Ok(Self { text: text.into(), etag: Some(tag) })
     }
 }
 
@@ -95,11 +118,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let here = |name: &str| folder.path().join(name);
         fs::write(here("a.png"), "").unwrap();
-        fs::write(here("metadata.csv"), "file_name,text\na.png,a cat\n").unwrap();
-        let tabled = image(folder.path());
-        assert_eq!(Caption::of(&tabled), Caption { text: "a cat".into(), etag: None });
-        let refused = Caption::of(&tabled).replace(&tabled, "x", "\"none\"");
-        assert!(matches!(refused, Err(NotSaved::ReadOnly(problem)) if problem.contains("metadata.csv")));
+        fs::write(here("metadata.csv"), "file_name,text\nb.png,a cat\n").unwrap();
+        let unlisted = image(folder.path());
+        assert_eq!(Caption::of(&unlisted), Caption { text: String::new(), etag: None });
+        let refused = Caption::of(&unlisted).replace(&unlisted, "x", "\"none\"");
+        assert!(matches!(refused, Err(NotSaved::ReadOnly(problem)) if problem.contains("metadata")));
         fs::remove_file(here("metadata.csv")).unwrap();
         let bare = image(folder.path());
         for long in ["x".repeat(LONGEST + 1), "a\0b".into()] {

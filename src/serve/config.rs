@@ -141,6 +141,11 @@ pub struct PageConfig {
     pub runs: Vec<PathBuf>,
     /// Folders of training images with captions. Default: none.
     pub datasets: Vec<PathBuf>,
+    /// Folders of configurations of `kiln train`, whose runs can be started from the page. Default: none.
+    pub configs: Vec<PathBuf>,
+    /// Whether a configuration may also be sent as text. It names files of this machine: whoever may ask for jobs can then have
+    /// any of them read, and write into the folders of runs. Default false.
+    pub pasted_configs: bool,
 }
 
 fn loopback() -> IpAddr {
@@ -167,6 +172,9 @@ impl ServeConfig {
         }
         for folder in &mut config.page.datasets {
             *folder = paths::meant_by("page.datasets", folder)?;
+        }
+        for folder in &mut config.page.configs {
+            *folder = paths::meant_by("page.configs", folder)?;
         }
         config.check()?;
         Ok(config)

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::caption::{Caption, NotSaved};
 use crate::{
-    data::{CaptionedFolder, CaptionedImage, picture_size},
+    data::{CaptionedFolder, CaptionedImage, Dated, picture_size},
     disk::sweep,
     error::Result,
 };
@@ -98,8 +98,8 @@ pub struct DatasetImage {
     pub bytes: u64,
     /// Its caption; empty if it has none.
     pub caption: String,
-    /// By what the caption is known to be the one that was seen. `None` if it cannot be edited here: a table of the folder has it,
-    /// or its file is a link to elsewhere.
+    /// By what the caption is known to be the one that was seen. `None` if it cannot be edited here: it is in a Parquet file, or its
+    /// file is a link to elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
     /// Why the image cannot be read.
@@ -111,8 +111,8 @@ pub struct DatasetImage {
 #[derive(Debug, Default)]
 pub struct Datasets {
     folders: BTreeMap<String, PathBuf>,
-    /// The images that were found in each the last time: for thumbnails, of which many are asked for at once.
-    known: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// As they were read the last time.
+    read: Mutex<BTreeMap<String, Dated>>,
     /// Held between looking at a caption and writing it.
     pub(super) writing: Mutex<()>,
 }
@@ -140,7 +140,10 @@ impl Datasets {
     /// # Errors
     /// A folder cannot be read.
     pub fn list(&self) -> Result<Vec<DatasetSummary>> {
-        self.folders.iter().map(|(name, folder)| Ok(summary(name, &CaptionedFolder::read(folder)?))).collect()
+        self.folders
+            .keys()
+            .filter_map(|name| Some(self.all(name).transpose()?.map(|read| summary(name, &read))))
+            .collect()
     }
 
     /// A dataset as a whole; `None` if there is no such dataset.
@@ -148,10 +151,11 @@ impl Datasets {
     /// # Errors
     /// Its folder cannot be read.
     pub fn detail(&self, name: &str) -> Result<Option<DatasetDetail>> {
-        let Some(folder) = self.folders.get(name) else { return Ok(None) };
-        let read = CaptionedFolder::read(folder)?;
-        let (summary, tags) = (summary(name, &read), tags(&read));
-        Ok(Some(DatasetDetail { summary, problems: read.problems, unused: read.unused, tags }))
+        let detail = |read: Arc<CaptionedFolder>| {
+            let (summary, tags) = (summary(name, &read), tags(&read));
+            DatasetDetail { summary, problems: read.problems.clone(), unused: read.unused.clone(), tags }
+        };
+        Ok(self.all(name)?.map(detail))
     }
 
     /// Images of a dataset; `None` if there is no such dataset.
@@ -159,15 +163,15 @@ impl Datasets {
     /// # Errors
     /// Its folder cannot be read.
     pub fn images(&self, name: &str, wanted: &Wanted) -> Result<Option<DatasetPage>> {
-        let Some(folder) = self.folders.get(name) else { return Ok(None) };
+        let (Some(folder), Some(read)) = (self.folders.get(name), self.all(name)?) else { return Ok(None) };
         let lower = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_lowercase);
         let (search, without) = (lower(&wanted.search), lower(&wanted.without));
-        let fits = |image: &CaptionedImage| {
+        let fits = |image: &&CaptionedImage| {
             let caption = image.caption.as_deref().unwrap_or_default().to_lowercase();
             let found = |text: &String| caption.contains(text) || image.file.to_lowercase().contains(text);
             search.as_ref().is_none_or(found) && without.as_ref().is_none_or(|text| !caption.contains(text))
         };
-        let fitting: Vec<_> = CaptionedFolder::read(folder)?.images.into_iter().filter(fits).collect();
+        let fitting: Vec<_> = read.images.iter().filter(fits).collect();
         let (offset, limit) = (wanted.offset.unwrap_or(0), wanted.limit.unwrap_or(100).min(500));
         let images = fitting.iter().skip(offset).take(limit).map(|image| described(folder, image)).collect();
         Ok(Some(DatasetPage { total: fitting.len(), offset, images }))
@@ -179,14 +183,12 @@ impl Datasets {
     /// The folder cannot be read.
     pub fn image(&self, name: &str, file: &str) -> Result<Option<PathBuf>> {
         let Some(folder) = self.folders.get(name) else { return Ok(None) };
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known = || known().get(name).is_some_and(|files| files.contains(file));
-        if !is_known() {
-            let images = CaptionedFolder::read(folder)?.images;
-            let files = images.into_iter().flat_map(|image| [Some(image.file), image.original]).flatten().collect();
-            known().insert(name.into(), files);
-        }
-        Ok(is_known().then(|| folder.join(file)))
+        let has = |read: &CaptionedFolder| {
+            read.images.iter().any(|image| image.file == file || image.original.as_deref() == Some(file))
+        };
+        // Of thumbnails many are asked for at once: what was there the last time serves.
+        let known = self.read().get(name).is_some_and(|read| has(&read.folder));
+        Ok((known || self.all(name)?.is_some_and(|read| has(&read))).then(|| folder.join(file)))
     }
 
     /// The caption of an image; `None` if there is no such image.
@@ -204,16 +206,31 @@ impl Datasets {
     pub fn save(&self, name: &str, file: &str, text: &str, etag: &str) -> std::result::Result<Caption, NotSaved> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.captioned(name, file).map_err(NotSaved::Failed)?.ok_or(NotSaved::Unknown)?;
-        Caption::of(&image).replace(&image, text, etag)
+        let saved = Caption::of(&image).replace(&image, text, etag);
+        self.changed(name);
+        saved
     }
 
-    /// The images of a dataset with their captions.
-    pub(super) fn all(&self, name: &str) -> Result<Option<Vec<CaptionedImage>>> {
-        self.folders.get(name).map(|folder| Ok(CaptionedFolder::read(folder)?.images)).transpose()
+    /// A dataset with all captions, read again only if it has changed.
+    pub(super) fn all(&self, name: &str) -> Result<Option<Arc<CaptionedFolder>>> {
+        let Some(folder) = self.folders.get(name) else { return Ok(None) };
+        let before = self.read().get(name).cloned();
+        let now = CaptionedFolder::read_again(folder, before)?;
+        self.read().insert(name.into(), now.clone());
+        Ok(Some(now.folder))
+    }
+
+    fn read(&self) -> MutexGuard<'_, BTreeMap<String, Dated>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was read of a dataset is not what is there any more, whatever the times of its files say.
+    pub(super) fn changed(&self, name: &str) {
+        self.read().remove(name);
     }
 
     fn captioned(&self, name: &str, file: &str) -> Result<Option<CaptionedImage>> {
-        Ok(self.all(name)?.and_then(|images| images.into_iter().find(|image| image.file == file)))
+        Ok(self.all(name)?.and_then(|read| read.images.iter().find(|image| image.file == file).cloned()))
     }
 }
 
@@ -323,5 +340,50 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn captions_in_a_metadata_file_are_edited_row_by_row() {
+        for (file, text) in [
+            ("metadata.csv", "file_name,text,more\na.png,a cat,1\nb.png,\"a dog, ink\",2\n"),
+            (
+                "metadata.jsonl",
+                "{\"file_name\": \"a.png\", \"text\": \"a cat\"}\n{\"file_name\": \"b.png\", \"text\": \"a dog, ink\"}\n",
+            ),
+        ] {
+            let (folder, datasets) = datasets(&[("a.png", ""), ("b.png", ""), (file, text)]);
+            let there = || fs::read_to_string(folder.path().join("set").join(file)).unwrap();
+            let [a, b] = ["a.png", "b.png"].map(|image| datasets.caption("set", image).unwrap().unwrap().etag.unwrap());
+            let saved = datasets.save("set", "a.png", " a red cat ", &a).unwrap();
+            assert_eq!(there(), text.replace("a cat", "a red cat"));
+            // Another row of the file is as it was seen, this one is not.
+            let Err(NotSaved::Conflict(now)) = datasets.save("set", "a.png", "a blue cat", &a) else { panic!() };
+            assert_eq!(now, saved);
+            datasets.save("set", "b.png", "a dog", &b).unwrap();
+            assert_eq!(there(), text.replace("a cat", "a red cat").replace("a dog, ink", "a dog"));
+            // What somebody else writes is seen.
+            fs::write(folder.path().join("set").join(file), text.replace("a cat", "an owl")).unwrap();
+            let captions = datasets.images("set", &Wanted::default()).unwrap().unwrap().images;
+            assert_eq!(
+                captions.iter().map(|image| image.caption.as_str()).collect::<Vec<_>>(),
+                ["an owl", "a dog, ink"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_dataset_is_read_again_only_if_it_has_changed() {
+        let (folder, datasets) = datasets(&FILES);
+        let read = || datasets.all("set").unwrap().unwrap();
+        let first = read();
+        assert!(Arc::ptr_eq(&first, &read()), "nothing has changed");
+        for (name, content) in [("a.txt", "a longer caption"), ("e.png", ""), ("b/c.txt", "x")] {
+            let before = read();
+            fs::write(folder.path().join("set").join(name), content).unwrap();
+            assert!(!Arc::ptr_eq(&before, &read()), "{name}");
+        }
+        let before = read();
+        fs::remove_file(folder.path().join("set/d.png")).unwrap();
+        assert_eq!((before.images.len(), read().images.len()), (4, 3));
     }
 }

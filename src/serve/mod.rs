@@ -28,6 +28,7 @@ mod shared;
 mod work;
 mod loads;
 mod engine;
+mod running;
 mod service;
 // The page: votes between images, runs of training, datasets.
 pub mod rating;
@@ -36,6 +37,7 @@ pub mod votes;
 pub mod run;
 pub mod run_metrics;
 pub mod runs;
+pub mod starts;
 pub mod caption;
 pub mod datasets;
 pub mod replacement;
@@ -47,17 +49,24 @@ use std::net::SocketAddr;
 
 use burn::tensor::Device;
 use config::ServeConfig;
+use starts::Launch;
 
 use crate::error::Result;
 pub use info::{LoraInfo, MemoryStatus, ModelDefaults, ModelInfo, QueueStatus, StatusInfo};
 pub use refusal::{Accepted, CancelOutcome, Missing, Refusal};
 pub use service::Service;
 
-/// Serves until the process is asked to [stop](crate::stop). `ready` is told the address as soon as requests are answered there.
+/// Serves until the process is asked to [stop](crate::stop). `launch` makes the processes of runs that are started from the page;
+/// `ready` is told the address as soon as requests are answered there.
 ///
 /// # Errors
 /// The address cannot be had, or is open to other machines without keys; or as [`Service::start`].
-pub fn serve(config: ServeConfig, device: &Device, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+pub fn serve(
+    config: ServeConfig,
+    device: &Device,
+    launch: Launch,
+    ready: impl FnOnce(SocketAddr) -> Result<()>,
+) -> Result<()> {
     let front = http::Front::open(&config)?;
-    front.serve(Service::start(config, device)?, ready)
+    front.serve(Service::start(config, device)?, launch, ready)
 }

@@ -6,19 +6,22 @@ use super::{
     config::ServeConfig,
     datasets::Datasets,
     job::Job,
+    run::RunState,
     runs::Runs,
+    starts::{Launch, Starts},
     thumbnails::Thumbnails,
     votes::{Candidate, Votes},
 };
 use crate::error::{Error, Result};
 
 /// All of it.
-#[derive(Debug)]
 pub struct Page {
     /// Votes between images.
     pub votes: Votes,
     /// The runs in the configured folders.
     pub runs: Runs,
+    /// Those that are started from it.
+    pub starts: Starts,
     /// The datasets in the configured folders.
     pub datasets: Datasets,
     /// Of their images.
@@ -30,14 +33,24 @@ impl Page {
     ///
     /// # Errors
     /// The state folder cannot be written.
-    pub fn open(config: &ServeConfig) -> Result<Self> {
+    pub fn open(config: &ServeConfig, launch: Launch) -> Result<Self> {
         fs::create_dir_all(&config.state).map_err(|e| Error::io(&config.state, e))?;
         Ok(Self {
             votes: Votes::open(&config.state.join("votes.sqlite"))?,
             runs: Runs::new(config.page.runs.clone()),
+            starts: Starts::new(config.page.clone(), config.state.join("starts"), launch),
             datasets: Datasets::new(config.page.datasets.clone()),
             thumbnails: Thumbnails::new(config.state.join("thumbnails")),
         })
+    }
+
+    /// Asks a run to stop after its step, with a checkpoint, also one that was started here and has no folder yet. `None` if there
+    /// is no such run.
+    ///
+    /// # Errors
+    /// No process on this machine trains it, or the system refuses.
+    pub fn stop(&self, run: &str) -> Option<Result<RunState>> {
+        self.runs.stop(run, self.starts.process(run))
     }
 }
 

@@ -41,6 +41,16 @@ pub struct Entry {
     done: watch::Sender<bool>,
 }
 
+impl Entry {
+    /// The latest preview of one of its images, a PNG.
+    pub fn preview(&self) -> Option<&[u8]> {
+        self.history.iter().rev().find_map(|told| match &told.event {
+            Event::Preview { png, .. } => Some(png.0.as_slice()),
+            _ => None,
+        })
+    }
+}
+
 /// Why there is no place for another job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {

@@ -78,8 +78,9 @@ impl Datasets {
         let images = self.all(name).map_err(|e| NotReplaced::Stopped(NotSaved::Failed(e)))?;
         let mut found = Vec::new();
         let mut read_only = 0;
-        for image in images.ok_or(NotReplaced::Unknown)? {
-            let caption = Caption::of(&image);
+        let images = images.ok_or(NotReplaced::Unknown)?;
+        for image in &images.images {
+            let caption = Caption::of(image);
             if !caption.text.contains(&replacement.find) {
                 continue;
             }
@@ -100,7 +101,8 @@ impl Datasets {
         }
         let mut changes = Vec::new();
         for (change, image, caption) in found {
-            let saved = caption.replace(&image, &change.after, &change.etag).map_err(NotReplaced::Stopped)?;
+            self.changed(name);
+            let saved = caption.replace(image, &change.after, &change.etag).map_err(NotReplaced::Stopped)?;
             changes.push(Change { etag: saved.etag.unwrap_or_default(), after: saved.text, ..change });
         }
         Ok(result(changes, true))

@@ -129,24 +129,25 @@ impl Runs {
         Some(checkpoint.folder.join(ADAPTER)).filter(|path| path.is_file())
     }
 
-    /// Asks the process of a run to stop after its step, with a checkpoint. `None` if there is no such run.
+    /// Asks the process of a run to stop after its step, with a checkpoint; of one that has no folder yet, the process that is
+    /// known to be its own. `None` if there is no such run.
     ///
     /// # Errors
     /// No process on this machine trains it, or the system refuses.
-    pub fn stop(&self, name: &str) -> Option<Result<RunState>> {
-        let folder = self.folder(name)?;
-        Some(self.stop_at(&folder, name))
+    pub fn stop(&self, name: &str, known: Option<u32>) -> Option<Result<RunState>> {
+        let folder = self.folder(name).or_else(|| known.map(|_| name.into()))?;
+        Some(self.stop_at(&folder, name, known))
     }
 
-    fn stop_at(&self, folder: &Path, name: &str) -> Result<RunState> {
+    fn stop_at(&self, folder: &Path, name: &str, known: Option<u32>) -> Result<RunState> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(process) = writer(folder) else {
+        let Some(process) = writer(folder).or(known) else {
             return Err(Error::setting(format!("run {name}"), "no process on this machine is training it"));
         };
-        if asked.get(folder) != Some(&process) {
+        if !asked.values().any(|before| *before == process) {
             terminate(process).map_err(|e| Error::io(folder, e))?;
-            asked.insert(folder.into(), process);
         }
+        asked.insert(folder.into(), process);
         Ok(RunState::Stopping)
     }
 
@@ -340,12 +341,12 @@ mod tests {
     #[test]
     fn a_run_that_nobody_trains_cannot_be_stopped() {
         let (folder, runs) = runs();
-        assert!(runs.stop("nothing").is_none());
-        let error = runs.stop("begun").unwrap().unwrap_err().to_string();
+        assert!(runs.stop("nothing", None).is_none());
+        let error = runs.stop("begun", None).unwrap().unwrap_err().to_string();
         assert!(error.contains("no process"), "{error}");
         // What a dead process left is no reason to send a signal to whoever has its number now.
         fs::write(folder.path().join("begun/.lock"), format!("process 1 on {} (kiln 0.1.0)\n", crate::disk::host()))
             .unwrap();
-        assert!(runs.stop("begun").unwrap().is_err());
+        assert!(runs.stop("begun", None).unwrap().is_err());
     }
 }

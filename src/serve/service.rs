@@ -1,9 +1,9 @@
 //! The handle on a running server.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    sync::{Arc, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use burn::tensor::Device;
@@ -23,6 +23,7 @@ use super::{
     refusal::{Accepted, CancelOutcome, Missing, Refusal},
     restart::taken_up,
     results::Results,
+    running::Running,
     shared::{Order, Shared},
 };
 use crate::{
@@ -43,14 +44,6 @@ const LONGEST_STEP: Duration = Duration::from_secs(600);
 /// that is dropped stops the server, as [`stop`](Self::stop) does with no time left.
 #[derive(Clone)]
 pub struct Service(Arc<Running>);
-
-struct Running {
-    shared: Arc<Shared>,
-    device: Device,
-    engine: Mutex<Option<JoinHandle<()>>>,
-    /// The right to write into the state folder.
-    _lock: FolderLock,
-}
 
 type Answer<T> = std::result::Result<T, Missing>;
 
@@ -84,8 +77,7 @@ impl Service {
         };
         let thread = thread::Builder::new().name("kiln-engine".into()).stack_size(STACK).spawn(work);
         let thread = thread.map_err(|e| Error::setting("engine", format!("cannot be started ({e})")))?;
-        let engine = Mutex::new(Some(thread));
-        Ok(Self(Arc::new(Running { shared, device: device.clone(), engine, _lock: lock })))
+        Ok(Self(Arc::new(Running::new(shared, device, thread, lock))))
     }
 
     fn shared(&self) -> &Shared {
@@ -267,6 +259,14 @@ impl Service {
         file.ok_or(Missing::Expired) // it was removed just now
     }
 
+    /// The latest preview of an image of a job of `owner`, a small PNG, while it runs and if it was asked for previews.
+    ///
+    /// # Errors
+    /// There is no such job.
+    pub fn preview(&self, id: JobId, owner: &str) -> Answer<Option<Vec<u8>>> {
+        self.of(id, owner, |_, entry| entry.preview().map(<[u8]>::to_vec))
+    }
+
     /// The models, the default one first.
     pub fn models(&self) -> Vec<ModelInfo> {
         self.shared().models.infos()
@@ -371,28 +371,5 @@ impl Service {
     /// server with this state folder, as those that wait are. Streams of events end. Blocks.
     pub fn stop(&self, deadline: Duration) {
         self.0.stop(deadline);
-    }
-}
-
-impl Running {
-    fn stop(&self, deadline: Duration) {
-        let stop_at = Instant::now() + deadline;
-        self.shared.change(|state| {
-            state.stop_at = Some(state.stop_at.map_or(stop_at, |before| before.min(stop_at)));
-        });
-        // A step cannot be interrupted. If it lasts longer, the journal says that its jobs run, and they are begun again.
-        self.shared.wait(deadline + Duration::from_secs(2), |state| state.is_over);
-        let thread = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if self.shared.state().is_over
-            && let Some(thread) = thread
-        {
-            _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop(Duration::ZERO);
     }
 }

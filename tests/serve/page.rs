@@ -3,6 +3,7 @@
 
 mod browser;
 mod captions;
+mod starting;
 mod voting;
 mod watching;
 
@@ -59,11 +60,16 @@ static RUNS: LazyLock<PathBuf> = LazyLock::new(|| {
 
 /// A server of the nano model, whose page shows these folders.
 fn serve(runs: &[&Path], datasets: &[&Path]) -> Server {
+    serve_with(runs, datasets, "")
+}
+
+/// The same with more lines of `[page]`.
+fn serve_with(runs: &[&Path], datasets: &[&Path], more: &str) -> Server {
     let list = |folders: &[&Path]| {
         let quoted: Vec<_> = folders.iter().map(|folder| format!("'{}'", folder.display())).collect();
         quoted.join(", ")
     };
-    let page = format!("[page]\nruns = [{}]\ndatasets = [{}]\n", list(runs), list(datasets));
+    let page = format!("[page]\nruns = [{}]\ndatasets = [{}]\n{more}", list(runs), list(datasets));
     Server::start(&(model("nano-flux") + &page), &[])
 }
 

@@ -6,10 +6,11 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
     generation::{Images, SamplingOptions, Session},
     lora::Lora,
+    memory,
     models::text::PromptEmbeds,
     nn::{Adapters, Parameter, Parameters},
     pipelines::{FluxPipeline, Pipeline, Request},
-    serve::config::LOCAL,
+    serve::{Service, config::LOCAL},
 };
 
 use crate::support::serving::{
@@ -48,11 +49,20 @@ fn switching_adapters_leaves_the_weights_as_they_were() {
         pipeline.generate(&request, &mut |_| ()).unwrap().into_data()
     };
     let plain = made(vec![]);
+    let resident = || memory::usage(&Device::flex()).resident as f64;
+    let mut warm = 0.0;
     for number in 0..switches {
         let worn = loras[number % 3].adapters(1.0 - 0.1 * (number % 7) as f64);
         let with = made(vec![worn]);
         assert!(number > 20 || with != plain, "it has an effect");
+        if number == switches / 10 {
+            warm = resident();
+        }
     }
+    let grown = resident() / warm - 1.0;
+    say(&format!("{switches} switches: memory grew by {:.2} % after the first tenth", 100.0 * grown));
+    // Other tests run in this process meanwhile, unless this one is run by itself and for long.
+    assert!(switches < 10_000 || grown < 0.01, "memory grew by {:.2} %", 100.0 * grown);
     assert_eq!(hash(&pipeline), before, "after {switches} switches");
     assert_eq!(made(vec![]), plain);
 }
@@ -105,6 +115,13 @@ fn batches(session: &mut Session, loras: &[Lora], side: usize) -> [f64; 3] {
     best
 }
 
+/// What the pipeline has taken until now: to begin images, to denoise, to decode.
+fn pipeline_seconds(service: &Service) -> f64 {
+    let metrics = service.metrics();
+    let of = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    ["begin", "step", "decode"].iter().map(|what| of(&format!("kiln_{what}_seconds_sum")).unwrap()).sum()
+}
+
 /// Not a test: what switching takes. `cargo test --release --test serve switching -- --ignored --nocapture`
 #[test]
 #[ignore = "it measures"]
@@ -142,19 +159,23 @@ fn measure() {
     let service = start(config);
     service.loras();
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    let mut own = Vec::new();
     for number in 0..300_usize {
         let name = format!("a{}", number % 8);
         let jobs = [vec![], vec![("a0", 1.0)], vec![(name.as_str(), 1.0)]];
         for (times, loras) in times.iter_mut().zip(&jobs) {
             let job = with_loras(request("a red apple", 1, 1), loras);
+            let before = pipeline_seconds(&service);
             let id = timed(times, || {
                 let id = submit(&service, job);
                 wait(&service, id);
                 id
             });
             assert!(service.image(id, LOCAL, 0).is_ok());
+            own.push(times[number] - (pipeline_seconds(&service) - before));
         }
     }
+    say(&format!("of a job, beside the pipeline: {}", milliseconds(own)));
     let [none, same, other] = times.map(milliseconds);
     say(&format!(
         "a job of one step, from its submission to its image on disk: {none} without, {same} with the adapter before, {other} with another"

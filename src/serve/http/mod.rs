@@ -13,6 +13,7 @@ mod fields;
 mod images;
 mod count;
 mod body;
+mod listener;
 mod waiting;
 mod jobs;
 mod events;
@@ -23,6 +24,7 @@ mod sdapi;
 mod operations;
 mod votes;
 mod runs;
+mod starts;
 mod datasets;
 mod page;
 mod openapi;
@@ -35,7 +37,7 @@ use std::{
 
 use axum::{Router, http::HeaderValue, middleware};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::{Semaphore, watch},
 };
 
@@ -44,6 +46,7 @@ use super::{
     Service,
     config::{LimitsConfig, ServeConfig},
     page::Page,
+    starts::Launch,
 };
 use crate::{
     error::{Error, Result},
@@ -60,9 +63,6 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Threads that answer, and threads that wait for the disk.
 const THREADS: [usize; 2] = [2, 64];
-
-/// Connections that wait to be taken. One more is reset by some systems, with its request.
-const BACKLOG: u32 = 4096;
 
 /// What all handlers share.
 type App = Arc<Shared>;
@@ -117,18 +117,18 @@ impl Front {
             .build()
             .map_err(|e| Error::setting("server", format!("cannot start its threads ({e})")))?;
         let address = SocketAddr::new(config.host, config.port);
-        let listener = runtime.block_on(async { listen(address) }).map_err(|e| {
+        let listener = runtime.block_on(async { listener::listen(address) }).map_err(|e| {
             Error::setting("port", format!("cannot listen at {address} ({e})"))
                 .hint("choose another `port`; 0 takes a free one")
         })?;
         Ok(Self { runtime, listener, keys, origins })
     }
 
-    /// Answers until the process is asked to stop. `ready` is told the address.
+    /// Answers until the process is asked to stop. `launch` makes processes of runs; `ready` is told the address.
     ///
     /// # Errors
     /// `ready` refuses.
-    pub fn serve(self, service: Service, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+    pub fn serve(self, service: Service, launch: Launch, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
         let Self { runtime, listener, keys, origins } = self;
         let address = listener.local_addr().map_err(|e| Error::setting("port", e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
@@ -140,7 +140,7 @@ impl Front {
             limits: config.limits.clone(),
             large: Semaphore::new(body::LARGE_AT_ONCE),
             decoding: Semaphore::new(datasets::DECODED_AT_ONCE),
-            page: Page::open(config)?,
+            page: Page::open(config, launch)?,
             requests: Requests::default(),
             automatic: Mutex::default(),
             stopping: stopping.clone(),
@@ -148,10 +148,7 @@ impl Front {
         });
         ready(address)?;
         runtime.block_on(async {
-            let router = router(app).into_make_service_with_connect_info::<SocketAddr>();
-            let mut asked = stopping;
-            let ended = async move { drop(asked.wait_for(|stops| *stops).await) };
-            let server = tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(ended).into_future());
+            let server = tokio::spawn(listener::serve(listener, router(app), stopping, listener::PATIENCE));
             while !stop::requested() {
                 tokio::time::sleep(LOOK).await;
             }
@@ -165,14 +162,6 @@ impl Front {
         runtime.shutdown_timeout(Duration::from_millis(500));
         Ok(())
     }
-}
-
-/// Listens with room for a crowd that comes at once.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(cfg!(unix))?; // as tokio's own `bind` does: a server may start again at once
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// An origin as browsers send it: a scheme and a name, perhaps a port, nothing else.

@@ -8,7 +8,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{App, adapters, datasets, events, jobs, models, openai, operations, runs, sdapi, votes};
+use super::{App, adapters, datasets, events, jobs, models, openai, operations, runs, sdapi, starts, votes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -48,7 +48,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(votes::leaderboard))
         .routes(routes!(votes::leaderboard_csv))
         .routes(routes!(votes::prompts))
-        .routes(routes!(runs::list))
+        .routes(routes!(runs::list, starts::start))
+        .routes(routes!(starts::list))
         .routes(routes!(runs::get))
         .routes(routes!(runs::metrics))
         .routes(routes!(runs::samples))

@@ -111,7 +111,7 @@ pub(super) struct Stopping {
         (status = 409, description = "No process on this machine trains it")))]
 pub(super) async fn stop(State(app): State<App>, Path(name): Path<String>) -> Answer<(StatusCode, Json<Stopping>)> {
     let asked = name.clone();
-    let state = blocking(move || app.page.runs.stop(&asked)).await?.ok_or_else(no_run)?;
+    let state = blocking(move || app.page.stop(&asked)).await?.ok_or_else(no_run)?;
     let state = state.map_err(|error| Failure::new(StatusCode::CONFLICT, "not_running", &error))?;
     Ok((StatusCode::ACCEPTED, Json(Stopping { name, state })))
 }

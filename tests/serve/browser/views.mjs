@@ -220,5 +220,24 @@ for (const at of Object.values(views)) {
   const over = await zoomed.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   assert.ok(over <= 0, `${at} at 200 % is ${over} pixels too wide`);
 }
+
+// Start a run and stop it.
+const last = await open(1280, 860, "light");
+await go(last, "runs");
+await last.getByRole("button", { name: "Start a run" }).click();
+await last.getByRole("textbox", { name: "Name of the run" }).fill("../no");
+await last.getByRole("button", { name: "Start", exact: true }).click();
+await last.getByText("cannot be a name").waitFor();
+last.wrong = last.wrong.filter((text) => !text.includes("400 (Bad Request)"));
+await check(last, "start");
+await shot(last, "start-light");
+await last.getByRole("textbox", { name: "Name of the run" }).fill("from-the-page");
+await last.getByRole("button", { name: "Start", exact: true }).click();
+await last.getByText("from-the-page has started").waitFor();
+await last.getByRole("link", { name: /from-the-page/ }).click();
+await last.getByRole("button", { name: "Stop", exact: true }).click();
+await last.getByRole("dialog").getByRole("button", { name: "Stop", exact: true }).click();
+await last.getByText("Stopped early").first().waitFor();
+await check(last, "a stopped run");
 await browser.close();
 console.log(JSON.stringify(measured));

@@ -4,7 +4,7 @@ use std::{io::Read, net::Shutdown, time::Instant};
 
 use serde_json::{Value, json};
 
-use super::say;
+use super::{from_base64, pixels, say};
 use crate::support::server::{Server, model, parsed};
 
 /// So many steps that nobody waits for the last.
@@ -96,6 +96,11 @@ fn an_interrupt_reaches_the_jobs_of_its_caller_in_its_dialect_and_no_others() {
             "{shown}"
         );
     }
+    let image = server.until(|| progress(ANN)["current_image"].as_str().map(String::from));
+    let image = pixels(&from_base64(&json!(image)));
+    assert_eq!((image.width(), image.height()), (8, 8), "a pixel for each latent pixel");
+    let without = server.ask("GET", "/sdapi/v1/progress?skip_current_image=true", &[ANN], &[]).expect(200).json();
+    assert!(without["current_image"].is_null() && without["state"]["job_count"] == 1, "{without}");
     server.ask("POST", "/sdapi/v1/interrupt", &[BOB], b"{}").expect(200);
     let answer = |stream: &mut std::net::TcpStream| {
         let mut bytes = Vec::new();
@@ -103,7 +108,7 @@ fn an_interrupt_reaches_the_jobs_of_its_caller_in_its_dialect_and_no_others() {
         parsed(&bytes)
     };
     assert_eq!(answer(&mut bob).expect(409).json()["detail"], "`job`: was cancelled");
-    assert_eq!(progress(BOB)["state"]["job_count"], 0);
+    assert_eq!((&progress(BOB)["state"]["job_count"], &progress(BOB)["current_image"]), (&json!(0), &json!(null)));
     assert_eq!(progress(ANN)["state"]["job_count"], 1, "Ann's goes on");
     server.ask("POST", "/sdapi/v1/interrupt", &[ANN], b"").expect(200);
     answer(&mut ann).expect(409);

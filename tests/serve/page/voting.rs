@@ -76,6 +76,48 @@ fn votes_are_blind_until_cast_and_count_once() {
     assert_eq!(String::from_utf8(csv.body).unwrap().lines().count(), 3);
 }
 
+/// Of all that a voter's browser gets before the vote, nothing but the pixels tells which side wears the adapter.
+#[test]
+fn of_four_hundred_pairs_neither_address_nor_size_nor_headers_nor_time_tells_the_sides() {
+    const PAIRS: usize = 400;
+    let server = serve(&[&RUNS], &[]);
+    images(&server);
+    let first = server.ask("POST", "/kiln/v1/pairs", &[], b"{}").expect(200);
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap();
+    let cookie = format!("cookie: {cookie}");
+    // How often the side with the adapter is the left one, and how often it takes longer.
+    let (mut left, mut time) = (0, 0);
+    for round in 0..PAIRS {
+        let pair = draw(&server, &cookie);
+        let mut shown = ["left", "right"].map(|side| (side, 0.0, Vec::new(), 0, String::new()));
+        // Either is asked for first equally often, as a browser does that asks for both.
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for at in order {
+            let (side, seconds, headers, bytes, url) = &mut shown[at];
+            *url = pair[*side].as_str().unwrap().to_string();
+            let begun = std::time::Instant::now();
+            let answer = server.ask("GET", url, &[&cookie], &[]).expect(200);
+            *seconds = begun.elapsed().as_secs_f64();
+            *headers = answer.headers.into_iter().filter(|(name, _)| name != "date").collect();
+            *bytes = answer.body.len();
+        }
+        let [one, other] = &shown;
+        assert_eq!((&one.2, one.3), (&other.2, other.3));
+        assert_eq!(one.4.replace("left", "right"), other.4);
+        let vote = json!({"pair": pair["pair"], "choice": "tie"}).to_string();
+        let revealed = server.ask("POST", "/kiln/v1/votes", &[&cookie], vote.as_bytes()).expect(200).json();
+        let is_left = revealed["left"]["name"].as_str().unwrap().contains("quickstart");
+        let (with, without) = if is_left { (one, other) } else { (other, one) };
+        left += usize::from(is_left);
+        time += usize::from(with.1 > without.1);
+    }
+    let shares = [left, time].map(|count| count as f64 / PAIRS as f64);
+    std::io::Write::write_all(&mut std::io::stdout(), format!("told by side and by time: {shares:?}\n").as_bytes())
+        .unwrap();
+    // Four standard deviations of a coin.
+    assert!(shares.iter().all(|share| (0.4..=0.6).contains(share)), "{shares:?}");
+}
+
 #[test]
 fn a_vote_that_cannot_be_meant_is_refused_by_name() {
     let server = serve(&[], &[]);

@@ -125,7 +125,8 @@ fn with_rest(mut wanted: Wanted, fields: Fields) -> Wanted {
 fn common(app: &App, caller: &Caller, fields: &mut Fields) -> Answer<(Wanted, ModelInfo)> {
     let (text, loras) = prompt::split(&fields.take::<String>("prompt")?.unwrap_or_default())?;
     let mut ignored = Vec::new();
-    let mut request = JobRequest { loras, ..JobRequest::new(text) };
+    // Which `progress` shows.
+    let mut request = JobRequest { loras, previews: true, ..JobRequest::new(text) };
     let model = model(app, caller, fields, &mut ignored)?;
     request.model = Some(model.name.clone());
     request.negative_prompt = fields.take::<String>("negative_prompt")?.filter(|text| !text.is_empty());

@@ -11,9 +11,9 @@ use axum::{
     Json,
     extract::{Request, State},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     super::{
@@ -21,7 +21,8 @@ use super::{
         auth::Caller,
         blocking, body,
         errors::{Answer, Failure},
-        fields::Fields,
+        fields::{Asked, Fields},
+        images,
     },
     session_of,
 };
@@ -95,6 +96,15 @@ pub(in super::super) async fn interrupt(State(app): State<App>, caller: Caller) 
     blocking(cancel).await.map(|()| Json(json!({})))
 }
 
+/// What is wanted of the progress.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(in super::super) struct Shows {
+    /// Whether to leave out `current_image`. Default false.
+    #[serde(default)]
+    skip_current_image: bool,
+}
+
 /// How far the jobs are that you wait for in this dialect.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AutomaticProgress)]
@@ -104,7 +114,7 @@ pub(in super::super) struct Progress {
     /// Seconds that are left, about; 0 where nothing runs.
     eta_relative: f64,
     state: State1111,
-    /// Always none: event streams have previews.
+    /// A small PNG in base64 of what an image of the running job will look like, once there is one.
     current_image: Option<String>,
     textinfo: Option<String>,
 }
@@ -125,9 +135,13 @@ struct State1111 {
 }
 
 /// How far the jobs are that you wait for in this dialect
-#[utoipa::path(get, path = "/sdapi/v1/progress", tag = "automatic1111",
+#[utoipa::path(get, path = "/sdapi/v1/progress", tag = "automatic1111", params(Shows),
     responses((status = 200, description = "How far they are", body = Progress)))]
-pub(in super::super) async fn progress(State(app): State<App>, caller: Caller) -> Json<Progress> {
+pub(in super::super) async fn progress(
+    State(app): State<App>,
+    caller: Caller,
+    Asked(wanted): Asked<Shows>,
+) -> Json<Progress> {
     let jobs = shown(&app, &caller).into_iter().filter_map(|id| app.service.job(id, &caller.owner).ok());
     let jobs: Vec<Job> = jobs.filter(|job| !job.status.is_final()).collect();
     let running = jobs.iter().find(|job| job.status == Status::Running);
@@ -144,7 +158,10 @@ pub(in super::super) async fn progress(State(app): State<App>, caller: Caller) -
     };
     let left = running.and_then(|job| job.started).filter(|_| progress > 0.0);
     let eta_relative = left.map_or(0.0, |started| (now() - started).max(0.0) * (1.0 - progress) / progress);
-    Json(Progress { progress, eta_relative, state, current_image: None, textinfo: None })
+    let running = running.filter(|_| !wanted.skip_current_image);
+    let current_image = running.and_then(|job| app.service.preview(job.id, &caller.owner).ok().flatten());
+    let current_image = current_image.map(|png| images::to_text(&png));
+    Json(Progress { progress, eta_relative, state, current_image, textinfo: None })
 }
 
 /// Your options: the model

@@ -139,6 +139,20 @@ export interface RunDetail extends Run {
   unreadable_lines: number;
 }
 
+export interface Started {
+  run: string;
+  process: number;
+  is_running: boolean;
+  problem?: string;
+}
+
+export interface Startable {
+  enabled: boolean;
+  takes_text: boolean;
+  configs: { name: string; run: string; text: string }[];
+  started?: Started;
+}
+
 export interface Curve {
   records: Record<string, unknown>[];
   next: string;
@@ -252,6 +266,8 @@ export const api = {
   run: (name: string) => call<RunDetail>("GET", `/runs/${part(name)}`),
   metrics: (name: string, after?: string) =>
     call<Curve>("GET", `/runs/${part(name)}/metrics` + (after ? `?after=${part(after)}` : "")),
+  startable: () => call<Startable>("GET", "/configs"),
+  startRun: (start: { config?: string; toml?: string; name?: string }) => call<Started>("POST", "/runs", start),
   stopRun: (name: string) => call<void>("POST", `/runs/${part(name)}/stop`),
   serveCheckpoint: (name: string, step: number) =>
     call<Lora>("POST", `/runs/${part(name)}/checkpoints/${step}/serve`),

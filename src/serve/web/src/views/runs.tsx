@@ -6,6 +6,7 @@ import { useRunChanges } from "../live";
 import { Bar, Button, complain, Dialog, Empty, note, Problem, Segments, useRead } from "../parts";
 import { address, go } from "../route";
 import { ago, bytes, duration, number } from "../text";
+import { StartRun } from "./start";
 
 const STATES = { running: "Running", stopping: "Stopping", finished: "Finished", ended: "Stopped early" } as const;
 
@@ -22,6 +23,7 @@ export function RunsView({ query }: { query: URLSearchParams }) {
           quickstart makes one in a minute:
         </p>
         <pre>kiln train --config configs/quickstart.toml</pre>
+        <StartRun runs={runs} again={again} />
       </Empty>
     );
   }
@@ -30,6 +32,7 @@ export function RunsView({ query }: { query: URLSearchParams }) {
     <div class="runs">
       <section aria-label="Runs" class="run-list">
         <h1>Runs</h1>
+        <StartRun runs={runs} again={again} />
         <ul>
           {runs.map((run) => (
             <li key={run.name}>
