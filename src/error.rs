@@ -45,6 +45,8 @@ pub enum Subject {
     Setting(String),
     /// An optimizer step.
     Step(u64),
+    /// The memory of the device.
+    Memory,
     /// Work that was stopped on request: nothing went wrong, and what was done so far is kept.
     Stopped {
         /// What is there nevertheless: the run folder, or the files written.
@@ -112,6 +114,11 @@ impl Error {
         Self::new(Subject::Step(step), Problem::One(format!("not finite: {what}")))
     }
 
+    /// The device has no memory left for the work.
+    pub fn memory(problem: impl Into<String>) -> Self {
+        Self::new(Subject::Memory, Problem::One(problem.into()))
+    }
+
     /// Somebody asked to stop. `what` became of the work, such as `: 3 images were written`, is empty if there is nothing to say;
     /// `done` is the run folder, or the files that are there.
     pub fn stopped(what: impl Into<String>, done: Vec<PathBuf>) -> Self {
@@ -140,6 +147,11 @@ impl Error {
     /// Whether the operating system refused, so that the content of the file is not known.
     pub fn is_io(&self) -> bool {
         self.source.is_some()
+    }
+
+    /// Whether the device has no memory left for the work.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.subject == Subject::Memory
     }
 
     /// Whether somebody asked to stop.
@@ -179,6 +191,7 @@ impl fmt::Display for Subject {
             Self::Tensor { path, name } => write!(f, "{}: tensor `{name}`", path.display()),
             Self::Setting(field) => write!(f, "`{field}`"),
             Self::Step(step) => write!(f, "step {step}"),
+            Self::Memory => f.write_str("device memory"),
             Self::Stopped { .. } => f.write_str("stopped on request"),
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{Global, memory::MemoryArgs, print, sampling::SamplingArgs};
+use super::{Global, memory::PlanArgs, print, sampling::SamplingArgs};
 use crate::{
     config,
     generation::{self, BatchRequest, Choices},
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
     #[command(flatten)]
-    memory: MemoryArgs,
+    plan: PlanArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
@@ -61,19 +61,13 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     if !args.strength.is_empty() {
         choices.strengths = args.strength;
     }
-    let Args { folder, image, sampling, seed, batch_size, output, memory, .. } = args;
-    let (sampling, loras) = sampling.into();
-    let request = BatchRequest {
-        folder,
-        image,
-        choices,
-        loras,
-        sampling,
-        seed,
-        batch_size,
-        output,
-        memory: memory.given().unwrap_or_default(),
-    };
+    let Args { folder, image, sampling, seed, batch_size, output, plan, .. } = args;
+    let ((sampling, loras), (memory, dry_run)) = (sampling.into(), plan.given());
+    #[rustfmt::skip] // one field a line would hide that nothing happens here
+    let request = BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output, memory };
     stop_on_signals()?;
-    print(generation::batch(&request, &global.open()?).context("not all images were processed")?)
+    match dry_run {
+        true => print(generation::plan_batch(&request, &global.open()?)?),
+        false => print(generation::batch(&request, &global.open()?).context("not all images were processed")?),
+    }
 }

@@ -45,12 +45,18 @@ pub(super) struct PlanArgs {
 }
 
 impl PlanArgs {
+    /// The configuration, and whether only the plan is wanted.
+    pub(super) fn given(self) -> (MemoryConfig, bool) {
+        (self.memory.given().unwrap_or_default(), self.dry_run)
+    }
+
     /// Makes the images, and prints the files written.
     pub(super) fn make(self, request: GenerateRequest, global: &Global) -> Result<()> {
-        let request = GenerateRequest { memory: self.memory.given().unwrap_or_default(), ..request };
+        let (memory, dry_run) = self.given();
+        let request = GenerateRequest { memory, ..request };
         stop_on_signals()?;
         let device = global.open()?;
-        match self.dry_run {
+        match dry_run {
             true => print(generation::plan(&request, &device)?),
             false => generation::generate(&request, &device)?.iter().try_for_each(|file| print(file.display())),
         }

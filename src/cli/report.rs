@@ -7,6 +7,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use super::{Cli, Flags};
 use crate::{
     error::{Error, Subject},
+    memory::is_attempted,
     panics::is_guarded,
     training::{LogWriter, STOPPED, has_colours, print_error},
 };
@@ -80,6 +81,9 @@ pub fn report_panics() {
         }
         let place = panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
         let message = panic.payload_as_str().unwrap_or("no message");
+        if is_attempted(message) {
+            return; // on whichever thread: it becomes an error
+        }
         if std::thread::current().name() == Some(RENDERER) {
             print_error(format_args!("the dashboard ended: {message}"));
             return;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -11,7 +12,7 @@ use image::RgbImage;
 
 use super::{
     LoraFiles, SamplingOptions, Session,
-    batch_report::{BatchReport, Choices, Done, name},
+    batch_report::{BatchReport, Choices, Done, Skipped, name},
     picture::{self, PictureFile, Size},
     plan::AtOnce,
     request::MOST_AT_ONCE,
@@ -20,9 +21,9 @@ use super::{
 use crate::{
     data, disk,
     error::{Error, Result},
-    memory::{self, MemoryConfig, Stage},
+    memory::{self, MemoryConfig, Plan, Stage},
     paths,
-    pipelines::{Outcome, request::check_strength},
+    pipelines::{ImageSizes, Outcome, request::check_strength},
     rng::Seed,
 };
 
@@ -69,15 +70,7 @@ struct Task {
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
     let mut tasks = tasks(request, &mut report)?;
-    let mut sessions = BTreeMap::new();
-    for Task { model, prompt, strength, .. } in &tasks {
-        if !sessions.contains_key(model) {
-            let mut session = Session::open(model, device)?;
-            session.put_on_files(&request.loras)?;
-            sessions.insert(model.clone(), session);
-        }
-        sessions[model].check(&request.sampling, std::slice::from_ref(prompt), *strength)?;
-    }
+    let mut sessions = sessions(request, &tasks, device)?;
     std::fs::create_dir_all(&request.output).map_err(|e| Error::io(&request.output, e))?;
     disk::sweep(&request.output);
     let mut outcome = Ok(());
@@ -99,6 +92,85 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
         true => Err(Error::many(&request.folder, report.skipped.iter().map(ToString::to_string).collect())),
         false => Ok(report),
     }
+}
+
+/// What a folder takes of device memory, for each model.
+#[derive(Clone, Debug)]
+pub struct BatchPlan {
+    /// Each model, how many images it is for, the largest size to work at, and its plan.
+    pub models: Vec<(String, usize, Size, Plan)>,
+    /// Files that would be left out.
+    pub skipped: Vec<Skipped>,
+}
+
+impl fmt::Display for BatchPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (model, count, (width, height), plan)) in self.models.iter().enumerate() {
+            let separator = if number == 0 { "" } else { "\n" };
+            let plural = if *count == 1 { "" } else { "s" };
+            write!(f, "{separator}{model}: {count} image{plural}, {width}x{height} at most\n{plan}")?;
+        }
+        self.skipped.iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
+    }
+}
+
+/// What [`batch`] takes of device memory, at the level that the request names or that fits. Nothing is loaded or written.
+///
+/// # Errors
+/// As [`batch`], as far as it can be known without weights.
+pub fn plan_batch(request: &BatchRequest, device: &Device) -> Result<BatchPlan> {
+    let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
+    let mut tasks = tasks(request, &mut report)?;
+    let mut models = Vec::new();
+    for (model, mut session) in sessions(request, &tasks, device)? {
+        let (own, others): (Vec<_>, _) = tasks.into_iter().partition(|task| task.model == model);
+        tasks = others;
+        let (count, sizes) = (own.len(), session.sizes());
+        let groups = groups(own, &sizes);
+        let plan = session.fit(&request.memory, at_once(&groups, request, &sizes), &request.sampling)?;
+        models.push((model, count, largest(&groups), plan));
+    }
+    match models.is_empty() {
+        true => Err(Error::many(&request.folder, report.skipped.iter().map(ToString::to_string).collect())),
+        false => Ok(BatchPlan { models, skipped: report.skipped }),
+    }
+}
+
+/// A session for each model, which was checked against what it has to do. Nothing is loaded.
+fn sessions(request: &BatchRequest, tasks: &[Task], device: &Device) -> Result<BTreeMap<String, Session>> {
+    let mut sessions = BTreeMap::new();
+    for Task { model, prompt, strength, .. } in tasks {
+        if !sessions.contains_key(model) {
+            let mut session = Session::open(model, device)?;
+            session.put_on_files(&request.loras)?;
+            sessions.insert(model.clone(), session);
+        }
+        sessions[model].check(&request.sampling, std::slice::from_ref(prompt), *strength)?;
+    }
+    Ok(sessions)
+}
+
+/// The images that can be made together, by the size to work at and the bits of the strength.
+type Groups = BTreeMap<(Size, u64), Vec<(Task, PictureFile)>>;
+
+/// The sizes tell which images can be made together; an image is read when it is its turn.
+fn groups(tasks: Vec<Task>, sizes: &ImageSizes) -> Groups {
+    let mut groups = Groups::new();
+    for task in tasks {
+        let file = PictureFile::new(&task.path, task.size, sizes);
+        groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
+    }
+    groups
+}
+
+fn largest(groups: &Groups) -> Size {
+    groups.keys().map(|(size, _)| *size).max_by_key(|(width, height)| width * height).unwrap_or_default()
+}
+
+/// How much is made at once.
+fn at_once(groups: &Groups, request: &BatchRequest, sizes: &ImageSizes) -> AtOnce {
+    let ((width, height), latents) = (largest(groups), |side: u32| side as usize / sizes.latent_pixel);
+    AtOnce { size: (latents(width), latents(height)), images: request.batch_size, encodes: true }
 }
 
 /// What is to be done with each image whose header can be read.
@@ -160,18 +232,11 @@ fn with_model(
     let (device, edits, sizes) = (session.device.clone(), session.family.edits(), session.sizes());
     let prompts: Vec<String> =
         tasks.iter().map(|task| task.prompt.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-    // The sizes tell which images can be made together; an image is read when it is its turn.
-    let mut groups: BTreeMap<(Size, u64), Vec<(Task, PictureFile)>> = BTreeMap::new();
-    for task in tasks {
-        let file = PictureFile::new(&task.path, task.size, &sizes);
-        groups.entry((file.fitted, task.strength.to_bits())).or_default().push((task, file));
-    }
-    let largest = groups.keys().map(|(size, _)| *size).max_by_key(|(width, height)| width * height).unwrap_or_default();
-    let latents = |side: u32| side as usize / sizes.latent_pixel;
-    let at_once = AtOnce { size: (latents(largest.0), latents(largest.1)), images: request.batch_size, encodes: true };
-    session.fit(&request.memory, at_once, &request.sampling)?;
-    let shown = session.embed(&Prompts::Texts(&prompts), &request.sampling, &session.worn.clone())?;
-    session.load()?;
+    let groups = groups(tasks, &sizes);
+    session.fit(&request.memory, at_once(&groups, request, &sizes), &request.sampling)?;
+    let worn = session.worn.clone();
+    let shown = session.fitting(|session| session.embed(&Prompts::Texts(&prompts), &request.sampling, &worn))?;
+    session.fitting(Session::load)?;
     for ((size, strength), group) in groups {
         for batch in group.chunks(request.batch_size) {
             let read = batch.iter().filter_map(|(task, file)| match file.read() {
@@ -186,26 +251,31 @@ fn with_model(
                 continue;
             }
             let stage = Stage::enter("batch", &device);
-            let noise = session.pipeline.start_noise(request.seed, size.0 as usize, size.1 as usize);
             let number = |task: &Task| prompts.binary_search(&task.prompt).expect("every prompt is in the list");
-            let work = Batch {
-                rows: batch.iter().map(|(task, _)| (number(task), request.seed)).collect(),
-                noise: Tensor::cat(vec![noise; batch.len()], 0),
-                pictures: Some(session.encode(&pictures)?),
-                strength: f64::from_bits(strength),
-                mask: None,
-            };
             let mut in_use = Vec::new();
-            let made = session.denoise(&work, &shown, &request.sampling, &mut |_| {
-                in_use.push(memory::usage(&device).resident);
-                ControlFlow::Continue(())
+            let made = session.fitting(|session| {
+                let noise = session.pipeline.start_noise(request.seed, size.0 as usize, size.1 as usize);
+                let work = Batch {
+                    rows: batch.iter().map(|(task, _)| (number(task), request.seed)).collect(),
+                    noise: Tensor::cat(vec![noise; batch.len()], 0),
+                    pictures: Some(session.encode(&pictures)?),
+                    strength: f64::from_bits(strength),
+                    mask: None,
+                };
+                in_use.clear();
+                let outcome = session.denoise(&work, &shown, &request.sampling, &mut |_| {
+                    in_use.push(memory::usage(&device).resident);
+                    ControlFlow::Continue(())
+                })?;
+                let Outcome::Finished(latents) = outcome else { return Ok(None) };
+                session.decode(latents).map(Some)
             })?;
-            let Outcome::Finished(latents) = made else { continue };
-            for (picture, (task, file)) in session.decode(latents)?.into_iter().zip(&batch) {
+            let Some(made) = made else { continue };
+            for (picture, (task, file)) in made.into_iter().zip(&batch) {
                 picture::save(&file.restore(picture), &request.output_of(&task.path))?;
             }
             let measured = stage.measure();
-            let strength = (!edits).then_some(work.strength);
+            let strength = (!edits).then_some(f64::from_bits(strength));
             let done = batch.iter().map(|(task, file)| Done {
                 name: name(&task.path),
                 model: model.into(),

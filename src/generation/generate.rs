@@ -92,28 +92,31 @@ pub fn plan(request: &GenerateRequest, device: &Device) -> Result<Plan> {
 /// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
 /// the error names the files that are there.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
-    let Ready { mut session, prompts, groups, rows, plan } = Ready::of(request, device)?;
+    let Ready { mut session, prompts, groups, rows, .. } = Ready::of(request, device)?;
     let sampling = &request.sampling;
     let packed = session.family.packs_latents();
     if !request.return_latents {
         disk::sweep(&request.output);
     }
-    let shown = session.embed(&prompts, sampling, &session.worn.clone())?;
+    let worn = session.worn.clone();
+    let shown = session.fitting(|session| session.embed(&prompts, sampling, &worn))?;
     let mut made = Made { request, latents: Vec::new(), files: Vec::new() };
     // At this level the denoiser is let go of before images are decoded, and so is there only once.
-    let decodes_last = plan.level == Level::Balanced;
+    let decodes_last = |session: &Session| session.level == Level::Balanced;
     let mut denoise_all = || -> Result<()> {
         for (group, rows) in groups.iter().zip(&rows) {
             let batch_size = match request.batch_size {
                 Some(batch_size) => batch_size,
-                None => session.pictures_that_fit(group.size, &shown)?,
+                None => session.fitting(|session| session.pictures_that_fit(group.size, &shown))?,
             };
             for batch in rows.chunks(batch_size) {
-                let prepared = group.prepare(batch, request, &mut session)?;
-                let outcome = session.denoise(&prepared, &shown, sampling, &mut |_| ControlFlow::Continue(()))?;
+                let outcome = session.fitting(|session| {
+                    let prepared = group.prepare(batch, request, session)?;
+                    session.denoise(&prepared, &shown, sampling, &mut |_| ControlFlow::Continue(()))
+                })?;
                 let Outcome::Finished(latents) = outcome else { continue };
                 made.latents.push((latents, group, batch));
-                if !decodes_last {
+                if !decodes_last(&session) {
                     made.decode(&mut session)?;
                 }
             }
@@ -121,7 +124,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
         Ok(())
     };
     let outcome = denoise_all();
-    if decodes_last {
+    if decodes_last(&session) {
         session.release()?;
         made.decode(&mut session)?;
     }
@@ -150,7 +153,8 @@ impl Made<'_> {
             return Ok(());
         }
         for (latents, group, rows) in self.latents.drain(..) {
-            for (picture, row) in session.decode(latents)?.into_iter().zip(rows) {
+            let pictures = session.fitting(|session| session.decode(latents.clone()))?;
+            for (picture, row) in pictures.into_iter().zip(rows) {
                 self.files.push(group.source.save(picture, row.picture, &self.request.output)?);
             }
         }

@@ -24,7 +24,7 @@ mod generate;
 mod batch_report;
 mod batch;
 
-pub use batch::{BatchRequest, batch};
+pub use batch::{BatchPlan, BatchRequest, batch, plan_batch};
 pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
 pub use generate::{generate, plan};
 pub use images::Images;

@@ -3,7 +3,7 @@
 use super::{SamplingOptions, Session, picture::fit};
 use crate::{
     error::Result,
-    memory::{self, MemoryConfig, Phase, Plan},
+    memory::{self, LevelChoice, MemoryConfig, Phase, Plan},
     models::text::{TextEncoders, TextSizes},
     pipelines::Placement,
 };
@@ -29,8 +29,8 @@ impl Session {
         let plans = memory::Level::ALL.into_iter().map(|level| self.plan(level, text, work, options));
         let plans = plans.collect::<Result<Vec<_>>>()?;
         let plan = Plan::choose(config, memory::available(&self.device), plans)?;
-        self.place(plan.level.into());
-        self.limit(plan.level.limits());
+        self.work_at(plan.level);
+        self.may_step_down = config.level == LevelChoice::Auto;
         Ok(plan)
     }
 

@@ -26,7 +26,7 @@ use crate::{
     hub,
     lending::Residence,
     limits::Limits,
-    memory::{self, Stage},
+    memory::{self, Level, Stage},
     models::text::PromptEmbeds,
     nn::Adapters,
     pipelines::{
@@ -84,6 +84,10 @@ pub struct Session {
     pub(super) device: Device,
     pub(super) dtype: FloatDType,
     placement: Placement,
+    /// Where it was chosen for the work.
+    pub(super) level: Level,
+    /// Whether a lower one may follow where the device has no memory left.
+    pub(super) may_step_down: bool,
     keeps_text_encoders: bool,
     encoders: Option<ModelEncoders>,
     embeddings: Embeddings,
@@ -120,6 +124,8 @@ impl Session {
             pipeline: family.open(Residence::Streamed.into(), &folder, device, dtype)?,
             is_loaded: false,
             placement: Placement::default(),
+            level: Level::None,
+            may_step_down: false,
             keeps_text_encoders: false,
             encoders: None,
             embeddings: Embeddings::default(),
@@ -145,6 +151,32 @@ impl Session {
             self.placement = placement;
             self.encoders = None;
             self.is_loaded = false;
+        }
+    }
+
+    /// Lets weights lie, and work be divided, as a memory level says, from now on.
+    pub(super) fn work_at(&mut self, level: Level) {
+        self.level = level;
+        self.place(level.into());
+        self.limit(level.limits());
+    }
+
+    /// Does `work`. Where the device has no memory left for it and the level was chosen by itself, all weights are let go of, and
+    /// the work is done again at the next level.
+    ///
+    /// # Errors
+    /// Those of the work, or there is no memory at the lowest level either, or at the one that was named.
+    pub(super) fn fitting<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        loop {
+            let device = self.device.clone();
+            let error = match memory::attempt(&device, || work(self)) {
+                Err(error) if error.is_out_of_memory() => error,
+                done => return done,
+            };
+            self.release()?;
+            let Some(lower) = self.level.next().filter(|_| self.may_step_down) else { return Err(error) };
+            tracing::warn!("{}; once more at memory level `{}`", error.message(), lower.word());
+            self.work_at(lower);
         }
     }
 

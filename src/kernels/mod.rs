@@ -6,6 +6,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod blockwise;
 mod conv;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -34,6 +35,7 @@ mod winograd;
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased, attention_within};
+pub use blockwise::Blockwise;
 pub use conv::{conv2d, conv2d_by_sample, conv2d_rows};
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_rows, group_norm_silu};

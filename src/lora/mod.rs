@@ -152,15 +152,15 @@ impl Lora {
         Ok(Self { layers: chosen.map(new).collect(), ..Self::default() })
     }
 
-    /// How many values the adapters of a configuration have on a model of these `layers`.
+    /// How many values each tensor of the adapters of a configuration has on a model of these `layers`.
     ///
     /// # Errors
     /// A target matches no layer.
-    pub fn count(config: &LoraConfig, layers: &[LayerShape]) -> Result<usize> {
+    pub fn counts(config: &LoraConfig, layers: &[LayerShape]) -> Result<Vec<usize>> {
         let names: Vec<_> = layers.iter().map(|layer| layer.name.clone()).collect();
         let targets: BTreeSet<_> = config.targets.resolve(&names)?.into_iter().collect();
         let chosen = layers.iter().filter(|layer| targets.contains(&layer.name));
-        Ok(chosen.map(|layer| config.rank * (layer.inputs + layer.outputs)).sum())
+        Ok(chosen.flat_map(|layer| [layer.inputs, layer.outputs].map(|size| config.rank * size)).collect())
     }
 
     /// The adapters as layers of the denoiser wear them, at `strength` (1 is as trained), where their tensors are. Nothing is

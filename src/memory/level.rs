@@ -48,6 +48,11 @@ impl Level {
         }
     }
 
+    /// The next one, which needs less memory.
+    pub fn next(self) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| *level > self)
+    }
+
     /// The word for it.
     pub fn word(self) -> &'static str {
         match self {

@@ -3,10 +3,12 @@
 mod gpu;
 mod level;
 mod peak;
+mod exhausted;
 mod plan;
 mod stage;
 
 use burn::tensor::Device;
+pub use exhausted::{attempt, fail_at, is_attempted};
 pub use gpu::{DeviceUsage, device_usage};
 pub use level::{Bytes, Level, LevelChoice, MemoryConfig};
 pub use plan::{Phase, Plan};
@@ -115,9 +117,13 @@ pub fn keep_freed() {
 }
 
 fn wait_for(device: &Device) {
-    if let Err(e) = device.sync() {
-        tracing::warn!("the device failed while it was waited for: {e}");
+    let Err(e) = device.sync() else { return };
+    let message = e.to_string();
+    // The device tells once: what it computed without memory would be taken for a result.
+    if exhausted::is_exhaustion(&message) && !std::thread::panicking() {
+        panic!("{message}");
     }
+    tracing::warn!("the device failed while it was waited for: {message}");
 }
 
 /// glibc keeps freed memory for later; this hands it to the system.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 
-use super::{DeviceUsage, Usage, device_usage, mib, peak::Watch, release, usage};
+use super::{DeviceUsage, Usage, device_usage, exhausted, mib, peak::Watch, release, usage};
 
 /// Marks a stage such as `validation`: logs the memory in use on entering; on leaving, waits for the device, releases
 /// what is free and logs again, with the most that was in use meanwhile. Stages may lie within each other.
@@ -59,6 +59,7 @@ impl Stage {
     }
 
     fn begin(name: String, device: &Device, detail: bool) -> Self {
+        exhausted::begin(&name);
         let before = usage(device);
         tracing::debug!("{name}: begins with {:.0} MiB in use", before.resident_mib());
         let watch = Watch::start(device);

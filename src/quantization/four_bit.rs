@@ -5,7 +5,10 @@ use std::{ops::Range, sync::Arc};
 
 use rayon::prelude::*;
 
-use super::{Shared, dynamic_levels};
+use super::{
+    Shared,
+    dynamic::{dynamic_levels, nearest},
+};
 
 /// Values that have one scale.
 pub const BLOCK: usize = 64;
@@ -185,18 +188,13 @@ pub fn quantize_nf4(values: &[f32], absmax: &[f32]) -> Vec<u8> {
 pub fn nested(absmax: &[f32]) -> Nested {
     let offset = (absmax.iter().map(|&scale| f64::from(scale)).sum::<f64>() / absmax.len() as f64) as f32;
     let levels = dynamic_levels();
-    let nearest = |value: f32| {
-        let above = levels.partition_point(|&level| level < value).min(255);
-        let below = above.saturating_sub(1);
-        if (value - levels[below]).abs() <= (levels[above] - value).abs() { below } else { above }
-    };
     let (mut codes, mut scales) = (Vec::with_capacity(absmax.len()), Vec::new());
     for block in absmax.chunks(NESTED_BLOCK) {
         let centred = block.iter().map(|scale| scale - offset);
         let largest = centred.clone().fold(0.0, |largest: f32, value| largest.max(value.abs()));
         scales.push(largest);
         let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
-        codes.extend(centred.map(|value| nearest(value * inverse) as u8));
+        codes.extend(centred.map(|value| nearest(&levels, value * inverse)));
     }
     Nested { codes: codes.into(), levels: Arc::new(levels), block: NESTED_BLOCK, scales: scales.into(), offset }
 }

@@ -9,7 +9,7 @@ use crate::{
     data::{self, Bucket, Examined},
     error::{Error, Result},
     families::{self, ModelEncoders},
-    memory::Plan,
+    memory::{Level, Plan},
     notice::grouped,
     rng::Seed,
 };
@@ -45,7 +45,7 @@ pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display)
     let model = config.model.folder()?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
-    let outline = Outline::of(config, family, &model, device)?;
+    let outline = Outline::of(config, family, &model, device, Level::None)?;
     let encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let display = RefCell::new(display);
     let progress = |p: data::Progress| display.borrow_mut().phase(&p.phase.to_string(), p.done as u64, p.total as u64);

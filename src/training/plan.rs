@@ -10,7 +10,7 @@ use crate::{
     families::{Family, ObjectiveKind},
     lending::Residence,
     lora::Lora,
-    memory::{self, Level, Phase, Plan},
+    memory::{self, Level, LevelChoice, Phase, Plan},
     models::text::{TextEncoders, TextSizes},
     pipelines::{Pipeline, Placement},
     rng::Seed,
@@ -26,39 +26,54 @@ pub(super) struct Outline {
 
 impl Outline {
     /// That of a run of `config` on the model of this family in the folder `model`; the level is the one that the configuration
-    /// names, or the fastest that fits.
+    /// names, or the fastest that fits and is not faster than `fastest`.
     ///
     /// # Errors
     /// The model's files do not fit each other, a LoRA target matches no layer, or no level fits.
-    pub fn of(config: &TrainConfig, family: &dyn Family, model: &Path, device: &Device) -> Result<Self> {
+    pub fn of(
+        config: &TrainConfig,
+        family: &dyn Family,
+        model: &Path,
+        device: &Device,
+        fastest: Level,
+    ) -> Result<Self> {
         let place = Residence::Streamed.into();
         let pipeline = match config.model.init {
             ModelInit::Pretrained => family.open(place, model, device, config.model.dtype.into())?,
             ModelInit::Random => family.untrained(place, model, Seed(config.run.seed), device)?,
         };
-        let parameters = match config.training.mode {
-            Mode::Lora => Lora::count(&config.lora, &pipeline.layers())?,
-            Mode::Full => pipeline.denoiser_sizes().total as usize / config.model.dtype.size(),
+        let counts = match config.training.mode {
+            Mode::Lora => Lora::counts(&config.lora, &pipeline.layers())?,
+            // Nearly all are in large tensors.
+            Mode::Full => vec![pipeline.denoiser_sizes().total as usize / config.model.dtype.size()],
         };
-        let levels: &[Level] = match config.training.mode {
-            Mode::Lora => &Level::ALL,
-            Mode::Full => &[Level::None, Level::Balanced],
-        };
+        let parameters = counts.iter().sum();
+        let moments = counts.iter().map(|count| config.optimizer.name.bytes_of_moments(*count)).sum();
+        let auto = config.memory.level == LevelChoice::Auto;
+        let levels = levels(config.training.mode).iter().filter(|level| !auto || **level >= fastest);
         let text = TextEncoders::sizes(model, device, config.model.dtype.into())?;
         let tokens = family.prompt_tokens(model)?;
-        let plan = |&level| plan(config, pipeline.as_ref(), text, tokens, parameters, level);
-        let plans = levels.iter().map(plan).collect();
+        let plan = |&level| plan(config, pipeline.as_ref(), text, tokens, (parameters, moments), level);
+        let plans = levels.map(plan).collect();
         Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
     }
 }
 
-/// What a run takes at a level, with prompts of so many `tokens`.
+/// The levels at which a run may be: where all weights are trained, they stay on the device.
+pub(super) fn levels(mode: Mode) -> &'static [Level] {
+    match mode {
+        Mode::Lora => &Level::ALL,
+        Mode::Full => &[Level::None, Level::Balanced],
+    }
+}
+
+/// What a run takes at a level, with prompts of so many `tokens`, so many trained parameters, and so many bytes of moments.
 fn plan(
     config: &TrainConfig,
     pipeline: &dyn Pipeline,
     text: TextSizes,
     tokens: usize,
-    parameters: usize,
+    (parameters, moments): (usize, u64),
     level: Level,
 ) -> Plan {
     let (place, dtype) = (Placement::from(level), config.model.dtype);
@@ -88,7 +103,7 @@ fn plan(
                 ("VAE", vae_kept),
                 ("trained values", own * trained),
                 ("gradients", trained * (1 + sums)),
-                ("moments of AdamW", 2 * trained),
+                ("moments of AdamW", moments),
                 ("EMA", ema * trained),
                 ("activations", row * batch as u64),
             ],
@@ -106,7 +121,7 @@ fn plan(
             true => 3,
             false => 1 + u64::from(config.validation.true_guidance > 1.0),
         };
-        let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + 2 + ema) * trained)];
+        let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + ema) * trained + moments)];
         let image = [width * sizes.latent_pixel, height * sizes.latent_pixel];
         let image = pipeline.vae().bytes_of_image(image, &level.limits());
         let denoising = [

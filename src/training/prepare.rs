@@ -4,12 +4,15 @@ use std::{cell::RefCell, path::PathBuf};
 
 use burn::tensor::Device;
 
-use super::{Display, TrainConfig, plan::Outline};
+use super::{
+    Display, TrainConfig,
+    plan::{Outline, levels},
+};
 use crate::{
     data::{self, Encoders, LatentDataset},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
-    memory::{Level, Stage},
+    memory::{self, Level, LevelChoice, Stage},
 };
 
 /// What a run needs before its model is loaded.
@@ -24,12 +27,18 @@ pub(super) struct Prepared {
     pub level: Level,
 }
 
-/// Checks and encodes what the cache lacks.
-pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<Prepared> {
+/// Checks and encodes what the cache lacks. `chosen` is the fastest memory level that may be, and becomes the one that is.
+pub(super) fn prepare_dataset(
+    config: &TrainConfig,
+    device: &Device,
+    display: &mut dyn Display,
+    chosen: &mut Level,
+) -> Result<Prepared> {
     let model = config.model.folder()?;
     let family = families::of(&model)?;
     config.check_against_model(family, &model)?;
-    let level = Outline::of(config, family, &model, device)?.memory.level;
+    let level = Outline::of(config, family, &model, device, *chosen)?.memory.level;
+    *chosen = level;
     let _stage = Stage::enter("prepare", device);
     let encoders = ModelEncoders::open(&model, device, config.model.dtype.into())?;
     let mut encoders = encoders.placed(level.into()).within(level.limits());
@@ -49,11 +58,36 @@ pub(super) fn prepare_dataset(config: &TrainConfig, device: &Device, display: &m
     Ok(Prepared { model, family, dataset, level })
 }
 
+/// Does `work` at the memory level that it chooses, no faster than `level`. Where the device has no memory left for it and the
+/// configuration names no level, it is done again at the next one.
+///
+/// # Errors
+/// Those of the work, or there is no memory at the lowest level either, or at the one that is named.
+pub(super) fn fitting<T>(
+    config: &TrainConfig,
+    device: &Device,
+    level: &mut Level,
+    mut work: impl FnMut(&mut Level) -> Result<T>,
+) -> Result<T> {
+    loop {
+        let error = match memory::attempt(device, || work(level)) {
+            Err(error) if error.is_out_of_memory() => error,
+            done => return done,
+        };
+        let possible = |lower: &Level| levels(config.training.mode).contains(lower);
+        let lower = level.next().filter(|_| config.memory.level == LevelChoice::Auto).filter(possible);
+        let Some(lower) = lower else { return Err(error) };
+        tracing::warn!("{}; once more at memory level `{}`", error.message(), lower.word());
+        *level = lower;
+    }
+}
+
 /// Encodes images and captions into the cache, so that training starts at once; returns the cache folder.
 ///
 /// # Errors
 /// Images, captions, settings or the model are wrong, or the disk refuses.
 pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
-    prepare_dataset(config, device, display)?;
+    let mut level = Level::None;
+    fitting(config, device, &mut level, |level| prepare_dataset(config, device, display, level))?;
     Ok(config.data.cache_folder())
 }

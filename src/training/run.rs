@@ -16,7 +16,7 @@ use super::{
     held_out_loss::Validator,
     origin::Origin,
     origin_metadata::describe,
-    prepare::{Prepared, prepare_dataset},
+    prepare::{Prepared, fitting, prepare_dataset},
     record::{
         grid::save_grid,
         interval::{Interval, Outcome},
@@ -37,7 +37,7 @@ use crate::{
     data::{Batch, Prefetch},
     disk::replace,
     error::{Error, Result, Subject},
-    memory::Stage,
+    memory::{Level, Stage},
     notice::grouped,
     paths,
     rng::Seed,
@@ -58,13 +58,26 @@ pub fn train(
     device: &Device,
     display: &mut dyn Display,
 ) -> Result<PathBuf> {
-    let resumed = resume.map(|path| resumable(config, path)).transpose()?;
+    let mut run = resume.map(Path::to_path_buf);
+    fitting(config, device, &mut Level::None, |level| train_at(config, &mut run, device, display, level))
+}
+
+/// The same at a memory level that is no faster than `level`, which becomes the one that is chosen; `run` becomes the folder of the
+/// run when it has one, so that it can go on from there.
+fn train_at(
+    config: &TrainConfig,
+    run: &mut Option<PathBuf>,
+    device: &Device,
+    display: &mut dyn Display,
+    level: &mut Level,
+) -> Result<PathBuf> {
+    let resumed = run.as_deref().map(|path| resumable(config, path)).transpose()?;
     let output = resumed.as_ref().map_or(config.run.output.as_path(), |resumed| resumed.folder.path());
     paths::check_folder(output).map_err(|e| e.hint("set `run.output` to a folder that can be written to"))?;
     let found = resumed.as_ref().map(|resumed| started::from_its_start(resumed.folder.path(), config));
-    let prepared = prepare_dataset(found.as_ref().unwrap_or(config), device, display)?;
+    let prepared = prepare_dataset(found.as_ref().unwrap_or(config), device, display, level)?;
     stop::check()?;
-    with_task(config, &prepared, device, Training { config, prepared: &prepared, resumed, display })
+    with_task(config, &prepared, device, Training { config, prepared: &prepared, resumed, display, opened: run })
 }
 
 /// A training run that waits for its task.
@@ -73,13 +86,14 @@ struct Training<'a> {
     prepared: &'a Prepared,
     resumed: Option<Resumed>,
     display: &'a mut dyn Display,
+    opened: &'a mut Option<PathBuf>,
 }
 
 impl Job for Training<'_> {
     type Output = PathBuf;
 
     fn run<T: Task>(self, task: T) -> Result<PathBuf> {
-        let Self { config, prepared, resumed, display } = self;
+        let Self { config, prepared, resumed, display, opened } = self;
         let dataset = &prepared.dataset;
         let validator = Validator::new(Seed(config.run.seed), dataset);
         let plan = dataset.plan(Seed(config.run.seed));
@@ -87,6 +101,7 @@ impl Job for Training<'_> {
             return Err(Error::setting("data.validation_split", "leaves no image to train on"));
         }
         let mut run = Run::open(config, resumed, prepared, task, &validator)?;
+        *opened = Some(run.folder.path().into());
         let done = run.step * config.training.gradient_accumulation;
         let mut batches = Prefetch::start(Arc::new(dataset.clone()), plan, done, READ_AHEAD);
         run.train(&mut batches, &validator, display).map_err(|error| run.ended_early(error, display))?;

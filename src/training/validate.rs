@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     families::ObjectiveKind,
-    memory::{self, MemoryConfig},
+    memory::{self, Level, MemoryConfig},
     pipelines::Similarity,
     rng::Seed,
     stop,
@@ -110,8 +110,17 @@ impl fmt::Display for ValidationReport {
 /// weights are loaded once, and lie where `memory` says, or the run's configuration. With `clip`, the folder of a CLIP model, the edits of the newest checkpoint are measured, too.
 ///
 /// # Errors
-/// `path` is no run and no checkpoint, or what the run was made from is gone or changed.
+/// `path` is no run and no checkpoint, what the run was made from is gone or changed, or the device has no memory left.
 pub fn validate(
+    path: &Path,
+    clip: Option<&Path>,
+    memory: Option<MemoryConfig>,
+    device: &Device,
+) -> Result<ValidationReport> {
+    memory::attempt(device, || measure(path, clip, memory, device))
+}
+
+fn measure(
     path: &Path,
     clip: Option<&Path>,
     memory: Option<MemoryConfig>,
@@ -120,7 +129,7 @@ pub fn validate(
     let (run, checkpoints) = Checkpoint::hold(path)?;
     let mut config = started::from_its_start(&run, &run_config(&run, &[])?);
     config.memory = memory.unwrap_or(config.memory);
-    let prepared = prepare_dataset(&config, device, &mut Silent)?;
+    let prepared = prepare_dataset(&config, device, &mut Silent, &mut Level::None)?;
     let held_out = !prepared.dataset.held_out(Seed(config.run.seed)).is_empty();
     if !held_out && config.validation.prompts.is_empty() {
         let problem = "no image was held out, and there are no prompts to generate: there is nothing to validate";

@@ -152,3 +152,30 @@ fn bad_input_is_named_and_nothing_is_written_over() {
         assert!(said.contains(&format!("{name}: exists already, and kiln overwrites nothing")), "{said}");
     }
 }
+
+#[test]
+fn a_dry_run_says_what_each_model_takes_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pictures, output) = (pictures(folder.path()), folder.path().join("out"));
+    let models = [model(MAKES), model(EDITS)];
+    let start = ["batch", pictures.to_str().unwrap(), "--output", output.to_str().unwrap(), "--dry-run"];
+    let more = ["--model", &models[0], "--model", &models[1], "--prompt", "snow", "--memory", "ultra"];
+    let (out, _) = succeeds(&[&start[..], &more].concat());
+    let counts: Vec<usize> = models
+        .iter()
+        .map(|model| {
+            let line = out.lines().find(|line| line.starts_with(model.as_str())).unwrap_or_else(|| panic!("{out}"));
+            line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+        })
+        .collect();
+    // Of a file that is cut short the header still tells the size.
+    assert_eq!(counts.iter().sum::<usize>(), SIZES.len() + 1, "{out}");
+    assert_eq!(out.matches("memory at level `ultra`").count(), 2, "{out}");
+    assert!(out.contains("denoise") && out.contains("left out: ") && out.contains("empty.jpg: "), "{out}");
+    assert!(!output.exists());
+    // What is wrong is said as without it.
+    let said = fails(&[&start[..], &["--model", "nowhere", "--prompt", "snow"]].concat());
+    assert!(said.contains("nowhere"), "{said}");
+    let said = fails(&[&start[..], &["--model", &models[0], "--prompt", "snow", "--memory-limit", "1KB"]].concat());
+    assert!(said.contains("even `ultra` needs"), "{said}");
+}

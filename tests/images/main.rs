@@ -5,6 +5,7 @@ mod support;
 
 mod batch;
 mod edit;
+mod exhausted;
 mod generate;
 mod levels;
 mod session;

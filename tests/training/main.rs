@@ -6,6 +6,7 @@ mod support;
 mod begun_before;
 mod edit;
 mod edits;
+mod exhausted;
 mod full;
 mod resume;
 mod stopping;

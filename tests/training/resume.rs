@@ -74,6 +74,25 @@ fn a_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
 }
 
 #[test]
+fn moments_in_eight_bits_resume_bit_for_bit_and_take_a_quarter() {
+    // Of rank 64 most tensors are large enough.
+    let settings = ["optimizer.name=adamw8bit", "lora.rank=64"];
+    let with = |more: &[&'static str]| settings.iter().chain(more).copied().collect::<Vec<_>>();
+    let whole = train(&config("whole-8bit", &with(&[])), None).unwrap();
+    let run = train(&config("half-8bit", &with(&["training.max_steps=4"])), None).unwrap();
+    train(&config("half-8bit", &with(&[])), Some(&run)).unwrap();
+    assert_eq!(state(&run, 6), state(&whole, 6));
+    assert_eq!(numbers(&run), numbers(&whole));
+    let full = train(&config("whole-32bit", &["lora.rank=64"]), None).unwrap();
+    assert_ne!(state(&full, 6), state(&whole, 6));
+    let size = |run: &Path| std::fs::metadata(run.join("step-000006/optimizer.safetensors")).unwrap().len() as f64;
+    assert!(size(&whole) < 0.3 * size(&full), "{} of {} bytes", size(&whole), size(&full));
+    // Another optimizer is another run.
+    let error = train(&config("half-8bit", &["lora.rank=64"]), Some(&run)).unwrap_err().to_string();
+    assert!(error.contains("optimizer.name"), "{error}");
+}
+
+#[test]
 fn a_run_continued_from_an_older_checkpoint_takes_the_same_steps_again() {
     let run = copy_of(&WHOLE, "older");
     std::fs::remove_dir_all(run.join("step-000006")).unwrap();

@@ -303,17 +303,19 @@ fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
         Mode::Full => WEIGHTS,
     };
     let mut sums = BTreeMap::new();
-    let mut write = |name: &str, tensors: &BTreeMap<String, Values>, metadata: &BTreeMap<String, String>| {
+    let mut write = |name: &str, tensors: &BTreeMap<String, Values>| {
         let path = partial.join(name);
-        write_tensors(&path, tensors, metadata)?;
+        write_tensors(&path, tensors, &content.metadata)?;
         sums.insert(name.to_string(), checksum(&path)?);
         Ok::<_, Error>(())
     };
-    write(name, &content.trained, &content.metadata)?;
-    if let Some(averaged) = content.averaged {
-        write(EMA, &averaged, &content.metadata)?;
+    write(name, &content.trained)?;
+    if let Some(averaged) = &content.averaged {
+        write(EMA, averaged)?;
     }
-    write(OPTIMIZER, &content.optimizer.tensors(), &BTreeMap::new())?;
+    let path = partial.join(OPTIMIZER);
+    write_tensors(&path, &content.optimizer.tensors(), &BTreeMap::new())?;
+    sums.insert(OPTIMIZER.to_string(), checksum(&path)?);
     fs::write(partial.join(STATE), state_file::text(state, &sums)).map_err(io(partial))?;
     for synced in [partial.join(STATE), partial.to_path_buf()] {
         File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;

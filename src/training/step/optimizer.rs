@@ -1,15 +1,16 @@
 //! AdamW with torch's semantics, and clipping by the norm of all gradients together.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::{
-    error::Result,
-    kernels,
+    error::{Error, Result},
+    kernels::{self, Blockwise},
     nn::Parameters,
+    quantization::{DynamicMap, MOMENT_BLOCK},
     training::{OptimizerConfig, step::backward::Gradients},
-    weights::{TensorFile, Values},
+    weights::{Stored, TensorFile, Values},
 };
 
 /// AdamW and its moments, by the name of each parameter.
@@ -17,7 +18,50 @@ use crate::{
 pub struct AdamW {
     config: OptimizerConfig,
     steps: u64,
-    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// The running means of a gradient and of its square.
+#[derive(Clone, Debug)]
+enum Moments {
+    Full([Tensor<1>; 2]),
+    EightBit([Blockwise; 2]),
+}
+
+/// How either is kept in 8 bits.
+const MAPS: [DynamicMap; 2] = [DynamicMap::Signed, DynamicMap::Unsigned];
+
+/// What a checkpoint calls them.
+const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// A moment, or a part of one, on its way to a file.
+#[derive(Clone, Debug)]
+pub enum Moment {
+    /// Numbers in f32.
+    Values(Values),
+    /// Levels, of one byte each.
+    Codes([usize; 1], Tensor<1, Int>),
+}
+
+impl Stored for Moment {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Values(values) => values.dtype(),
+            Self::Codes(..) => DType::U8,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Values(values) => values.shape(),
+            Self::Codes(shape, _) => shape,
+        }
+    }
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Values(values) => values.bytes(),
+            Self::Codes(_, codes) => codes.to_data().as_bytes().to_vec().into(),
+        }
+    }
 }
 
 impl AdamW {
@@ -49,23 +93,42 @@ impl AdamW {
         };
         parameters.parameters("", &mut |name, parameter| {
             let Some(gradient) = gradients.remove(name) else { return };
-            let [mean, square] =
-                self.moments.remove(name).unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
+            let [mean, square] = match self.moments.remove(name) {
+                None => [gradient.zeros_like(), gradient.zeros_like()],
+                Some(Moments::Full(moments)) => moments,
+                Some(Moments::EightBit(moments)) => moments.map(|moment| moment.dense()),
+            };
+            let is_eight_bit = self.config.name.is_eight_bit(gradient.dims()[0]);
             parameter.update(|value| {
                 let (value, mean, square) = kernels::adamw(value, gradient, mean, square, &update);
-                self.moments.insert(name.into(), [mean, square]);
+                let moments = match is_eight_bit {
+                    true => Moments::EightBit([Blockwise::of(mean, MAPS[0]), Blockwise::of(square, MAPS[1])]),
+                    false => Moments::Full([mean, square]),
+                };
+                self.moments.insert(name.into(), moments);
                 value
             });
         });
     }
 
-    /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`.
-    pub fn tensors(&self) -> BTreeMap<String, Values> {
-        let values = |row: &Tensor<1>| Values { shape: row.dims().into(), numbers: row.clone() };
-        let named = self.moments.iter().flat_map(|(name, [mean, square])| {
-            [(format!("{name}.exp_avg"), values(mean)), (format!("{name}.exp_avg_sq"), values(square))]
-        });
-        named.collect()
+    /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`; in 8 bits with `….absmax` beside either.
+    pub fn tensors(&self) -> BTreeMap<String, Moment> {
+        let values = |row: &Tensor<1>| Moment::Values(Values { shape: row.dims().into(), numbers: row.clone() });
+        let mut named = BTreeMap::new();
+        for (name, moments) in &self.moments {
+            for (number, kind) in NAMES.into_iter().enumerate() {
+                let key = format!("{name}.{kind}");
+                match moments {
+                    Moments::Full(moments) => _ = named.insert(key, values(&moments[number])),
+                    Moments::EightBit(moments) => {
+                        let Blockwise { codes, largest, .. } = &moments[number];
+                        named.insert(format!("{key}.absmax"), values(largest));
+                        named.insert(key, Moment::Codes(codes.dims(), codes.clone()));
+                    }
+                }
+            }
+        }
+        named
     }
 
     /// Continues from the moments of a checkpoint after `steps` steps.
@@ -86,8 +149,17 @@ impl AdamW {
                 return; // it never had a gradient
             }
             let count = parameter.shape().iter().product();
-            let read = |kind: &str| file.row(&format!("{name}.{kind}"), &[count], device);
-            match read("exp_avg").and_then(|mean| Ok([mean, read("exp_avg_sq")?])) {
+            let keys = NAMES.map(|kind| format!("{name}.{kind}"));
+            let both = match config.name.is_eight_bit(count) {
+                true => eight_bit(file, &keys[0], count, MAPS[0], device)
+                    .and_then(|mean| Ok([mean, eight_bit(file, &keys[1], count, MAPS[1], device)?]))
+                    .map(Moments::EightBit),
+                false => file
+                    .row(&keys[0], &[count], device)
+                    .and_then(|mean| Ok([mean, file.row(&keys[1], &[count], device)?]))
+                    .map(Moments::Full),
+            };
+            match both {
                 Ok(both) => _ = moments.insert(name.to_string(), both),
                 Err(e) => problem = Some(e),
             }
@@ -97,6 +169,18 @@ impl AdamW {
             None => Ok(Self { config, steps, moments }),
         }
     }
+}
+
+/// A moment of `count` values that a checkpoint has in 8 bits.
+fn eight_bit(file: &TensorFile, name: &str, count: usize, map: DynamicMap, device: &Device) -> Result<Blockwise> {
+    let dtype = file.dtype(name).unwrap_or_default();
+    let codes = file.bytes(name).filter(|codes| dtype == "U8" && codes.len() == count).ok_or_else(|| {
+        let shape = file.shape(name).unwrap_or_default();
+        Error::tensor(file.path(), name, format!("is {dtype} of shape {shape:?}, expected U8 of [{count}]"))
+    })?;
+    let largest = file.row(&format!("{name}.absmax"), &[count.div_ceil(MOMENT_BLOCK)], device)?;
+    let largest = largest.into_data().into_vec::<f32>().expect("it was read as f32");
+    Ok(Blockwise::from_parts(codes.to_vec(), largest, map, device))
 }
 
 /// Adds `new` to `sum`, name by name.
