@@ -25,7 +25,7 @@ macro_rules! files {
 }
 
 /// The shipped configurations by their names; a test holds that none is missing.
-const SHIPPED: [(&str, &str); 10] = files![
+const SHIPPED: [(&str, &str); 12] = files![
     "quickstart",
     "quickstart_edit",
     "flux_lora",
@@ -35,6 +35,8 @@ const SHIPPED: [(&str, &str); 10] = files![
     "flux_lora_48gb",
     "flux_lora_80gb",
     "instruct_pix2pix",
+    "instruct_pix2pix_8gb",
+    "instruct_pix2pix_24gb",
     "serve",
 ];
 
@@ -45,7 +47,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let Some(name) = args.name else {
         let line = |(name, text): &(&str, &str)| {
             let about = text.lines().next().unwrap_or_default().trim_start_matches("# ");
-            format!("{name:18} {about}")
+            format!("{name:22} {about}")
         };
         return print(SHIPPED.iter().map(line).collect::<Vec<_>>().join("\n"));
     };

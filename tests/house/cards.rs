@@ -1,5 +1,5 @@
-//! The configurations for people's cards fit them, and their comments say what the plan says: of FLUX.1-dev's own layers, whose
-//! files are written with headers only.
+//! The configurations for people's cards fit them, and their comments say what the plan says: of FLUX.1-dev's and Stable
+//! Diffusion 1.5's own layers, whose files are written with headers only.
 
 use std::{
     collections::BTreeMap,
@@ -81,80 +81,148 @@ impl Sparse {
     }
 }
 
+/// The tensors of a model, part by part, as a fixture lists them.
+fn shapes(fixture: &str) -> Vec<(String, String, Vec<u64>)> {
+    let text = fs::read_to_string(source(&format!("tests/fixtures/{fixture}/shapes.txt"))).unwrap();
+    let row = |line: &str| {
+        let [part, name, shape] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        (part.to_string(), name.to_string(), shape.split(',').map(|side| side.parse().unwrap()).collect())
+    };
+    text.lines().filter(|line| !line.starts_with('#')).map(row).collect()
+}
+
+/// Writes a model folder: `parts` with the configurations of a fixture, changed by `change`, and the rest of a tiny model.
+fn write(folder: &Path, fixture: &str, parts: BTreeMap<String, Sparse>, tiny: &str, change: &dyn Fn(&str, &mut Value)) {
+    for (part, file) in &parts {
+        let at = folder.join(part);
+        fs::create_dir_all(&at).unwrap();
+        let text = fs::read_to_string(source(&format!("tests/fixtures/{fixture}/{part}.json"))).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        change(part, &mut config);
+        fs::write(at.join("config.json"), config.to_string()).unwrap();
+        let name = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+        file.write(&at.join(format!("{name}.safetensors")));
+    }
+    let tiny = source(tiny);
+    for entry in fs::read_dir(&tiny).unwrap().map(|entry| entry.unwrap().path()) {
+        let to = folder.join(entry.file_name().unwrap());
+        if entry.is_file() {
+            fs::copy(&entry, to).unwrap();
+        } else if !to.exists() {
+            fs::create_dir_all(&to).unwrap();
+            for file in fs::read_dir(entry).unwrap().map(|file| file.unwrap()) {
+                fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+    }
+}
+
 /// FLUX.1-dev with its weights in bf16, or quantized as `kiln quantize --text-encoder` does it.
 fn flux_dev(to: Option<&str>, folder: &Path) {
-    let shapes = fs::read_to_string(source("tests/fixtures/flux-dev/shapes.txt")).unwrap();
-    let mut parts: BTreeMap<&str, Sparse> = BTreeMap::new();
-    for line in shapes.lines().filter(|line| !line.starts_with('#')) {
-        let [part, name, shape] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let shape: Vec<u64> = shape.split(',').map(|side| side.parse().unwrap()).collect();
+    let mut parts: BTreeMap<String, Sparse> = BTreeMap::new();
+    for (part, name, shape) in shapes("flux-dev") {
         let in_block = name.contains("transformer_blocks.")
             || (name.starts_with("encoder.block.") && !name.contains("relative") && !name.contains(".wo."));
         let file = parts.entry(part).or_default();
         match to {
-            Some("nf4") if in_block && shape.len() == 2 => file.add_nf4(name, &shape),
-            Some("int8") if in_block && shape.len() == 2 => file.add_int8(name, &shape),
-            _ => file.add(name.to_string(), "BF16", &shape),
+            Some("nf4") if in_block && shape.len() == 2 => file.add_nf4(&name, &shape),
+            Some("int8") if in_block && shape.len() == 2 => file.add_int8(&name, &shape),
+            _ => file.add(name, "BF16", &shape),
         }
     }
-    for (part, file) in parts {
-        let at = folder.join(part);
-        fs::create_dir_all(&at).unwrap();
-        let text = fs::read_to_string(source(&format!("tests/fixtures/flux-dev/{part}.json"))).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
+    write(folder, "flux-dev", parts, "checkpoints/tiny-flux", &|part, config| {
         if let (Some(to), true) = (to, ["transformer", "text_encoder_2"].contains(&part)) {
             let bits = if to == "nf4" { "load_in_4bit" } else { "load_in_8bit" };
             config["quantization_config"] = json!({"quant_method": "bitsandbytes", bits: true,
                 "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": true});
         }
-        fs::write(at.join("config.json"), config.to_string()).unwrap();
-        let name = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
-        file.write(&at.join(format!("{name}.safetensors")));
-    }
-    let tiny = source("checkpoints/tiny-flux");
-    for part in ["tokenizer", "tokenizer_2", "scheduler"] {
-        fs::create_dir_all(folder.join(part)).unwrap();
-        for file in fs::read_dir(tiny.join(part)).unwrap() {
-            let file = file.unwrap();
-            fs::copy(file.path(), folder.join(part).join(file.file_name())).unwrap();
-        }
-    }
-    fs::copy(tiny.join("model_index.json"), folder.join("model_index.json")).unwrap();
+    });
 }
 
-/// The configuration, the model that it names, and the gigabytes of its card.
-const CARDS: [(&str, Option<&str>, f64); 6] = [
-    ("flux_lora_8gb", Some("nf4"), 8.0),
-    ("flux_lora_12gb", Some("nf4"), 12.0),
-    ("flux_lora_16gb", Some("int8"), 16.0),
-    ("flux_lora", Some("int8"), 24.0),
-    ("flux_lora_48gb", None, 48.0),
-    ("flux_lora_80gb", None, 80.0),
+/// Stable Diffusion 1.5 in f32; one that `edits` reads the original beside the noise.
+fn stable_diffusion(edits: bool, folder: &Path) {
+    let mut parts: BTreeMap<String, Sparse> = BTreeMap::new();
+    for (part, name, mut shape) in shapes("sd-1.5") {
+        if edits && part == "unet" && name == "conv_in.weight" {
+            shape[1] = 8;
+        }
+        parts.entry(part).or_default().add(name, "F32", &shape);
+    }
+    write(folder, "sd-1.5", parts, "checkpoints/tiny-sd", &|part, config| {
+        if edits && part == "unet" {
+            config["in_channels"] = json!(8);
+        }
+    });
+    if edits {
+        let path = folder.join("model_index.json");
+        let mut index: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        index["_class_name"] = json!("StableDiffusionInstructPix2PixPipeline");
+        fs::write(path, index.to_string()).unwrap();
+    }
+}
+
+/// How a model that a configuration names is made.
+type Make = fn(&Path);
+
+/// The models that configurations name.
+const MODELS: [(&str, Make); 5] = [
+    ("black-forest-labs/FLUX.1-dev", |folder| flux_dev(None, folder)),
+    ("models/flux-nf4", |folder| flux_dev(Some("nf4"), folder)),
+    ("models/flux-int8", |folder| flux_dev(Some("int8"), folder)),
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", |folder| stable_diffusion(false, folder)),
+    ("timbrooks/instruct-pix2pix", |folder| stable_diffusion(true, folder)),
 ];
+
+/// The configuration and the gigabytes of its card.
+const CARDS: [(&str, f64); 8] = [
+    ("flux_lora_8gb", 8.0),
+    ("flux_lora_12gb", 12.0),
+    ("flux_lora_16gb", 16.0),
+    ("flux_lora", 24.0),
+    ("flux_lora_48gb", 48.0),
+    ("flux_lora_80gb", 80.0),
+    ("instruct_pix2pix_8gb", 8.0),
+    ("instruct_pix2pix_24gb", 24.0),
+];
+
+/// Images with captions, and pairs with instructions.
+fn datasets(folder: &Path) -> [PathBuf; 2] {
+    let [images, pairs] = ["images", "pairs"].map(|name| folder.join(name));
+    fs::create_dir(&images).unwrap();
+    fs::create_dir(&pairs).unwrap();
+    let mut rows = String::new();
+    for number in 0..12 {
+        image::RgbImage::new(1024, 1024).save(images.join(format!("{number}.png"))).unwrap();
+        fs::write(images.join(format!("{number}.txt")), "a cat").unwrap();
+        let [original, edited] = ["original", "edited"].map(|side| format!("{number}-{side}.png"));
+        for name in [&original, &edited] {
+            image::RgbImage::new(512, 512).save(pairs.join(name)).unwrap();
+        }
+        rows += &format!("{}\n", json!({"original": original, "edited": edited, "instruction": "make it red"}));
+    }
+    fs::write(pairs.join("metadata.jsonl"), rows).unwrap();
+    [images, pairs]
+}
 
 #[test]
 fn every_configuration_for_a_card_fits_it_and_says_the_plan() {
     let folder = tempfile::tempdir().unwrap();
-    let (images, model) = (folder.path().join("images"), |to: Option<&str>| folder.path().join(to.unwrap_or("bf16")));
-    fs::create_dir(&images).unwrap();
-    for number in 0..12 {
-        image::RgbImage::new(1024, 1024).save(images.join(format!("{number}.png"))).unwrap();
-        fs::write(images.join(format!("{number}.txt")), "a cat").unwrap();
-    }
-    [None, Some("nf4"), Some("int8")].into_iter().for_each(|to| flux_dev(to, &model(to)));
+    let [images, pairs] = datasets(folder.path());
+    let model = |path: &str| folder.path().join(path.replace('/', "-"));
+    MODELS.iter().for_each(|(path, make)| make(&model(path)));
     let mut wrong = Vec::new();
-    for (name, to, gigabytes) in CARDS {
+    for (name, gigabytes) in CARDS {
         let file = source(&format!("configs/{name}.toml"));
         let config = TrainConfig::load(&file, &[]).unwrap();
-        let expected = to.map_or("black-forest-labs/FLUX.1-dev".to_string(), |to| format!("models/flux-{to}"));
-        assert_eq!(config.model.path, expected, "{name}");
+        assert!(MODELS.iter().any(|(path, _)| *path == config.model.path), "{name}: {}", config.model.path);
+        let data = if name.starts_with("flux") { &images } else { &pairs };
         // What a driver leaves of the card, less the headroom that `auto` keeps.
         let limit = gigabytes * 0.96 * GIB - GIB;
         // By name: `auto` would also ask what this machine has.
         let planned = |level: &Level| {
             let overrides = [
-                format!("model.path={}", model(to).display()),
-                format!("data.path={}", images.display()),
+                format!("model.path={}", model(&config.model.path).display()),
+                format!("data.path={}", data.display()),
                 format!("data.cache={}", folder.path().join("cache").display()),
                 format!("memory.level={}", level.word()),
             ];
