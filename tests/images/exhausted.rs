@@ -77,7 +77,7 @@ fn a_folder_is_finished_at_the_next_level() {
                 folder: folder.clone(),
                 image: None,
                 choices: Choices { models: vec![MODEL.into()], prompts: vec!["a cat".into()], strengths: vec![0.5] },
-                loras: Vec::new(),
+                loras: Default::default(),
                 sampling: SamplingOptions { steps: Some(2), ..SamplingOptions::default() },
                 seed: 0,
                 batch_size: 2,
