@@ -102,12 +102,16 @@ impl Engine {
             // Who asked may be gone.
             match order {
                 Order::Load(number, reply) => {
-                    let loaded = caught(|| self.loads.load(number, shared.models.all(), &shared.numbers).map(drop));
+                    let load = || self.loads.load(number, shared.models.all(), &shared.numbers).map(drop);
+                    let loaded = caught(&self.device, load);
                     _ = reply.send(loaded);
                 }
                 Order::Unload(number, reply) => {
-                    self.loads.unload(number, shared.models.all(), &shared.numbers);
-                    _ = reply.send(Ok(()));
+                    let unload = || {
+                        self.loads.unload(number, shared.models.all(), &shared.numbers);
+                        Ok(())
+                    };
+                    _ = reply.send(caught(&self.device, unload));
                 }
             }
         }
@@ -185,7 +189,8 @@ impl Engine {
         }
         // Else it could be begun again and again.
         let journaled = self.shared.journal.update(&record);
-        match journaled.and_then(|()| caught(|| self.dress(&record, model))) {
+        let device = self.device.clone();
+        match journaled.and_then(|()| caught(&device, || self.dress(&record, model))) {
             Ok(work) => self.works.push(work),
             Err(e) => self.end(id, Status::Failed, Some(&e)),
         }
@@ -215,8 +220,10 @@ impl Engine {
         let work = &mut self.works[place];
         let Some((image, attempt, images)) = work.next() else { return Ok(()) };
         let started = Instant::now();
-        let loaded = self.loads.load(work.model, self.shared.models.all(), &self.shared.numbers)?;
-        let denoising = caught(|| loaded.session.begin(&images, &work.worn.worn))?;
+        let denoising = caught(&self.device, || {
+            let loaded = self.loads.load(work.model, self.shared.models.all(), &self.shared.numbers)?;
+            loaded.session.begin(&images, &work.worn.worn)
+        })?;
         self.shared.numbers.begin_seconds.observe(started.elapsed().as_secs_f64());
         work.takes(denoising.of());
         let (job, seed) = (work.id, images.seeds[0]);
@@ -233,7 +240,7 @@ impl Engine {
             let in_pass = |(number, unit)| pass.contains(&number).then_some(unit);
             let mut all: Vec<&mut Denoising> =
                 self.units.iter_mut().enumerate().filter_map(in_pass).map(|unit| &mut unit.denoising).collect();
-            let done = caught(|| loaded.session.advance(&mut all));
+            let done = caught(&self.device, || loaded.session.advance(&mut all));
             let jobs: Vec<_> = pass.iter().map(|&number| self.units[number].job).collect();
             if let Err(e) = done {
                 jobs.into_iter().for_each(|id| self.fail(id, &e));
@@ -282,7 +289,7 @@ impl Engine {
             }
             let Some(loaded) = self.loads.get(work.model) else { continue };
             // A preview that cannot be made is no reason to stop.
-            if let Ok(Some(png)) = caught(|| preview(loaded, &unit.denoising)) {
+            if let Ok(Some(png)) = caught(&self.device, || preview(loaded, &unit.denoising)) {
                 self.shared.change(|state| state.queue.preview(unit.job, unit.image, step, png));
             }
         }
@@ -292,8 +299,8 @@ impl Engine {
     fn collect(&mut self) {
         while let Some(place) = self.units.iter().position(|unit| unit.denoising.is_done()) {
             let unit = self.units.remove(place);
-            let id = unit.job;
-            match caught(|| self.finish(&unit)) {
+            let (id, device) = (unit.job, self.device.clone());
+            match caught(&device, || self.finish(&unit)) {
                 Ok(None) => {}
                 Ok(Some(images)) => {
                     self.works.retain(|work| work.id != id);

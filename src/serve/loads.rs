@@ -13,7 +13,7 @@ use super::{models::Model, numbers::Numbers, preview::Colors};
 use crate::{
     error::{Error, Result},
     generation::Session,
-    memory::{Level, LevelChoice, MemoryConfig, Plan, Stage, release},
+    memory::{Level, LevelChoice, MemoryConfig, Plan, Stage, attempt, release},
 };
 
 /// A model with its weights.
@@ -115,9 +115,9 @@ impl Loads {
 /// Runs work of the engine: a panic in it ends the job, not the server.
 ///
 /// # Errors
-/// What `work` says, or that it panicked.
-pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+/// What `work` says, that `device` has no memory left for it, or that it panicked.
+pub fn caught<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(|| attempt(device, work))).unwrap_or_else(|_| {
         Err(Error::setting("job", "internal error; please report this").hint("the log of the server says where"))
     })
 }
