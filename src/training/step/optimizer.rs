@@ -24,8 +24,8 @@ pub struct AdamW {
 /// The running means of a gradient and of its square.
 #[derive(Clone, Debug)]
 enum Moments {
-    Full([Tensor<1>; 2]),
-    EightBit([Blockwise; 2]),
+    Full(Box<[Tensor<1>; 2]>),
+    EightBit(Box<[Blockwise; 2]>),
 }
 
 /// How either is kept in 8 bits.
@@ -95,15 +95,15 @@ impl AdamW {
             let Some(gradient) = gradients.remove(name) else { return };
             let [mean, square] = match self.moments.remove(name) {
                 None => [gradient.zeros_like(), gradient.zeros_like()],
-                Some(Moments::Full(moments)) => moments,
+                Some(Moments::Full(moments)) => *moments,
                 Some(Moments::EightBit(moments)) => moments.map(|moment| moment.dense()),
             };
             let is_eight_bit = self.config.name.is_eight_bit(gradient.dims()[0]);
             parameter.update(|value| {
                 let (value, mean, square) = kernels::adamw(value, gradient, mean, square, &update);
                 let moments = match is_eight_bit {
-                    true => Moments::EightBit([Blockwise::of(mean, MAPS[0]), Blockwise::of(square, MAPS[1])]),
-                    false => Moments::Full([mean, square]),
+                    true => Moments::EightBit(Box::new([Blockwise::of(mean, MAPS[0]), Blockwise::of(square, MAPS[1])])),
+                    false => Moments::Full(Box::new([mean, square])),
                 };
                 self.moments.insert(name.into(), moments);
                 value
@@ -153,11 +153,11 @@ impl AdamW {
             let both = match config.name.is_eight_bit(count) {
                 true => eight_bit(file, &keys[0], count, MAPS[0], device)
                     .and_then(|mean| Ok([mean, eight_bit(file, &keys[1], count, MAPS[1], device)?]))
-                    .map(Moments::EightBit),
+                    .map(|both| Moments::EightBit(Box::new(both))),
                 false => file
                     .row(&keys[0], &[count], device)
                     .and_then(|mean| Ok([mean, file.row(&keys[1], &[count], device)?]))
-                    .map(Moments::Full),
+                    .map(|both| Moments::Full(Box::new(both))),
             };
             match both {
                 Ok(both) => _ = moments.insert(name.to_string(), both),
