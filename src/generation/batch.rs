@@ -12,7 +12,7 @@ use image::RgbImage;
 
 use super::{
     LoraFiles, SamplingOptions, Session,
-    batch_report::{BatchReport, Choices, Done, Skipped, name},
+    batch_report::{BatchReport, Choices, Done, Skipped, left_out, name},
     picture::{self, PictureFile, Size},
     plan::AtOnce,
     request::MOST_AT_ONCE,
@@ -110,7 +110,7 @@ impl fmt::Display for BatchPlan {
             let plural = if *count == 1 { "" } else { "s" };
             write!(f, "{separator}{model}: {count} image{plural}, {width}x{height} at most\n{plan}")?;
         }
-        self.skipped.iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
+        left_out(f, &self.skipped)
     }
 }
 

@@ -174,9 +174,14 @@ impl fmt::Display for BatchReport {
             write!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
         }
         write!(f, "\n{} images in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
-        let skipped: Vec<_> = self.skipped.iter().map(ToString::to_string).collect();
-        cut(&skipped).iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
+        left_out(f, &self.skipped)
     }
+}
+
+/// A line for each of the first files that were left out, and how many more there are.
+pub(super) fn left_out(f: &mut fmt::Formatter<'_>, skipped: &[Skipped]) -> fmt::Result {
+    let skipped: Vec<_> = skipped.iter().map(ToString::to_string).collect();
+    cut(&skipped).iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))
 }
 
 impl fmt::Display for Skipped {
