@@ -36,14 +36,7 @@ impl Operation {
                 let ((), all) = timed(device, || ready.into_iter().for_each(|call| call()))?;
                 seconds.push(all / calls as f64);
             }
-            let measured = watch.measure();
-            Ok(Variant {
-                seconds,
-                first_seconds: Some(first),
-                device_peak_bytes: measured.device.map(|_| measured.device_peak),
-                host_peak_bytes: Some(measured.peak),
-                ..Variant::default()
-            })
+            Ok(Variant::of(first, seconds, &watch.measure()))
         })
     }
 

@@ -34,6 +34,17 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// The first run, those after it, and the memory at the peak.
+    pub(super) fn of(first: f64, seconds: Vec<f64>, measured: &memory::Measured) -> Self {
+        Self {
+            seconds,
+            first_seconds: Some(first),
+            device_peak_bytes: measured.device.map(|_| measured.device_peak),
+            host_peak_bytes: Some(measured.peak),
+            ..Self::default()
+        }
+    }
+
     /// The middle one of [`seconds`](Self::seconds).
     pub fn median(&self) -> Option<f64> {
         let mut sorted = self.seconds.clone();
@@ -63,14 +74,7 @@ pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl
         };
         let first = once()?;
         let seconds = (0..repeats).map(|_| once()).collect::<Result<_>>()?;
-        let measured = stage.measure();
-        Ok(Variant {
-            seconds,
-            first_seconds: Some(first),
-            device_peak_bytes: measured.device.map(|_| measured.device_peak),
-            host_peak_bytes: Some(measured.peak),
-            ..Variant::default()
-        })
+        Ok(Variant::of(first, seconds, &stage.measure()))
     })
 }
 

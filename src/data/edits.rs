@@ -347,7 +347,7 @@ fn with_file_names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| name.to_string()).chain(files).collect()
 }
 
-/// The columns of a metadata file in which the edited picture may be named, and in which it may be said what was done.
+/// The columns of a metadata file in which the edited image may be named, and in which it may be said what was done.
 pub(super) fn edited_columns() -> (Vec<String>, &'static [&'static str]) {
     (with_file_names(EDITED), INSTRUCTION)
 }

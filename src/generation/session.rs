@@ -166,18 +166,16 @@ impl Session {
     ///
     /// # Errors
     /// Those of the work, or there is no memory at the lowest level either, or at the one that was named.
-    pub(super) fn fitting<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        loop {
-            let device = self.device.clone();
-            let error = match memory::attempt(&device, || work(self)) {
-                Err(error) if error.is_out_of_memory() => error,
-                done => return done,
-            };
-            self.release()?;
-            let Some(lower) = self.level.next().filter(|_| self.may_step_down) else { return Err(error) };
-            tracing::warn!("{}; once more at memory level `{}`", error.message(), lower.word());
-            self.work_at(lower);
-        }
+    pub(super) fn fitting<T>(&mut self, work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        let device = self.device.clone();
+        memory::fitting(&device, self, work, |session| {
+            session.release()?;
+            let lower = session.level.next().filter(|_| session.may_step_down);
+            if let Some(lower) = lower {
+                session.work_at(lower);
+            }
+            Ok(lower)
+        })
     }
 
     /// Bytes of a value of the denoiser.

@@ -62,7 +62,7 @@ impl Blockwise {
         // Of a block of zeros the inverse is no number, and is not used.
         let inverse = largest.clone().recip().mask_fill(largest.clone().equal_elem(0.0), 0.0);
         let values = (values * inverse).reshape([blocks * MOMENT_BLOCK]);
-        let levels = Tensor::<1>::from_data(TensorData::new(map.levels().to_vec(), [256]), (&device, DType::F32));
+        let levels = levels(map, &device);
         let level = |number: Tensor<1, Int>| levels.clone().select(0, number);
         let mut above = Tensor::<1, Int>::zeros([blocks * MOMENT_BLOCK], (&device, DType::I32));
         for bit in [128, 64, 32, 16, 8, 4, 2, 1] {
@@ -77,11 +77,15 @@ impl Blockwise {
 
     fn dense_by_operations(&self) -> Tensor<1> {
         let (device, [count], [blocks]) = (self.codes.device(), self.codes.dims(), self.largest.dims());
-        let levels = Tensor::<1>::from_data(TensorData::new(self.map.levels().to_vec(), [256]), (&device, DType::F32));
+        let levels = levels(self.map, &device);
         let largest = self.largest.clone().reshape([blocks, 1]).repeat_dim(1, MOMENT_BLOCK);
         let largest = largest.reshape([blocks * MOMENT_BLOCK]).narrow(0, 0, count);
         levels.select(0, self.codes.clone().cast(IntDType::I32)) * largest
     }
+}
+
+fn levels(map: DynamicMap, device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(map.levels().to_vec(), [256]), (device, DType::F32))
 }
 
 #[cfg(test)]

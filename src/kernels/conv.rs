@@ -20,12 +20,7 @@ use super::{
 ///
 /// Weight and bias get gradients where they are tracked. Where the weight is not, `x` is not kept.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
-    convolve(
-        x,
-        weight,
-        bias,
-        Conv2d { stride, padding: [padding; 2], company: Company::Any, height: 0, trained: false },
-    )
+    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company: Company::Any, trained: false })
 }
 
 /// [`conv2d`], where on the CPU in f32 each sample has the bits that it has alone.
@@ -36,8 +31,7 @@ pub fn conv2d_by_sample(
     stride: usize,
     padding: usize,
 ) -> Tensor<4> {
-    let company = Company::OfSample;
-    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company, height: 0, trained: false })
+    convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company: Company::OfSample, trained: false })
 }
 
 /// [`conv2d`] of whole pictures or of some of their rows, with so many zeros above and below `x` and at either side: of some rows
@@ -57,7 +51,8 @@ pub fn conv2d_rows(
     let ours = cpu::are_floats(&[&x, &weight]);
     let [x, weight] = [x, weight].map(Tensor::<4>::from_dispatch);
     if ours {
-        return convolve(x, weight, bias, Conv2d { stride, padding, company: Company::None, height, trained: false });
+        let company = Company::None { height };
+        return convolve(x, weight, bias, Conv2d { stride, padding, company, trained: false });
     }
     // Elsewhere a convolution has as many zeros above as beside.
     let [above, beside] = padding;
@@ -95,8 +90,6 @@ struct Conv2d {
     /// Above and below, and at either side.
     padding: [usize; 2],
     company: Company,
-    /// Of the whole output, where `x` may be a part of its image: without company.
-    height: usize,
     /// Whether the weight may need a gradient.
     trained: bool,
 }
@@ -122,7 +115,7 @@ impl Conv2d {
         let pairs = match self.company {
             Company::Any => batch * to[0].div_ceil(2),
             Company::OfSample => to[0].div_ceil(2),
-            Company::None => self.height.div_ceil(2),
+            Company::None { height } => height.div_ceil(2),
         };
         Sizes { batch, inputs, outputs, from, to, kernel, stride, padding, company: self.company, pairs }
     }

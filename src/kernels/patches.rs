@@ -39,8 +39,17 @@ pub(super) enum Company {
     Any,
     /// Of the rows of the same sample: each sample has the bits that it has alone.
     OfSample,
-    /// Of none: so has each part of a sample's rows.
-    None,
+    /// Of none: so has each part of a sample's rows, of an image whose whole output has this height.
+    None {
+        /// In places.
+        height: usize,
+    },
+}
+
+impl Company {
+    fn is_none(self) -> bool {
+        matches!(self, Self::None { .. })
+    }
 }
 
 /// Numbers of patches that exist at a time, if those of one row of places are no more.
@@ -64,7 +73,7 @@ impl Sizes {
 
     /// Places of a product, of which `places` are wanted: so many that its sums do not depend on their number, where that counts.
     fn columns(&self, places: usize) -> usize {
-        match self.company == Company::None && self.has_long_sums() {
+        match self.company.is_none() && self.has_long_sums() {
             true => places.max(NARROW + 1),
             false => places,
         }
@@ -96,11 +105,7 @@ impl Sizes {
             true => (each, rows),
             false => (each, self.lines()),
         };
-        let bands = move |first: usize| {
-            let end = self.lines().min(first + run);
-            (first..end).step_by(each).map(move |start| start..end.min(start + each))
-        };
-        (0..self.lines()).step_by(run.max(1)).flat_map(bands)
+        bands(self.lines(), run, each)
     }
 
     /// Channels of the input whose gradients are one piece of work.
@@ -112,6 +117,14 @@ impl Sizes {
     fn pointwise(&self) -> Self {
         Self { inputs: self.outputs, from: self.to, kernel: [1, 1], stride: 1, padding: [0; 2], ..*self }
     }
+}
+
+/// `lines` in order, at most `each` at a time, and none that reaches over the end of a run of `run` of them.
+pub(super) fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..lines).step_by(run.max(1)).flat_map(move |first| {
+        let end = lines.min(first + run);
+        (first..end).step_by(each).map(move |start| start..end.min(start + each))
+    })
 }
 
 /// `y` `[B, out, H', W']` of `x` `[B, in, H, W]` and the weight `[out, in, k, k]`, in order.
@@ -242,7 +255,7 @@ impl Patches {
     fn lay_out(&mut self, sizes: &Sizes, x: &[f32], rows: Range<usize>) {
         self.depth = sizes.inputs * sizes.taps();
         self.places = rows.len() * sizes.to[1];
-        self.room = if sizes.company == Company::None { NARROW + SHORT } else { SHORT };
+        self.room = if sizes.company.is_none() { NARROW + SHORT } else { SHORT };
         let pitch = self.pitch();
         self.data.resize(self.depth * pitch, 0.0);
         let channels = self.data.par_chunks_mut((sizes.taps() * pitch).max(1)).enumerate();

@@ -25,6 +25,12 @@ fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
     counts.iter().enumerate().map(numbers).collect()
 }
 
+/// Normally distributed values on the CPU, others for each `sample`.
+fn normal<const D: usize>(shape: [usize; D], sample: u64) -> Tensor<D> {
+    let numbers = Seed(11).draw(Purpose::Noise, 2, sample).normal(shape.iter().product());
+    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
+}
+
 /// The GPU on which the operations are held against the CPU's composed form too, where `KILN_TEST_DEVICE=cuda` asks for it.
 fn gpu() -> Option<Device> {
     match std::env::var("KILN_TEST_DEVICE").as_deref() {

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use super::{
     cpu::Fresh,
     gemm::{Matrix, Onto, SHORT_SUMS, Target, product},
-    patches::{Company, Sizes},
+    patches::{Company, Sizes, bands},
     shared::Shared,
     simd::vectorized,
     transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
@@ -83,11 +83,7 @@ impl Tiles {
     fn bands(self, channels: usize) -> impl Iterator<Item = Range<usize>> {
         let each = (AT_A_TIME / (POINTS * channels * self.across())).max(1);
         let run = if self.apart { self.down() } else { self.rows() };
-        let bands = move |first: usize| {
-            let end = self.rows().min(first + run);
-            (first..end).step_by(each).map(move |start| start..end.min(start + each))
-        };
-        (0..self.rows()).step_by(run.max(1)).flat_map(bands)
+        bands(self.rows(), run, each)
     }
 }
 

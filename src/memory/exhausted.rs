@@ -9,7 +9,7 @@ use std::{
 
 use burn::tensor::Device;
 
-use super::{available, device_usage, gib, release};
+use super::{Level, available, device_usage, gib, release};
 use crate::error::{Error, Result};
 
 /// What CubeCL says where an allocation fails: the texts of its errors, and their names, by which errors in a list are told.
@@ -71,6 +71,27 @@ pub fn attempt<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T
     let said = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
     Err(Error::memory(format!("there is none left{said}"))
         .hint("lower `memory.level`, make images or batches smaller, or close other programs on the device"))
+}
+
+/// Does `work` on `subject`. Where `device` has no memory left for it, `lower` takes the subject to the next memory level, and the work
+/// is done again; if it names none, the error stands.
+///
+/// # Errors
+/// Those of the work and of `lower`, or there is no level left.
+pub fn fitting<S, T>(
+    device: &Device,
+    subject: &mut S,
+    mut work: impl FnMut(&mut S) -> Result<T>,
+    mut lower: impl FnMut(&mut S) -> Result<Option<Level>>,
+) -> Result<T> {
+    loop {
+        let error = match attempt(device, || work(subject)) {
+            Err(error) if error.is_out_of_memory() => error,
+            done => return done,
+        };
+        let Some(level) = lower(subject)? else { return Err(error) };
+        tracing::warn!("{}; once more at memory level `{}`", error.message(), level.word());
+    }
 }
 
 fn text(panic: &(dyn Any + Send)) -> Option<&str> {

@@ -8,7 +8,7 @@ mod plan;
 mod stage;
 
 use burn::tensor::Device;
-pub use exhausted::{attempt, fail_at, is_attempted};
+pub use exhausted::{attempt, fail_at, fitting, is_attempted};
 pub use gpu::{DeviceUsage, device_usage};
 pub use level::{Bytes, Level, LevelChoice, MemoryConfig};
 pub use plan::{Phase, Plan};

@@ -193,15 +193,18 @@ pub trait Linears {
 impl Adapters {
     /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
     pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
-        part.linears(path, &mut |name, layer| layer.worn = Worn::by_all(self.shared(name)));
-        part.convolutions(path, &mut |name, layer| layer.worn = Worn::by_all(self.shared(name)));
+        dress(path, part, |name| Worn::by_all(self.shared(name)));
     }
 
     /// Puts `rows` on the layers of a part, which the rows of a batch wear in turn. From then on, on the CPU in f32, each row has
     /// the bits that it has alone, also where there are no adapters.
     pub fn put_on_rows(rows: &[Self], path: &str, part: &mut (impl Linears + ?Sized)) {
-        let worn = |name: &str| Worn::by_row(rows.iter().map(|adapters| adapters.shared(name)).collect());
-        part.linears(path, &mut |name, layer| layer.worn = worn(name));
-        part.convolutions(path, &mut |name, layer| layer.worn = worn(name));
+        dress(path, part, |name| Worn::by_row(rows.iter().map(|adapters| adapters.shared(name)).collect()));
     }
+}
+
+/// Every layer of a part, which is called `path`, wears what `worn` has for its name.
+fn dress(path: &str, part: &mut (impl Linears + ?Sized), worn: impl Fn(&str) -> Worn) {
+    part.linears(path, &mut |name, layer| layer.worn = worn(name));
+    part.convolutions(path, &mut |name, layer| layer.worn = worn(name));
 }

@@ -61,7 +61,7 @@ impl DynamicMap {
 }
 
 /// The number of the level nearest to a value from -1 to 1; of two that are as near, the lower one.
-pub(super) fn nearest(levels: &[f32; 256], value: f32) -> u8 {
+fn nearest(levels: &[f32; 256], value: f32) -> u8 {
     let above = levels.partition_point(|&level| level < value).min(255);
     let below = above.saturating_sub(1);
     (if (value - levels[below]).abs() <= (levels[above] - value).abs() { below } else { above }) as u8
@@ -71,7 +71,7 @@ pub(super) fn nearest(levels: &[f32; 256], value: f32) -> u8 {
 ///
 /// The decades from 10⁻⁶ to 1 are cut into 1, 2, 4 … 64 equal parts, of which the means are levels, with either sign; and 0 and 1.
 /// Unsigned ones have twice as many parts. In f32, in the order of bitsandbytes' `create_dynamic_map`.
-pub fn dynamic_levels() -> [f32; 256] {
+fn dynamic_levels() -> [f32; 256] {
     let both = (0..7).flat_map(|decade| means(decade, 1 << decade)).flat_map(|level| [level, -level]);
     sorted(both.chain([0.0, 1.0]).collect())
 }

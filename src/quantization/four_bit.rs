@@ -7,14 +7,14 @@ use rayon::prelude::*;
 
 use super::{
     Shared,
-    dynamic::{dynamic_levels, nearest},
+    dynamic::{DynamicMap, MOMENT_BLOCK},
 };
 
 /// Values that have one scale.
 pub const BLOCK: usize = 64;
 
 /// Scales that have one scale.
-pub const NESTED_BLOCK: usize = 256;
+pub const NESTED_BLOCK: usize = MOMENT_BLOCK;
 
 /// The levels of nf4: quantiles of the normal distribution, scaled to [-1, 1] (QLoRA, appendix E).
 const NF4: [f32; 16] = [
@@ -187,15 +187,9 @@ pub fn quantize_nf4(values: &[f32], absmax: &[f32]) -> Vec<u8> {
 /// Scales in eight bits, after their mean is taken off, in blocks of 256.
 pub fn nested(absmax: &[f32]) -> Nested {
     let offset = (absmax.iter().map(|&scale| f64::from(scale)).sum::<f64>() / absmax.len() as f64) as f32;
-    let levels = dynamic_levels();
-    let (mut codes, mut scales) = (Vec::with_capacity(absmax.len()), Vec::new());
-    for block in absmax.chunks(NESTED_BLOCK) {
-        let centred = block.iter().map(|scale| scale - offset);
-        let largest = centred.clone().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        scales.push(largest);
-        let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
-        codes.extend(centred.map(|value| nearest(&levels, value * inverse)));
-    }
+    let centred: Vec<f32> = absmax.iter().map(|scale| scale - offset).collect();
+    let (codes, scales) = DynamicMap::Signed.encode(&centred);
+    let levels = *DynamicMap::Signed.levels();
     Nested { codes: codes.into(), levels: Arc::new(levels), block: NESTED_BLOCK, scales: scales.into(), offset }
 }
 

@@ -23,7 +23,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub use bytes::Shared;
-pub use dynamic::{DynamicMap, MOMENT_BLOCK, dynamic_levels};
+pub use dynamic::{DynamicMap, MOMENT_BLOCK};
 pub use eight_bit::{EightBit, EightBitKind, Scales, quantize_fp8, quantize_int8};
 pub use four_bit::{Absmax, BLOCK, FourBit, FourBitKind, NESTED_BLOCK, Nested, absmax, nested, quantize_nf4};
 pub use fp8::{E4M3, E5M2, to_e4m3};

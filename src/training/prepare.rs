@@ -67,19 +67,14 @@ pub(super) fn fitting<T>(
     config: &TrainConfig,
     device: &Device,
     level: &mut Level,
-    mut work: impl FnMut(&mut Level) -> Result<T>,
+    work: impl FnMut(&mut Level) -> Result<T>,
 ) -> Result<T> {
-    loop {
-        let error = match memory::attempt(device, || work(level)) {
-            Err(error) if error.is_out_of_memory() => error,
-            done => return done,
-        };
+    memory::fitting(device, level, work, |level| {
         let possible = |lower: &Level| levels(config.training.mode).contains(lower);
         let lower = level.next().filter(|_| config.memory.level == LevelChoice::Auto).filter(possible);
-        let Some(lower) = lower else { return Err(error) };
-        tracing::warn!("{}; once more at memory level `{}`", error.message(), lower.word());
-        *level = lower;
-    }
+        *level = lower.unwrap_or(*level);
+        Ok(lower)
+    })
 }
 
 /// Encodes images and captions into the cache, so that training starts at once; returns the cache folder.

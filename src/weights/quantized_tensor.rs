@@ -6,7 +6,7 @@ use burn::tensor::DType;
 
 use super::{QuantizedTo, Stored, TensorFile, packed::SQUARE};
 use crate::quantization::{
-    BLOCK, FourBitKind, NESTED_BLOCK, Nested, absmax, dynamic_levels, nested, quantize_fp8, quantize_int8, quantize_nf4,
+    BLOCK, DynamicMap, FourBitKind, NESTED_BLOCK, Nested, absmax, nested, quantize_fp8, quantize_int8, quantize_nf4,
 };
 
 /// A matrix that is quantized as it is written. Its values are read for each of its tensors anew, so that only one matrix is on
@@ -62,7 +62,9 @@ impl<'a> Layer<'a> {
                         little_endian(&layer.nested().scales)
                     }),
                     made(side("quant_map"), vec![16], DType::F32, |_| little_endian(&FourBitKind::nf4_levels())),
-                    made(side("nested_quant_map"), vec![256], DType::F32, |_| little_endian(&dynamic_levels())),
+                    made(side("nested_quant_map"), vec![256], DType::F32, |_| {
+                        little_endian(DynamicMap::Signed.levels())
+                    }),
                     made(state, vec![self.state().len()], DType::U8, |layer| layer.state().into_bytes()),
                 ]
             }

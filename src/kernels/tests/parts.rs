@@ -3,11 +3,6 @@
 use super::*;
 use crate::kernels::attention::products;
 
-fn normal<const D: usize>(shape: [usize; D], sample: u64) -> Tensor<D> {
-    let numbers = Seed(11).draw(Purpose::Noise, 2, sample).normal(shape.iter().product());
-    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
-}
-
 #[test]
 fn parts_are_even_and_none_is_too_small() {
     assert_eq!(even_parts(10, 4, 1), [0..3, 3..6, 6..10]);

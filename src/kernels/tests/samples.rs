@@ -2,11 +2,6 @@
 
 use super::*;
 
-fn normal<const D: usize>(shape: [usize; D], sample: u64) -> Tensor<D> {
-    let numbers = Seed(13).draw(Purpose::Noise, 3, sample).normal(shape.iter().product());
-    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
-}
-
 /// The samples of a batch, each of so many rows, alone one after the other.
 fn alone(x: &Tensor<2>, rows: usize, f: impl Fn(Tensor<2>, usize) -> Tensor<2>) -> TensorData {
     let each = x.clone().split(rows, 0).into_iter().enumerate().map(|(sample, x)| f(x, sample));

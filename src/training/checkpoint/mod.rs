@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     nn::Parameters,
     training::{Mode, OptimizerConfig, origin::Origin, record::run_folder, step::optimizer::AdamW},
-    weights::{TensorFile, Values, write_tensors},
+    weights::{Stored, TensorFile, Values, write_tensors},
 };
 
 const ADAPTER: &str = "adapter.safetensors";
@@ -303,24 +303,23 @@ fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
         Mode::Full => WEIGHTS,
     };
     let mut sums = BTreeMap::new();
-    let mut write = |name: &str, tensors: &BTreeMap<String, Values>| {
-        let path = partial.join(name);
-        write_tensors(&path, tensors, &content.metadata)?;
-        sums.insert(name.to_string(), checksum(&path)?);
-        Ok::<_, Error>(())
-    };
-    write(name, &content.trained)?;
+    sums.insert(name.to_string(), write(&partial.join(name), &content.trained, &content.metadata)?);
     if let Some(averaged) = &content.averaged {
-        write(EMA, averaged)?;
+        sums.insert(EMA.to_string(), write(&partial.join(EMA), averaged, &content.metadata)?);
     }
-    let path = partial.join(OPTIMIZER);
-    write_tensors(&path, &content.optimizer.tensors(), &BTreeMap::new())?;
-    sums.insert(OPTIMIZER.to_string(), checksum(&path)?);
+    let moments = content.optimizer.tensors();
+    sums.insert(OPTIMIZER.to_string(), write(&partial.join(OPTIMIZER), &moments, &BTreeMap::new())?);
     fs::write(partial.join(STATE), state_file::text(state, &sums)).map_err(io(partial))?;
     for synced in [partial.join(STATE), partial.to_path_buf()] {
         File::open(&synced).and_then(|file| file.sync_all()).map_err(io(&synced))?;
     }
     Ok(())
+}
+
+/// Writes a file of tensors; its checksum.
+fn write<T: Stored>(path: &Path, tensors: &BTreeMap<String, T>, metadata: &BTreeMap<String, String>) -> Result<String> {
+    write_tensors(path, tensors, metadata)?;
+    checksum(path)
 }
 
 /// A checkpoint that no process removes while this lives.
