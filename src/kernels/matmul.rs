@@ -1,7 +1,8 @@
-//! The matrix product, and the rule that what is multiplied is of one number type.
+//! The matrix product.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
+use super::operation::assert_one_dtype;
 #[cfg(feature = "cuda")]
 use super::{
     cuda,
@@ -14,7 +15,7 @@ use super::{
 /// On a GPU, products of f32 are exact, as torch's are by default.
 ///
 /// # Panics
-/// The two are of different number types. Burn's CUDA backend would read the one as if it held the other's numbers, and
+/// The two are of different dtypes. Burn's CUDA backend would read the one as if it held the other's numbers, and
 /// answer with garbage.
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     assert_one_dtype("a matrix product", &[lhs.dtype(), rhs.dtype()]);
@@ -27,7 +28,7 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
         let [lhs, rhs] = both.map(Tensor::from_dispatch);
         (lhs, rhs)
     };
-    #[expect(clippy::disallowed_methods, reason = "the number types have been compared")]
+    #[expect(clippy::disallowed_methods, reason = "the dtypes have been compared")]
     lhs.matmul(rhs)
 }
 
@@ -41,14 +42,15 @@ impl<const D: usize> Operation<2> for Product<D> {
     type Saved = [Plain; 2];
 
     fn forward(&self, inputs: [Plain; 2]) -> (Plain, [Plain; 2]) {
-        (cuda::matmul::product(inputs.clone()), inputs)
+        (cuda::matmul::product(cuda::tensors(inputs.clone())), inputs)
     }
 
     fn backward(self, saved: [Plain; 2], gradient: Plain, [wants_lhs, wants_rhs]: [bool; 2]) -> [Option<Plain>; 2] {
         let [lhs, rhs]: [Tensor<D>; 2] = saved.map(Tensor::from_dispatch);
         let g = Tensor::<D>::from_dispatch(gradient);
         let product = |a: Tensor<D>, b: Tensor<D>, shape: [usize; D]| {
-            let whole = Tensor::<D>::from_dispatch(cuda::matmul::product([a.into_dispatch(), b.into_dispatch()]));
+            let whole =
+                Tensor::<D>::from_dispatch(cuda::matmul::product(cuda::tensors([a, b].map(Tensor::into_dispatch))));
             // What was used for all matrices along an axis gets the sum of their gradients.
             let shared = (0..D).filter(|&axis| shape[axis] != whole.dims()[axis]).collect::<Vec<_>>();
             shared.into_iter().fold(whole, Tensor::sum_dim).into_dispatch()
@@ -58,10 +60,4 @@ impl<const D: usize> Operation<2> for Product<D> {
             wants_rhs.then(|| product(lhs.clone().transpose(), g, rhs.dims())),
         ]
     }
-}
-
-/// Panics, naming the number types, unless all are the same.
-#[track_caller]
-pub(super) fn assert_one_dtype(what: &str, dtypes: &[DType]) {
-    assert!(dtypes.windows(2).all(|pair| pair[0] == pair[1]), "{what} of mixed number types: {dtypes:?}");
 }

@@ -3,51 +3,49 @@
 //! Chains of elementwise operations cost one pass over memory each on a CPU and one launch each on a GPU; behind these
 //! functions they can be one. Everything here works on plain and on autodiff tensors alike.
 
+mod operation;
+mod formulas;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod dispatch;
+mod matmul;
+mod composed;
+
 mod activation;
 mod adamw;
 mod attention;
 mod blockwise;
 mod conv;
-mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod geglu;
-mod gemm;
-mod group_norm;
 mod group_statistics;
+mod group_norm;
 mod linear;
-mod matmul;
+mod low_rank;
 mod norm;
-mod operation;
 mod packed;
-mod patches;
 mod pull;
 mod residual;
 mod rope;
-mod shared;
-mod simd;
-mod tokens;
-mod transforms;
-mod unpack;
 mod upsample;
-mod winograd;
 
 pub use activation::{gelu_tanh, silu};
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased, attention_within};
 pub use blockwise::Blockwise;
 pub use conv::{conv2d, conv2d_by_sample, conv2d_rows};
+pub use cpu::vectors;
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_rows, group_norm_silu};
 pub use group_statistics::GroupStatistics;
-pub use linear::{Factors, laid_out, linear, linear_by_sample, low_rank, low_rank_by_sample};
+pub use linear::{laid_out, linear, linear_by_sample};
+pub use low_rank::{Factors, low_rank, low_rank_by_sample};
 pub use matmul::matmul;
 pub use norm::{layer_norm, layer_norm_modulate};
 pub use packed::{PackedMatrix, linear_packed, linear_packed_by_sample};
 pub use pull::pull_back;
 pub use residual::gated_add;
 pub use rope::rms_norm_rope;
-pub use simd::vectors;
 pub use upsample::upsample_nearest;
 
 use std::ops::Range;

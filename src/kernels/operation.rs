@@ -14,7 +14,7 @@ use burn::backend::{
     },
     tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// A tensor of any rank that is not on a tape.
 pub(super) type Plain = DispatchTensor;
@@ -125,4 +125,10 @@ fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [
         OpsKind::UnTracked(step) => step.finish(output),
     };
     Plain { kind: DispatchTensorKind::Autodiff(Box::new(B::wrap(BackendTensor::Autodiff(output)))), checkpointing }
+}
+
+/// Panics, naming the dtypes, unless all are the same.
+#[track_caller]
+pub(super) fn assert_one_dtype(what: &str, dtypes: &[DType]) {
+    assert!(dtypes.windows(2).all(|pair| pair[0] == pair[1]), "{what} of mixed dtypes: {dtypes:?}");
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use super::{
+    composed::unpack::Unpack,
     linear::Linear,
-    matmul::assert_one_dtype,
-    operation::{Operation, Plain, apply},
-    unpack::Unpack,
+    operation::{Operation, Plain, apply, assert_one_dtype},
 };
 use crate::{device, quantization::Packed};
 

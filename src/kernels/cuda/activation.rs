@@ -6,12 +6,11 @@ use burn_cubecl::cubecl::{
     std::tensor::layout::linear::{LinearView, LinearViewMut},
 };
 
-use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, tensors, vector_size};
-use crate::kernels::activation::{CUBIC, Kind, ROOT};
+use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, vector_size};
+use crate::kernels::formulas::{Activation, CUBIC, ROOT};
 
 /// The activation of each number.
-pub fn forward(kind: Kind, input: [Plain; 1]) -> Plain {
-    let [x] = tensors(input);
+pub fn forward(kind: Activation, x: CudaTensor) -> Plain {
     let y = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
@@ -27,7 +26,7 @@ pub fn forward(kind: Kind, input: [Plain; 1]) -> Plain {
 fn activate<T: Float, N: Size>(
     x: LinearView<'_, Vector<T, N>>,
     mut y: LinearViewMut<'_, Vector<T, N>>,
-    #[comptime] kind: Kind,
+    #[comptime] kind: Activation,
     #[define(T)] _dtype: StorageType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
@@ -39,8 +38,7 @@ fn activate<T: Float, N: Size>(
 }
 
 /// The slope of the activation at each `x` times the gradient.
-pub fn backward(kind: Kind, inputs: [Plain; 2]) -> Plain {
-    let [x, gradient] = tensors(inputs);
+pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> Plain {
     let dx = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
@@ -57,7 +55,7 @@ fn pull_back<T: Float, N: Size>(
     x: LinearView<'_, Vector<T, N>>,
     gradient: LinearView<'_, Vector<T, N>>,
     mut dx: LinearViewMut<'_, Vector<T, N>>,
-    #[comptime] kind: Kind,
+    #[comptime] kind: Activation,
     #[define(T)] _dtype: StorageType,
 ) {
     if !dx.is_in_bounds(ABSOLUTE_POS) {
@@ -67,18 +65,18 @@ fn pull_back<T: Float, N: Size>(
     let gradient = Vector::<f32, N>::cast_from(gradient.read(ABSOLUTE_POS));
     let (s, t) = sigmoid::<N>(argument::<N>(x, kind));
     let steep = match kind {
-        Kind::GeluTanh => (x * x * Vector::new(3.0 * CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
-        Kind::Silu => Vector::new(1.0),
+        Activation::GeluTanh => (x * x * Vector::new(3.0 * CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Activation::Silu => Vector::new(1.0),
     };
     dx.write(ABSOLUTE_POS, Vector::cast_from(gradient * (s + x * s * t * steep)));
 }
 
 /// What the logistic function is taken of.
 #[cube]
-fn argument<N: Size>(x: Vector<f32, N>, #[comptime] kind: Kind) -> Vector<f32, N> {
+fn argument<N: Size>(x: Vector<f32, N>, #[comptime] kind: Activation) -> Vector<f32, N> {
     match kind {
-        Kind::GeluTanh => x * (x * x * Vector::new(CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
-        Kind::Silu => x,
+        Activation::GeluTanh => x * (x * x * Vector::new(CUBIC) + Vector::new(1.0)) * Vector::new(2.0 * ROOT),
+        Activation::Silu => x,
     }
 }
 

@@ -7,7 +7,7 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, cube_sum, cubes_of_units, empty, one_type, plain, storage, tensors,
+    CudaTensor, PLANE, Plain, UNITS, address_type, cube_sum, cubes_of_units, empty, one_type, plain, storage,
     vector_size,
 };
 
@@ -19,8 +19,7 @@ fn owned(tensor: CudaTensor) -> CudaTensor {
 
 /// Updates a parameter from its gradient and the means of the gradient and of its square; returns all but the gradient.
 /// The factors are `[keep, rate, root, 1 - β₁, β₂, 1 - β₂, ε]`.
-pub fn update(inputs: [Plain; 4], factors: [f32; 7]) -> [Plain; 3] {
-    let [p, gradient, m, v] = tensors(inputs);
+pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [Plain; 3] {
     let (gradient, [p, m, v]) = (into_contiguous(gradient), [p, m, v].map(owned));
     let all = [&p, &gradient, &m, &v];
     let (size, address, dtype) = (vector_size(&all), address_type(&all), one_type(&all));
@@ -84,8 +83,8 @@ fn step<T: Float, N: Size>(
 const CUBES: usize = 64;
 
 /// The sum of the squares of all numbers of all tensors, which are of one type.
-pub fn sum_of_squares(rows: Vec<[Plain; 1]>) -> burn::tensor::Tensor<1> {
-    let rows: Vec<CudaTensor> = rows.into_iter().flat_map(tensors).map(into_contiguous).collect();
+pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
+    let rows: Vec<CudaTensor> = rows.into_iter().map(into_contiguous).collect();
     let partial = empty(&rows[0], [rows.len() * CUBES], DType::F32);
     for (i, row) in rows.into_iter().enumerate() {
         let (size, address) = (vector_size(&[&row]), address_type(&[&row, &partial]));

@@ -26,7 +26,6 @@ use super::{
     dims, empty, plain,
     ready::{Plans, Ready},
     stream::{ask, is_open},
-    takes, tensors,
 };
 
 /// What the backward pass needs beside the inputs.
@@ -39,9 +38,9 @@ pub struct Saved {
 }
 
 /// The output, in memory `[B, L, N, K]`, and what the backward pass needs of it; none where this way is not to be had.
-pub fn forward(inputs: &[Plain; 3]) -> Option<(Plain, Saved)> {
+pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(Plain, Saved)> {
     let cudnn = library(inputs)?;
-    let [q, k, v] = tensors(inputs.clone()).map(readable);
+    let [q, k, v] = inputs.clone().map(readable);
     let ([batch, heads, queries, _], like) = (dims::<4>(&q), q.clone());
     let layouts = [layout(&q)?, layout(&k)?, layout(&v)?];
     let sizes = sizes(layouts, None);
@@ -53,9 +52,9 @@ pub fn forward(inputs: &[Plain; 3]) -> Option<(Plain, Saved)> {
 
 /// The gradients of q, k and v from these, the gradient of the output, and what was saved; none where this way is not to
 /// be had.
-pub fn backward(inputs: &[Plain; 4], saved: Saved) -> Option<[Plain; 3]> {
-    let cudnn = library(inputs)?;
-    let [q, k, v, gradient] = tensors(inputs.clone()).map(readable);
+pub fn backward(inputs: [CudaTensor; 4], saved: Saved) -> Option<[Plain; 3]> {
+    let cudnn = library(&inputs)?;
+    let [q, k, v, gradient] = inputs.map(readable);
     let layouts = [layout(&q)?, layout(&k)?, layout(&v)?];
     let sizes = sizes(layouts, layout(&gradient));
     let direction = if paths().deterministic { Direction::BackwardInOrder } else { Direction::Backward };
@@ -67,11 +66,7 @@ pub fn backward(inputs: &[Plain; 4], saved: Saved) -> Option<[Plain; 3]> {
 }
 
 /// cuDNN, if it takes such tensors: all of one 16-bit type on a GPU whose stream is open.
-fn library<const N: usize>(inputs: &[Plain; N]) -> Option<&'static Cudnn> {
-    if !takes(inputs) {
-        return None;
-    }
-    let inputs = tensors(inputs.clone());
+fn library<const N: usize>(inputs: &[CudaTensor; N]) -> Option<&'static Cudnn> {
     let first = inputs.first()?;
     let one_type = inputs.iter().all(|tensor| tensor.dtype == first.dtype);
     let wanted = paths().attention && one_type && matches!(first.dtype, DType::F16 | DType::BF16);

@@ -25,8 +25,7 @@ use super::{
 use crate::cuda::paths;
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus a `bias` `[out]`.
-pub(in crate::kernels) fn forward(inputs: [Plain; 2], bias: Option<Plain>, options: ConvOptions<2>) -> Plain {
-    let [x, weight] = tensors(inputs);
+pub fn forward([x, weight]: [CudaTensor; 2], bias: Option<Plain>, options: ConvOptions<2>) -> Plain {
     let ([batch, _, height, width], [outputs, _, down, across]) = (dims::<4>(&x), dims::<4>(&weight));
     let to = |from: usize, kernel: usize| (from + 2 * options.padding[0] - kernel) / options.stride[0] + 1;
     let output = [batch, outputs, to(height, down), to(width, across)];
@@ -48,8 +47,7 @@ pub(in crate::kernels) fn forward(inputs: [Plain; 2], bias: Option<Plain>, optio
 }
 
 /// The gradient of an input of `shape`, from the gradient of the output and the weight.
-pub(in crate::kernels) fn input_gradient(inputs: [Plain; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
-    let [gradient, weight] = tensors(inputs);
+pub fn input_gradient([gradient, weight]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
     let shapes = [shape, dims(&weight), dims(&gradient)];
     if let Some(dx) = by_cudnn(Direction::Input, [&weight, &gradient], shapes, &options) {
         return plain(dx);
@@ -62,8 +60,7 @@ pub(in crate::kernels) fn input_gradient(inputs: [Plain; 2], shape: [usize; 4], 
 }
 
 /// The gradient of a weight of `shape`, from the input and the gradient of the output.
-pub(in crate::kernels) fn weight_gradient(inputs: [Plain; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
-    let [x, gradient] = tensors(inputs);
+pub fn weight_gradient([x, gradient]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
     let shapes = [dims(&x), shape, dims(&gradient)];
     if let Some(dw) = by_cudnn(Direction::Weight, [&x, &gradient], shapes, &options) {
         return plain(dw);

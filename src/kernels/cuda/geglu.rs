@@ -4,11 +4,11 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
-use super::{Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, tensors, vector_size};
+use super::{CudaTensor, Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, vector_size};
 
 /// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
-pub fn forward(input: [Plain; 1]) -> Plain {
-    let [x] = tensors(input).map(in_rows);
+pub fn forward(x: CudaTensor) -> Plain {
+    let x = in_rows(x);
     let [rows, width] = dims(&x);
     let y = empty(&x, [rows, width / 2], x.dtype);
     let all = [&x, &y];
@@ -35,8 +35,8 @@ fn gate<T: Float, N: Size>(x: &Tensor<Vector<T, N>>, y: &mut Tensor<Vector<T, N>
 }
 
 /// `da = g·b·Φ(b)`, `db = g·a·(Φ(b) + b·φ(b))`, side by side: `x` `[M, 2·D]`, `g` `[M, D]` → `[M, 2·D]`.
-pub fn backward(inputs: [Plain; 2]) -> Plain {
-    let [x, gradient] = tensors(inputs).map(in_rows);
+pub fn backward(inputs: [CudaTensor; 2]) -> Plain {
+    let [x, gradient] = inputs.map(in_rows);
     let dx = empty(&x, dims::<2>(&x), x.dtype);
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));

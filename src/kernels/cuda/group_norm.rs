@@ -8,9 +8,9 @@ use burn_cubecl::{
 
 use super::{
     CudaTensor, PLANE, Plain, activation::sigmoid, address_type, cube_sum, dims, empty, one_type, plain, planes_for,
-    storage, tensors, vector_size,
+    storage, vector_size,
 };
-use crate::kernels::group_norm::GroupNorm;
+use crate::kernels::formulas::GroupNorm;
 
 /// `x` `[B, C, H, W]` as `[B·C, H·W]`, its numbers in order.
 fn in_channels(x: CudaTensor) -> CudaTensor {
@@ -21,8 +21,7 @@ fn in_channels(x: CudaTensor) -> CudaTensor {
 
 /// The normalized numbers, and `[B·C, 4]` with what the backward pass needs of each channel: the mean of its group, 1 over
 /// the deviation, its weight and its bias.
-pub fn forward(norm: GroupNorm, inputs: [Plain; 3]) -> (Plain, Plain) {
-    let [x, weight, bias] = tensors(inputs);
+pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (Plain, Plain) {
     let shape @ [_, channels, _, _] = dims(&x);
     let (y, x) = (empty(&x, shape, x.dtype), in_channels(x));
     let [rows, places] = dims(&x);
@@ -140,8 +139,8 @@ fn normalize<T: Float, W: Float, N: Size>(
 }
 
 /// The gradients of `x`, weight and bias that are wanted, from these three, the gradient of the output and the statistics.
-pub fn backward(norm: GroupNorm, inputs: [Plain; 5], wanted: [bool; 3]) -> [Option<Plain>; 3] {
-    let [x, weight, _, gradient, statistics] = tensors(inputs);
+pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    let [x, weight, _, gradient, statistics] = inputs;
     let (shape @ [batch, channels, _, _], of_weights) = (dims(&x), FloatDType::from(weight.dtype));
     let dx = empty(&x, shape, x.dtype);
     let [x, gradient] = [x, gradient].map(in_channels);

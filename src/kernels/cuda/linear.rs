@@ -17,14 +17,12 @@ fn turned(tensor: &CudaTensor) -> CudaTensor {
 }
 
 /// `x·Wᵀ + b` of `x` `[M, in]`, `W` `[out, in]` and perhaps a bias `[out]`.
-pub(in crate::kernels) fn affine([x, weight]: [Plain; 2], bias: Option<Plain>) -> Plain {
-    let ([x, weight], bias) = (tensors([x, weight]), bias.map(|bias| tensors([bias])));
-    let weight = turned(&weight);
-    let bias = bias.as_ref().map(|[bias]| bias);
-    if let Some(y) = product(Product { bias, ..Product::new(&x, &weight) }) {
+pub fn affine(x: &CudaTensor, weight: &CudaTensor, bias: Option<&CudaTensor>) -> Plain {
+    let weight = turned(weight);
+    if let Some(y) = product(Product { bias, ..Product::new(x, &weight) }) {
         return plain(y);
     }
-    let y = matmul::product([plain(x), plain(weight)]);
+    let y = matmul::product([x.clone(), weight]);
     match bias {
         None => y,
         Some(bias) => {
@@ -38,7 +36,7 @@ pub(in crate::kernels) fn affine([x, weight]: [Plain; 2], bias: Option<Plain>) -
 fn scaled(a: &CudaTensor, b: &CudaTensor, scale: f64, dtype: DType) -> CudaTensor {
     let whole = Product { scale: scale as f32, dtype, ..Product::new(a, b) };
     product(whole).unwrap_or_else(|| {
-        let [y] = tensors([matmul::product([plain(a.clone()), plain(b.clone())])]);
+        let [y] = tensors([matmul::product([a.clone(), b.clone()])]);
         times(cast(y, dtype), scale)
     })
 }
@@ -53,29 +51,25 @@ fn times(tensor: CudaTensor, scale: f64) -> CudaTensor {
 
 /// `y + scale·(x·Aᵀ)·Bᵀ` of `y` `[M, out]`, `x` `[M, in]`, and in f32 `A` `[rank, in]` and `B` `[out, rank]`; and what the
 /// [gradients](low_rank_gradients) need: `x`, `x·Aᵀ`, and `A` and `B` in the type of `x`.
-pub(in crate::kernels) fn low_rank(inputs: [Plain; 4], scale: f64) -> (Plain, [Plain; 4]) {
-    let [y, x, a, b] = tensors(inputs);
+pub fn low_rank([y, x, a, b]: [CudaTensor; 4], scale: f64) -> (Plain, [Plain; 4]) {
     let [a, b] = [a, b].map(|factor| cast(factor, x.dtype));
     let u = scaled(&x, &turned(&a), 1.0, x.dtype);
     let turned = turned(&b);
     let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(&u, &turned) });
     let added = added.map(plain).unwrap_or_else(|| {
         // The scale goes where there is least to multiply.
-        let change = matmul::product([plain(u.clone()), plain(times(turned.clone(), scale))]);
+        let change = matmul::product([u.clone(), times(turned.clone(), scale)]);
         (Tensor::<2>::from_dispatch(plain(y)) + Tensor::from_dispatch(change)).into_dispatch()
     });
     (added, [x, u, a, b].map(plain))
 }
 
 /// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`low_rank`] left.
-pub(in crate::kernels) fn low_rank_gradients(
-    gradient: Plain,
-    saved: [Plain; 4],
+pub fn low_rank_gradients(
+    [g, x, u, a, b]: [CudaTensor; 5],
     scale: f64,
-    wanted: [bool; 3],
+    [wants_x, wants_a, wants_b]: [bool; 3],
 ) -> [Option<Plain>; 3] {
-    let ([g], [x, u, a, b]) = (tensors([gradient]), tensors(saved));
-    let [wants_x, wants_a, wants_b] = wanted;
     let du = (wants_x || wants_a).then(|| scaled(&g, &b, scale, g.dtype));
     let of = |du: &Option<CudaTensor>| du.clone().expect("computed for those who want it");
     let master = FloatDType::F32.into();

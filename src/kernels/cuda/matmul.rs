@@ -15,11 +15,10 @@ use cubek::{
     std::InputBinding,
 };
 
-use super::{CudaTensor, Plain, plain, product, storage, tensors};
+use super::{CudaTensor, Plain, plain, product, storage};
 
 /// `lhs·rhs` over the last two axes, of one type that the kernels take.
-pub(in crate::kernels) fn product(inputs: [Plain; 2]) -> Plain {
-    let [lhs, rhs] = tensors(inputs);
+pub fn product([lhs, rhs]: [CudaTensor; 2]) -> Plain {
     let dtype = lhs.dtype;
     plain(product_as(lhs, rhs, dtype))
 }

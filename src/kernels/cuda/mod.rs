@@ -35,19 +35,32 @@ use burn_cubecl::{
     ops::numeric::empty_device_contiguous_dtype,
 };
 
-use super::{matmul::assert_one_dtype, operation::Plain};
+use super::operation::{Plain, assert_one_dtype};
 
 /// A tensor of the CUDA backend.
 pub(super) type CudaTensor = FloatTensor<Cuda>;
 
-/// Whether the kernels take these: all on a GPU, in a type they read.
-pub(super) fn takes<const N: usize>(inputs: &[Plain; N]) -> bool {
-    inputs.iter().all(|input| match &input.kind {
+/// The inputs as tensors of a GPU, if all are on one in a dtype that the kernels read; otherwise the inputs again.
+pub(super) fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[CudaTensor; N], [Plain; N]> {
+    if inputs.iter().all(takes) { Ok(tensors(inputs)) } else { Err(inputs) }
+}
+
+/// The same of any number of tensors.
+pub(super) fn all(inputs: Vec<Plain>) -> Result<Vec<CudaTensor>, Vec<Plain>> {
+    match inputs.iter().all(takes) {
+        true => Ok(inputs.into_iter().flat_map(|input| tensors([input])).collect()),
+        false => Err(inputs),
+    }
+}
+
+/// Whether the kernels take this: on a GPU, in a dtype they read.
+fn takes(input: &Plain) -> bool {
+    match &input.kind {
         DispatchTensorKind::Cuda(BackendTensor::Float(t)) => {
             matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16)
         }
         _ => false,
-    })
+    }
 }
 
 /// Whether this is what the kernels take, on a tape or not.
@@ -57,21 +70,21 @@ pub(super) fn takes_also_on_a_tape(input: &Plain) -> bool {
             DispatchTensorKind::Cuda(BackendTensor::Autodiff(t)) => t.primitive.dtype,
             _ => return false,
         },
-        _ => return takes(std::array::from_ref(input)),
+        _ => return takes(input),
     };
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// Inputs that the kernels [take](takes).
-fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
+/// What is known to be on a GPU.
+pub(super) fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
     inputs.map(|input| match input.kind {
         DispatchTensorKind::Cuda(BackendTensor::Float(tensor)) => tensor,
-        _ => unreachable!("the operation asked whether the kernels take its inputs"),
+        _ => unreachable!("an operation stays on the backend of its inputs"),
     })
 }
 
 /// A tensor of the CUDA backend for the rest of the program.
-fn plain(tensor: CudaTensor) -> Plain {
+pub(super) fn plain(tensor: CudaTensor) -> Plain {
     Plain { kind: DispatchTensorKind::Cuda(BackendTensor::Float(tensor)), checkpointing: None }
 }
 

@@ -5,12 +5,12 @@ use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{
     CudaTensor, PLANE, Plain, TOKENS, UNITS, address_type, cube_sum, dims, empty, in_rows, one_type, plain, planes_for,
-    storage, sum_chunks, tensors, vector_size,
+    storage, sum_chunks, vector_size,
 };
 
 /// `standardized(x)·(base + scale) + shift`, and `[B·L, 2]` with the mean of each row and 1 over its deviation.
-pub fn forward(inputs: [Plain; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
-    let [x, shift, scale] = tensors(inputs).map(in_rows);
+pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
+    let [x, shift, scale] = inputs.map(in_rows);
     let shape @ [batch, tokens, width] = dims(&x);
     let y = empty(&x, shape, x.dtype);
     let statistics = empty(&x, [batch * tokens, 2], DType::F32);
@@ -89,8 +89,8 @@ fn normalize<T: Float, W: Float, N: Size>(
 
 /// The gradients of `x`, `shift` and `scale` that are wanted, from `x`, `scale`, the gradient of the output and the
 /// statistics of [`forward`].
-pub fn backward(inputs: [Plain; 4], base: f32, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-    let [x, scale, gradient, statistics] = tensors(inputs).map(in_rows);
+pub fn backward(inputs: [CudaTensor; 4], base: f32, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    let [x, scale, gradient, statistics] = inputs.map(in_rows);
     let [wants_x, wants_shift, wants_scale] = wanted;
     let (width, dtype) = (dims::<3>(&x)[2], FloatDType::from(scale.dtype));
     let sums = (wants_shift || wants_scale).then(|| sums(&x, &gradient, &statistics));

@@ -9,12 +9,11 @@ use burn_cubecl::cubecl::{
 
 use super::{
     CudaTensor, Plain, TOKENS, UNITS, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, sum_chunks,
-    tensors, vector_size,
+    vector_size,
 };
 
 /// `x + gate·y`.
-pub fn forward(inputs: [Plain; 3]) -> Plain {
-    let [x, gate, y] = tensors(inputs);
+pub fn forward([x, gate, y]: [CudaTensor; 3]) -> Plain {
     let gate = in_rows(gate);
     let shape @ [_, tokens, width] = dims(&x);
     let sum = empty(&x, shape, x.dtype);
@@ -73,8 +72,8 @@ fn times_gate<T: Float, N: Size>(
 }
 
 /// The gradients of `gate` and `y` that are wanted, from `gate`, `y` and the gradient of the output.
-pub fn backward(inputs: [Plain; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
-    let [gate, y, gradient] = tensors(inputs).map(in_rows);
+pub fn backward(inputs: [CudaTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
+    let [gate, y, gradient] = inputs.map(in_rows);
     let dgate = wants_gate.then(|| {
         let sums = sum_chunks(of_gate(&y, &gradient));
         sums.cast(FloatDType::from(gate.dtype)).into_dispatch()

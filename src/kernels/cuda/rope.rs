@@ -6,15 +6,15 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, tensors, vector_size,
+    CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, vector_size,
 };
 
 /// Planes of a cube, each with a row of its own.
 const ROWS: u32 = UNITS / PLANE;
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
-pub fn forward(inputs: [Plain; 4], epsilon: f64) -> Plain {
-    let [x, weight, cos, sin] = in_pairs(tensors(inputs).map(in_rows));
+pub fn forward(inputs: [CudaTensor; 4], epsilon: f64) -> Plain {
+    let [x, weight, cos, sin] = in_pairs(inputs.map(in_rows));
     let [batch, tokens, heads, width] = dims(&x);
     let y = empty(&x, [batch, heads, tokens, width], x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &y]);
@@ -40,8 +40,8 @@ pub fn forward(inputs: [Plain; 4], epsilon: f64) -> Plain {
 }
 
 /// The gradient of `x`, from `x`, the gradient `[B, N, L, K]` of the output, `weight`, `cos` and `sin`.
-pub fn backward(inputs: [Plain; 5], epsilon: f64) -> Plain {
-    let [x, gradient, weight, cos, sin] = in_pairs(tensors(inputs).map(in_rows));
+pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> Plain {
+    let [x, gradient, weight, cos, sin] = in_pairs(inputs.map(in_rows));
     let dx = empty(&x, dims::<4>(&x), x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &gradient]);
     let client = x.client.clone();

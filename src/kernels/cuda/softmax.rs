@@ -11,7 +11,7 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, address_type, cube_sum, matmul, plain,
+    CudaTensor, PLANE, Plain, address_type, cube_sum, dims, matmul, plain,
     product::{self, Product},
     storage, tensors, vector_size,
 };
@@ -22,8 +22,7 @@ use crate::cuda::{Library, library};
 const SHRINK: f64 = 1.0 / 64.0;
 
 /// The tensor as matrix products read it, copied only if each of them would copy it.
-pub fn laid_out(tensor: [Plain; 1]) -> Plain {
-    let [tensor] = tensors(tensor);
+pub fn laid_out(tensor: CudaTensor) -> Plain {
     match matrix_batch_layout(tensor.meta.strides(), None) {
         MatrixBatchLayout::HighlyPermuted => plain(into_contiguous(tensor)),
         _ => plain(tensor),
@@ -31,8 +30,8 @@ pub fn laid_out(tensor: [Plain; 1]) -> Plain {
 }
 
 /// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`.
-pub fn probabilities([q, k]: [Plain; 2]) -> Plain {
-    let dtype = dtype(&q);
+pub fn probabilities([q, k]: [CudaTensor; 2]) -> Plain {
+    let dtype = q.dtype;
     let (scores, scale) = scores(q, k);
     let (count, dim, each, size) = rows(&[&scores]);
     let client = scores.client.clone();
@@ -55,9 +54,8 @@ pub fn probabilities([q, k]: [Plain; 2]) -> Plain {
 }
 
 /// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
-pub fn slopes([q, k, v, g]: [Plain; 4]) -> [Plain; 2] {
-    let [.., width] = tensor::Tensor::<4>::from_dispatch(q.clone()).dims();
-    let dtype = dtype(&q);
+pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [Plain; 2] {
+    let ([.., width], dtype) = (dims::<4>(&q), q.dtype);
     let (scores, scale) = scores(q, k);
     let dp = product(g, v, dtype);
     let (count, dim, each, size) = rows(&[&scores, &dp]);
@@ -82,42 +80,41 @@ pub fn slopes([q, k, v, g]: [Plain; 4]) -> [Plain; 2] {
     [plain(CudaTensor { dtype, ..scores }), plain(dp)]
 }
 
-fn dtype(tensor: &Plain) -> DType {
-    tensor::Tensor::<4>::from_dispatch(tensor.clone()).dtype()
-}
-
 /// `q·kᵀ` shrunk, and what makes scores of it: in 16 bits f16, of which the steps are finer than bf16's.
-fn scores(q: Plain, k: Plain) -> (CudaTensor, f32) {
-    let q = tensor::Tensor::<4>::from_dispatch(q);
-    let [.., width] = q.dims();
+fn scores(q: CudaTensor, k: CudaTensor) -> (CudaTensor, f32) {
+    let [.., width] = dims::<4>(&q);
     let scale = 1.0 / (width as f64).sqrt();
-    match q.dtype() {
-        DType::F32 => (product(q.into_dispatch(), k, DType::F32), scale as f32),
+    match q.dtype {
+        DType::F32 => (product(q, k, DType::F32), scale as f32),
         _ => {
-            let (q, rest) = (q.into_dispatch(), (scale / SHRINK) as f32);
+            let rest = (scale / SHRINK) as f32;
             if let Some(scores) = by_library(q.clone(), k.clone()) {
                 return (scores, rest);
             }
-            let q = tensor::Tensor::<4>::from_dispatch(q) * SHRINK;
-            (product(q.into_dispatch(), k, DType::F16), rest)
+            let q = tensor::Tensor::<4>::from_dispatch(plain(q)) * SHRINK;
+            let [q] = tensors([q.into_dispatch()]);
+            (product(q, k, DType::F16), rest)
         }
     }
 }
 
 /// `q·kᵀ` shrunk, in f16, by NVIDIA's library if it is there: to f16 it multiplies f16 alone. What bf16 has beyond f16's
 /// range is too small to count in a score, or larger than any score may be.
-fn by_library(q: Plain, k: Plain) -> Option<CudaTensor> {
+fn by_library(q: CudaTensor, k: CudaTensor) -> Option<CudaTensor> {
     library(Library::CublasLt)?;
-    let [q, k] = tensors([q, k]).map(|tensor| cast(tensor, DType::F16));
-    let [k] = tensors([tensor::Tensor::<4>::from_dispatch(plain(k)).transpose().into_dispatch()]);
-    product::product(Product { scale: SHRINK as f32, ..Product::new(&q, &k) })
+    let [q, k] = [q, k].map(|tensor| cast(tensor, DType::F16));
+    product::product(Product { scale: SHRINK as f32, ..Product::new(&q, &turned(k)) })
 }
 
 /// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
-fn product(a: Plain, b: Plain, dtype: DType) -> CudaTensor {
-    let b = tensor::Tensor::<4>::from_dispatch(b).transpose().into_dispatch();
-    let [a, b] = tensors([a, b]);
-    matmul::product_as(a, b, dtype)
+fn product(a: CudaTensor, b: CudaTensor, dtype: DType) -> CudaTensor {
+    matmul::product_as(a, turned(b), dtype)
+}
+
+/// The last two axes the other way round, without moving anything.
+fn turned(tensor: CudaTensor) -> CudaTensor {
+    let [turned] = tensors([tensor::Tensor::<4>::from_dispatch(plain(tensor)).transpose().into_dispatch()]);
+    turned
 }
 
 /// Pieces of a row that a unit keeps in its registers, where the row is not longer than 512 units can hold so.

@@ -1,7 +1,7 @@
 //! Attention.
 
 use super::*;
-use crate::kernels::attention::products;
+use crate::kernels::composed::attention as products;
 
 #[test]
 fn attention_over_all_keys() {

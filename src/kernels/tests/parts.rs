@@ -1,7 +1,7 @@
 //! Parts have the bits that they have in the whole, and where they need not, nearly the same numbers.
 
 use super::*;
-use crate::kernels::attention::products;
+use crate::kernels::composed::attention as products;
 
 #[test]
 fn parts_are_even_and_none_is_too_small() {

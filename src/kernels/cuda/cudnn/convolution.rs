@@ -6,8 +6,9 @@
 use std::{ffi::c_void, fmt};
 
 use super::{
+    functions::{CANDIDATES, Candidate, Create, Destroy, Raw},
     graph::Type,
-    library::{Cudnn, Handle, Raw, function},
+    library::{Cudnn, Handle},
 };
 
 /// The most memory that a kernel may use beside its tensors, in bytes.
@@ -48,88 +49,6 @@ impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { direction, dtype, input, weight, stride, .. } = self;
         write!(f, "a convolution of {input:?} with {weight:?} at stride {stride}, {dtype:?}, {direction:?}")
-    }
-}
-
-/// cuDNN's answer about one kernel (`cudnnConvolutionFwdAlgoPerf_t` and its two sisters, which are alike).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-struct Candidate {
-    algorithm: i32,
-    status: i32,
-    milliseconds: f32,
-    memory: usize,
-    deterministic: i32,
-    math: i32,
-    reserved: [i32; 3],
-}
-
-/// More than cuDNN has kernels for one direction.
-const CANDIDATES: usize = 16;
-
-type Create = unsafe extern "C" fn(*mut Raw) -> i32;
-type Destroy = unsafe extern "C" fn(Raw) -> i32;
-type Choose = unsafe extern "C" fn(Raw, Raw, Raw, Raw, Raw, i32, *mut i32, *mut Candidate) -> i32;
-type Run = unsafe extern "C" fn(
-    Raw,
-    *const c_void,
-    Raw,
-    *const c_void,
-    Raw,
-    *const c_void,
-    Raw,
-    i32,
-    *mut c_void,
-    usize,
-    *const c_void,
-    Raw,
-    *mut c_void,
-) -> i32;
-
-/// The functions of cuDNN that convolutions need.
-pub(super) struct Functions {
-    create_tensor: Create,
-    destroy_tensor: Destroy,
-    set_tensor: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32) -> i32,
-    create_weight: Create,
-    destroy_weight: Destroy,
-    set_weight: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32) -> i32,
-    create_convolution: Create,
-    destroy_convolution: Destroy,
-    set_convolution: unsafe extern "C" fn(Raw, i32, i32, i32, i32, i32, i32, i32, i32) -> i32,
-    set_math: unsafe extern "C" fn(Raw, i32) -> i32,
-    choose: [Choose; 3],
-    run: [Run; 3],
-}
-
-impl Functions {
-    /// Those of a loaded cuDNN.
-    ///
-    /// # Errors
-    /// A function is missing in it.
-    pub(super) fn of(file: &libloading::Library) -> Result<Self, String> {
-        Ok(Self {
-            create_tensor: function(file, "cudnnCreateTensorDescriptor")?,
-            destroy_tensor: function(file, "cudnnDestroyTensorDescriptor")?,
-            set_tensor: function(file, "cudnnSetTensor4dDescriptor")?,
-            create_weight: function(file, "cudnnCreateFilterDescriptor")?,
-            destroy_weight: function(file, "cudnnDestroyFilterDescriptor")?,
-            set_weight: function(file, "cudnnSetFilter4dDescriptor")?,
-            create_convolution: function(file, "cudnnCreateConvolutionDescriptor")?,
-            destroy_convolution: function(file, "cudnnDestroyConvolutionDescriptor")?,
-            set_convolution: function(file, "cudnnSetConvolution2dDescriptor")?,
-            set_math: function(file, "cudnnSetConvolutionMathType")?,
-            choose: [
-                function(file, "cudnnGetConvolutionForwardAlgorithm_v7")?,
-                function(file, "cudnnGetConvolutionBackwardDataAlgorithm_v7")?,
-                function(file, "cudnnGetConvolutionBackwardFilterAlgorithm_v7")?,
-            ],
-            run: [
-                function(file, "cudnnConvolutionForward")?,
-                function(file, "cudnnConvolutionBackwardData")?,
-                function(file, "cudnnConvolutionBackwardFilter")?,
-            ],
-        })
     }
 }
 

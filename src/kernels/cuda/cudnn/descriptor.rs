@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_void};
 
-use super::library::{Cudnn, Raw};
+use super::{functions::Raw, library::Cudnn};
 
 /// What a descriptor describes; the numbers of `cudnnBackendDescriptorType_t`.
 #[derive(Clone, Copy, Debug)]

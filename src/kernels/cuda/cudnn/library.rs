@@ -1,7 +1,4 @@
-//! The functions of cuDNN that are called, found at run time.
-//!
-//! They are declared here, not taken from cudarc's bindings: those give back a status as an enum of Rust, and cuDNN is often
-//! newer than they are and knows a status more.
+//! The library cuDNN, found at run time, and the handle by which it works on one GPU.
 
 use std::{
     collections::HashMap,
@@ -9,13 +6,8 @@ use std::{
     sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
 };
 
-use libloading::Symbol;
-
-use super::convolution::Functions;
+use super::functions::{ConvolutionFunctions, Raw, function};
 use crate::cuda;
-
-/// What cuDNN gives out: a descriptor or a handle.
-pub(super) type Raw = *mut c_void;
 
 /// cuDNN in this process.
 pub struct Cudnn {
@@ -31,14 +23,7 @@ pub struct Cudnn {
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     version: unsafe extern "C" fn() -> usize,
     /// What is missing for them, if something is.
-    convolutions: Result<Functions, String>,
-}
-
-/// A function of a loaded library.
-pub(super) fn function<F: Copy>(file: &libloading::Library, name: &str) -> Result<F, String> {
-    // SAFETY: the types of the fields, for which this is called, are the signatures in cuDNN's headers.
-    let found: Symbol<F> = unsafe { file.get(name.as_bytes()) }.map_err(|e| e.to_string())?;
-    Ok(*found)
+    convolutions: Result<ConvolutionFunctions, String>,
 }
 
 impl Cudnn {
@@ -66,7 +51,7 @@ impl Cudnn {
             set_stream: function(file, "cudnnSetStream")?,
             last_error: function(file, "cudnnGetLastErrorString")?,
             version: function(file, "cudnnGetVersion")?,
-            convolutions: Functions::of(file),
+            convolutions: ConvolutionFunctions::of(file),
         })
     }
 
@@ -74,7 +59,7 @@ impl Cudnn {
     ///
     /// # Errors
     /// One is missing in this cuDNN, such as in the one that only makes plans of graphs.
-    pub(super) fn convolutions(&self) -> Result<&Functions, String> {
+    pub(super) fn convolutions(&self) -> Result<&ConvolutionFunctions, String> {
         self.convolutions.as_ref().map_err(Clone::clone)
     }
 

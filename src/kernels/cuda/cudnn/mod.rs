@@ -1,6 +1,7 @@
 //! cuDNN: its graph interface, as far as attention needs it (a graph says what is computed of which tensors, cuDNN makes a plan
 //! of it for one GPU, and the plan runs on addresses), and its convolutions.
 
+mod functions;
 mod library;
 mod descriptor;
 mod graph;

@@ -5,71 +5,35 @@ use std::mem::MaybeUninit;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::cpu;
+use super::{loops::build, matrix::Matrix};
 
 /// Products add up in another order where both sides are at most [`NARROW`] and more than this many values are added up for
 /// each element. In no other way do the bits of a row depend on how many rows are with it, unless it is alone: a product with
 /// one row takes a way of its own.
-pub(super) const SHORT_SUMS: usize = 512;
-pub(super) const NARROW: usize = 64;
-
-/// A matrix in a slice: element `(i, j)` is at `i·strides.0 + j·strides.1`.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub data: &'a [f32],
-    pub rows: usize,
-    pub columns: usize,
-    pub strides: (usize, usize),
-}
-
-impl<'a> Matrix<'a> {
-    /// Row after row.
-    pub(super) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self { data, rows, columns, strides: (columns, 1) }
-    }
-
-    /// The transpose, without moving anything.
-    pub(super) fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, strides: (self.strides.1, self.strides.0), ..self }
-    }
-
-    /// The rows from `start`, `count` of them.
-    pub(super) fn rows(self, start: usize, count: usize) -> Self {
-        Self { data: &self.data[start * self.strides.0..], rows: count, ..self }
-    }
-
-    /// The columns from `start`, `count` of them.
-    pub(super) fn columns(self, start: usize, count: usize) -> Self {
-        Self { data: &self.data[start * self.strides.1..], columns: count, ..self }
-    }
-
-    fn fits(&self) -> bool {
-        let last = self.rows.saturating_sub(1) * self.strides.0 + self.columns.saturating_sub(1) * self.strides.1;
-        self.rows * self.columns == 0 || last < self.data.len()
-    }
-}
+pub const SHORT_SUMS: usize = 512;
+pub const NARROW: usize = 64;
 
 /// Where a product goes: rows of `stride` numbers.
-pub(super) struct Target {
+pub struct Target {
     pub data: *mut f32,
     pub stride: usize,
 }
 
 impl Target {
     /// Fresh memory, row after row of `columns` numbers.
-    pub(super) fn fresh(data: &mut [MaybeUninit<f32>], columns: usize) -> Self {
+    pub fn fresh(data: &mut [MaybeUninit<f32>], columns: usize) -> Self {
         Self { data: data.as_mut_ptr().cast(), stride: columns }
     }
 
     /// Numbers in memory, row after row of `columns` numbers.
-    pub(super) fn new(data: &mut [f32], columns: usize) -> Self {
+    pub fn new(data: &mut [f32], columns: usize) -> Self {
         Self { data: data.as_mut_ptr(), stride: columns }
     }
 }
 
 /// What happens to the numbers that are already in the target.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Onto {
+pub enum Onto {
     /// They are overwritten, and may be uninitialized.
     Nothing,
     /// The product is added to them.
@@ -80,7 +44,7 @@ pub(super) enum Onto {
 ///
 /// # Safety
 /// `target` holds `a.rows` rows of `b.columns` numbers that nothing else reads or writes meanwhile.
-pub(super) unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, b: Matrix, threads: Parallelism) {
+pub unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, b: Matrix, threads: Parallelism) {
     assert!(a.columns == b.rows && a.fits() && b.fits(), "the factors of a product fit each other and their memory");
     let stride = |n: usize| n as isize;
     // SAFETY: the factors lie inside their slices (asserted), the target is the caller's promise.
@@ -110,7 +74,7 @@ pub(super) unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, 
 }
 
 /// `scale·a·b` as a new row-major matrix, on all cores.
-pub(super) fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
+pub fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut data = Vec::with_capacity(count);
     let target = Target::fresh(&mut data.spare_capacity_mut()[..count], b.columns);
@@ -127,7 +91,7 @@ pub(super) fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
 ///
 /// The product runs at more than twice the speed where `b` lies row after row, and turning it around takes a small part of
 /// that; so it is turned around if need be.
-pub(super) fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize) -> Vec<f32> {
+pub fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize) -> Vec<f32> {
     let turned;
     let b = if b.strides.1 == 1 {
         b
@@ -139,7 +103,7 @@ pub(super) fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize)
     let Some(bias) = bias else {
         return if together == a.rows { matmul(a, b, 1.0) } else { by_parts(a, b, together) };
     };
-    let mut y = cpu::build(a.rows * b.columns, b.columns, |_, y| {
+    let mut y = build(a.rows * b.columns, b.columns, |_, y| {
         y.write_copy_of_slice(bias);
     });
     match together == a.rows {
@@ -179,13 +143,13 @@ fn by_parts(a: Matrix, b: Matrix, each: usize) -> Vec<f32> {
 }
 
 /// The transpose as a new row-major matrix.
-pub(super) fn transposed(matrix: Matrix) -> Vec<f32> {
+pub fn transposed(matrix: Matrix) -> Vec<f32> {
     // A few rows at a time: they are read from the nearest cache, and written in runs.
     const RUN: usize = 16;
     let Matrix { data, rows, columns, strides: (stride, 1) } = matrix else {
         unreachable!("only row-major matrices are turned around")
     };
-    cpu::build(
+    build(
         columns * rows,
         rows * RUN,
         #[inline(always)]
@@ -204,7 +168,7 @@ pub(super) fn transposed(matrix: Matrix) -> Vec<f32> {
 }
 
 /// `sum += scale·a·b` on a row-major matrix, on all cores.
-pub(super) fn add_matmul(sum: &mut [f32], a: Matrix, b: Matrix, scale: f32) {
+pub fn add_matmul(sum: &mut [f32], a: Matrix, b: Matrix, scale: f32) {
     assert_eq!(sum.len(), a.rows * b.columns, "the sum has the shape of the product");
     // SAFETY: `sum` is borrowed mutably and of that size.
     unsafe { product(Target::new(sum, b.columns), Onto::Sum, scale, a, b, Parallelism::Rayon(0)) }

@@ -2,8 +2,8 @@
 //! are.
 
 /// The numbers of some tiles or kernels that are next to each other, at the same place of each.
-pub(super) type Lanes = [f32; LANES];
-pub(super) const LANES: usize = 8;
+pub type Lanes = [f32; LANES];
+pub const LANES: usize = 8;
 
 #[inline(always)]
 fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
@@ -46,7 +46,7 @@ fn half(a: Lanes) -> Lanes {
 
 /// `f` of each column, then of each row of what that gives.
 #[inline(always)]
-pub(super) fn both_ways<const M: usize, const N: usize>(
+pub fn both_ways<const M: usize, const N: usize>(
     x: &[[Lanes; M]; M],
     f: impl Fn([Lanes; M]) -> [Lanes; N],
 ) -> [[Lanes; N]; N] {
@@ -70,32 +70,32 @@ pub(super) fn both_ways<const M: usize, const N: usize>(
 
 /// `Bᵀ` on a column.
 #[inline(always)]
-pub(super) fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
+pub fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
     [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
 }
 
 /// `A` on a column.
 #[inline(always)]
-pub(super) fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
+pub fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
     [a, plus(a, b), minus(a, b), minus([0.0; LANES], b)]
 }
 
 /// `Aᵀ` on a column.
 #[inline(always)]
-pub(super) fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
+pub fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
     [plus(plus(a, b), c), minus(minus(b, c), d)]
 }
 
 /// `G` on a column.
 #[inline(always)]
-pub(super) fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
+pub fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
     let (edges, middle) = (half(plus(a, c)), half(b));
     [a, plus(edges, middle), minus(edges, middle), c]
 }
 
 /// `Gᵀ` on a column.
 #[inline(always)]
-pub(super) fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
+pub fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
     let sum = half(plus(b, c));
     [plus(a, sum), half(minus(b, c)), plus(sum, d)]
 }

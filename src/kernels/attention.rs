@@ -1,17 +1,15 @@
 //! Scaled dot-product attention.
 
-mod cpu;
-pub(super) mod products;
-
 use burn::tensor::{FloatDType, Tensor, activation};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    cpu::floats,
-    lift,
-    matmul::{assert_one_dtype, matmul},
-    operation::{Operation, Plain, apply},
+    composed::attention::{self as products, AT_ONCE},
+    cpu,
+    dispatch::Way,
+    lift, matmul,
+    operation::{Operation, Plain, apply, assert_one_dtype},
 };
 
 /// `softmax(q·kᵀ/√K)·v`, every query seeing every key.
@@ -26,7 +24,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
 /// The same with no more scores at a time than [`Limits::attention_scores`](crate::limits::Limits::attention_scores) says.
 pub fn attention_within(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scores: Option<usize>) -> Tensor<4> {
     assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
-    let scores = scores.unwrap_or(products::AT_ONCE).min(products::AT_ONCE);
+    let scores = scores.unwrap_or(AT_ONCE).min(AT_ONCE);
     apply(Attention { scores }, [q.into_dispatch(), k.into_dispatch(), v.into_dispatch()])
 }
 
@@ -55,16 +53,16 @@ struct Saved {
     q: Plain,
     k: Plain,
     v: Plain,
-    way: Way,
+    kept: Kept,
 }
 
-/// By which way the output was computed, with what that keeps beside the inputs.
+/// What is kept beside the inputs, by the way in which the output was computed.
 #[derive(Clone, Debug)]
-enum Way {
-    Products,
-    Rows(cpu::Saved),
+enum Kept {
+    Nothing,
+    OnCpu(cpu::attention::Saved),
     #[cfg(feature = "cuda")]
-    Cudnn(cuda::attention::Saved),
+    ByCudnn(cuda::attention::Saved),
 }
 
 impl Operation<3> for Attention {
@@ -72,39 +70,34 @@ impl Operation<3> for Attention {
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, Saved) {
         let [q, k, v] = inputs.clone();
-        let (output, way) = compute(inputs, self.scores);
-        (output, Saved { q, k, v, way })
+        let (output, kept) = match Way::of(inputs) {
+            Way::Cpu(inputs) => {
+                let (output, saved) = cpu::attention::forward(inputs);
+                (output, Kept::OnCpu(saved))
+            }
+            #[cfg(feature = "cuda")]
+            Way::Cuda(inputs) => match cuda::attention::forward(&inputs) {
+                Some((output, saved)) => (output, Kept::ByCudnn(saved)),
+                None => (products::forward(inputs.map(cuda::plain), self.scores), Kept::Nothing),
+            },
+            Way::Composed(inputs) => (products::forward(inputs, self.scores), Kept::Nothing),
+        };
+        (output, Saved { q, k, v, kept })
     }
 
     fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
-        let Saved { q, k, v, way } = saved;
+        let Saved { q, k, v, kept } = saved;
         let all = [q, k, v, gradient];
-        let gradients = match way {
-            Way::Rows(rows) => cpu::backward(all, rows),
-            Way::Products => products::backward(all, self.scores),
+        let gradients = match kept {
+            Kept::OnCpu(saved) => cpu::attention::backward(all, saved),
             #[cfg(feature = "cuda")]
-            Way::Cudnn(saved) => match cuda::attention::backward(&all, saved) {
+            Kept::ByCudnn(saved) => match cuda::attention::backward(cuda::tensors(all.clone()), saved) {
                 Some(gradients) => gradients,
                 None => products::backward(all, self.scores),
             },
+            Kept::Nothing => products::backward(all, self.scores),
         };
         let mut wanted = wanted.into_iter();
         gradients.map(|gradient| wanted.next()?.then_some(gradient))
     }
-}
-
-/// The output, in memory `[B, L, N, K]`.
-fn compute(inputs: [Plain; 3], scores: usize) -> (Plain, Way) {
-    let inputs = match floats(inputs) {
-        Ok(inputs) => {
-            let (output, rows) = cpu::forward(inputs);
-            return (output, Way::Rows(rows));
-        }
-        Err(inputs) => inputs,
-    };
-    #[cfg(feature = "cuda")]
-    if let Some((output, saved)) = cuda::attention::forward(&inputs) {
-        return (output, Way::Cudnn(saved));
-    }
-    (products::forward(inputs, scores), Way::Products)
 }

@@ -9,14 +9,15 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{
-    gemm::{Matrix, NARROW, Onto, SHORT_SUMS, Target, product},
+    gemm::{NARROW, Onto, SHORT_SUMS, Target, product},
+    matrix::Matrix,
     shared::Shared,
     simd::vectorized,
 };
 
 /// The sizes of a convolution; pairs are height and width.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub struct Sizes {
     pub batch: usize,
     pub inputs: usize,
     pub outputs: usize,
@@ -34,7 +35,7 @@ pub(super) struct Sizes {
 
 /// Of what company, within one product, the bits of the output may depend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Company {
+pub enum Company {
     /// Of all samples and rows.
     Any,
     /// Of the rows of the same sample: each sample has the bits that it has alone.
@@ -120,7 +121,7 @@ impl Sizes {
 }
 
 /// `lines` in order, at most `each` at a time, and none that reaches over the end of a run of `run` of them.
-pub(super) fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item = Range<usize>> {
+pub fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item = Range<usize>> {
     (0..lines).step_by(run.max(1)).flat_map(move |first| {
         let end = lines.min(first + run);
         (first..end).step_by(each).map(move |start| start..end.min(start + each))
@@ -128,7 +129,7 @@ pub(super) fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item
 }
 
 /// `y` `[B, out, H', W']` of `x` `[B, in, H, W]` and the weight `[out, in, k, k]`, in order.
-pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let [height, width] = sizes.to;
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
     let count = sizes.outputs * sizes.lines() * width;
@@ -172,7 +173,7 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f
 }
 
 /// The gradient `[B, in, H, W]` of `x` from that of `y`: what each place of the output saw gets its share.
-pub(super) fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
+pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     let plane = sizes.from[0] * sizes.from[1];
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
     let mut dx = vec![0.0; sizes.batch * sizes.inputs * plane];
@@ -222,7 +223,7 @@ pub(super) fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f3
 }
 
 /// The gradient of the weight, `[out, in, k, k]`: `Σ g·patchesᵀ` over all places, band after band.
-pub(super) fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let columns = sizes.inputs * sizes.taps();
     let mut dw = vec![0.0; sizes.outputs * columns];
     let place = Shared::new(&mut dw);

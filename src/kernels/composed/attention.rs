@@ -7,9 +7,7 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-#[cfg(feature = "cuda")]
-use crate::kernels::cuda;
-use crate::kernels::{even_parts, matmul::matmul, operation::Plain};
+use crate::kernels::{dispatch::by_way, even_parts, matmul, operation::Plain};
 
 /// Scores that exist at a time, where one head does not have more: 0.5 GiB in f16, of which the backward pass has two.
 /// So many that the narrow products fill a GPU (at 1024² FLUX has 21 million a head).
@@ -69,42 +67,40 @@ fn by_heads<const I: usize, const O: usize>(
 
 /// The tensor in an order of memory that the products of each part can take as it is.
 fn laid_out(tensor: Plain) -> Tensor<4> {
-    let tensor = [tensor];
-    #[cfg(feature = "cuda")]
-    if cuda::takes(&tensor) {
-        return Tensor::from_dispatch(cuda::softmax::laid_out(tensor));
-    }
-    let [tensor] = tensor;
+    let tensor = by_way!([tensor],
+        Cuda([tensor]) => cuda::softmax::laid_out(tensor),
+        Composed([tensor]) => tensor,
+    );
     Tensor::from_dispatch(tensor)
 }
 
 /// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`, computed in f32.
 fn probabilities(inputs: [Tensor<4>; 2]) -> Tensor<4> {
-    let inputs = inputs.map(Tensor::into_dispatch);
-    #[cfg(feature = "cuda")]
-    if cuda::takes(&inputs) {
-        return Tensor::from_dispatch(cuda::softmax::probabilities(inputs));
-    }
-    let [q, k] = inputs.map(Tensor::from_dispatch);
-    let dtype: FloatDType = q.dtype().into();
-    exact_probabilities(q, k).cast(dtype)
+    by_way!(inputs.map(Tensor::into_dispatch),
+        Cuda(inputs) => Tensor::from_dispatch(cuda::softmax::probabilities(inputs)),
+        Composed(inputs) => {
+            let [q, k] = inputs.map(Tensor::from_dispatch);
+            let dtype: FloatDType = q.dtype().into();
+            exact_probabilities(q, k).cast(dtype)
+        },
+    )
 }
 
 /// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
 fn slopes(inputs: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
-    let inputs = inputs.map(Tensor::into_dispatch);
-    #[cfg(feature = "cuda")]
-    if cuda::takes(&inputs) {
-        return cuda::softmax::slopes(inputs).map(Tensor::from_dispatch);
-    }
-    let [q, k, v, g] = inputs.map(Tensor::<4>::from_dispatch);
-    let dtype: FloatDType = q.dtype().into();
-    let scale = scale(&q);
-    let p = exact_probabilities(q, k);
-    let dp = matmul(g, v.transpose()).cast(FloatDType::F32);
-    let level = (p.clone() * dp.clone()).sum_dim(3);
-    let ds = p.clone() * (dp - level) * scale;
-    [p, ds].map(|t| t.cast(dtype))
+    by_way!(inputs.map(Tensor::into_dispatch),
+        Cuda(inputs) => cuda::softmax::slopes(inputs).map(Tensor::from_dispatch),
+        Composed(inputs) => {
+            let [q, k, v, g] = inputs.map(Tensor::<4>::from_dispatch);
+            let dtype: FloatDType = q.dtype().into();
+            let scale = scale(&q);
+            let p = exact_probabilities(q, k);
+            let dp = matmul(g, v.transpose()).cast(FloatDType::F32);
+            let level = (p.clone() * dp.clone()).sum_dim(3);
+            let ds = p.clone() * (dp - level) * scale;
+            [p, ds].map(|t| t.cast(dtype))
+        },
+    )
 }
 
 /// In f32, as scores are added up: in bf16 a score of 20 would be off by a few percent of `p`.

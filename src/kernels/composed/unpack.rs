@@ -9,7 +9,7 @@ use crate::quantization::{Absmax, Code, EightBit, FourBit, Ggml, Nested, Packed}
 
 /// The bytes and tables of a matrix on a device.
 #[derive(Clone, Debug)]
-pub(super) struct Unpack {
+pub struct Unpack {
     dims: [usize; 2],
     code: Uploaded,
 }
@@ -66,7 +66,7 @@ fn spread(values: Tensor<1>, times: usize, count: usize) -> Tensor<1> {
 }
 
 impl Unpack {
-    pub(super) fn new(packed: &Packed, device: &Device) -> Self {
+    pub fn new(packed: &Packed, device: &Device) -> Self {
         let code = match &packed.code {
             Code::FourBit(FourBit { values, levels, block, absmax, .. }) => Uploaded::FourBit {
                 bytes: bytes(values, [values.len()], device),
@@ -99,7 +99,7 @@ impl Unpack {
     }
 
     /// In f32.
-    pub(super) fn dense(&self) -> Tensor<2> {
+    pub fn dense(&self) -> Tensor<2> {
         let [rows, columns] = self.dims;
         let count = rows * columns;
         match &self.code {

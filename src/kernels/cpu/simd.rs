@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 /// Runs `work` compiled for AVX-512, for AVX2, or for the target's own features. Whatever `work` calls must be
 /// `#[inline(always)]`, or it is compiled without them.
 #[inline]
-pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -69,7 +69,7 @@ pub fn vectors() -> &'static str {
 ///
 /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, then a polynomial for `e^r` (coefficients of Cephes' expf) times `2^n`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves the nearest integer in the low bits
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
@@ -90,7 +90,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `(σ(x), 1 - σ(x))` of the logistic function σ; both keep their relative precision.
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> (f32, f32) {
+pub fn sigmoid(x: f32) -> (f32, f32) {
     let x = if x < -80.0 { -80.0 } else { x };
     let e = exp(-x);
     let s = 1.0 / (1.0 + e);
@@ -102,7 +102,7 @@ pub(super) fn sigmoid(x: f32) -> (f32, f32) {
 /// `Φ(-t) = φ(t)·M(t)` for `t ≥ 0`. Mills' ratio `M` is smooth and falls slowly, so a polynomial in `1/(1 + 0.35·t)` gives
 /// `M/√(2π)` to 3e-8 of itself for `t` up to 14 (fitted for this; the form is Abramowitz & Stegun's 7.1.26).
 #[inline(always)]
-pub(super) fn normal(x: f32) -> (f32, f32) {
+pub fn normal(x: f32) -> (f32, f32) {
     let t = x.abs();
     let e = exp(-0.5 * t * t);
     let u = 1.0 / 0.35f32.mul_add(t, 1.0);
@@ -125,7 +125,7 @@ const LANES: usize = 32;
 
 /// `Σ f` over rows of one length, in an order that vectorizes and does not depend on the machine.
 #[inline(always)]
-pub(super) fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+pub fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     reduce(
         rows,
         0.0,
@@ -138,7 +138,7 @@ pub(super) fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32
 
 /// The largest number of a row, NaN left out.
 #[inline(always)]
-pub(super) fn max(row: &[f32]) -> f32 {
+pub fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     reduce(
         [row],
@@ -179,7 +179,7 @@ fn reduce<const N: usize>(
 
 /// Writes `f` of rows of one length to a fresh place of that length, and gives it back as numbers.
 #[inline(always)]
-pub(super) fn fill<'a, const N: usize>(
+pub fn fill<'a, const N: usize>(
     place: &'a mut [MaybeUninit<f32>],
     rows: [&[f32]; N],
     f: impl Fn([f32; N]) -> f32,
@@ -194,7 +194,7 @@ pub(super) fn fill<'a, const N: usize>(
 
 /// Writes both numbers that `f` makes of rows of one length, each to its own fresh place of that length.
 #[inline(always)]
-pub(super) fn fill_both<const N: usize>(
+pub fn fill_both<const N: usize>(
     [first, second]: [&mut [MaybeUninit<f32>]; 2],
     rows: [&[f32]; N],
     f: impl Fn([f32; N]) -> [f32; 2],
@@ -210,7 +210,7 @@ pub(super) fn fill_both<const N: usize>(
 
 /// Replaces the numbers of a row by `f` of them and of rows of the same length.
 #[inline(always)]
-pub(super) fn update<const N: usize>(row: &mut [f32], rows: [&[f32]; N], f: impl Fn(f32, [f32; N]) -> f32) {
+pub fn update<const N: usize>(row: &mut [f32], rows: [&[f32]; N], f: impl Fn(f32, [f32; N]) -> f32) {
     assert!(rows.iter().all(|other| other.len() == row.len()), "rows of one length");
     for (i, value) in row.iter_mut().enumerate() {
         *value = f(*value, at(&rows, i));

@@ -5,12 +5,14 @@ use burn_flex::{FlexTensor, Layout};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use crate::kernels::{
-    cpu::{self, Rows},
-    gemm::{Matrix, Onto, Target, product, transposed},
-    operation::Plain,
+use super::{
+    gemm::{Onto, Target, product, transposed},
+    matrix::Matrix,
+    rows::Rows,
     simd::{exp, max, sum, update, vectorized},
+    tensor::{dims, floats, in_rows, plain, strided},
 };
+use crate::kernels::operation::Plain;
 
 /// Queries whose scores exist at a time, for each head.
 const TILE: usize = 64;
@@ -25,9 +27,9 @@ pub struct Saved {
 
 /// The output, in memory `[B, L, N, K]`, and what the backward pass needs of it.
 pub fn forward(inputs: [FlexTensor; 3]) -> (Plain, Saved) {
-    let [q, k, v] = inputs.map(cpu::in_rows);
-    let shape = cpu::dims(&q);
-    let [_, _, keys, _] = cpu::dims::<4>(&k);
+    let [q, k, v] = inputs.map(in_rows);
+    let shape = dims(&q);
+    let [_, _, keys, _] = dims::<4>(&k);
     let (output, log_sums) = attend(shape, keys, Rows::new(&q), Rows::new(&k), Rows::new(&v));
     let output = tokens_first(output, shape);
     (output.clone(), Saved { output, log_sums })
@@ -35,12 +37,12 @@ pub fn forward(inputs: [FlexTensor; 3]) -> (Plain, Saved) {
 
 /// The gradients of q, k and v from these and the gradient of the output.
 pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> [Plain; 3] {
-    let Ok(all) = cpu::floats([q, k, v, output, g]) else {
+    let Ok(all) = floats([q, k, v, output, g]) else {
         unreachable!("what was f32 on the CPU has gradients that are");
     };
-    let [q, k, v, output, g] = all.map(cpu::in_rows);
-    let shape @ [batch, heads, _, width] = cpu::dims(&q);
-    let [_, _, keys, _] = cpu::dims::<4>(&k);
+    let [q, k, v, output, g] = all.map(in_rows);
+    let shape @ [batch, heads, _, width] = dims(&q);
+    let [_, _, keys, _] = dims::<4>(&k);
     let rows = [&q, &k, &v, &output, &g].map(Rows::new);
     let [dq, dk, dv] = gradients(shape, keys, rows, &log_sums);
     let key_shape = [batch, heads, keys, width];
@@ -51,7 +53,7 @@ pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> 
 fn tokens_first(data: Vec<f32>, shape: [usize; 4]) -> Plain {
     let [_, heads, tokens, width] = shape;
     let strides = [tokens * heads * width, width, heads * width, 1].map(|s| s as isize).to_vec();
-    cpu::plain(cpu::strided(data, Layout::new(Shape::from(shape), strides, 0)))
+    plain(strided(data, Layout::new(Shape::from(shape), strides, 0)))
 }
 
 /// Memory `[B, L, N, K]` that the heads fill from several threads, each its own rows.

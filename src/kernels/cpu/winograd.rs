@@ -20,8 +20,9 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{
-    cpu::Fresh,
-    gemm::{Matrix, Onto, SHORT_SUMS, Target, product},
+    gemm::{Onto, SHORT_SUMS, Target, product},
+    loops::Fresh,
+    matrix::Matrix,
     patches::{Company, Sizes, bands},
     shared::Shared,
     simd::vectorized,
@@ -88,7 +89,7 @@ impl Tiles {
 }
 
 /// Whether this way is the faster one.
-pub(super) fn suits(sizes: &Sizes) -> bool {
+pub fn suits(sizes: &Sizes) -> bool {
     sizes.kernel == [3, 3]
         && sizes.stride == 1
         && sizes.padding[0] <= 1
@@ -99,12 +100,12 @@ pub(super) fn suits(sizes: &Sizes) -> bool {
 }
 
 /// Whether there are gradients this way: not without zeros above and below.
-pub(super) fn suits_gradients(sizes: &Sizes) -> bool {
+pub fn suits_gradients(sizes: &Sizes) -> bool {
     suits(sizes) && sizes.padding == [1, 1]
 }
 
 /// `y` `[B, out, H, W]` of `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, in order.
-pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let kernels = transform_weight(weight, sizes.inputs);
     let step = apart(sizes.outputs * sizes.inputs);
     let kernel = |point: usize| Matrix::new(&kernels[point * step..], sizes.outputs, sizes.inputs);
@@ -112,7 +113,7 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f
 }
 
 /// The gradient `[B, in, H, W]` of `x` from that of `y`.
-pub(super) fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
+pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     let kernels = transform_weight(weight, sizes.inputs);
     let step = apart(sizes.outputs * sizes.inputs);
     // A kernel turned by half a circle has the same transform with its first and last rows and columns exchanged.
@@ -182,7 +183,7 @@ fn convolve<'a>(
 }
 
 /// The gradient of the weight, `[out, in, 3, 3]`, band after band.
-pub(super) fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let tiles = Tiles::of(sizes);
     let &Sizes { inputs, outputs, .. } = sizes;
     let step = apart(outputs * inputs);

@@ -1,0 +1,83 @@
+//! Normalization over groups of channels, alone or with SiLU.
+
+use burn::tensor::{FloatDType, Tensor, activation};
+
+use crate::kernels::{formulas::GroupNorm, operation::Plain};
+
+/// What computes SiLU of the output, in f32.
+type Silu = fn(Tensor<4>) -> Tensor<4>;
+
+/// The output.
+pub fn forward(norm: GroupNorm, [x, weight, bias]: [Plain; 3], silu: Silu) -> Plain {
+    let x = Tensor::from_dispatch(x);
+    let dtype: FloatDType = x.dtype().into();
+    let (normed, _) = standardize(norm, x);
+    let y = affine(normed, weight, bias);
+    let y = if norm.silu { silu(y) } else { y };
+    y.cast(dtype).into_dispatch()
+}
+
+/// The output for rows of pictures, of whose channels the mean and 1 over the deviation are known: `[B, C, 1, 1]`, f32.
+pub fn of_rows([x, weight, bias]: [Plain; 3], [mean, inverse]: [Tensor<4>; 2], silu: Option<Silu>) -> Plain {
+    let x = Tensor::<4>::from_dispatch(x);
+    let dtype: FloatDType = x.dtype().into();
+    let y = affine((x.cast(FloatDType::F32) - mean) * inverse, weight, bias);
+    let y = match silu {
+        Some(silu) => silu(y),
+        None => y,
+    };
+    y.cast(dtype).into_dispatch()
+}
+
+/// The gradients of `x`, weight and bias, from these and that of the output.
+pub fn backward(norm: GroupNorm, [x, weight, bias, g]: [Plain; 4]) -> [Plain; 3] {
+    let x = Tensor::<4>::from_dispatch(x);
+    let dtype: FloatDType = x.dtype().into();
+    let [of_weight, of_bias] =
+        [&weight, &bias].map(|t| FloatDType::from(Tensor::<1>::from_dispatch(t.clone()).dtype()));
+    let (normed, inverse) = standardize(norm, x);
+    let mut d = Tensor::<4>::from_dispatch(g).cast(FloatDType::F32);
+    if norm.silu {
+        let y = affine(normed.clone(), weight.clone(), bias);
+        let s = activation::sigmoid(y.clone());
+        d = d * (s.clone() + y * s.clone() * (-s + 1.0));
+    }
+    let over_places = |t: Tensor<4>, dtype: FloatDType| {
+        let [_, channels, ..] = t.dims();
+        t.sum_dim(3).sum_dim(2).sum_dim(0).reshape([channels]).cast(dtype).into_dispatch()
+    };
+    let dweight = over_places(d.clone() * normed.clone(), of_weight);
+    let dbias = over_places(d.clone(), of_bias);
+    let d = d * per_channel(weight);
+    let dx = (d.clone() - mean(norm, d.clone()) - normed.clone() * mean(norm, d * normed)) * inverse;
+    [dx.cast(dtype).into_dispatch(), dweight, dbias]
+}
+
+/// `(x − mean)/deviation` and `1/deviation`, in f32.
+fn standardize(norm: GroupNorm, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    let x = x.cast(FloatDType::F32);
+    let centred = x.clone() - mean(norm, x);
+    let inverse = (mean(norm, centred.clone().square()) + norm.epsilon).sqrt().recip();
+    (centred * inverse.clone(), inverse)
+}
+
+/// The means of each group, at all its numbers. Means of means: one sum over the millions of places of a large picture
+/// would lose digits.
+fn mean(norm: GroupNorm, x: Tensor<4>) -> Tensor<4> {
+    let shape @ [batch, channels, height, width] = x.dims();
+    let each = channels / norm.groups;
+    let rows = x.reshape([batch, norm.groups, each * height, width]);
+    let means = rows.mean_dim(3).mean_dim(2).reshape([batch, norm.groups, 1, 1]);
+    means.expand([batch, norm.groups, each, height * width]).reshape(shape)
+}
+
+/// A number for each channel, in f32.
+fn per_channel(t: Plain) -> Tensor<4> {
+    let t = Tensor::<1>::from_dispatch(t).cast(FloatDType::F32);
+    let channels = t.dims()[0];
+    t.reshape([1, channels, 1, 1])
+}
+
+fn affine(normed: Tensor<4>, weight: Plain, bias: Plain) -> Tensor<4> {
+    normed * per_channel(weight) + per_channel(bias)
+}

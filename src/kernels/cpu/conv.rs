@@ -1,0 +1,68 @@
+//! Convolutions, by whichever way is the faster for their sizes.
+
+use burn_flex::FlexTensor;
+
+use super::{
+    loops::build,
+    patches::{self, Sizes},
+    simd::sum,
+    tensor::{dims, in_order, numbers, plain, tensor},
+    winograd,
+};
+use crate::kernels::operation::Plain;
+
+/// The output: `[B, out, H', W']`.
+pub fn forward(sizes: &Sizes, [x, weight]: [FlexTensor; 2], bias: Option<FlexTensor>) -> Plain {
+    let (x, weight, bias) = (in_order(x), in_order(weight), bias.map(in_order));
+    let forward = if winograd::suits(sizes) { winograd::forward } else { patches::forward };
+    let y = forward(sizes, numbers(&x), numbers(&weight), bias.as_ref().map(numbers));
+    plain(tensor(y, [sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]))
+}
+
+/// The gradients that are wanted of `x`, weight and bias. `x` is read for that of the weight only.
+pub fn backward(
+    sizes: &Sizes,
+    [x, weight, g]: [FlexTensor; 3],
+    [wants_x, wants_weight, wants_bias]: [bool; 3],
+) -> [Option<Plain>; 3] {
+    let [x, weight, g] = [x, weight, g].map(in_order);
+    let kernel = dims::<4>(&weight);
+    let shape = [sizes.batch, sizes.inputs, sizes.from[0], sizes.from[1]];
+    let fast = winograd::suits_gradients(sizes);
+    let (dx, dw) = match fast {
+        true => (winograd::input_gradient as fn(&_, &_, &_) -> _, winograd::weight_gradient as fn(&_, &_, &_) -> _),
+        false => (patches::input_gradient as fn(&_, &_, &_) -> _, patches::weight_gradient as fn(&_, &_, &_) -> _),
+    };
+    let [x, weight, g] = [&x, &weight, &g].map(numbers);
+    [
+        wants_x.then(|| plain(tensor(dx(sizes, g, weight), shape))),
+        wants_weight.then(|| plain(tensor(dw(sizes, x, g), kernel))),
+        wants_bias.then(|| plain(bias_gradient(sizes, g))),
+    ]
+}
+
+/// The sums over all places of a channel, sample after sample: `[out]`.
+fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
+    let places = sizes.to[0] * sizes.to[1];
+    let channel = |channel: usize| {
+        let plane = |sample: usize| &g[(sample * sizes.outputs + channel) * places..][..places];
+        (0..sizes.batch)
+            .map(|sample| {
+                sum(
+                    [plane(sample)],
+                    #[inline(always)]
+                    |[g]| g,
+                )
+            })
+            .sum()
+    };
+    let sums = build(
+        sizes.outputs,
+        1,
+        #[inline(always)]
+        |i, place| {
+            place[0].write(channel(i));
+        },
+    );
+    tensor(sums, [sizes.outputs])
+}

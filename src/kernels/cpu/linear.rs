@@ -1,0 +1,63 @@
+//! Linear layers.
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+
+use super::{
+    gemm::{affine, matmul, transposed},
+    loops::column_sums,
+    matrix::Matrix,
+    simd::update,
+    tensor::{in_order, numbers, plain, tensor},
+};
+use crate::kernels::operation::Plain;
+
+/// `x·Wᵀ + b` of `x` `[M, in]`, `W` `[out, in]` and perhaps a bias `[out]`; each of `samples` samples has the bits that it has alone.
+pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, samples: usize) -> Plain {
+    let (x, weight, bias) = (in_order(x), either_way(weight), bias.map(in_order));
+    let (x, weight) = (Matrix::of(&x), Matrix::of(&weight));
+    let y = affine(x, weight.t(), bias.as_ref().map(numbers), samples);
+    plain(tensor(y, [x.rows, weight.rows]))
+}
+
+/// The gradients that are `wanted` of `x`, weight and bias, from that of the output, the weight and `x`.
+pub fn backward([g, weight, x]: [FlexTensor; 3], [wants_x, wants_weight, wants_bias]: [bool; 3]) -> [Option<Plain>; 3] {
+    let (g, weight, x) = (in_order(g), either_way(weight), in_order(x));
+    let [g, weight, x] = [&g, &weight, &x].map(Matrix::of);
+    let matrix = |data, rows, columns| plain(tensor(data, [rows, columns]));
+    [
+        wants_x.then(|| matrix(affine(g, weight, None, 1), g.rows, weight.columns)),
+        wants_weight.then(|| matrix(matmul(g.t(), x, 1.0), g.columns, x.columns)),
+        wants_bias.then(|| plain(tensor(sums_of_columns(g), [g.columns]))),
+    ]
+}
+
+/// The weight `[out, in]` laid out column after column.
+pub fn laid_out(weight: FlexTensor) -> Tensor<2> {
+    let weight = in_order(weight);
+    let weight = Matrix::of(&weight);
+    let turned = tensor(transposed(weight), [weight.columns, weight.rows]);
+    Tensor::<2>::from_dispatch(plain(turned)).transpose()
+}
+
+/// The weight with its rows or its columns one after the other, copied only if neither is.
+fn either_way(weight: FlexTensor) -> FlexTensor {
+    let strides = weight.layout().strides();
+    if strides.contains(&1) && strides.iter().all(|&stride| stride > 0) { weight } else { weight.to_contiguous() }
+}
+
+fn sums_of_columns(matrix: Matrix) -> Vec<f32> {
+    column_sums(
+        matrix.rows,
+        matrix.columns,
+        #[inline(always)]
+        |row, sums| {
+            update(
+                sums,
+                [&matrix.data[row * matrix.columns..][..matrix.columns]],
+                #[inline(always)]
+                |sum, [value]| sum + value,
+            )
+        },
+    )
+}

@@ -1,0 +1,64 @@
+//! What LoRA adapters add to their layers.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::{
+    gemm::{add_matmul, matmul, transposed},
+    matrix::Matrix,
+    tensor::{dims, exactly, in_order, numbers, plain, tensor},
+};
+use crate::kernels::operation::Plain;
+
+/// `y + scale·(x·Aᵀ)·Bᵀ` of `y` `[M, out]`, `x` `[M, in]`, `A` `[rank, in]` and `B` `[out, rank]`; and what the
+/// [gradients](backward) need: `x`, `x·Aᵀ`, `A` and `B`.
+pub fn forward(inputs: [FlexTensor; 4], scale: f64) -> (Plain, [Plain; 4]) {
+    let [mut y, x, a, b] = inputs.map(in_order);
+    let (xm, am, bm) = (Matrix::of(&x), Matrix::of(&a), Matrix::of(&b));
+    let (rows, rank) = (xm.rows, am.rows);
+    let u = matmul(xm, am.t(), 1.0);
+    // In place where nothing else holds `y`, otherwise on a copy.
+    y = exactly(y);
+    add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), scale as f32);
+    (plain(y), [x, tensor(u, [rows, rank]), a, b].map(plain))
+}
+
+/// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`forward`] left.
+pub fn backward(all: [FlexTensor; 5], scale: f64, [wants_x, wants_a, wants_b]: [bool; 3]) -> [Option<Plain>; 3] {
+    let [g, x, u, a, b] = all.map(in_order);
+    let [g, x, u, a, b] = [&g, &x, &u, &a, &b].map(Matrix::of);
+    let scale = scale as f32;
+    let du = if wants_x || wants_a { matmul(g, b, scale) } else { Vec::new() };
+    let du = Matrix::new(&du, g.rows, b.columns);
+    let product = |a: Matrix, b: Matrix, scale| plain(tensor(matmul(a, b, scale), [a.rows, b.columns]));
+    [
+        wants_x.then(|| product(du, a, 1.0)),
+        wants_a.then(|| product(du.t(), x, 1.0)),
+        // The narrow product is the fast one; its transpose is small.
+        wants_b.then(|| {
+            let turned = matmul(u.t(), g, scale);
+            let db = transposed(Matrix::new(&turned, u.columns, g.columns));
+            plain(tensor(db, [g.columns, u.columns]))
+        }),
+    ]
+}
+
+/// The factors of one adapter: `A` `[rank, in]`, `B` `[out, rank]`, and the scale of their product.
+pub type Factors = (FlexTensor, FlexTensor, f32);
+
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with the `factors` of each of `samples` samples in turn, which all have as many rows.
+pub fn by_sample([y, x]: [FlexTensor; 2], samples: usize, factors: &[Vec<Factors>]) -> Plain {
+    let (mut y, x) = (exactly(y), in_order(x));
+    let ([_, outputs], [rows, inputs]) = (dims(&y), dims(&x));
+    let rows = rows / samples;
+    let places = y.storage_mut().par_chunks_mut((rows * outputs).max(1));
+    let places = places.zip(numbers(&x).par_chunks((rows * inputs).max(1))).enumerate();
+    places.for_each(|(sample, (y, x))| {
+        for (a, b, scale) in &factors[sample % factors.len()] {
+            let (a, b) = (Matrix::of(a), Matrix::of(b));
+            let u = matmul(Matrix::new(x, rows, inputs), a.t(), 1.0);
+            add_matmul(y, Matrix::new(&u, rows, a.rows), b.t(), *scale);
+        }
+    });
+    plain(y)
+}

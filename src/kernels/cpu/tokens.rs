@@ -1,0 +1,32 @@
+//! Loops over the tokens of a batch, `[B, L, D]`, beside numbers that each sample has once, `[B, D]`.
+
+use super::{
+    loops::{Fresh, build, column_sums},
+    tensor::{plain, tensor},
+};
+use crate::kernels::operation::Plain;
+
+/// `[B, L, D]`: for each token the row that `write` makes.
+pub fn build_tokens([batch, tokens, width]: [usize; 3], write: impl Fn(usize, usize, &mut Fresh) + Sync) -> Plain {
+    let numbers = build(
+        batch * tokens * width,
+        width,
+        #[inline(always)]
+        |row, place| write(row / tokens, row % tokens, place),
+    );
+    plain(tensor(numbers, [batch, tokens, width]))
+}
+
+/// `[B, D]`: for each sample the sums over its tokens that `add` builds up.
+pub fn sum_tokens([batch, tokens, width]: [usize; 3], add: impl Fn(usize, usize, &mut [f32]) + Sync) -> Plain {
+    let mut sums = Vec::with_capacity(batch * width);
+    for b in 0..batch {
+        sums.extend(column_sums(
+            tokens,
+            width,
+            #[inline(always)]
+            |token, sums| add(b, token, sums),
+        ));
+    }
+    plain(tensor(sums, [batch, width]))
+}

@@ -1,0 +1,43 @@
+//! The parameters of formulas that are computed in more than one way.
+
+/// An activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    GeluTanh,
+    Silu,
+}
+
+/// √(2/π).
+pub const ROOT: f32 = 0.797_884_6;
+/// Of the cube in the tanh form of GELU.
+pub const CUBIC: f32 = 0.044715;
+
+/// Normalization over groups of channels.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm {
+    pub groups: usize,
+    pub epsilon: f64,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// The factors of an AdamW update.
+pub struct AdamWFactors {
+    /// Share of the parameter that weight decay leaves.
+    pub keep: f64,
+    /// The learning rate, corrected for the mean's start at zero.
+    pub rate: f64,
+    /// The root of the correction of the mean square.
+    pub root: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+}
+
+impl AdamWFactors {
+    /// `[keep, rate, root, 1 - β₁, β₂, 1 - β₂, ε]`.
+    pub fn in_f32(&self) -> [f32; 7] {
+        let &Self { keep, rate, root, beta1, beta2, epsilon } = self;
+        [keep, rate, root, 1.0 - beta1, beta2, 1.0 - beta2, epsilon].map(|factor| factor as f32)
+    }
+}

@@ -1,0 +1,87 @@
+//! What LoRA adapters add to their layers.
+
+use burn::tensor::Tensor;
+
+use super::{
+    composed, cpu,
+    dispatch::by_way,
+    operation::{Operation, Plain, apply, assert_one_dtype},
+};
+
+/// `y + scale·(x·Aᵀ)·Bᵀ`: what a LoRA adapter adds to the output `y` of its layer.
+///
+/// The adapter acts on the activation, never on the weight: a dense `W + s·B·A` per layer would have to be kept for the
+/// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever `x` is.
+pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
+    let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
+    apply(LowRank { scale }, inputs)
+}
+
+/// The factors of what a LoRA adapter adds, for [`low_rank_by_sample`].
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// `[rank, in]`, f32.
+    pub a: &'a Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: &'a Tensor<2>,
+    /// What the product is multiplied with.
+    pub scale: f64,
+}
+
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with factors of each sample's own, of any ranks and any number: those of the samples in turn. `y`
+/// `[M, out]`, `x` `[M, in]`, equally many rows of each of `samples` samples. On the CPU in f32 each sample has the bits that it
+/// has alone. Not for a tape.
+pub fn low_rank_by_sample(y: Tensor<2>, x: Tensor<2>, samples: usize, each: &[Vec<Factors<'_>>]) -> Tensor<2> {
+    assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
+    let samples_in_turn = samples.min(each.len());
+    by_way!([y.into_dispatch(), x.into_dispatch()],
+        Cpu(both) => {
+            let on_cpu = |t: &Tensor<2>| match cpu::floats([t.clone().into_dispatch()]) {
+                Ok([t]) => cpu::in_order(t),
+                Err(_) => panic!("the factors of an adapter are f32, and where its layer is"),
+            };
+            let factors = |each: &Vec<Factors>| each.iter().map(|f| (on_cpu(f.a), on_cpu(f.b), f.scale as f32)).collect();
+            let factors: Vec<Vec<_>> = each[..samples_in_turn].iter().map(factors).collect();
+            Tensor::from_dispatch(cpu::low_rank::by_sample(both, samples, &factors))
+        },
+        Composed(both) => {
+            let [y, x] = both.map(Tensor::from_dispatch);
+            if let [factors] = each {
+                return factors.iter().fold(y, |y, f| low_rank(y, x.clone(), f.a.clone(), f.b.clone(), f.scale));
+            }
+            let factors = |each: &Vec<Factors>| each.iter().map(|f| (f.a.clone(), f.b.clone(), f.scale)).collect();
+            let factors: Vec<Vec<_>> = each[..samples_in_turn].iter().map(factors).collect();
+            composed::low_rank::by_sample([y, x], samples, &factors)
+        },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct LowRank {
+    scale: f64,
+}
+
+impl Operation<4> for LowRank {
+    /// `x`, `x·Aᵀ`, `A`, `B`. On a GPU `A` and `B`, where the operation is composed `A` and `scale·B`, in the dtype of `x`.
+    type Saved = [Plain; 4];
+
+    fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
+        by_way!(inputs,
+            Cpu(inputs) => cpu::low_rank::forward(inputs, self.scale),
+            Cuda(inputs) => cuda::linear::low_rank(inputs, self.scale),
+            Composed(inputs) => composed::low_rank::forward(inputs.map(Tensor::from_dispatch), self.scale),
+        )
+    }
+
+    fn backward(self, [x, u, a, b]: Self::Saved, gradient: Plain, wanted: [bool; 4]) -> [Option<Plain>; 4] {
+        let [wants_y, wanted @ ..] = wanted;
+        let dy = wants_y.then(|| gradient.clone());
+        let [dx, da, db] = by_way!([gradient, x, u, a, b],
+            Cpu(all) => cpu::low_rank::backward(all, self.scale, wanted),
+            Cuda(all) => cuda::linear::low_rank_gradients(all, self.scale, wanted),
+            Composed(all) => composed::low_rank::backward(all.map(Tensor::from_dispatch), self.scale, wanted),
+        );
+        [dy, dx, da, db]
+    }
+}
