@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_edit_is_one_image_with_its_original() {
-        let read = CaptionedFolder::read(Path::new("datasets/quickstart-edit")).unwrap();
+        let read = CaptionedFolder::read(Path::new("tests/fixtures/picture-edits")).unwrap();
         assert!(read.edits && read.problems.is_empty() && read.images.len() == 28, "{read:?}");
         assert!(
             read.images.iter().all(|image| image.original.as_ref().is_some_and(|file| file.starts_with("original/")))

@@ -211,7 +211,7 @@ mod tests {
             ["flux", "flux_schnell_bf16", "ip2p"].map(|name| fixture(name).name()),
             ["FLUX.1", "FLUX.1", "InstructPix2Pix"]
         );
-        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny-sd");
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd");
         assert_eq!(of(tiny).unwrap().name(), "Stable Diffusion");
     }
 

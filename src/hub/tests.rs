@@ -243,7 +243,7 @@ fn the_address_of_a_models_page_is_its_name() {
 #[test]
 fn half_precision_variants_are_weights_and_pickles_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny-sd");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd");
     let copy = |from: &Path, to: &Path| {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap().flatten().filter(|entry| entry.path().is_file()) {

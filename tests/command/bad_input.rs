@@ -132,7 +132,7 @@ fn weights_that_do_not_fit_their_config_are_listed_together() {
 #[test]
 fn broken_pictures_and_captions_are_listed_together_before_any_work() {
     let data = WORKSHOP.join("bad-data");
-    copy("datasets/quickstart", &data);
+    copy("tests/fixtures/pictures", &data);
     truncate(data.join("apple.png"));
     std::fs::remove_file(data.join("boat.txt")).unwrap();
     std::fs::write(data.join("cat.png"), "this is text").unwrap();

@@ -30,7 +30,7 @@ fn refused(arguments: &[impl AsRef<str>], option: &str) {
 fn numbers_of_the_command_line_beyond_all_bounds_are_refused_at_once() {
     let output = WORKSHOP.join("never");
     let output = output.to_str().unwrap();
-    for model in [MODEL, "checkpoints/tiny-sd"] {
+    for model in [MODEL, "tests/fixtures/tiny-sd"] {
         let generate = ["generate", "--model", model, "--prompt", "a", "--prompt", "b", "--output", output];
         for number in HUGE {
             for option in ["--steps", "--count", "--batch-size", "--width", "--height"] {
@@ -52,7 +52,7 @@ fn numbers_of_the_command_line_beyond_all_bounds_are_refused_at_once() {
         for option in ["--steps", "--count", "--batch-size"] {
             refused(&[&edit[..], &["--output", output, option, number]].concat(), option);
         }
-        let batch = ["batch", "datasets/quickstart", "--model", MODEL, "--prompt", "x", "--output", output];
+        let batch = ["batch", "tests/fixtures/pictures", "--model", MODEL, "--prompt", "x", "--output", output];
         for option in ["--steps", "--batch-size"] {
             refused(&[&batch[..], &[option, number]].concat(), option);
         }
@@ -132,11 +132,11 @@ fn sizes_in_a_models_files_are_bounded_before_anything_is_made_of_them() {
         (MODEL, "vae/config.json", "out_channels", json!(1)),
         (MODEL, "scheduler/scheduler_config.json", "num_train_timesteps", json!(4_294_967_295u32)),
         (MODEL, "scheduler/scheduler_config.json", "max_image_seq_len", json!(256)),
-        ("checkpoints/tiny-sd", "unet/config.json", "layers_per_block", json!(4_294_967_295u32)),
-        ("checkpoints/tiny-sd", "unet/config.json", "cross_attention_dim", json!(0)),
-        ("checkpoints/tiny-sd", "scheduler/scheduler_config.json", "num_train_timesteps", json!(4_294_967_295u32)),
-        ("checkpoints/tiny-sd", "tokenizer/tokenizer_config.json", "model_max_length", json!(-1)),
-        ("checkpoints/tiny-sd", "tokenizer/tokenizer_config.json", "padding_side", json!("left")),
+        ("tests/fixtures/tiny-sd", "unet/config.json", "layers_per_block", json!(4_294_967_295u32)),
+        ("tests/fixtures/tiny-sd", "unet/config.json", "cross_attention_dim", json!(0)),
+        ("tests/fixtures/tiny-sd", "scheduler/scheduler_config.json", "num_train_timesteps", json!(4_294_967_295u32)),
+        ("tests/fixtures/tiny-sd", "tokenizer/tokenizer_config.json", "model_max_length", json!(-1)),
+        ("tests/fixtures/tiny-sd", "tokenizer/tokenizer_config.json", "padding_side", json!("left")),
     ];
     for (number, (model, file, key, value)) in cases.into_iter().enumerate() {
         let folder = changed(model, &format!("size-{number}"), file, |fields| fields[key] = value.clone());
@@ -153,9 +153,9 @@ fn a_tokenizer_with_ids_or_parts_that_cannot_be_is_named() {
     type Change = fn(&mut Value);
     let cases: [(&str, &str, Change); 4] = [
         (MODEL, "tokenizer_2", |file| file["post_processor"]["special_tokens"]["</s>"]["ids"] = json!([99_999_999])),
-        ("checkpoints/tiny-sd", "tokenizer", |file| file["post_processor"]["cls"][1] = json!(4_000_000_000u32)),
-        ("checkpoints/tiny-sd", "tokenizer", |file| file["post_processor"]["sep"][1] = json!(60_000)),
-        ("checkpoints/tiny-sd", "tokenizer", |file| file["model"]["vocab"] = json!({})),
+        ("tests/fixtures/tiny-sd", "tokenizer", |file| file["post_processor"]["cls"][1] = json!(4_000_000_000u32)),
+        ("tests/fixtures/tiny-sd", "tokenizer", |file| file["post_processor"]["sep"][1] = json!(60_000)),
+        ("tests/fixtures/tiny-sd", "tokenizer", |file| file["model"]["vocab"] = json!({})),
     ];
     for (number, (model, tokenizer, change)) in cases.into_iter().enumerate() {
         let folder = changed(model, &format!("tokenizer-{number}"), &format!("{tokenizer}/tokenizer.json"), change);
@@ -168,7 +168,7 @@ fn a_tokenizer_with_ids_or_parts_that_cannot_be_is_named() {
 fn many_pictures_take_no_more_memory_than_a_batch() {
     // A hundred pictures of 256² at once would take several times the limit.
     let output = WORKSHOP.join("many.safetensors");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny-sd");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd");
     let line = format!(
         "ulimit -v 4000000; exec '{}' -q generate --model '{}' --prompt x --count 64 --steps 1 --width 256 --height 256 --latents '{}'",
         env!("CARGO_BIN_EXE_kiln"),

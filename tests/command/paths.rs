@@ -189,7 +189,7 @@ fn results_that_cannot_be_written_are_known_before_the_work() {
 fn a_relative_model_that_is_not_there_is_first_of_all_a_missing_folder() {
     let elsewhere = WORKSHOP.join("elsewhere");
     fs::create_dir_all(&elsewhere).unwrap();
-    for model in ["checkpoints/tiny-flux", "some/deeper/model"] {
+    for model in ["checkpoints/nano-flux", "some/deeper/model"] {
         let output = run_in(&elsewhere, &[], &generate(&["--model", model, "--output", "o"]));
         let text = said(&output);
         let first = text.lines().find(|line| line.starts_with("error")).unwrap_or_default();

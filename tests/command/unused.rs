@@ -129,7 +129,7 @@ fn captions_and_prompts_that_lose_their_end_are_counted_every_time() {
     let latents = WORKSHOP.join("long.safetensors");
     let (_, said) = succeeds(&generate(Path::new(MODEL), &latents, &["--prompt", &long, "--prompt", "a boat"]));
     assert!(said.contains("1 of 2 prompts are longer than the 64 tokens that T5 reads"), "{said}");
-    let (_, said) = succeeds(&generate(Path::new("checkpoints/tiny-sd"), &latents, &["--prompt", &long]));
+    let (_, said) = succeeds(&generate(Path::new("tests/fixtures/tiny-sd"), &latents, &["--prompt", &long]));
     assert!(said.contains("1 of 2 prompts are longer than the 77 tokens that the text encoder reads"), "{said}");
 }
 

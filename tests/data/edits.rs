@@ -672,9 +672,9 @@ fn what_does_not_suit_edits_is_one_clear_error() {
 }
 
 #[test]
-fn the_quickstart_edits_are_ready_to_train_on() {
+fn the_picture_edits_are_ready_to_train_on() {
     let cache = tempfile::tempdir().unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/quickstart-edit");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/picture-edits");
     let config = DataConfig {
         path,
         resolution: 64,

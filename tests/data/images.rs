@@ -455,10 +455,10 @@ fn progress_is_reported_from_nothing_to_everything() {
 }
 
 #[test]
-fn the_quickstart_pictures_are_ready_to_train_on() {
+fn the_pictures_are_ready_to_train_on() {
     let cache = tempfile::tempdir().unwrap();
     let config = DataConfig {
-        path: Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/quickstart"),
+        path: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures"),
         resolution: 64,
         trigger: "two-drum print".into(),
         cache: Some(cache.path().into()),

@@ -130,7 +130,7 @@ fn flux_dev(to: Option<&str>, folder: &Path) {
             _ => file.add(name, "BF16", &shape),
         }
     }
-    write(folder, "flux-dev", parts, "checkpoints/tiny-flux", &|part, config| {
+    write(folder, "flux-dev", parts, "tests/fixtures/tiny-flux", &|part, config| {
         if let (Some(to), true) = (to, ["transformer", "text_encoder_2"].contains(&part)) {
             let bits = if to == "nf4" { "load_in_4bit" } else { "load_in_8bit" };
             config["quantization_config"] = json!({"quant_method": "bitsandbytes", bits: true,
@@ -148,7 +148,7 @@ fn stable_diffusion(edits: bool, folder: &Path) {
         }
         parts.entry(part).or_default().add(name, "F32", &shape);
     }
-    write(folder, "sd-1.5", parts, "checkpoints/tiny-sd", &|part, config| {
+    write(folder, "sd-1.5", parts, "tests/fixtures/tiny-sd", &|part, config| {
         if edits && part == "unet" {
             config["in_channels"] = json!(8);
         }

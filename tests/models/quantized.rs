@@ -117,7 +117,7 @@ fn the_same_model_is_quantized_to_the_same_bytes_and_read_back() {
     for to in ["nf4", "int8", "fp8"] {
         let outputs = [1, 2].map(|i| folder.path().join(format!("{to}-{i}")).to_string_lossy().into_owned());
         for output in &outputs {
-            let arguments = ["quantize", "checkpoints/tiny-flux", "--to", to, "--text-encoder", "--output", output];
+            let arguments = ["quantize", "tests/fixtures/tiny-flux", "--to", to, "--text-encoder", "--output", output];
             let (out, said) = succeeds(&arguments);
             assert_eq!(out.trim_end(), output);
             assert!(said.contains("signal-to-noise") && said.contains("read back"), "{said}");
@@ -125,7 +125,7 @@ fn the_same_model_is_quantized_to_the_same_bytes_and_read_back() {
         for file in ["transformer/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"] {
             let [one, other] = outputs.each_ref().map(|output| fs::read(Path::new(output).join(file)).unwrap());
             assert!(one == other, "{to} {file}");
-            let whole = fs::metadata(Path::new("checkpoints/tiny-flux").join(file)).unwrap().len();
+            let whole = fs::metadata(Path::new("tests/fixtures/tiny-flux").join(file)).unwrap().len();
             assert!((one.len() as u64) < whole, "{to} {file}: {} of {whole} bytes", one.len());
         }
         let config = fs::read_to_string(Path::new(&outputs[0]).join("transformer/config.json")).unwrap();
@@ -140,7 +140,7 @@ fn the_same_model_is_quantized_to_the_same_bytes_and_read_back() {
         let again = folder.path().join("again").to_string_lossy().into_owned();
         let said = fails(&["quantize", &outputs[0], "--to", "nf4", "--output", &again]);
         assert!(said.contains("quantized already"), "{said}");
-        let said = fails(&["quantize", "checkpoints/tiny-flux", "--to", to, "--output", &outputs[0]]);
+        let said = fails(&["quantize", "tests/fixtures/tiny-flux", "--to", to, "--output", &outputs[0]]);
         assert!(said.contains("exists already"), "{said}");
         assert!(!Path::new(&again).exists());
     }
@@ -152,11 +152,11 @@ fn the_same_model_is_quantized_to_the_same_bytes_and_read_back() {
 fn only_a_t5_is_a_text_encoder_to_quantize_and_values_must_be_finite() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("q").to_string_lossy().into_owned();
-    let said = fails(&["quantize", "checkpoints/tiny-sd", "--to", "nf4", "--text-encoder", "--output", &output]);
+    let said = fails(&["quantize", "tests/fixtures/tiny-sd", "--to", "nf4", "--text-encoder", "--output", &output]);
     assert!(said.contains("--text-encoder") && said.contains("has no T5"), "{said}");
 
     let broken = folder.path().join("broken");
-    crate::support::program::copy("checkpoints/tiny-flux", &broken);
+    crate::support::program::copy("tests/fixtures/tiny-flux", &broken);
     let path = safetensors(&broken.join("transformer")).remove(0);
     let mut all: BTreeMap<_, _> = tensors(&path).into_iter().collect();
     let name = all.keys().find(|name| name.ends_with("to_q.weight")).unwrap().clone();
@@ -253,7 +253,7 @@ fn side_tensors_that_do_not_fit_are_found_at_the_start_by_name() {
 #[test]
 fn an_adapter_trains_on_quantized_weights_as_on_the_numbers_that_they_stand_for() {
     let workshop = workshop("quantized");
-    let model = Path::new("checkpoints/tiny-flux");
+    let model = Path::new("tests/fixtures/tiny-flux");
     for to in ALL {
         let folder = quantized(model, "transformer", to, &workshop);
         let runs = [folder.clone(), dense(model, "transformer", &folder)].map(|model| {
@@ -271,7 +271,7 @@ fn an_adapter_trains_on_quantized_weights_as_on_the_numbers_that_they_stand_for(
 #[test]
 fn training_the_weights_themselves_is_refused_by_name() {
     let workshop = workshop("quantized_full");
-    let folder = quantized(Path::new("checkpoints/tiny-sd"), "unet", QuantizedTo::Nf4, &workshop);
+    let folder = quantized(Path::new("tests/fixtures/tiny-sd"), "unet", QuantizedTo::Nf4, &workshop);
     let mut arguments = vec!["train".to_string(), "--config".into(), EDITING.into()];
     for setting in [
         format!("model.path='{}'", folder.display()),

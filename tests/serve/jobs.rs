@@ -469,7 +469,7 @@ fn a_stop_finishes_what_it_can_and_leaves_the_rest_to_the_next_server() {
 fn models_are_loaded_when_they_are_asked_for_and_unloaded_on_request() {
     let state = folder();
     let mut two = config(state.path());
-    two.models.push(model("sd", "checkpoints/tiny-sd"));
+    two.models.push(model("sd", "tests/fixtures/tiny-sd"));
     let service = start(two);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let loaded = || service.models().into_iter().map(|model| model.loaded).collect::<Vec<_>>();

@@ -15,7 +15,7 @@ pub const QUICKSTART: &str = "tests/fixtures/tiny_flux.toml";
 pub const EDITING: &str = "tests/fixtures/tiny_edit.toml";
 
 /// Its model.
-pub const MODEL: &str = "checkpoints/tiny-flux";
+pub const MODEL: &str = "tests/fixtures/tiny-flux";
 
 /// Makes the quickstart short and quick: few steps, one noise level, no pictures. What comes after wins.
 pub const SHORT: [&str; 5] = [

@@ -2,7 +2,7 @@
 //!
 //! `tests/fixtures/begun_before` holds, of one run with FLUX.1 and one with a UNet, the checkpoint after step 2 and that after
 //! step 6 of the same run uninterrupted, both written by kiln at commit bf5538c: dropout, flips, dropped captions or conditions,
-//! accumulation and a running mean are on.
+//! accumulation and a running mean are on. Only the paths in `config.toml` have changed since: models and images have moved.
 
 use std::path::Path;
 

@@ -149,7 +149,7 @@ fn a_model_from_random_weights_has_the_tensors_of_one_that_diffusers_wrote() {
     // Projections as 1×1 convolutions, as in Stable Diffusion 1, and as matrices, as in 2.
     for linear in [false, true] {
         let bare = WORKSHOP.join(format!("bare-{linear}"));
-        copy("checkpoints/tiny-sd", &bare);
+        copy("tests/fixtures/tiny-sd", &bare);
         std::fs::remove_file(bare.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
         let path = bare.join("unet/config.json");
         let mut unet: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -163,7 +163,7 @@ fn a_model_from_random_weights_has_the_tensors_of_one_that_diffusers_wrote() {
         let shapes = |file: PathBuf| -> Vec<_> {
             tensors(file).into_iter().map(|(name, data)| (name, data.shape.to_vec())).collect()
         };
-        let expected = shapes(Path::new("checkpoints/tiny-sd").join(file)).into_iter().map(|(name, mut shape)| {
+        let expected = shapes(Path::new("tests/fixtures/tiny-sd").join(file)).into_iter().map(|(name, mut shape)| {
             match name.as_str() {
                 "conv_in.weight" => shape[1] = 8,
                 name if linear && name.contains(".proj_") => shape.truncate(2),
@@ -217,17 +217,17 @@ fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
         let (file, out) = (at(&format!("{format}.safetensors")), at(&format!("attached-{format}")));
         succeeds(&["export", &run, "--output", &file, "--format", format]);
         let use_it = ["--lora", &file, "--steps", "1", "--output", &out];
-        let edit = ["edit", "--model", &base, "--image", "datasets/quickstart-edit/original", "--instruction", "x"];
+        let edit = ["edit", "--model", &base, "--image", "tests/fixtures/picture-edits/original", "--instruction", "x"];
         succeeds(&[&edit[..], &use_it].concat());
-        let generate = ["generate", "--model", "checkpoints/tiny-sd", "--prompt", "x"];
+        let generate = ["generate", "--model", "tests/fixtures/tiny-sd", "--prompt", "x"];
         let said = fails(&[&generate[..], &use_it].concat());
-        let expected = "made for a UNet that reads 8 channels, and that of checkpoints/tiny-sd reads 4";
+        let expected = "made for a UNet that reads 8 channels, and that of tests/fixtures/tiny-sd reads 4";
         // The file names the base model, not the folders that it is in.
         for part in [&file, expected, "hint: use it with the model it was trained on, model,"] {
             assert!(said.contains(part), "`{part}` in {said}");
         }
     }
-    let said = fails(&["export", &run, "--output", &at("no.safetensors"), "--model", "checkpoints/tiny-sd"]);
+    let said = fails(&["export", &run, "--output", &at("no.safetensors"), "--model", "tests/fixtures/tiny-sd"]);
     assert!(said.contains("`--model`: applies to fully trained models"), "{said}");
 }
 
@@ -235,7 +235,7 @@ fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
 fn a_whole_model_is_exported_only_onto_the_base_that_the_run_started_from() {
     let at = |name: &str| WORKSHOP.join(name).to_str().unwrap().to_string();
     let (base, output) = (at("moved-base"), at("onto-moved"));
-    copy("checkpoints/tiny-sd", &base);
+    copy("tests/fixtures/tiny-sd", &base);
     let export = ["export", WHOLE.to_str().unwrap(), "--output", &output, "--model", &base];
     succeeds(&export);
     assert_eq!(names(Path::new(&output)), names(&WHOLE.join("model")));

@@ -105,7 +105,7 @@ fn a_run_continued_from_an_older_checkpoint_takes_the_same_steps_again() {
 }
 
 /// `tests/fixtures/old_runs` holds what kiln 0.1.0 (`bf5538c`) wrote as `config.toml` of its quickstarts with the settings below,
-/// of which `[objective]` and `[edit]` were two tables then.
+/// of which `[objective]` and `[edit]` were two tables then; the paths are those of today.
 #[test]
 fn a_run_of_an_older_kiln_is_migrated_as_it_is_read() {
     let both = [
@@ -220,7 +220,7 @@ fn other_data_are_refused_and_moved_data_are_not() {
     let run = copy_of(&WHOLE, "data");
     let before = untouched(&run);
     let folder = WORKSHOP.join("moved-data");
-    copy("datasets/quickstart", &folder);
+    copy("tests/fixtures/pictures", &folder);
     let moved = config("whole", &[&format!("data.path='{}'", folder.display())]);
     train(&moved, Some(&run)).unwrap();
     assert_eq!(state(&run, 6), state(&WHOLE, 6));

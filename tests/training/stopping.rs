@@ -252,7 +252,7 @@ fn generation_batches_and_validation_keep_what_is_done() {
     let many = [
         "generate",
         "--model",
-        "checkpoints/tiny-flux",
+        "tests/fixtures/tiny-flux",
         "--prompt",
         "a circle",
         "--width",

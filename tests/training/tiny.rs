@@ -263,7 +263,7 @@ fn learned(name: &str, settings: &[&str]) -> Lora {
 fn targets_are_all_layers_or_those_that_match_a_pattern() {
     let all = learned("all", &["lora.targets=all"]);
     let transformer =
-        TensorFile::open("checkpoints/tiny-flux/transformer/diffusion_pytorch_model.safetensors").unwrap();
+        TensorFile::open("tests/fixtures/tiny-flux/transformer/diffusion_pytorch_model.safetensors").unwrap();
     let matrices = transformer.names().into_iter().filter(|name| transformer.shape(name).unwrap().len() == 2);
     assert_eq!(all.layers.len(), matrices.count());
     let some = ["lora.targets=['attn.to_q', 'single_transformer_blocks.{0,2-3}.proj_mlp', 'x_embedder']"];

@@ -81,7 +81,7 @@ mod tests {
     use crate::schedulers::SchedulerConfig;
 
     fn objective(prediction: PredictionType, snr_gamma: f64) -> Denoising {
-        let scheduler = SchedulerConfig::open("checkpoints/tiny-sd/scheduler").unwrap();
+        let scheduler = SchedulerConfig::open("tests/fixtures/tiny-sd/scheduler").unwrap();
         let config = InstructPix2PixConfig { snr_gamma, ..Default::default() };
         Denoising { config, schedule: scheduler.noise_schedule(), prediction }
     }

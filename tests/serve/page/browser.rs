@@ -20,7 +20,7 @@ fn every_view_works_in_a_browser() {
     fs::create_dir(folder.path().join("configs")).unwrap();
     fs::write(folder.path().join("configs/long.toml"), config(folder.path(), 100_000, |_| ())).unwrap();
     let more = format!("configs = ['{}']\npasted_configs = true\n", folder.path().join("configs").display());
-    let datasets: [&Path; 3] = [&set, &large, Path::new("datasets/quickstart-edit")];
+    let datasets: [&Path; 3] = [&set, &large, Path::new("tests/fixtures/picture-edits")];
     let server = serve_with(&[&folder.path().join("runs")], &datasets, &more);
     run(&browser, "views.mjs", &server, folder.path());
 }
