@@ -1,4 +1,5 @@
-//! The editing quickstart as a person sees it: what it makes of held-out originals is what the instruction asks for.
+//! The editing quickstart as a person sees it: what it makes of held-out originals is what the instruction asks for, and what the
+//! model could do before, it still can.
 //!
 //! Every edit of the data set was made exactly, so it is known what an edit should look like, and what the other instructions would
 //! have made of the same original.
@@ -16,6 +17,14 @@ use crate::support::program::{succeeds, workshop};
 
 const CONFIG: &str = "configs/quickstart_edit.toml";
 const DATA: &str = "datasets/icon-edits";
+
+/// The instructions that the quickstart teaches; of all others in the data set the model knows each before.
+const NEW: [&str; 4] =
+    ["make it green", "put it on a yellow background", "make it a photo negative", "make it a silhouette"];
+
+/// Instructions of each original, and those of all.
+const OF_EACH: usize = 6;
+const OF_ALL: usize = 9;
 
 /// Start noises of the grid, between its column of originals and that of targets.
 const SEEDS: usize = 3;
@@ -39,6 +48,12 @@ struct Edited {
     before: Vec<RgbImage>,
     /// After it.
     after: Vec<RgbImage>,
+}
+
+impl Edited {
+    fn is_new(&self) -> bool {
+        NEW.contains(&self.pair.instruction.as_str())
+    }
 }
 
 fn read(file: &str) -> RgbImage {
@@ -108,14 +123,14 @@ fn every_held_out_pair_is_shown() {
     let shown: BTreeSet<_> = EDITED.iter().map(|edited| &edited.pair.edited).collect();
     let originals: BTreeSet<_> = EDITED.iter().map(|edited| &edited.pair.original).collect();
     assert_eq!(shown.len(), EDITED.len(), "no pair twice");
-    assert!(originals.len() >= 4 && shown.len() == 4 * originals.len(), "{shown:?}");
+    assert!(originals.len() >= 4 && shown.len() == OF_EACH * originals.len(), "{shown:?}");
 }
 
 #[test]
 fn edits_of_each_instruction_are_near_to_what_they_should_be() {
     let mut of_instruction: BTreeMap<&str, Vec<&Edited>> = BTreeMap::new();
     EDITED.iter().for_each(|edited| of_instruction.entry(&edited.pair.instruction).or_default().push(edited));
-    assert_eq!(of_instruction.len(), 4);
+    assert_eq!(of_instruction.len(), OF_ALL);
     for (instruction, edits) in of_instruction {
         let to_target = |images: fn(&Edited) -> Vec<RgbImage>| {
             mean(edits.iter().flat_map(|edited| {
@@ -125,15 +140,17 @@ fn edits_of_each_instruction_are_near_to_what_they_should_be() {
         };
         let original = to_target(|edited| vec![read(&edited.pair.original)]);
         let [before, after] = [to_target(|edited| edited.before.clone()), to_target(|edited| edited.after.clone())];
-        assert!(after < 0.6 * original, "{instruction}: {after} from the target, the original {original}");
-        assert!(after < 0.6 * before, "{instruction}: {after} from the target, untrained {before}");
+        // The outlines of the model have always been heavier than the exact ones.
+        assert!(after < 0.7 * original, "{instruction}: {after} from the target, the original {original}");
+        let most = if edits[0].is_new() { 0.6 } else { 1.25 };
+        assert!(after < most * before, "{instruction}: {after} from the target, untrained {before}");
     }
 }
 
 #[test]
 fn an_edit_is_nearer_to_its_own_target_than_to_any_other() {
-    let done = |images: fn(&Edited) -> &[RgbImage]| {
-        mean(EDITED.iter().flat_map(|edited| {
+    let done = |new: bool, images: fn(&Edited) -> &[RgbImage]| {
+        mean(EDITED.iter().filter(|edited| edited.is_new() == new).flat_map(|edited| {
             let original = &edited.pair.original;
             let edits = PAIRS.iter().filter(|pair| pair.original == *original).map(|pair| pair.edited.clone());
             let all: Vec<String> = edits.chain([original.clone()]).collect();
@@ -141,6 +158,9 @@ fn an_edit_is_nearer_to_its_own_target_than_to_any_other() {
             images(edited).iter().map(move |image| f64::from(u8::from(own(image))))
         }))
     };
-    let [before, after] = [done(|edited| &edited.before), done(|edited| &edited.after)];
-    assert!(after > 0.9 && before < 0.4, "{after} of the edits are what was asked for, untrained {before}");
+    let of = |new| [done(new, |edited| &edited.before), done(new, |edited| &edited.after)];
+    let [before, after] = of(true);
+    assert!(after > 0.9 && before < 0.4, "{after} of the new edits are what was asked for, untrained {before}");
+    let [before, after] = of(false);
+    assert!(after > 0.9 && before > 0.9, "{after} of the known edits are what was asked for, before {before}");
 }

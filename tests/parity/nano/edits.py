@@ -2,7 +2,7 @@
 """Make pairs of images for InstructPix2Pix from an icon package of npm: every instruction is carried out exactly.
 
     python edits.py known PACKAGE OUT [--without NAMES]     # OUT/{original,edited}/*.png and OUT/metadata.jsonl
-    python edits.py new PACKAGE OUT [--from-file NAMES]
+    python edits.py lesson PACKAGE OUT [--from-file NAMES]
 
 The package as for `draw.py`. Needs `cairosvg numpy pillow`.
 """
@@ -51,7 +51,7 @@ def outline(icon):
     return picture((255 - line).repeat(3, 2))
 
 
-# What the nano model learns while it is made, and what the quickstart teaches it.
+# What the nano model is trained on while it is made, and what the quickstart teaches it.
 KNOWN = {
     "make it black and white": (lambda icon: ImageOps.grayscale(icon.white).convert("RGB"), "{} in black and white"),
     "turn it upside down": (lambda icon: ImageOps.flip(icon.white), "{} upside down"),
@@ -66,12 +66,21 @@ NEW = {
     "make it a photo negative": (lambda icon: ImageOps.invert(icon.white), "a photo negative of {}"),
     "make it a silhouette": (Icon.silhouette, "a silhouette of {}"),
 }
-SETS = {"known": KNOWN, "new": NEW, "all": KNOWN | NEW}
+# The model never learned to turn things around, so there is nothing to keep.
+KEPT = [instruction for instruction in KNOWN if instruction != "turn it upside down"]
+
+
+def instructions(chosen, number):
+    """What is made of the icon of a number. A lesson is all that is new, and two of the known in turn: so that they are not
+    forgotten."""
+    if chosen == "lesson":
+        return NEW | {instruction: KNOWN[instruction] for instruction in (KEPT[(number + i) % len(KEPT)] for i in (0, 2))}
+    return {"known": KNOWN, "all": KNOWN | NEW}[chosen]
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("set", choices=sorted(SETS), help="which instructions")
+    p.add_argument("set", choices=["known", "all", "lesson"], help="which instructions")
     p.add_argument("package", type=Path, help="the `package` folder of an unpacked @iconify-json package")
     p.add_argument("out", type=Path)
     p.add_argument("--from-file", type=Path, help="the names in this file only, one a line")
@@ -83,10 +92,10 @@ def main():
     for part in ("original", "edited"):
         (a.out / part).mkdir(parents=True, exist_ok=True)
     rows = []
-    for name in sorted(set(wanted) - set(left_out)):
+    for number, name in enumerate(sorted(set(wanted) - set(left_out))):
         icon = Icon(icons[name], *side)
         icon.white.save(a.out / f"original/{name}.png", optimize=True)
-        for instruction, (edit, edited) in SETS[a.set].items():
+        for instruction, (edit, edited) in instructions(a.set, number).items():
             to = f"edited/{name}-{instruction.replace(' ', '-')}.png"
             edit(icon).save(a.out / to, optimize=True)
             rows.append({"original": f"original/{name}.png", "edited": to, "instruction": instruction,
