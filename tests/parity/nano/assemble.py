@@ -47,8 +47,9 @@ def main():
     flux = a.kind == "flux"
     shutil.rmtree(a.out, ignore_errors=True)
     for part in ["tokenizer", "text_encoder"] + ["tokenizer_2", "text_encoder_2"] * flux:
-        # As published: a tokenizer of Stable Diffusion is a vocabulary and merges.
-        shutil.copytree(a.parts / "text" / part, a.out / part, ignore=None if flux else shutil.ignore_patterns("tokenizer.json"))
+        # As published: a tokenizer of CLIP is a vocabulary and merges.
+        ignored = shutil.ignore_patterns(*["tokenizer.json"] * (part == "tokenizer"))
+        shutil.copytree(a.parts / "text" / part, a.out / part, ignore=ignored)
     curves = shutil.ignore_patterns("encoder.json", "decoder.json", "both.json")
     shutil.copytree(a.parts / ("vae-flux" if flux else "vae-sd"), a.out / "vae", ignore=curves)
     if flux:  # the longest caption has eight tokens, and each costs as much as one of the image's sixteen
