@@ -1,4 +1,4 @@
-//! Device memory that runs out. A backend says so by a panic, late and perhaps on another thread; here it becomes one error.
+//! Running out of device memory. A backend reports it by a panic, late and perhaps on another thread; here it becomes one error.
 
 use std::{
     any::Any,
@@ -12,8 +12,8 @@ use burn::tensor::Device;
 use super::{Level, available, device_usage, gib, release};
 use crate::error::{Error, Result};
 
-/// What CubeCL says where an allocation fails: the texts of its errors, and their names, by which errors in a list are told.
-const SAID: [&str; 6] = [
+/// How CubeCL's messages name a failed allocation: the texts of its errors, and the names of their variants (in lists of errors).
+const MARKS: [&str; 6] = [
     "out of device memory",
     "OutOfMemory",
     "memory pool capacity exceeded",
@@ -22,26 +22,26 @@ const SAID: [&str; 6] = [
     "BufferTooBig",
 ];
 
-/// How many [attempts](attempt) are being made.
+/// The number of [attempts](attempt) in progress.
 static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the message of a panic says that a device has no memory left.
+/// Whether a panic message says that a device is out of memory.
 pub(super) fn is_exhaustion(message: &str) -> bool {
-    SAID.iter().any(|said| message.contains(said))
+    MARKS.iter().any(|mark| message.contains(mark))
 }
 
-/// Whether a panic with this message, on whichever thread, becomes the error of an [`attempt`]: then it is not to be reported as one.
+/// Whether a panic with this message, on whichever thread, becomes the error of an [`attempt`], and so must not be reported as a panic.
 pub fn is_attempted(message: &str) -> bool {
     ATTEMPTS.load(Ordering::Relaxed) > 0 && is_exhaustion(message)
 }
 
-/// Does `work`; where `device` has no memory left for it, that is an error. What the work held is dropped then, and given back.
+/// Runs `work`; if `device` runs out of memory, that is an error, and the memory that the work held is released.
 ///
 /// # Errors
 /// Those of the work, and [`Error::memory`].
 ///
 /// # Panics
-/// The work does, for any other reason.
+/// If the work panics for any other reason.
 pub fn attempt<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
     ATTEMPTS.fetch_add(1, Ordering::Relaxed);
     let done = catch_unwind(AssertUnwindSafe(work));
@@ -53,31 +53,31 @@ pub fn attempt<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T
     let Some(message) = text(&*panic).filter(|message| is_exhaustion(message)) else { resume_unwind(panic) };
     let message = message.to_string();
     tracing::debug!("{message}");
-    // What is held now is what is left after the work was dropped: the most that it held is the pools' own figure.
+    // The work's tensors are dropped by now, but the pools still hold their pages: `held` is the peak.
     let (held, free) = (device_usage(device).map(|usage| usage.held), available(device));
     drop(panic);
-    // Takes the other errors of the queue off it, which say the same again.
+    // Drains the other errors of the queue, which repeat this one.
     if let Err(rest) = device.sync() {
         tracing::debug!("{rest}");
     }
     release(device);
     let amount = |bytes: u64, what: &str| format!("{:.2} GiB {what}", gib(bytes));
     let parts = [
-        asked(&message).map(|bytes| amount(bytes, "more were asked for")),
-        held.map(|bytes| amount(bytes, "are held by this program")),
-        free.map(|bytes| amount(bytes, "are free")),
+        requested(&message).map(|bytes| amount(bytes, "more requested")),
+        held.map(|bytes| amount(bytes, "held by this program")),
+        free.map(|bytes| amount(bytes, "free")),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    let said = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
-    Err(Error::memory(format!("there is none left{said}"))
+    let amounts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+    Err(Error::memory(format!("none left{amounts}"))
         .hint("lower `memory.level`, make images or batches smaller, or close other programs on the device"))
 }
 
-/// Does `work` on `subject`. Where `device` has no memory left for it, `lower` takes the subject to the next memory level, and the work
-/// is done again; if it names none, the error stands.
+/// Runs `work` on `subject`. If `device` runs out of memory, `lower` takes the subject to the next memory level and the work is run
+/// again; if `lower` has no level left, the error is returned.
 ///
 /// # Errors
-/// Those of the work and of `lower`, or there is no level left.
+/// Those of the work and of `lower`, or [`Error::memory`] if no level is left.
 pub fn fitting<S, T>(
     device: &Device,
     subject: &mut S,
@@ -90,7 +90,7 @@ pub fn fitting<S, T>(
             done => return done,
         };
         let Some(level) = lower(subject)? else { return Err(error) };
-        tracing::warn!("{}; once more at memory level `{}`", error.message(), level.word());
+        tracing::warn!("{}; trying again at memory level `{}`", error.message(), level.word());
     }
 }
 
@@ -98,26 +98,25 @@ fn text(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }
 
-/// The bytes of the allocation that failed: the first number after the word for it.
-fn asked(message: &str) -> Option<u64> {
+/// The size in bytes of the allocation that failed: the number after one of the phrases of CubeCL's messages.
+fn requested(message: &str) -> Option<u64> {
     let marks = ["allocating ", "failed to reserve ", "buffer of size: ", "size: "];
     let after = marks.iter().find_map(|mark| message.split_once(mark))?.1;
     after[..after.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }
 
 thread_local! {
-    /// Stages of this thread at whose beginning the device is taken to have no memory left, and how often they may begin before.
+    /// Stages of this thread that are to fail as if the device were out of memory, and how often each may begin before that.
     static FAULTS: RefCell<Vec<(String, usize)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lets a stage of this name on this thread, after it began `before` times, fail as a device does that has no memory left: for
-/// tests of what happens then.
+/// For tests: makes a stage of this name on this thread, once it has begun `before` times, fail as if the device were out of memory.
 #[doc(hidden)]
 pub fn fail_at(stage: &str, before: usize) {
     FAULTS.with_borrow_mut(|faults| faults.push((stage.into(), before)));
 }
 
-/// Fails if a fault waits for this stage.
+/// Panics if a fault is set for this stage.
 pub(super) fn begin(stage: &str) {
     let fails = FAULTS.with_borrow_mut(|faults| {
         let Some(place) = faults.iter().position(|(name, _)| name == stage) else { return false };

@@ -1,4 +1,4 @@
-//! How much of a model is in device memory at once.
+//! Memory levels: how much of a model is in device memory at once.
 
 use std::{fmt, str::FromStr};
 
@@ -20,7 +20,7 @@ pub enum Level {
     /// Everything stays on the device.
     #[default]
     None,
-    /// The denoiser stays; the VAE comes when it is used.
+    /// The denoiser stays; the VAE is loaded when it is used.
     Balanced,
     /// Blocks are read from the file one ahead of their use.
     Aggressive,
@@ -32,7 +32,7 @@ impl Level {
     /// From the fastest to the one that needs the least memory.
     pub const ALL: [Self; 4] = [Self::None, Self::Balanced, Self::Aggressive, Self::Ultra];
 
-    /// How much is computed at once.
+    /// The bounds on how much is computed at once.
     pub fn limits(self) -> Limits {
         let (vae_rows, feed_forward_tokens, attention_scores) = match self {
             Self::None => return Limits::NONE,
@@ -48,12 +48,12 @@ impl Level {
         }
     }
 
-    /// The next one, which needs less memory.
+    /// The next level, which needs less memory.
     pub fn next(self) -> Option<Self> {
         Self::ALL.into_iter().find(|level| *level > self)
     }
 
-    /// The word for it.
+    /// Its name in configurations.
     pub fn word(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -67,10 +67,10 @@ impl Level {
 /// A level, or `auto`: the fastest level whose plan fits the memory that is free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LevelChoice {
-    /// By the plan.
+    /// The level is chosen by the plan.
     #[default]
     Auto,
-    /// This one, whatever the plan says.
+    /// This level, whatever the plan says.
     Fixed(Level),
 }
 
@@ -125,12 +125,12 @@ impl FromStr for Bytes {
         match bytes {
             // Less than 2^53, which f64 holds exactly.
             Some(bytes) if (0.0..9e15).contains(&bytes) => Ok(Self(bytes as u64)),
-            _ => Err(format!("`{text}` is no amount of memory, such as `8GiB` or `500MB`")),
+            _ => Err(format!("`{text}` is not an amount of memory; write it as `8GiB` or `500MB`")),
         }
     }
 }
 
-/// Written and read as its words, in configurations.
+/// Serialized as text, by `Display` and `FromStr`.
 macro_rules! as_words {
     ($($of:ty),*) => {$(
         impl Serialize for $of {

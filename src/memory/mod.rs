@@ -1,4 +1,4 @@
-//! How much memory is in use on the host and on the device, giving it back, and how much of it a piece of work may take.
+//! Host and device memory: how much is in use, releasing it, and how much a piece of work may take.
 
 mod gpu;
 mod level;
@@ -16,12 +16,12 @@ pub use stage::{Measured, Stage};
 
 use crate::cuda;
 
-/// Memory of this process on the host, in bytes; zero where the system does not say (only Linux does).
+/// Host memory of this process, in bytes; zero where the operating system does not report it (only Linux does).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// In use now (resident set). For the CPU device this is all there is: weights, activations and program.
+    /// In use now (resident set). With the CPU device this includes everything: weights, activations and the program.
     pub resident: u64,
-    /// The most that was in use since the process started.
+    /// The peak since the process started.
     pub peak: u64,
 }
 
@@ -37,15 +37,15 @@ impl Usage {
     }
 }
 
-/// The memory in use. Waits for `device` first, so that what is still being computed counts.
+/// The memory in use. Synchronizes with `device` first, so that pending work is counted.
 pub fn usage(device: &Device) -> Usage {
     wait_for(device);
     Usage { resident: status("VmRSS:"), peak: peak::of_process() }
 }
 
-/// The memory that a computation on `device` could still take, in bytes: of the host, what the system can give without swapping,
-/// and of a container no more than its limit leaves; of a GPU, what is free on the card. `None` where nobody says (of hosts, only
-/// Linux does).
+/// The memory that a computation on `device` could still take, in bytes. On the host: what the system can provide without
+/// swapping, and inside a container no more than its limit leaves. On a GPU: what is free on the card. `None` where it is unknown
+/// (among hosts, only Linux reports it).
 pub fn available(device: &Device) -> Option<u64> {
     if let Some(number) = cuda::number(device) {
         return cuda::free(number);
@@ -57,19 +57,19 @@ pub fn available(device: &Device) -> Option<u64> {
     Some(left.map_or(host, |left| left.min(host)))
 }
 
-/// The memory of this machine, in bytes; `None` where the system does not say (only Linux does).
+/// The total memory of this machine, in bytes; `None` where the system does not report it (only Linux does).
 pub fn total() -> Option<u64> {
     system("MemTotal:")
 }
 
-/// A line of what the system says about its memory, in bytes.
+/// The field `name` of `/proc/meminfo`, in bytes.
 fn system(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// A line of what the system says about this process, such as "VmRSS:     123456 kB", in bytes; 0 where it does not.
+/// A field of `/proc/self/status`, such as "VmRSS:     123456 kB", in bytes; 0 where there is none.
 fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = || status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok();
@@ -86,18 +86,18 @@ pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Gives back what nothing holds any more: the device's free pages, and the allocator's.
+/// Releases memory that is no longer used: the device's free pages and the allocator's.
 pub fn release(device: &Device) {
     wait_for(device);
-    peak::take_over(device); // what the pools hold now is the most since the last time
+    peak::record(device); // what the pools hold now is their peak since the last release
     device.memory_cleanup();
     trim();
 }
 
-/// Asks the C library to keep the memory of freed tensors for the next ones, for the life of the process.
+/// Makes the C library keep the memory of freed tensors for the next ones, for the life of the process.
 ///
-/// By default glibc hands large blocks back to the system at once, and the first touch of every page of the next block is
-/// an interrupt: for the elementwise operations that costs more than the operation. [`release`] still gives everything back. Elsewhere this does nothing.
+/// By default glibc returns large blocks to the system at once, and the first touch of every page of the next block is a page
+/// fault: for elementwise operations that costs more than the operation. [`release`] still returns everything. Without glibc this does nothing.
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -119,14 +119,14 @@ pub fn keep_freed() {
 fn wait_for(device: &Device) {
     let Err(e) = device.sync() else { return };
     let message = e.to_string();
-    // The device tells once: what it computed without memory would be taken for a result.
+    // The device reports this only once; without the panic, values computed without memory would be taken for a result.
     if exhausted::is_exhaustion(&message) && !std::thread::panicking() {
         panic!("{message}");
     }
-    tracing::warn!("the device failed while it was waited for: {message}");
+    tracing::warn!("the device reported an error while synchronizing: {message}");
 }
 
-/// glibc keeps freed memory for later; this hands it to the system.
+/// Returns the freed memory that glibc keeps for later to the system.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn trim() {
     unsafe extern "C" {

@@ -1,37 +1,37 @@
-//! What a piece of work will hold in device memory, computed before anything is loaded.
+//! The device memory that a piece of work will need, computed before anything is loaded.
 
 use std::fmt;
 
 use super::{Level, LevelChoice, MemoryConfig, gib};
 use crate::error::{Error, Result};
 
-/// One phase of the work, with what is in memory during it.
+/// One phase of the work, and what is in memory during it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// Such as `denoise`.
+    /// Its name, such as `denoise`.
     pub name: &'static str,
-    /// Each with its bytes.
+    /// What is in memory during it, such as `weights`, each with its size in bytes.
     pub parts: Vec<(&'static str, u64)>,
 }
 
 impl Phase {
-    /// A phase during which these parts are in memory, each with its bytes; parts of 0 bytes are left out.
+    /// A phase with these parts in memory, each with its size in bytes; parts of 0 bytes are left out.
     pub fn new(name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         Self { name, parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
     }
 
-    /// Bytes in all.
+    /// The sum of its parts, in bytes.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
-/// The memory of a piece of work at one level.
+/// The memory that a piece of work needs at one level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What it is for.
+    /// The memory level that it describes.
     pub level: Level,
-    /// In their order.
+    /// The phases, in the order in which they run.
     pub phases: Vec<Phase>,
 }
 
@@ -41,17 +41,17 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes()).expect("work has at least one phase")
     }
 
-    /// Of `plans`, from the fastest level on, the first that fits into what `config` allows of the `free` bytes, or the one of the
-    /// level that `config` names; says why it was chosen. Where nobody knows what is free and there is no limit, the first.
+    /// Chooses among `plans`, ordered from the fastest level on: the plan of the level that `config` names, or the first that fits
+    /// into what `config` allows of the `free` bytes; logs why. If free memory is unknown and there is no limit, the first.
     ///
     /// # Errors
-    /// None fits, or there is none of the level that is named.
+    /// None fits, or there is no plan for the level that is named.
     pub fn choose(config: &MemoryConfig, free: Option<u64>, plans: Vec<Self>) -> Result<Self> {
         if let LevelChoice::Fixed(level) = config.level {
             let of_level = plans.into_iter().find(|plan| plan.level == level);
             return of_level.ok_or_else(|| {
                 let problem =
-                    format!("`{}` cannot be used where all weights are trained: they stay on the device", level.word());
+                    format!("`{}` cannot be used when all weights are trained: they stay on the device", level.word());
                 Error::setting("memory.level", problem).hint("use `auto`, `none` or `balanced`, or train a LoRA")
             });
         }
@@ -61,22 +61,21 @@ impl Plan {
         let needs = |plan: &Plan| gib(plan.peak().bytes());
         let chosen = plans.iter().find(|plan| plan.peak().bytes() <= most);
         let Some(chosen) = chosen else {
-            let least = plans.last().expect("there is a plan for the fastest level at least");
+            let least = plans.last().expect("there is at least a plan for the fastest level");
             let problem = format!(
-                "even `{}` needs {:.1} GiB in the phase `{}`, and {:.1} GiB may be used",
+                "even `{}` needs {:.1} GiB in the phase `{}`, but only {:.1} GiB may be used",
                 least.level.word(),
                 needs(least),
                 least.peak().name,
                 gib(most),
             );
             let more = if limit == Some(most) { "raise `memory.limit`" } else { "close other programs" };
-            let hint =
-                format!("choose smaller images or smaller batches, or {more}; or name a level, to try it anyway");
+            let hint = format!("choose smaller images or smaller batches, or {more}; or name a level to try it anyway");
             return Err(Error::setting("memory.level", problem).hint(hint));
         };
         if let Some(faster) = plans.iter().take_while(|plan| plan.level < chosen.level).last() {
             tracing::info!(
-                "memory level `{}`: it needs {:.1} GiB of the {:.1} that may be used; `{}` would need {:.1}",
+                "memory level `{}`: needs {:.1} of the {:.1} GiB that may be used; `{}` would need {:.1} GiB",
                 chosen.level.word(),
                 needs(chosen),
                 gib(most),
@@ -89,7 +88,7 @@ impl Plan {
 }
 
 impl fmt::Display for Plan {
-    /// A table: a line for each phase and for each of its parts.
+    /// A table with a line for each phase and for each of its parts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let peak = self.peak();
         let (unit, size) = if peak.bytes() < 1 << 30 { ("MiB", 1u64 << 20) } else { ("GiB", 1 << 30) };
@@ -142,7 +141,7 @@ mod tests {
         }
         let error = chosen(Some(3), None).unwrap_err().to_string();
         assert!(
-            error.contains("even `ultra` needs 3.0 GiB in the phase `denoise`, and 2.0 GiB may be used"),
+            error.contains("even `ultra` needs 3.0 GiB in the phase `denoise`, but only 2.0 GiB may be used"),
             "{error}"
         );
     }

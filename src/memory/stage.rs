@@ -1,13 +1,13 @@
-//! A stretch of the program with an end at which memory goes back.
+//! Stages: sections of the program after which memory is released.
 
 use std::time::Instant;
 
 use burn::tensor::Device;
 
-use super::{DeviceUsage, Usage, device_usage, exhausted, mib, peak::Watch, release, usage};
+use super::{DeviceUsage, Usage, device_usage, exhausted, mib, peak::PeakTracker, release, usage};
 
-/// Marks a stage such as `validation`: logs the memory in use on entering; on leaving, waits for the device, releases
-/// what is free and logs again, with the most that was in use meanwhile. Stages may lie within each other.
+/// Marks a stage such as `validation`: logs the memory in use on entering; on leaving, synchronizes with the device,
+/// releases what is free and logs again, with the peak in between. Stages may be nested.
 ///
 /// ```
 /// # let device = burn::tensor::Device::flex();
@@ -19,26 +19,26 @@ pub struct Stage {
     name: String,
     device: Device,
     before: Usage,
-    watch: Watch,
+    tracker: PeakTracker,
     started: Instant,
-    /// Only looks on: releases nothing, and logs for those who want to know more.
+    /// Observe only: release nothing, and log at debug level.
     detail: bool,
 }
 
-/// What a stage took.
+/// Time and memory of a stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// How long it took.
+    /// Its duration in seconds.
     pub seconds: f64,
-    /// In use when it began, in bytes.
+    /// Host memory in use when it began, in bytes.
     pub before: u64,
-    /// In use after it, in bytes.
+    /// Host memory in use now, or after it, in bytes.
     pub after: u64,
-    /// The most that was in use during it, in bytes.
+    /// Peak host memory during it, in bytes.
     pub peak: u64,
-    /// On the GPU after it, in bytes; `None` on the CPU.
+    /// GPU memory after it; `None` on the CPU.
     pub device: Option<DeviceUsage>,
-    /// The most that the GPU's pools held during it, in bytes; 0 on the CPU.
+    /// The peak that the GPU's pools held during it, in bytes; 0 on the CPU.
     pub device_peak: u64,
 }
 
@@ -48,12 +48,12 @@ impl Stage {
         Self::begin(name.into(), device, false)
     }
 
-    /// Only looks at a stretch: gives nothing back after it, and logs it among the details.
+    /// Begins a stage that only observes: it releases nothing at its end, and logs at debug level.
     pub fn watch(name: impl Into<String>, device: &Device) -> Self {
         Self::begin(name.into(), device, true)
     }
 
-    /// Looks at a stretch such as one step, for the log of details: `None`, and no cost, where they are not logged.
+    /// [`watch`](Self::watch) for a section such as one step; `None`, at no cost, unless debug messages are logged.
     pub fn detail(name: impl Into<String>, device: &Device) -> Option<Self> {
         tracing::enabled!(tracing::Level::DEBUG).then(|| Self::watch(name, device))
     }
@@ -62,14 +62,14 @@ impl Stage {
         exhausted::begin(&name);
         let before = usage(device);
         tracing::debug!("{name}: begins with {:.0} MiB in use", before.resident_mib());
-        let watch = Watch::start(device);
-        Self { name, device: device.clone(), before, watch, started: Instant::now(), detail }
+        let tracker = PeakTracker::start(device);
+        Self { name, device: device.clone(), before, tracker, started: Instant::now(), detail }
     }
 
-    /// What it took until now. Waits for the device.
+    /// Time and memory until now. Synchronizes with the device.
     pub fn measure(&self) -> Measured {
         let after = usage(&self.device).resident;
-        let (seconds, peak) = (self.started.elapsed().as_secs_f64(), self.watch.peak(&self.device));
+        let (seconds, peak) = (self.started.elapsed().as_secs_f64(), self.tracker.peak(&self.device));
         let device = device_usage(&self.device);
         Measured { seconds, before: self.before.resident, after, peak: peak.host, device, device_peak: peak.device }
     }

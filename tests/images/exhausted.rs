@@ -58,7 +58,7 @@ fn images_are_those_of_a_device_that_had_the_memory() {
     fail_at("denoise", 0);
     let error = generate(&request(&workshop.join("named"), LevelChoice::Fixed(Level::None)), &device).unwrap_err();
     let said = error.to_string();
-    assert!(error.is_out_of_memory() && said.contains("1.00 GiB more were asked for"), "{said}");
+    assert!(error.is_out_of_memory() && said.contains("1.00 GiB more requested"), "{said}");
     assert!(said.contains("hint: lower `memory.level`"), "{said}");
 }
 
@@ -97,7 +97,7 @@ fn a_folder_is_finished_at_the_next_level() {
 }
 
 #[test]
-fn a_device_without_memory_is_an_error_that_says_what_was_asked_for_and_any_other_panic_is_one() {
+fn running_out_of_device_memory_is_an_error_that_names_the_request_and_any_other_panic_stays_one() {
     let device = Device::flex();
     for message in [
         "out of device memory allocating 536870912 bytes\n   0: main",
@@ -109,7 +109,7 @@ fn a_device_without_memory_is_an_error_that_says_what_was_asked_for_and_any_othe
         let error = failed.unwrap_err();
         assert!(error.is_out_of_memory());
         let said = error.to_string();
-        assert!(said.starts_with("device memory: there is none left: 0.50 GiB more were asked for"), "{said}");
+        assert!(said.starts_with("device memory: none left (0.50 GiB more requested"), "{said}");
         assert!(said.contains("`memory.level`"), "{said}");
     }
     assert_eq!(attempt(&device, || Ok(3)).unwrap(), 3);
