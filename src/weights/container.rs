@@ -1,25 +1,25 @@
-//! What a file is that is no safetensors file, as its first bytes tell: so that an error can say what to do.
+//! Recognizes files that are not safetensors by their first bytes, so that the error can say what to do.
 
-/// A kind of file by a mark near its start.
+/// A kind of file, recognized by a mark near its start.
 struct Kind {
     mark: &'static [u8],
-    /// How many bytes stand before the mark.
+    /// The offset of the mark in bytes.
     at: usize,
     name: &'static str,
     hint: &'static str,
 }
 
-const SAVE_AGAIN: &str = "save its tensors as safetensors (`safetensors.torch.save_file`), where the file's maker is trusted: loading a \
-                          pickle runs what it says";
+const SAVE_AGAIN: &str = "convert it to safetensors (`safetensors.torch.save_file`), but only if you trust its author: loading a pickle \
+                          runs the code in it";
 
-const DOWNLOAD: &str = "download the file itself: on its page, the link that says `download` or `resolve`, not `blob`; gated files need a login";
+const DOWNLOAD: &str = "download the file itself: on its page, use the link with `download` or `resolve`, not `blob`; gated files need a login";
 
 const KINDS: [Kind; 15] = [
     Kind {
         mark: b"version https://git-lfs",
         at: 0,
-        name: "a pointer of git-lfs, not the file it stands for",
-        hint: "run `git lfs pull` in the repository it is from, or download the file by itself",
+        name: "a git-lfs pointer, not the file itself",
+        hint: "run `git lfs pull` in its repository, or download the file directly",
     },
     Kind {
         mark: b"PK\x03\x04",
@@ -52,10 +52,10 @@ const KINDS: [Kind; 15] = [
     Kind { mark: b"%PDF", at: 0, name: "a PDF", hint: "give the file with the weights" },
 ];
 
-/// What a file with these `bytes` is, and the next move; nothing if it may well be a damaged safetensors file.
+/// The kind of a file that begins with `bytes`, and a hint; `None` if it may well be a damaged safetensors file.
 pub(crate) fn of(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     if bytes.is_empty() {
-        return Some(("an empty file", "fetch it again: the download or copy ended before it began"));
+        return Some(("an empty file", "download or copy it again"));
     }
     if let Some(kind) = KINDS.iter().find(|kind| bytes.get(kind.at..).is_some_and(|rest| rest.starts_with(kind.mark))) {
         return Some((kind.name, kind.hint));

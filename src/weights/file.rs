@@ -1,4 +1,4 @@
-//! One file of tensors, safetensors or GGUF: memory-mapped reading.
+//! Memory-mapped reading of one file of tensors, safetensors or GGUF.
 
 use std::{
     collections::BTreeMap,
@@ -20,18 +20,18 @@ use crate::{
     quantization::{Code, E4M3, E5M2, Ggml, Packed, Shared},
 };
 
-/// A file of tensors, memory-mapped: opening reads only the header, a tensor's bytes are read when it is asked for.
+/// A memory-mapped file of tensors: opening reads only the header; a tensor's bytes are read when it is requested.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
     map: Arc<Mmap>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
-    /// Where the tensors are, if they are those of another file or its rows.
+    /// Where the tensors are, if this is a view of a file of another layout.
     view: Option<View>,
 }
 
-/// The file that a view is of, and where in it the tensors are.
+/// The file behind a view, and where in it the tensors are.
 #[derive(Debug)]
 struct View {
     whole: Box<TensorFile>,
@@ -43,16 +43,16 @@ struct View {
 pub(super) struct Entry {
     pub element: Element,
     pub shape: Vec<usize>,
-    /// Its bytes in the file.
+    /// The byte range of its data in the file.
     pub range: Range<usize>,
 }
 
-/// What the bytes of a tensor are.
+/// The encoding of a tensor's bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Element {
-    /// One number after the other.
+    /// One value after the other.
     Plain(Dtype),
-    /// Blocks of quantized numbers.
+    /// Blocks of quantized values.
     Ggml(Ggml),
 }
 
@@ -66,10 +66,10 @@ impl fmt::Display for Element {
 }
 
 impl TensorFile {
-    /// Maps `path` and checks that header and length fit. What kind of file it is, its first bytes tell.
+    /// Maps `path` and checks that its length fits its header. The format is recognized by the first bytes.
     ///
     /// # Errors
-    /// The file cannot be opened, is neither a safetensors file nor GGUF, or is shorter or longer than its header says.
+    /// The file cannot be opened, is neither safetensors nor GGUF, or is shorter or longer than its header says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.file_name().is_some_and(|name| name == VIEW) {
@@ -79,8 +79,8 @@ impl TensorFile {
         if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
             return Err(Error::file(path, "is a folder, not a safetensors file").hint("give a file in it"));
         }
-        // SAFETY: kiln replaces its own files by renaming and never writes into them; a foreign program that cuts the
-        // file while it is mapped can end this process, as with every memory-mapped reader.
+        // SAFETY: kiln replaces its own files by renaming and never writes into them; another program that truncates the
+        // file while it is mapped can crash this process, as with every memory-mapped reader.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?);
         let broken = |e: safetensors::SafeTensorError| match container::of(&map) {
             Some((kind, hint)) => Error::file(path, format!("is {kind}; kiln reads safetensors")).hint(hint),
@@ -94,13 +94,13 @@ impl TensorFile {
         Ok(Self { path: path.into(), map, tensors, metadata, view: None })
     }
 
-    /// The tensors of a view, each with its own bytes of the file.
+    /// Opens a view: each of its tensors has its own byte range of the file.
     fn open_view(PartView { file, tensors: places }: PartView) -> Result<Self> {
         let whole = Self::open(file)?;
         let mut tensors = BTreeMap::new();
         for (name, place) in &places {
             let entry = whole.part(place).ok_or_else(|| {
-                let problem = format!("is not what `{name}` was made from: it has changed");
+                let problem = format!("does not match `{name}`, which was made from this file: the file has changed");
                 Error::tensor(&whole.path, &place.name, problem)
             })?;
             tensors.insert(name.clone(), entry);
@@ -109,7 +109,7 @@ impl TensorFile {
         Ok(Self { path, map, tensors, metadata, view: Some(View { whole: Box::new(whole), places }) })
     }
 
-    /// The rows of a tensor that one of a view is.
+    /// The rows of the file's tensor that a tensor of the view consists of.
     fn part(&self, place: &Elsewhere) -> Option<Entry> {
         let Entry { element, range, .. } = self.tensors.get(&place.name)?;
         let shape = self.dense_shape(&place.name)?;
@@ -124,18 +124,18 @@ impl TensorFile {
         Some(Entry { element: *element, shape: place.shape.clone(), range })
     }
 
-    /// Whether these are tensors of a file of another layout.
+    /// Whether this is a view of a file of another layout.
     pub(super) fn is_view(&self) -> bool {
         self.view.is_some()
     }
 
-    /// The file that this is a view of, and where in it the tensor is.
+    /// The file behind this view, and where in it the tensor `name` is; `None` if this is not a view.
     pub(super) fn elsewhere(&self, name: &str) -> Option<(&Self, &Elsewhere)> {
         let View { whole, places } = self.view.as_ref()?;
         Some((whole, places.get(name)?))
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -160,34 +160,34 @@ impl TensorFile {
         self.tensors.get(name).map(|entry| entry.element.to_string())
     }
 
-    /// The text pairs that the file carries, sorted. Of GGUF also its numbers.
+    /// The key–value metadata of the file, sorted; for GGUF, numbers are included as text.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.metadata.clone()
     }
 
-    /// The bytes of a tensor as they lie in the file, if they are in order there. They stay mapped; nothing is read yet.
+    /// The bytes of a tensor as stored in the file, if they are in order there. They stay mapped; nothing is read yet.
     pub fn bytes(&self, name: &str) -> Option<Shared> {
         let entry = self.tensors.get(name).filter(|_| !self.is_swapped(name))?;
         Some(Shared::new(self.map.clone(), entry.range.clone()))
     }
 
-    /// The matrix in blocks of ggml that a tensor of two axes is, if it is one.
+    /// A tensor as a matrix of ggml blocks, if it has two axes and is stored so.
     pub fn ggml(&self, name: &str) -> Option<Packed> {
         let entry = self.tensors.get(name)?;
         let (Element::Ggml(kind), &[rows, columns]) = (entry.element, entry.shape.as_slice()) else { return None };
         Some(Packed { dims: [rows, columns], code: Code::Ggml(kind, self.bytes(name)?) })
     }
 
-    /// Whether the halves of a tensor of the file change places as it is read.
+    /// Whether the two halves of a tensor are swapped as it is read.
     fn is_swapped(&self, name: &str) -> bool {
         self.elsewhere(name).is_some_and(|(_, place)| place.swapped)
     }
 
-    /// Copies one tensor to host memory, in the file's own element type; fp8 as bf16, which holds every value of it, and blocks of
-    /// ggml as f32.
+    /// Copies one tensor to host memory in its own dtype; fp8 becomes bf16, which represents each of its values, and ggml blocks
+    /// become f32.
     ///
     /// # Errors
-    /// The tensor is missing or of a type that kiln does not compute with.
+    /// The tensor is missing or of a dtype that kiln does not support.
     pub fn read(&self, name: &str) -> Result<TensorData> {
         let entry = self.tensors.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
         let data = self.decode(name, entry)?;
@@ -208,10 +208,10 @@ impl TensorFile {
         Ok(self.read(name)?.convert_dtype(DType::F32))
     }
 
-    /// Copies one tensor of the given shape to `device`: its numbers in order, as one row in f32.
+    /// Copies one tensor of the given shape to `device`, flattened, as f32.
     ///
     /// # Errors
-    /// As [`read`](Self::read); or the tensor has another shape.
+    /// As [`read`](Self::read), or the tensor has another shape.
     pub fn row(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor<1>> {
         let mut data = self.read_f32(name)?;
         if data.shape.as_slice() != shape {
@@ -225,7 +225,7 @@ impl TensorFile {
     fn decode(&self, name: &str, entry: &Entry) -> Result<TensorData> {
         let bytes = &self.map[entry.range.clone()];
         let shape = entry.shape.clone();
-        // Element by element: the file gives no alignment.
+        // Element by element: the file guarantees no alignment.
         macro_rules! elements {
             ($t:ty) => {{
                 let chunks = bytes.chunks_exact(size_of::<$t>());
@@ -242,7 +242,7 @@ impl TensorFile {
             Element::Plain(dtype) => dtype,
             Element::Ggml(kind) => {
                 let code = Code::Ggml(kind, Shared::new(self.map.clone(), entry.range.clone()));
-                // Blocks lie along the last axis, so that the others are rows.
+                // Blocks run along the last axis; all other axes are rows.
                 let columns = shape.last().copied().unwrap_or(1).max(1);
                 let dims = [shape.iter().product::<usize>() / columns, columns];
                 return Ok(TensorData::new(Packed { dims, code }.to_f32(), shape));
@@ -270,17 +270,17 @@ impl TensorFile {
         Ok(data)
     }
 
-    /// Lets the system take back the pages of what was just copied: otherwise a model that is loaded stays in memory twice.
+    /// Lets the system reclaim the pages of what was just copied; otherwise a loaded model stays in memory twice.
     fn forget(&self, start: usize, length: usize) {
-        // SAFETY: the map is read-only and of a file, so dropped pages are read again when they are touched.
+        // SAFETY: the map is read-only and backed by a file, so dropped pages are read again when they are touched.
         #[cfg(unix)]
         let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
     }
 }
 
-/// The tensors and text pairs of a safetensors file.
+/// The tensors and metadata of a safetensors file.
 fn safetensors(file: &[u8]) -> std::result::Result<gguf::Content, safetensors::SafeTensorError> {
-    // Once: the header of a large file takes seconds. It also compares all offsets with the length of the file.
+    // Read once: the header of a large file takes seconds. This also checks all offsets against the length of the file.
     let (header_length, header) = SafeTensors::read_metadata(file)?;
     let data = header_length + size_of::<u64>();
     let entries = header.tensors().into_iter().map(|(name, info)| {

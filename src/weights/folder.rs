@@ -1,4 +1,4 @@
-//! A fine-tuned model as a model folder that other programs load: the base model's folder with new weights in one part.
+//! Exports a fine-tuned model as a model folder that other programs load: the base model's folder with new weights in one part.
 
 use std::{
     borrow::Cow,
@@ -22,44 +22,44 @@ pub(super) const INDEX: &str = "model_index.json";
 pub(super) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
-/// The part of a model folder that was trained: what its family knows about it.
+/// The part of a model folder that was trained, as described by its family.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedPart {
-    /// Its folder.
+    /// The name of its folder.
     pub folder: &'static str,
-    /// What may change in it besides the values, if anything may.
+    /// The weight whose shape may change, if one may.
     pub widened: Option<Widened>,
-    /// Whether a matrix, by its name, is stored as the weight of a 1×1 convolution in a part of this `config.json`. It counts
-    /// where the base has no weights whose shapes would tell.
+    /// Whether the matrix of this name is stored as the weight of a 1×1 convolution in a part with this `config.json`. Used where
+    /// the base has no weights whose shapes would tell.
     pub pointwise: fn(&str, &Map<String, Value>) -> bool,
 }
 
-/// A weight whose number of inputs may change: the first convolution, where a model learns to read more channels.
+/// A weight whose number of inputs may change: the first convolution, when a model is widened to more input channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Widened {
     /// Its name in the checkpoint.
     pub weight: &'static str,
-    /// The pipeline class of a model whose part reads so many channels; `None` is that of the base.
+    /// The pipeline class of a model with this many input channels; `None` keeps that of the base.
     pub class: fn(usize) -> Option<&'static str>,
 }
 
-/// Parts that a pipeline can do without, and that kiln does not download.
+/// Optional parts of a pipeline, which kiln does not download.
 const OPTIONAL: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
 
-/// What was written.
+/// Report of an [exported](export_folder) model folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct FolderReport {
-    /// The folder.
+    /// The folder that was written.
     pub path: PathBuf,
-    /// The class of diffusers that loads it.
+    /// The diffusers class that loads it.
     pub class: String,
     /// The part that was trained.
     pub part: &'static str,
-    /// How many tensors it has.
+    /// The number of its tensors.
     pub tensors: usize,
-    /// How many values these have.
+    /// The number of their values.
     pub parameters: usize,
-    /// The size of their file.
+    /// The size of the weights file in bytes.
     pub bytes: u64,
 }
 
@@ -72,28 +72,27 @@ impl fmt::Display for FolderReport {
             "{}: {class}; {part}: {tensors} tensors, {parameters} parameters, {megabytes:.1} MB; ",
             path.display()
         )?;
-        write!(f, "read back and equal")
+        write!(f, "read back, identical")
     }
 }
 
-/// Writes a model folder in the layout of diffusers to `output`: all of `base`, but with `tensors` (every tensor of the trained
+/// Writes a model folder in the layout of diffusers to `output`: a copy of `base`, but with `tensors` (every tensor of the trained
 /// `part`, by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of that part. A tensor may lack axes of
 /// length one that it has in the base's file.
 ///
-/// - Each tensor gets the shape it has in the base's file, or, if the base has no weights of that part (a model that was trained
-///   from random weights may have none), the one that the part's `config.json` asks for. Only the widened one may have another number of inputs, which
-///   `config.json` then says, too; the class of the pipeline may change with it.
-/// - The weights of the other parts are hard links to the files of `base` where the file system can do that, else copies: never
-///   symbolic links, which would break when a cache is emptied. Other files are copies, so that an edit changes only one model.
-/// - Configurations lose the folders of this machine that they name, such as `_name_or_path`.
+/// - Each tensor gets its shape in the base's file, or, if the base has no weights of that part (possible for a model trained from
+///   random weights), the one that the part's `config.json` implies. Only the widened weight may have a different number of
+///   inputs; `config.json` and, where needed, the pipeline's class are changed to match.
+/// - The weights of the other parts are hard links to the files of `base` where the file system supports them, else copies: never
+///   symbolic links, which would break when a cache is cleared. Other files are copies, so that an edit changes only one model.
+/// - Paths of this machine, such as `_name_or_path`, are removed from configurations.
 /// - A safety checker that the base's index names but its folder lacks is left out of the index.
 ///
-/// The folder appears under its name, and not as `NAME.partial` any more, only when it is complete and its weights were read
-/// back and compared.
+/// The folder is written as `NAME.partial` and renamed when it is complete and its weights were read back and compared.
 ///
 /// # Errors
-/// `output` exists; `base` is no such folder; tensors are missing, left over or misshapen (one error that lists them); values
-/// are not finite in `dtype`; or the disk refuses. Then nothing is left behind.
+/// `output` exists; `base` is not such a folder; tensors are missing, left over or misshapen (one error lists them all); values
+/// are not finite in `dtype`; or writing fails. Then nothing is left behind.
 pub fn export_folder(
     base: impl AsRef<Path>,
     part: &TrainedPart,
@@ -109,18 +108,18 @@ pub fn export_folder(
     let mut partial = OsString::from(output);
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    remove_folder(&partial)?; // of an export that was killed
+    remove_folder(&partial)?; // left by an export that was killed
     let done = fill(base, part, &partial, stored).and_then(|report| {
         fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
         Ok(FolderReport { path: output.into(), ..report })
     });
     if done.is_err() {
-        _ = fs::remove_dir_all(&partial); // it may not even exist; the first error is the one to tell
+        _ = fs::remove_dir_all(&partial); // it may not exist; the first error is the one to report
     }
     done
 }
 
-/// Everything, into a new folder.
+/// Writes everything into a new folder.
 fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String, Converted>) -> Result<FolderReport> {
     let own = folder.join(part.folder);
     fs::create_dir_all(&own).map_err(|e| Error::io(&own, e))?;
@@ -152,7 +151,7 @@ fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String,
     })
 }
 
-/// One tensor in the shape and element type of the file.
+/// One tensor in the shape and dtype of the file.
 struct Converted<'a> {
     numbers: &'a Tensor<1>,
     shape: Vec<usize>,
@@ -179,7 +178,7 @@ impl Stored for Converted<'_> {
     }
 }
 
-/// The tensors in the shapes that the files in the `folder` of the part have.
+/// The tensors in the shapes of the files in the part's `folder`.
 fn stored<'a>(
     folder: &Path,
     part: &TrainedPart,
@@ -208,7 +207,7 @@ fn stored<'a>(
     let (mut stored, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, Values { shape, numbers }) in tensors {
         let Some(base) = shapes.remove(name) else {
-            problems.push(format!("tensor `{name}` is none of the base model's"));
+            problems.push(format!("tensor `{name}` is not in the base model"));
             continue;
         };
         let long = |shape: &[usize]| shape.iter().copied().filter(|&size| size != 1).collect::<Vec<_>>();
@@ -223,17 +222,17 @@ fn stored<'a>(
         }
         stored.insert(name.clone(), Converted { numbers, shape: if fits { base } else { shape.clone() }, dtype });
     }
-    problems.extend(shapes.keys().map(|name| format!("tensor `{name}` of the base model has no new values")));
+    problems.extend(shapes.keys().map(|name| format!("tensor `{name}` of the base model was not trained")));
     if problems.is_empty() {
         return Ok(stored);
     }
     Err(Error::many(folder, problems).hint("give the model folder that the training started from"))
 }
 
-/// The parts of the pipeline besides those that are `new`. Those that are not there disappear from `index`.
+/// Copies the parts of the pipeline other than those that are `new`. Optional parts that `base` lacks are removed from `index`.
 pub(super) fn take_components(base: &Path, new: &[&str], folder: &Path, index: &mut Map<String, Value>) -> Result<()> {
     for (name, class) in index.iter_mut() {
-        // A part is a pair of library and class; `null`s if there is none.
+        // A part is a pair of library and class, or of `null`s if there is none.
         if new.contains(&name.as_str()) || class.get(0).is_none_or(Value::is_null) {
             continue;
         }
@@ -253,7 +252,7 @@ fn take_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
     for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
         let name = entry.map_err(|e| Error::io(from, e))?.file_name();
-        // Past symbolic links: the hub's cache is made of them.
+        // Resolves symbolic links: the hub's cache consists of them.
         let source = fs::canonicalize(from.join(&name)).map_err(|e| Error::io(from.join(&name), e))?;
         let target = to.join(&name);
         if source.is_dir() {
@@ -268,7 +267,7 @@ fn take_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a configuration without the folders of this machine that it names; whether it is one, and names any.
+/// Copies a configuration without the paths of this machine in it. Returns `false`, and copies nothing, if there are none.
 fn copy_config(from: &Path, to: &Path) -> Result<bool> {
     if !to.file_name().is_some_and(|name| name.to_string_lossy().ends_with(CONFIG)) {
         return Ok(false);
@@ -281,7 +280,7 @@ fn copy_config(from: &Path, to: &Path) -> Result<bool> {
     Ok(has_paths)
 }
 
-/// Writes a configuration without the folders of this machine that it names.
+/// Writes a configuration without the paths of this machine in it.
 pub(super) fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
     let mut value = value.clone();
     local_paths::remove(&mut value);
@@ -289,7 +288,7 @@ pub(super) fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> 
     fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
 }
 
-/// Reads the file back.
+/// Reads the file back and compares it.
 fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
     let file = TensorFile::open(path)?;
     let mut problems = Vec::new();

@@ -1,7 +1,7 @@
-//! The container GGUF: a list of text pairs and one of tensors, then their bytes. Names, shapes and places only; what the bytes
-//! of a tensor stand for is in [`quantization`](crate::quantization).
+//! The GGUF container: metadata pairs, a list of tensors, then their bytes. This reads names, shapes and byte ranges only; how
+//! the bytes of a tensor encode its values is in [`quantization`](crate::quantization).
 //!
-//! The layout is that of the published specification of ggml, versions 2 and 3.
+//! Source of the layout: ggml's published specification, versions 2 and 3.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -13,10 +13,10 @@ use crate::quantization::Ggml;
 /// The first bytes of such a file.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Where the bytes of tensors begin is a multiple of this, unless the file says another.
+/// The default alignment of tensors in bytes; a file may declare another.
 const ALIGNMENT: u64 = 32;
 
-/// The types of elements that kiln reads, by their numbers in the file.
+/// The element types that kiln reads, by their numbers in the file.
 const ELEMENTS: [(u32, Element); 8] = [
     (0, Element::Plain(Dtype::F32)),
     (1, Element::Plain(Dtype::F16)),
@@ -28,7 +28,7 @@ const ELEMENTS: [(u32, Element); 8] = [
     (30, Element::Plain(Dtype::BF16)),
 ];
 
-/// Others that are met, for a message.
+/// Names of common types that kiln does not read, for error messages.
 const OTHERS: [(u32, &str); 9] = [
     (3, "Q4_1"),
     (6, "Q5_0"),
@@ -41,15 +41,15 @@ const OTHERS: [(u32, &str); 9] = [
     (28, "F64"),
 ];
 
-/// The tensors of a file, and the text pairs and numbers that it carries.
+/// The tensors of a file and its metadata.
 pub(super) type Content = (BTreeMap<String, Entry>, BTreeMap<String, String>);
 
-/// Reads the header of the file whose bytes these are.
+/// Reads the header of a file, given its bytes.
 pub(super) fn read(file: &[u8]) -> Result<Content, String> {
     let mut header = Header { file, at: MAGIC.len() };
     let version = header.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(format!("is GGUF of version {version}, and kiln reads versions 2 and 3"));
+        return Err(format!("is GGUF version {version}; kiln reads versions 2 and 3"));
     }
     let (tensors, pairs) = (header.u64()?, header.u64()?);
     let mut metadata = BTreeMap::new();
@@ -62,7 +62,7 @@ pub(super) fn read(file: &[u8]) -> Result<Content, String> {
     let alignment = match metadata.get("general.alignment").map(|text| text.parse()) {
         None => ALIGNMENT,
         Some(Ok(alignment)) if alignment > 0 => alignment,
-        Some(_) => return Err("`general.alignment` is no number above zero".into()),
+        Some(_) => return Err("`general.alignment` is not a positive number".into()),
     };
     let (mut entries, mut starts) = (BTreeMap::new(), Vec::new());
     for _ in 0..tensors {
@@ -71,7 +71,7 @@ pub(super) fn read(file: &[u8]) -> Result<Content, String> {
         if axes > 8 {
             return Err(format!("tensor `{name}` has {axes} axes"));
         }
-        // The axis whose elements lie side by side comes first.
+        // GGUF lists the contiguous axis first.
         let mut shape = (0..axes).map(|_| header.size()).collect::<Result<Vec<_>, _>>()?;
         shape.reverse();
         let (kind, offset) = (header.u32()?, header.u64()?);
@@ -79,7 +79,7 @@ pub(super) fn read(file: &[u8]) -> Result<Content, String> {
         let bytes = bytes(element, &shape).map_err(|problem| format!("tensor `{name}` {problem}"))?;
         starts.push((name.clone(), offset));
         if entries.insert(name.clone(), Entry { element, shape, range: 0..bytes }).is_some() {
-            return Err(format!("tensor `{name}` is named twice"));
+            return Err(format!("tensor `{name}` is listed twice"));
         }
     }
     let data = (header.at as u64).next_multiple_of(alignment);
@@ -88,7 +88,7 @@ pub(super) fn read(file: &[u8]) -> Result<Content, String> {
         let start = data.checked_add(offset).and_then(|start| usize::try_from(start).ok());
         let range: Option<Range<usize>> = start.and_then(|start| Some(start..start.checked_add(entry.range.end)?));
         entry.range = range.filter(|range| range.end <= file.len()).ok_or_else(|| {
-            format!("tensor `{name}` goes beyond the end of the file: the download or copy may have been cut short")
+            format!("tensor `{name}` extends past the end of the file: the download or copy may have been cut short")
         })?;
     }
     Ok((entries, metadata))
@@ -106,14 +106,14 @@ fn element(kind: u32) -> Result<Element, String> {
     Err(format!("is stored as {name}, which kiln does not read; it reads F32, F16, BF16, {}", known.join(", ")))
 }
 
-/// How many bytes a tensor has.
+/// The size of a tensor in bytes.
 fn bytes(element: Element, shape: &[usize]) -> Result<usize, String> {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size)).ok_or("is larger than memory")?;
     let bytes = match element {
         Element::Plain(dtype) => count.checked_mul(dtype.bitsize() / 8),
         Element::Ggml(kind) => {
             if shape.last().is_none_or(|columns| !columns.is_multiple_of(kind.values())) {
-                return Err(format!("has shape {shape:?}, of which {} has no whole blocks", kind.name()));
+                return Err(format!("has shape {shape:?}, which does not divide into blocks of {}", kind.name()));
             }
             (count / kind.values()).checked_mul(kind.bytes())
         }
@@ -121,7 +121,7 @@ fn bytes(element: Element, shape: &[usize]) -> Result<usize, String> {
     bytes.ok_or_else(|| "is larger than memory".into())
 }
 
-/// The bytes of a header, from here on.
+/// A cursor in the header of a file.
 struct Header<'a> {
     file: &'a [u8],
     at: usize,
@@ -136,7 +136,7 @@ impl<'a> Header<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        Ok(self.take(N as u64)?.try_into().expect("as many as were asked for"))
+        Ok(self.take(N as u64)?.try_into().expect("take returns as many bytes as requested"))
     }
 
     fn u32(&mut self) -> Result<u32, String> {
@@ -153,11 +153,11 @@ impl<'a> Header<'a> {
 
     fn text(&mut self) -> Result<String, String> {
         let length = self.u64()?;
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a name is no text")?;
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a name is not valid UTF-8")?;
         Ok(text.into())
     }
 
-    /// One value as text; nothing for a list, which is passed over.
+    /// Reads one value as text; a list is skipped and gives `None`.
     fn value(&mut self, kind: u32, depth: u32) -> Result<Option<String>, String> {
         Ok(Some(match kind {
             0 => self.array().map(u8::from_le_bytes)?.to_string(),
@@ -171,7 +171,7 @@ impl<'a> Header<'a> {
             8 => self.text()?,
             9 if depth < 4 => {
                 let (kind, count) = (self.u32()?, self.u64()?);
-                // Each takes a byte at least, so that a count that is damaged ends with the file.
+                // Each value takes at least one byte, so a corrupt count ends with the file.
                 for _ in 0..count {
                     self.value(kind, depth + 1)?;
                 }
@@ -180,7 +180,7 @@ impl<'a> Header<'a> {
             10 => self.u64()?.to_string(),
             11 => self.array().map(i64::from_le_bytes)?.to_string(),
             12 => self.array().map(f64::from_le_bytes)?.to_string(),
-            other => return Err(format!("a value is of type {other}, which the format does not have")),
+            other => return Err(format!("a metadata value has type {other}, which is not part of the format")),
         }))
     }
 }
@@ -224,12 +224,12 @@ mod tests {
     fn a_file_that_is_cut_short_or_damaged_is_refused_and_never_read_beyond() {
         let bytes = std::fs::read(fixture("quantized.gguf")).unwrap();
         let entries = read(&bytes).unwrap().0;
-        // What follows the last tensor fills it up to the alignment.
+        // The last tensor is padded to the alignment.
         let (whole, end) = (entries.len(), entries.values().map(|entry| entry.range.end).max().unwrap());
         for length in (4..end).step_by(7) {
             assert!(read(&bytes[..length]).is_err(), "{length} of {end} bytes");
         }
-        // Whatever a byte of the header is, tensors lie inside of the file.
+        // Whatever value a byte of the header has, tensors lie inside the file.
         for at in 4..800 {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bytes = bytes.clone();

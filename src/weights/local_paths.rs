@@ -1,8 +1,8 @@
-//! Folders of a machine in configurations that are made to be shared: libraries note in them where a model was loaded from.
+//! Removes local paths from configurations that are shared: libraries record in them where a model was loaded from.
 
 use serde_json::{Map, Value};
 
-/// Takes out all that names a folder of a machine (`_name_or_path` and the like); whether there was any.
+/// Removes all values that are local paths (`_name_or_path` and the like); returns whether there were any.
 pub(super) fn remove(config: &mut Map<String, Value>) -> bool {
     let count = config.len();
     config.retain(|_, value| !value.as_str().is_some_and(is_local));
@@ -13,7 +13,7 @@ pub(super) fn remove(config: &mut Map<String, Value>) -> bool {
     removed
 }
 
-/// Whether a text is an absolute path, of this system or another. `org/name` on the Hugging Face hub is none.
+/// Whether a text is an absolute path of this or another operating system; `org/name` on the Hugging Face hub is not one.
 fn is_local(text: &str) -> bool {
     let mut start = text.chars();
     let has_drive = start.next().is_some_and(|letter| letter.is_ascii_alphabetic())

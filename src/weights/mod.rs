@@ -1,4 +1,4 @@
-//! From a folder of safetensors files to the tensors of a module.
+//! Loading: from a folder of safetensors files to the tensors of a module.
 //!
 //! A module takes its tensors from [`Weights`] by their checkpoint names, with the shapes its configuration implies:
 //! `Linear::load(&weights.at("to_q"), inputs, outputs)`. So the code that defines a layer is also its key table, and no
@@ -44,8 +44,8 @@ use source::{Content, Source};
 pub use stored::{Stored, Values, write_tensors};
 pub(crate) use view::{Elsewhere, PartView, VIEW};
 
-/// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as one
-/// of these is there.
+/// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as any
+/// such value exists.
 #[derive(Clone, Debug)]
 pub struct Weights {
     source: Arc<Source>,
@@ -53,29 +53,29 @@ pub struct Weights {
     stay: Stay,
 }
 
-/// How long tensors stay where they are taken to.
+/// How long tensors that are taken stay on the device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stay {
     /// As long as the model.
     Kept,
     /// For one use.
     Lent,
-    /// They are not taken at all: only headers are read.
+    /// Not at all: only headers are read.
     Unread,
 }
 
-/// A matrix as a checkpoint has it.
+/// A matrix as stored in a checkpoint.
 #[derive(Clone, Debug)]
 pub enum Matrix {
     /// On the device, in the dtype of the model.
     Dense(Tensor<2>),
-    /// In the mapped file.
+    /// Quantized, in the mapped file.
     Packed(Packed),
 }
 
 impl Weights {
     /// Opens the weights of one component (`transformer/`, `vae/`, …): a single file, or shards named by an index.
-    /// With `dtype`, tensors are converted to it as they are read; without, they keep the file's type.
+    /// With `dtype`, tensors are converted to it as they are read; without, they keep the file's dtype.
     ///
     /// # Errors
     /// The folder holds no safetensors files, or one of them is missing or broken.
@@ -101,16 +101,16 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Random weights, for measuring a model of real size without its checkpoint: matrices have unit gain, vectors are near one
-    /// (`…weight`) or near zero (`…bias`). They depend only on `seed` and the tensor's name. For the CPU they are drawn on the host,
-    /// the same values on every machine; a GPU draws its own, in `dtype`: twelve billion on the host would take minutes.
+    /// Random weights, for benchmarking full-size models without a checkpoint: matrices have unit gain, vectors are near one
+    /// (`…weight`) or near zero (`…bias`). Values depend only on `seed` and the tensor's name. For the CPU they are drawn on the
+    /// host and equal on every machine; a GPU draws its own, in `dtype`: twelve billion on the host would take minutes.
     pub fn random(seed: Seed, device: &Device, dtype: Option<FloatDType>) -> Self {
         Self::root(Path::new("random weights"), Content::Random(seed, Spread::Busy), device, dtype)
     }
 
-    /// Weights to train a model from its beginning, in f32, drawn from `seed` on the host: the same numbers on every device.
-    /// Matrices have unit gain, norms are one and biases zero. Those whose names `are_zero` are zero, so that what they end or
-    /// modulate changes nothing yet.
+    /// Initial weights for training a model from scratch, in f32, drawn from `seed` on the host: the same values on every device.
+    /// Matrices have unit gain, norms are one and biases zero. Matrices whose names satisfy `are_zero` are zero, so that the
+    /// branch they end or modulate starts as the identity.
     pub fn untrained(seed: Seed, are_zero: fn(&str) -> bool, device: &Device) -> Self {
         let content = Content::Random(seed, Spread::Calm(are_zero));
         Self::root(Path::new("random weights"), content, device, Some(FloatDType::F32))
@@ -129,13 +129,13 @@ impl Weights {
         Self { source: Arc::new(source), prefix: String::new(), stay: Stay::Kept }
     }
 
-    /// The same for a look at names, shapes and types alone: what is wrong with them is noted for [`finish`](Self::finish), and
-    /// each tensor is one of zeros, of a single number.
+    /// The same, reading only names, shapes and dtypes: problems are noted for [`finish`](Self::finish), and each tensor is a
+    /// single zero, expanded.
     pub fn unread(&self) -> Self {
         Self { stay: Stay::Unread, ..self.clone() }
     }
 
-    /// The same for tensors that are taken anew for each use: nothing is made of them that only many uses would be worth.
+    /// The same for tensors that are read again for each use: preparations that pay off only over many uses are skipped.
     pub fn lent(&self) -> Self {
         Self { stay: Stay::Lent, ..self.clone() }
     }
@@ -150,7 +150,7 @@ impl Weights {
         self.stay == Stay::Unread
     }
 
-    /// The dtype in which the layer at this level computes: the one that was asked for, else that of its bias.
+    /// The compute dtype of the layer at this level: the requested one, else that of its bias.
     pub fn dtype(&self) -> FloatDType {
         let bias = || match &self.source.content {
             Content::Files { files, home } => {
@@ -171,8 +171,8 @@ impl Weights {
         Self { source: self.source.clone(), prefix: self.full(&name.to_string()), stay: self.stay }
     }
 
-    /// The tensors below the first of `names` that the checkpoint has anything under, else below the first: for parts
-    /// that were renamed between versions of a format. The empty name means this level.
+    /// The tensors below the first of `names` under which the checkpoint has any, else below the first: for parts that
+    /// were renamed between versions of a format. The empty name means this level.
     pub fn at_any(&self, names: &[&str]) -> Self {
         let found = names.iter().find(|name| {
             let start = format!("{}.", self.full(name));
@@ -198,7 +198,7 @@ impl Weights {
         }
     }
 
-    /// The shape of the tensor `name` at this level, if the checkpoint has it: for tensors stored in more than one way.
+    /// The shape of the tensor `name` at this level, if the checkpoint has it: for tensors whose layout varies.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source.content {
             Content::Files { files, home } => {
@@ -229,8 +229,8 @@ impl Weights {
         })
     }
 
-    /// Takes the matrix `name`, which must have the sizes `dims`, as it is stored; what belongs to a quantized one is taken with it.
-    /// Problems are noted as those of [`tensor`](Self::tensor).
+    /// Takes the matrix `name`, which must have the shape `dims`, as it is stored, with the scales of a quantized one. Problems are
+    /// noted as for [`tensor`](Self::tensor).
     pub fn matrix(&self, name: &str, dims: [usize; 2]) -> Matrix {
         let full = self.full(name);
         match self.source.quantized(&full, dims) {
@@ -250,18 +250,18 @@ impl Weights {
         }
     }
 
-    /// Marks a tensor as known although nothing is computed from it.
+    /// Marks a tensor as known although it is not used.
     pub fn ignore(&self, name: &str) {
         self.source.taken().insert(self.full(name), Vec::new());
     }
 
-    /// The names and shapes of the tensors that were taken so far, as a checkpoint has them.
+    /// The names and shapes of the tensors taken so far, as in the checkpoint.
     pub fn taken(&self) -> BTreeMap<String, Vec<usize>> {
         let taken = self.source.taken();
         taken.iter().filter(|(_, shape)| !shape.is_empty()).map(|(name, shape)| (name.clone(), shape.clone())).collect()
     }
 
-    /// The bytes that the tensors which were taken so far have on the device.
+    /// The size on the device of the tensors taken so far, in bytes.
     pub fn bytes(&self) -> u64 {
         let (taken, packed) = (self.source.taken(), self.source.packed_bytes());
         let dense =
@@ -269,13 +269,13 @@ impl Weights {
         taken.iter().map(|entry| packed.get(entry.0).copied().unwrap_or_else(|| dense(entry))).sum()
     }
 
-    /// The bytes that all tensors of the checkpoint would have on the device.
+    /// The size on the device of all tensors of the checkpoint, in bytes.
     pub fn stored_bytes(&self) -> u64 {
         let Content::Files { files, home } = &self.source.content else { return self.bytes() };
         let bytes = |(name, &file): (&String, &usize)| {
             let dense = ["F32", "F64", "BF16", "F16"].contains(&files[file].dtype(name).unwrap_or_default().as_str());
             match files[file].bytes(name) {
-                // As it is.
+                // Quantized tensors stay as stored.
                 Some(bytes) if !dense => bytes.len() as u64,
                 _ => {
                     let values = files[file].shape(name).unwrap_or_default().iter().product::<usize>();
@@ -295,13 +295,13 @@ impl Weights {
         if let Content::Files { home, .. } = &self.source.content {
             let taken = self.source.taken();
             let unused = home.keys().filter(|name| !taken.contains_key(*name) && !packed::is_marker(name));
-            problems.extend(unused.map(|name| format!("tensor `{name}` belongs to no part of the model")));
+            problems.extend(unused.map(|name| format!("tensor `{name}` is not part of the model")));
         }
         if problems.is_empty() {
             return Ok(());
         }
         Err(Error::many(&self.source.path, problems)
-            .hint("the weights and config.json beside them must be of one model, in the layout of diffusers"))
+            .hint("the weights and the config.json beside them must belong to the same model, in diffusers' layout"))
     }
 
     fn full(&self, name: &str) -> String {

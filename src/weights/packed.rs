@@ -1,18 +1,17 @@
-//! Quantized matrices as files have them: which tensors beside a weight belong to it, and whether they fit.
+//! Quantized matrices as stored in files: which tensors beside a weight belong to it, and whether they fit.
 //!
 //! | written by | the weight `X.weight` | beside it |
 //! |---|---|---|
 //! | bitsandbytes, 4 bits | U8, in one column | `X.weight.absmax`, `.quant_map`, `.quant_state.bitsandbytes__nf4`; nested: `.nested_absmax`, `.nested_quant_map` |
 //! | bitsandbytes, int8 | I8 | `X.SCB`, perhaps `X.weight_format` |
 //! | ComfyUI, fp8 | F8_E4M3 or F8_E5M2 | `X.scale_weight` or `X.weight_scale`, if anything |
-//! | transformers, fp8 | F8_E4M3 | `X.weight_scale_inv`, a scale for each square of 128 × 128 |
+//! | transformers, fp8 | F8_E4M3 | `X.weight_scale_inv`, one scale per tile of 128 × 128 |
 //! | ggml | blocks | nothing |
 //!
-//! Of a view (a file of another layout) they are looked for beside the tensor of the file, and the rows of the view are cut out of
-//! what they make together.
+//! For a view (a file of another layout) the scales are looked up beside the file's tensor, and the rows of the view are cut out
+//! of the dequantized matrix.
 //!
-//! What says how activations would be quantized is not used, and that is said once: here products are computed in the dtype of
-//! the model.
+//! Scales for quantized activations are ignored, with one warning: products are computed in the dtype of the model.
 
 use std::{ops::Range, sync::Arc};
 
@@ -29,19 +28,19 @@ use crate::{
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Rows and columns of transformers' squares.
+/// Rows and columns of a tile with one scale, as in transformers.
 pub(super) const SQUARE: usize = 128;
 
-/// What a weight of ComfyUI or transformers is multiplied by.
+/// The scales by which ComfyUI and transformers multiply a weight.
 const SCALES: [&str; 3] = ["scale_weight", "weight_scale", "weight_scale_inv"];
 
-/// How its input would be quantized.
+/// The scales for quantizing a layer's input.
 const UNUSED: [&str; 2] = ["scale_input", "input_scale"];
 
-/// What else is beside the weight of a layer.
+/// Other tensors beside the weight of a layer.
 const OTHERS: [&str; 3] = ["comfy_quant", "SCB", "weight_format"];
 
-/// What bitsandbytes writes as JSON beside a weight of four bits.
+/// The JSON that bitsandbytes writes beside a 4-bit weight.
 #[derive(Deserialize)]
 struct QuantState {
     blocksize: usize,
@@ -50,7 +49,7 @@ struct QuantState {
     nested_offset: Option<f32>,
 }
 
-/// A quantized matrix, and how the tensor that was asked for is made from it.
+/// A quantized matrix, and how the requested tensor is made from it.
 pub(super) struct Found {
     whole: Packed,
     rows: Range<usize>,
@@ -58,8 +57,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// The matrix as it is stored, if it can stay so: it is no longer where its rows begin inside of a block, or its halves change
-    /// places.
+    /// The matrix as it is stored; `None` where its rows begin inside a block or its halves are swapped, so that it must be
+    /// dequantized.
     pub fn packed(&self) -> Option<Packed> {
         match self.rows == (0..self.whole.dims[0]) {
             _ if self.swapped => None,
@@ -84,8 +83,8 @@ impl Found {
 }
 
 impl Source {
-    /// The matrix `name` of sizes `dims`, if the files have it quantized. What belongs to it is taken. Tensors of more axes are
-    /// matrices whose columns are all but the first one.
+    /// The matrix `name` of shape `dims`, if it is quantized in the files; its scales are taken with it. Tensors of more axes are
+    /// matrices whose columns are all axes but the first.
     pub(super) fn quantized(&self, name: &str, dims: [usize; 2]) -> Option<Result<Found>> {
         let Content::Files { files, home } = &self.content else { return None };
         let (stored, own, place) = match files[*home.get(name)?].elsewhere(name) {
@@ -103,7 +102,7 @@ impl Source {
 }
 
 impl TensorFile {
-    /// The shape of a tensor, of its values where it is quantized to four bits.
+    /// The shape of a tensor; where it is quantized to four bits, that of its values.
     pub(crate) fn dense_shape(&self, name: &str) -> Option<Vec<usize>> {
         let state = FOUR_BIT.into_iter().find_map(|kind| self.bytes(&state_name(name, kind)));
         let state = state.and_then(|state| serde_json::from_slice::<QuantState>(&state).ok());
@@ -117,7 +116,7 @@ fn state_name(name: &str, kind: FourBitKind) -> String {
     format!("{name}.quant_state.bitsandbytes__{}", kind.name())
 }
 
-/// The tensors beside each other: those of all files of a part, or of the file that a view is of.
+/// Where the tensors beside a weight are looked up: all files of a part, or the file behind a view.
 struct Stored<'a> {
     source: &'a Source,
     whole: Option<&'a TensorFile>,
@@ -140,7 +139,7 @@ impl Stored<'_> {
         Some(match (file.dtype(name)?.as_str(), four_bit) {
             (_, Some(kind)) => self.four_bit(name, kind),
             ("U8", None) => Err(format!(
-                "tensor `{name}` holds U8, and there is no `{}` that says what it is",
+                "tensor `{name}` has dtype U8, but the `{}` that describes it is missing",
                 state_name(name, FourBitKind::Nf4)
             )),
             ("I8", None) => self.int8(name),
@@ -150,7 +149,7 @@ impl Stored<'_> {
         })
     }
 
-    /// The file that has a tensor beside a weight, which is then taken.
+    /// The file with a tensor beside a weight; the tensor counts as taken.
     fn beside(&self, name: &str) -> Option<&TensorFile> {
         let file = self.file(name)?;
         if self.whole.is_none() {
@@ -159,12 +158,12 @@ impl Stored<'_> {
         Some(file)
     }
 
-    /// The bytes of such a tensor.
+    /// The bytes of a tensor beside a weight.
     fn bytes_beside(&self, name: &str, dtype: &str, count: Option<usize>) -> Result<Shared> {
         let file = self.beside(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
         let (found, shape) = (file.dtype(name).unwrap_or_default(), file.shape(name).unwrap_or_default());
         if found != dtype {
-            return Err(format!("tensor `{name}` holds {found}, expected {dtype}"));
+            return Err(format!("tensor `{name}` has dtype {found}, expected {dtype}"));
         }
         let values = shape.iter().product::<usize>();
         match count {
@@ -173,7 +172,7 @@ impl Stored<'_> {
         }
     }
 
-    /// The values of such a tensor.
+    /// The values of a tensor beside a weight.
     fn floats_beside(&self, name: &str, count: usize) -> Result<Vec<f32>> {
         let values = self.bytes_beside(name, "F32", Some(count))?.to_f32();
         match values.iter().all(|value| value.is_finite()) {
@@ -187,11 +186,11 @@ impl Stored<'_> {
         let state_name = state_name(name, kind);
         let state = self.bytes_beside(&state_name, "U8", None)?;
         let state: QuantState =
-            serde_json::from_slice(&state).map_err(|e| format!("tensor `{state_name}` is not understood ({e})"))?;
+            serde_json::from_slice(&state).map_err(|e| format!("tensor `{state_name}` cannot be parsed ({e})"))?;
         let dims = matrix(name, &state.shape)?;
         let count = dims[0] * dims[1];
         if !state.blocksize.is_power_of_two() || !(32..=4096).contains(&state.blocksize) {
-            return Err(format!("tensor `{state_name}`: `blocksize` is {}, expected such as {BLOCK}", state.blocksize));
+            return Err(format!("tensor `{state_name}`: unsupported `blocksize` {}, usually {BLOCK}", state.blocksize));
         }
         let blocks = count.div_ceil(state.blocksize);
         let values = self.bytes_beside(name, "U8", Some(count.div_ceil(2)))?;
@@ -204,7 +203,7 @@ impl Stored<'_> {
             let levels = self.floats_beside(&side("nested_quant_map"), 256)?;
             Absmax::Nested(Nested {
                 codes: self.bytes_beside(&absmax, "U8", Some(blocks))?,
-                levels: Arc::new(levels.try_into().expect("256 were asked for")),
+                levels: Arc::new(levels.try_into().expect("256 were requested")),
                 block,
                 scales: self.floats_beside(&side("nested_absmax"), blocks.div_ceil(block))?.into(),
                 offset: state
@@ -215,7 +214,7 @@ impl Stored<'_> {
         } else {
             Absmax::Plain(self.floats_beside(&absmax, blocks)?.into())
         };
-        let levels = levels.try_into().expect("16 were asked for");
+        let levels = levels.try_into().expect("16 were requested");
         Ok(Packed { dims, code: Code::FourBit(FourBit { kind, values, levels, block: state.blocksize, absmax }) })
     }
 
@@ -226,9 +225,9 @@ impl Stored<'_> {
         let absmax = self.floats_beside(&format!("{layer}.SCB"), dims[0])?;
         let format = format!("{layer}.weight_format");
         if let Some(file) = self.beside(&format) {
-            // 0 is row after row; others are layouts of old GPUs.
+            // 0 is row-major; the others are layouts for old GPUs.
             if file.bytes(&format).is_none_or(|bytes| bytes.iter().any(|&byte| byte != 0)) {
-                return Err(format!("tensor `{format}` is not 0: the weight is not stored row after row"));
+                return Err(format!("tensor `{format}` is not 0: the weight is not stored row-major"));
             }
         }
         Ok(Packed { dims, code: Code::EightBit(EightBit::int8(values, absmax.into(), dims[1])) })
@@ -241,7 +240,7 @@ impl Stored<'_> {
         for unused in UNUSED {
             if self.beside(&format!("{layer}.{unused}")).is_some() {
                 warn_once(format!(
-                    "{}: activations are not quantized, so the tensors called `{unused}` are not used",
+                    "{}: kiln does not quantize activations, so the tensors named `{unused}` are ignored",
                     self.source.path.display()
                 ));
             }
@@ -266,7 +265,7 @@ impl Stored<'_> {
     }
 }
 
-/// The weight that the tensor of this name would belong to, if it is of a kind that is beside a weight.
+/// The weight that the tensor of this name belongs to, if it is one of those beside a weight.
 pub(crate) fn weight_beside(name: &str) -> Option<String> {
     if let Some((weight, _)) = name.split_once(".weight.") {
         return Some(format!("{weight}.weight"));
@@ -276,7 +275,7 @@ pub(crate) fn weight_beside(name: &str) -> Option<String> {
     is_side.then(|| format!("{layer}.weight"))
 }
 
-/// Whether a tensor only says that a file of ComfyUI holds scaled fp8.
+/// Whether a tensor only marks a ComfyUI file as scaled fp8.
 pub(crate) fn is_marker(name: &str) -> bool {
     name == "scaled_fp8" || name.ends_with(".scaled_fp8")
 }
@@ -325,14 +324,14 @@ fn scales(name: &str, file: &TensorFile, dims: [usize; 2]) -> Result<Scales> {
         [down, across] if [down, across] == [rows.div_ceil(SQUARE), columns.div_ceil(SQUARE)] => [SQUARE; 2],
         _ => {
             return Err(format!(
-                "tensor `{name}` has shape {shape:?}, expected one scale, {rows} for the rows, or {:?} for squares of {SQUARE}",
+                "tensor `{name}` has shape {shape:?}, expected one scale, {rows} (one per row), or {:?} (one per {SQUARE} × {SQUARE} tile)",
                 [rows.div_ceil(SQUARE), columns.div_ceil(SQUARE)]
             ));
         }
     };
     let dtype = file.dtype(name).unwrap_or_default();
     if !["F32", "BF16", "F16"].contains(&dtype.as_str()) {
-        return Err(format!("tensor `{name}` holds {dtype}, expected F32"));
+        return Err(format!("tensor `{name}` has dtype {dtype}, expected F32"));
     }
     let values = file.read_f32(name).map_err(|e| e.message())?;
     let values: Vec<f32> = values.iter::<f32>().collect();

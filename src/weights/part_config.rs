@@ -1,4 +1,4 @@
-//! `config.json` of a part of a model: what it says is used, refused, or said to be neither.
+//! Reads the `config.json` of a part of a model: every setting is used, refused, or listed as unused.
 
 use std::path::Path;
 
@@ -10,18 +10,18 @@ use crate::{
     notice::{some_of, warn_once},
 };
 
-/// More blocks than any model has. Loading asks for every tensor of each.
+/// A limit on the number of blocks, above that of any model: loading asks for every tensor of each.
 const MOST_LAYERS: u64 = 1000;
 
-/// More than any other number in a configuration: a size of this many would be no model, but a slip or damage.
+/// A sanity limit on every other number in a configuration.
 const LARGEST: f64 = 1e8;
 
-/// Reads the `config.json` at `path`. Settings that are not among `known` (those of `T`, and those that nothing here depends on)
-/// are said once, with their count; `null`s and what begins with `_` are no settings.
+/// Reads the `config.json` at `path`. Settings that are not among `known` (those of `T`, and those that kiln may ignore) are listed
+/// in one warning; `null`s and keys that begin with `_` do not count.
 ///
 /// # Errors
-/// The file is missing, no JSON, or lacks a field; it describes weights that are quantized in a way that kiln does not know; or a
-/// number in it is out of all bounds.
+/// The file is missing, not JSON, or lacks a field; it describes a quantization that kiln does not support; or a number in it is
+/// out of all bounds.
 pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) -> Result<T> {
     let path = path.as_ref();
     let fields: Map<String, Value> = read_json(path)?;
@@ -45,7 +45,7 @@ pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) 
     let unknown: Vec<&String> = fields.iter().filter(is_unknown).map(|(name, _)| name).collect();
     if !unknown.is_empty() {
         let (count, names) = (unknown.len(), some_of(&unknown));
-        warn_once(format!("{}: settings that kiln does not know and does not use: {count} ({names})", path.display()));
+        warn_once(format!("{}: {count} unknown settings are ignored: {names}", path.display()));
     }
     serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(path, e.to_string()))
 }
@@ -53,25 +53,25 @@ pub fn read_config<T: DeserializeOwned>(path: impl AsRef<Path>, known: &[&str]) 
 /// Reads a JSON file, such as a component's `config.json`.
 ///
 /// # Errors
-/// The file is missing, no JSON, or lacks a field; the message names the file and the place in it.
+/// The file is missing, not JSON, or lacks a field; the message names the file and the position in it.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 
-/// Whether weights are stored in a way that kiln reads. How each tensor is stored, the files themselves say.
+/// Checks that kiln reads this quantization method. How each tensor is stored is read from the weight files.
 fn check_quantization(quantization: &Value) -> std::result::Result<(), String> {
     match quantization.get("quant_method").and_then(Value::as_str) {
         Some("bitsandbytes" | "fp8") => Ok(()),
         method => Err(format!(
-            "`quantization_config` says that the weights are quantized by {}, which is not supported, only bitsandbytes and fp8",
+            "`quantization_config`: the weights are quantized by {}; only bitsandbytes and fp8 are supported",
             method.map_or_else(|| "a method without a name".into(), |method| format!("`{method}`"))
         )),
     }
 }
 
-/// All numbers of a value, those of lists too.
+/// All numbers in a value, including those in lists.
 fn numbers(value: &Value) -> Vec<f64> {
     match value {
         Value::Number(number) => number.as_f64().into_iter().collect(),

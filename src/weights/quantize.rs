@@ -1,8 +1,8 @@
-//! A model folder with quantized weights: made once, mapped at every start.
+//! Writes a model folder with quantized weights, which is then mapped at every start.
 //!
-//! Quantized are the matrices of linear layers in blocks, where nearly all of a model's values are. What stands before the first
-//! block and after the last one stays as it is, and so do norms, embeddings, convolutions and biases: small, and the errors made
-//! there are the ones that are seen.
+//! The matrices of linear layers inside blocks are quantized: they hold nearly all values of a model. Layers before the first and
+//! after the last block keep their dtype, and so do norms, embeddings, convolutions and biases: they are small, and their errors
+//! are the most visible.
 
 use std::{
     collections::BTreeMap,
@@ -27,26 +27,26 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Blocks of models, by the beginnings of their names.
+/// The name prefixes of blocks.
 const BLOCKS: [&str; 6] =
     ["transformer_blocks.", "single_transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.", "encoder.block."];
 
-/// In blocks of T5, an embedding, and the layer that transformers always has in full precision.
+/// Exceptions inside T5's blocks: an embedding, and the layer that transformers always keeps in full precision.
 const NOT: [&str; 2] = [".relative_attention_bias.", ".DenseReluDense.wo."];
 
-/// The last layer of FLUX.1, which diffusers cannot leave out: the list of exceptions in `config.json` goes by the last part of a
-/// name, and the single blocks have a layer of that name.
+/// The last layer of FLUX.1, which diffusers cannot exclude: the exceptions in `config.json` match the last part of a name, and the
+/// single blocks have a layer of that name.
 const UNNAMEABLE: &str = "proj_out.weight";
 
-/// How weights are stored.
+/// The format of quantized weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QuantizedTo {
-    /// Four bits, a scale in eight bits for every 64 values, as bitsandbytes: 4.13 bits a value.
+    /// Four bits, with an 8-bit scale per 64 values, as in bitsandbytes: 4.13 bits per value.
     Nf4,
-    /// Eight bits, a scale for every row, as bitsandbytes.
+    /// Eight bits, with a scale per row, as in bitsandbytes.
     Int8,
-    /// Floats of eight bits (e4m3), a scale for every square of 128 × 128, as transformers.
+    /// Eight-bit floats (e4m3), with a scale per tile of 128 × 128, as in transformers.
     Fp8,
 }
 
@@ -60,40 +60,40 @@ impl QuantizedTo {
     }
 }
 
-/// What [`quantize_folder`] writes.
+/// Options of [`quantize_folder`].
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizeOptions {
-    /// How weights are stored.
+    /// The format of the quantized weights.
     pub to: QuantizedTo,
-    /// Whether diffusers is to read the folder: then the last layer of FLUX.1 is quantized, too.
+    /// Whether diffusers must be able to read the folder: then the last layer of FLUX.1 is quantized, too.
     pub for_diffusers: bool,
 }
 
-/// What was written.
+/// Report of a [quantized](quantize_folder) model folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct QuantizeReport {
-    /// The folder.
+    /// The folder that was written.
     pub path: PathBuf,
-    /// Its parts that were quantized.
+    /// The parts that were quantized.
     pub parts: Vec<PartReport>,
 }
 
-/// One part of it.
+/// Report of one quantized part.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartReport {
-    /// Its folder.
+    /// The name of its folder.
     pub part: String,
-    /// How its matrices are stored now.
+    /// The format of its quantized matrices.
     pub to: QuantizedTo,
-    /// How many were quantized.
+    /// The number of quantized matrices.
     pub matrices: usize,
-    /// The values of the part, in millions, and how many of them are quantized.
+    /// The number of values in the part, in millions, and how many of them are quantized.
     pub millions: [f64; 2],
-    /// The size of the weights before and after.
+    /// The size of the weights in bytes, before and after.
     pub bytes: [u64; 2],
     /// The signal-to-noise ratio of all quantized values, in dB.
     pub snr: f64,
-    /// The matrix with the lowest, and its own.
+    /// The matrix with the lowest signal-to-noise ratio, and that ratio.
     pub lowest: (String, f64),
 }
 
@@ -117,30 +117,30 @@ impl fmt::Display for QuantizeReport {
     }
 }
 
-/// Writes the model folder `base` to `output` with the weights of `parts` (folders in it) quantized. The other parts are taken
-/// over: weights as hard links where the file system can do that, else as copies. The same model gives the same bytes.
+/// Writes the model folder `base` to `output` with the weights of `parts` (folders in it) quantized. The other parts are copied, their
+/// weights as hard links where the file system supports them. The same model gives the same bytes.
 ///
 /// The folder appears under its name only when it is complete and was read back.
 ///
 /// # Errors
-/// `output` exists; a part is missing, broken, quantized already, or has no matrix in a block; weights are not finite; or the disk
-/// refuses. Then nothing is left behind.
+/// `output` exists; a part is missing, broken, already quantized, or has no matrix in a block; weights are not finite; or writing
+/// fails. Then nothing is left behind.
 pub fn quantize_folder(base: &Path, parts: &[&str], output: &Path, options: QuantizeOptions) -> Result<QuantizeReport> {
     if fs::symlink_metadata(output).is_ok() {
         return Err(Error::file(output, "exists already").hint("give another name, or remove it first"));
     }
-    // Everything that headers tell, before anything is written.
+    // All checks that need only headers run before anything is written.
     let plans = parts.iter().map(|part| Plan::new(base, part, options)).collect::<Result<Vec<_>>>()?;
     let mut partial = OsString::from(output);
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    remove_folder(&partial)?; // of one that was killed
+    remove_folder(&partial)?; // left by a run that was killed
     let done = fill(base, &plans, &partial, options).and_then(|parts| {
         fs::rename(&partial, output).map_err(|e| Error::io(output, e))?;
         Ok(QuantizeReport { path: output.into(), parts })
     });
     if done.is_err() {
-        _ = fs::remove_dir_all(&partial); // it may not even exist; the first error is the one to tell
+        _ = fs::remove_dir_all(&partial); // it may not exist; the first error is the one to report
     }
     done
 }
@@ -154,7 +154,7 @@ fn fill(base: &Path, plans: &[Plan], folder: &Path, options: QuantizeOptions) ->
     plans.iter().map(|plan| plan.write(folder, options)).collect()
 }
 
-/// What becomes of the weights of one part.
+/// How the weights of one part are to be written.
 struct Plan {
     part: String,
     config: Map<String, Value>,
@@ -179,7 +179,7 @@ impl Plan {
             for name in file.names() {
                 let dtype = file.dtype(&name).unwrap_or_default();
                 if !["F32", "F64", "BF16", "F16", "I64", "I32"].contains(&dtype.as_str()) {
-                    let problem = format!("is stored as {dtype}: the weights are quantized already");
+                    let problem = format!("is stored as {dtype}: the weights are already quantized");
                     return Err(Error::tensor(file.path(), name, problem)
                         .hint("start from the model in float32, bfloat16 or float16"));
                 }
@@ -191,7 +191,7 @@ impl Plan {
             }
         }
         if !tensors.values().any(|(_, quantized)| *quantized) {
-            return Err(Error::file(folder, "has no matrix of a linear layer in a block that could be quantized"));
+            return Err(Error::file(folder, "has no linear layer inside a block to quantize"));
         }
         Ok(Self { part: part.into(), config, stem, files, tensors })
     }
@@ -236,7 +236,7 @@ impl Plan {
         chosen.map(move |(name, (file, _))| (name.as_str(), &self.files[*file]))
     }
 
-    /// The linear layers that stay as they are.
+    /// The names of the linear layers that are not quantized.
     fn left(&self) -> Vec<String> {
         let left = self.tensors.iter().filter(|(name, (file, quantized))| {
             !quantized && self.files[*file].shape(name).is_some_and(|shape| shape.len() == 2)
@@ -244,8 +244,8 @@ impl Plan {
         left.filter_map(|(name, _)| name.strip_suffix(".weight").map(String::from)).collect()
     }
 
-    /// Reads what was written as a model reads it, beside what it was made from: the signal-to-noise ratio of all, and of the
-    /// worst.
+    /// Reads the new weights as a model does and compares them with the originals: the signal-to-noise ratio of all quantized values
+    /// in dB, and the matrix with the lowest one.
     fn read_back(&self, folder: &Path) -> Result<(f64, (String, f64))> {
         let written = Weights::open(folder, &Device::flex(), Some(FloatDType::F32))?;
         let (mut signal, mut noise, mut lowest) = (0.0, 0.0, (String::new(), f64::INFINITY));
@@ -259,9 +259,9 @@ impl Plan {
             }
             let dims = Layer::new(file, name).dims;
             let Matrix::Packed(packed) = written.matrix(name, dims) else {
-                // Why it cannot be read is a problem of the weights.
+                // Reports why it cannot be read.
                 written.finish()?;
-                return Err(Error::tensor(folder, name, "is not quantized when the file is read back"));
+                return Err(Error::tensor(folder, name, "is not quantized after reading the file back"));
             };
             let found = packed.to_f32();
             let square = |value: f32| f64::from(value) * f64::from(value);
@@ -277,12 +277,12 @@ impl Plan {
     }
 }
 
-/// Of zero noise it is infinite, whatever the signal.
+/// The signal-to-noise ratio in dB; infinite for zero noise.
 fn decibels(signal: f64, noise: f64) -> f64 {
     if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() }
 }
 
-/// What `config.json` says about it, so that the libraries that the format comes from read the folder.
+/// The `quantization_config` of `config.json`, by which bitsandbytes and transformers read the folder.
 fn quantization_config(to: QuantizedTo, left: &[String]) -> Value {
     if to == QuantizedTo::Fp8 {
         return json!({
@@ -293,7 +293,7 @@ fn quantization_config(to: QuantizedTo, left: &[String]) -> Value {
         });
     }
     let four = to == QuantizedTo::Nf4;
-    // The name that two layers of FLUX.1 share would stand for both.
+    // This name would also match a layer of FLUX.1's single blocks.
     let left: Vec<_> = left.iter().filter(|name| format!("{name}.weight") != UNNAMEABLE).collect();
     json!({
         "quant_method": "bitsandbytes",

@@ -1,4 +1,4 @@
-//! The tensors that a matrix becomes when it is quantized, made as they are written.
+//! The tensors of a quantized matrix, computed as they are written.
 
 use std::{borrow::Cow, sync::OnceLock};
 
@@ -9,8 +9,8 @@ use crate::quantization::{
     BLOCK, DynamicMap, FourBitKind, NESTED_BLOCK, Nested, absmax, nested, quantize_fp8, quantize_int8, quantize_nf4,
 };
 
-/// A matrix that is quantized as it is written. Its values are read for each of its tensors anew, so that only one matrix is on
-/// the host; what is small is kept.
+/// A matrix that is quantized as it is written. Its values are read again for each of its tensors, so that only one matrix is in
+/// host memory; the small scales are kept.
 pub(super) struct Layer<'a> {
     file: &'a TensorFile,
     name: &'a str,
@@ -20,9 +20,9 @@ pub(super) struct Layer<'a> {
 
 /// One tensor of the file.
 pub(super) enum Entry<'a> {
-    /// As it is.
+    /// Copied unchanged.
     Kept { file: &'a TensorFile, name: &'a str, dtype: DType },
-    /// One of a quantized matrix.
+    /// One tensor of a quantized matrix.
     Made { layer: &'a Layer<'a>, shape: Vec<usize>, dtype: DType, fp8: bool, make: fn(&Layer) -> Vec<u8> },
 }
 
@@ -41,7 +41,7 @@ impl<'a> Layer<'a> {
         self.scales.get_or_init(|| nested(&absmax(&self.values())))
     }
 
-    /// The tensors that the matrix becomes, by their names.
+    /// The tensors of the quantized matrix, by name.
     pub fn entries(&'a self, to: QuantizedTo) -> Vec<(String, Entry<'a>)> {
         let [rows, columns] = self.dims;
         let (count, layer) = (rows * columns, self.name.strip_suffix(".weight").expect("it was chosen by its name"));
@@ -98,7 +98,7 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// What bitsandbytes writes beside a weight, as Python spells it.
+    /// The JSON that bitsandbytes writes beside a weight, byte for byte as Python formats it.
     fn state(&self) -> String {
         let dtype = match self.file.dtype(self.name).as_deref() {
             Some("BF16") => "bfloat16",

@@ -1,21 +1,21 @@
-//! Weights that are drawn, not read.
+//! Random weights.
 
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
 use super::source::keep;
 use crate::rng::{Purpose, Seed};
 
-/// How random numbers are spread.
+/// The distribution of random weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Spread {
-    /// No two numbers alike, so that everything that is computed shows.
+    /// Random vectors, too, so that every computation affects the result.
     Busy,
-    /// As training starts; matrices of which this is true are zero.
+    /// The initial weights of a training; matrices whose names satisfy the predicate are zero.
     Calm(fn(&str) -> bool),
 }
 
 impl Spread {
-    /// How far the numbers of a tensor are spread, and about which mean.
+    /// Standard deviation and mean of a tensor's values.
     fn of(self, name: &str, shape: &[usize]) -> (f32, f32) {
         let vector = match self {
             Self::Busy => 0.1,
@@ -31,7 +31,7 @@ impl Spread {
     }
 }
 
-/// Drawn on the host.
+/// A tensor drawn on the host, in f32.
 pub(super) fn on_host(seed: Seed, spread: Spread, name: &str, shape: &[usize]) -> TensorData {
     let mut values = seed.named(Purpose::Weights, name).normal(shape.iter().product());
     let (gain, offset) = spread.of(name, shape);
@@ -39,7 +39,7 @@ pub(super) fn on_host(seed: Seed, spread: Spread, name: &str, shape: &[usize]) -
     TensorData::new(values, shape)
 }
 
-/// Drawn on the device.
+/// A tensor drawn on the device.
 pub(super) fn on_device<const D: usize>(
     device: &Device,
     seed: Seed,

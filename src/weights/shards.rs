@@ -1,4 +1,4 @@
-//! Which files of a folder hold a part's weights, where there may be more than one answer.
+//! Finds the files that hold a part's weights, also where a folder has several candidates.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,24 +11,24 @@ use crate::{
     notice::{some_of, warn_once},
 };
 
-/// The names that weights have, and whether the index of shards counts where there is a single file beside it: for diffusers
+/// The names of weight files, and whether an index of shards takes precedence over a single file beside it: for diffusers
 /// (denoisers and VAEs) it does, for transformers (text encoders) it does not.
 const STEMS: [(&str, bool); 2] = [("diffusion_pytorch_model", true), ("model", false)];
 
-/// Copies in another precision, as diffusers calls them; the first that is there counts where there is no plain one.
+/// diffusers' variants (copies in another precision); the first one present is read if there is no plain copy.
 pub(crate) const VARIANTS: [&str; 3] = ["fp32", "bf16", "fp16"];
 
 /// The weight files of a part.
 #[derive(Debug)]
 pub(crate) struct Sources {
     folder: PathBuf,
-    /// Those that are read, in the order of their names.
+    /// The files that are read, sorted by name.
     pub files: Vec<PathBuf>,
-    /// The names of others that look like weights of this part, too: a copy as a single file, or shards of another copy.
+    /// The names of other files that look like weights of this part: a copy as a single file, or shards of another copy.
     unread: Vec<String>,
 }
 
-/// Whether a folder is of a part that has weights: that of a scheduler has none, nor has that of a denoiser that is not trained yet.
+/// Whether a folder has weights: a scheduler's has none, nor has that of a denoiser that is not trained yet.
 pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
     let is_weights =
@@ -37,10 +37,10 @@ pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
 }
 
 impl Sources {
-    /// The weights in `folder`: those that the library the part comes from would read.
+    /// The weights in `folder`, chosen as the part's own library (diffusers or transformers) does.
     ///
     /// # Errors
-    /// There are none; or there are two kinds of names; or an index is broken, or names files elsewhere.
+    /// There are none; there are both diffusers' and transformers' names; or an index is broken, or names files elsewhere.
     pub fn of(folder: &Path) -> Result<Self> {
         let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
         let names: BTreeSet<String> =
@@ -71,7 +71,7 @@ impl Sources {
         let Some(source) = found.next() else { return Err(without_weights(folder, &names)) };
         if let Some(other) = found.next() {
             let problem = format!("there are two sources of weights, `{source}` and `{other}`");
-            return Err(Error::file(folder, problem).hint("keep the one that is meant, and move the other elsewhere"));
+            return Err(Error::file(folder, problem).hint("keep the one you want, and move the other elsewhere"));
         }
         let read = match source.ends_with(".json") {
             true => indexed(&folder.join(&source))?,
@@ -85,14 +85,14 @@ impl Sources {
         })
     }
 
-    /// Says once which weights are not read.
+    /// Logs which weights are not read.
     pub fn say_unread(&self) {
         if self.unread.is_empty() {
             return;
         }
         let read = self.files.iter().filter_map(|file| file.file_name()?.to_str()).collect::<Vec<_>>();
         warn_once(format!(
-            "{}: weights are read from {}, as the model's own library does; not read, {}: {}",
+            "{}: reading weights from {}, as the model's own library does; not reading {}: {}",
             self.folder.display(),
             some_of(&read),
             self.unread.len(),
@@ -101,20 +101,20 @@ impl Sources {
     }
 }
 
-/// The error of a folder without safetensors that are read; pickles in it are named.
+/// The error for a folder without readable weights; it names pickles and other safetensors files in it.
 fn without_weights(folder: &Path, names: &BTreeSet<String>) -> Error {
     let is_pickle = |name: &&String| [".bin", ".ckpt", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
     let pickles: Vec<&String> = names.iter().filter(is_pickle).collect();
     if !pickles.is_empty() {
-        return Error::file(folder, format!("weights are there as PyTorch pickles only: {}", some_of(&pickles))).hint(
+        return Error::file(folder, format!("has weights only as PyTorch pickles: {}", some_of(&pickles))).hint(
             "save the model again with `save_pretrained(folder, safe_serialization=True)`: kiln reads safetensors",
         );
     }
     let other: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    let seen = if other.is_empty() { String::new() } else { format!("; there are {}", some_of(&other)) };
-    let problem = "no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
+    let seen = if other.is_empty() { String::new() } else { format!("; found {}", some_of(&other)) };
+    let problem = "has no `diffusion_pytorch_model.safetensors` or `model.safetensors`, nor an index of shards";
     Error::file(folder, format!("{problem}{seen}"))
-        .hint("point `model.path` at a folder in the layout of diffusers, with weights as safetensors")
+        .hint("point `model.path` at a folder in diffusers' layout, with weights as safetensors")
 }
 
 /// The weight files of a component folder: those that [`Weights::open`](super::Weights::open) reads.
@@ -131,11 +131,11 @@ fn indexed(path: &Path) -> Result<BTreeSet<String>> {
     let index: Index = read_json(path)?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     if shards.is_empty() {
-        return Err(Error::file(path, "names no file of weights"));
+        return Err(Error::file(path, "lists no weight files"));
     }
-    // Only beside it: a name such as `../x` is none of a model's own files.
+    // Only files beside the index: a name such as `../x` is not one of the model's own files.
     match shards.iter().find(|name| Path::new(name).file_name().is_none_or(|own| own != name.as_str())) {
-        Some(name) => Err(Error::file(path, format!("`{name}` is not a file name beside it"))),
+        Some(name) => Err(Error::file(path, format!("`{name}` is not the name of a file in the same folder"))),
         None => Ok(shards),
     }
 }
@@ -194,7 +194,7 @@ mod tests {
         assert!(error.contains("`diffusion_pytorch_model.bin`") && error.contains("safe_serialization"), "{error}");
         let other = folder(&["weights.safetensors"], "", &[]);
         let error = Sources::of(other.path()).unwrap_err().to_string();
-        assert!(error.contains("there are `weights.safetensors`"), "{error}");
+        assert!(error.contains("found `weights.safetensors`"), "{error}");
     }
 
     #[test]
@@ -218,6 +218,6 @@ mod tests {
             let error = Sources::of(folder(&[], "model", &[shard]).path()).unwrap_err().to_string();
             assert!(error.contains(&format!("`{shard}`")), "{error}");
         }
-        assert!(Sources::of(folder(&[], "model", &[]).path()).unwrap_err().to_string().contains("names no file"));
+        assert!(Sources::of(folder(&[], "model", &[]).path()).unwrap_err().to_string().contains("lists no weight"));
     }
 }

@@ -1,4 +1,4 @@
-//! Where the tensors of a part come from: files, or a seed.
+//! The source of a part's tensors: files or a seed.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::rng::Seed;
 
-/// The tensors of a part, what was taken of them, and what was wrong with it.
+/// The tensors of a part, which of them were taken, and the problems found.
 #[derive(Debug)]
 pub(super) struct Source {
     pub path: PathBuf,
@@ -25,7 +25,7 @@ pub(super) struct Source {
     pub device: Device,
     pub dtype: Option<FloatDType>,
     pub taken: Mutex<BTreeMap<String, Vec<usize>>>,
-    /// The bytes of quantized matrices among them.
+    /// The quantized matrices among those taken, with their sizes in bytes.
     pub packed: Mutex<BTreeMap<String, u64>>,
     pub problems: Mutex<Vec<String>>,
 }
@@ -49,7 +49,7 @@ impl Source {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes of one value of a tensor on the device.
+    /// The size of one value of a tensor on the device, in bytes.
     pub(super) fn size(&self, name: &str) -> u64 {
         let stored = match (&self.dtype, &self.content) {
             (Some(FloatDType::F64), _) => "F64",
@@ -66,7 +66,7 @@ impl Source {
         }
     }
 
-    /// Looks at a header only.
+    /// Checks the shape and dtype of a tensor, from the header only.
     pub(super) fn check(&self, name: &str, shape: &[usize]) -> std::result::Result<(), String> {
         if let Content::Files { files, home } = &self.content {
             let &file = home.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
@@ -75,9 +75,9 @@ impl Source {
             if found != shape {
                 return Err(format!("tensor `{name}` has shape {found:?}, expected {shape:?}"));
             }
-            let dtype = files[file].dtype(name).expect("as its shape");
+            let dtype = files[file].dtype(name).expect("it has a shape");
             if !["F32", "F64", "BF16", "F16", "F8_E4M3", "F8_E5M2"].contains(&dtype.as_str()) {
-                return Err(format!("tensor `{name}` holds {dtype}, expected floating-point numbers"));
+                return Err(format!("tensor `{name}` has dtype {dtype}, expected a floating-point dtype"));
             }
         } else {
             self.taken().insert(name.into(), shape.into());
@@ -101,7 +101,7 @@ impl Source {
                 let file = &files[home[name]];
                 let is_fp8 = file.dtype(name).is_some_and(|dtype| dtype.starts_with("F8"));
                 let dims = [shape[0], shape[1..].iter().product()];
-                // Here, too, a scale may be beside it.
+                // It may have a scale beside it.
                 match is_fp8.then(|| self.quantized(name, dims)).flatten() {
                     Some(found) => TensorData::new(found?.values(), shape),
                     None => file.read(name).map_err(|e| e.message())?,
@@ -111,21 +111,20 @@ impl Source {
         Ok(self.put(data))
     }
 
-    /// What was read, on the device and in the dtype that was asked for.
+    /// Uploads `data` to the device, in the requested dtype.
     pub(super) fn put<const D: usize>(&self, data: TensorData) -> Tensor<D> {
         let dtype = data.dtype;
         let device = &self.device;
         let upload = |data| Tensor::<D>::from_data(data, (device, dtype));
         match self.dtype {
-            // What comes from the file is gone when it has been converted.
+            // The tensor in the file's dtype is freed after the conversion.
             Some(wanted) if dtype != wanted.into() => keep(device, upload(data), |tensor| tensor.cast(wanted)),
             _ => keep(device, data, upload),
         }
     }
 }
 
-/// What `make` allocates lasts as long as the model: a GPU gives it memory of its exact size, apart from that of
-/// activations. Elsewhere this is `make(from)`.
+/// Calls `make(from)` for tensors that last as long as the model: a GPU allocates their exact size, apart from activations.
 pub(super) fn keep<T: Send, const D: usize>(
     device: &Device,
     from: T,

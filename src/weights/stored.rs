@@ -1,4 +1,4 @@
-//! Tensors on their way to a safetensors file, and its atomic writing.
+//! Writes safetensors files atomically.
 
 use std::{
     borrow::Cow,
@@ -14,9 +14,9 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A tensor on its way to a file. Its bytes are asked for when their turn comes, so that only one tensor's are on the host.
+/// A tensor to write. Its bytes are requested when their turn comes, so that only one tensor's are in host memory.
 pub trait Stored {
-    /// Its element type in the file.
+    /// Its dtype in the file.
     fn dtype(&self) -> DType;
 
     /// Its shape in the file.
@@ -25,13 +25,13 @@ pub trait Stored {
     /// Its elements in order.
     fn bytes(&self) -> Cow<'_, [u8]>;
 
-    /// Whether the elements, of one byte each, are fp8 (e4m3), for which the backend has no type.
+    /// Whether the elements, of one byte each, are fp8 (e4m3), for which the backend has no dtype.
     fn is_fp8(&self) -> bool {
         false
     }
 }
 
-/// What is on the host already.
+/// For tensors in host memory.
 impl Stored for TensorData {
     fn dtype(&self) -> DType {
         self.dtype
@@ -44,12 +44,12 @@ impl Stored for TensorData {
     }
 }
 
-/// The values of one tensor, where they were computed.
+/// The values of one tensor, on the device where they were computed.
 #[derive(Clone, Debug)]
 pub struct Values {
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its numbers in order, as one row.
+    /// Its values, flattened.
     pub numbers: Tensor<1>,
 }
 
@@ -65,7 +65,7 @@ impl Stored for Values {
     }
 }
 
-/// On the CPU.
+/// Puts them on the CPU.
 impl From<TensorData> for Values {
     fn from(mut data: TensorData) -> Self {
         let (shape, dtype) = (data.shape.to_vec(), data.dtype);
@@ -74,7 +74,7 @@ impl From<TensorData> for Values {
     }
 }
 
-/// A tensor whose type the file format has.
+/// A tensor whose dtype the file format supports.
 struct Typed<'a, T>(&'a T, Dtype);
 
 impl<T: Stored> View for Typed<'_, T> {
@@ -96,7 +96,7 @@ impl<T: Stored> View for Typed<'_, T> {
 /// `path` is always either the old file or the whole new one.
 ///
 /// # Errors
-/// A tensor's type is not one of f32, f64, bf16, f16, i64, i32, i8, u8, fp8; or the disk refuses.
+/// A tensor's dtype is not one of f32, f64, bf16, f16, i64, i32, i8, u8, fp8; or writing fails.
 pub fn write_tensors<T: Stored>(
     path: impl AsRef<Path>,
     tensors: &BTreeMap<String, T>,
@@ -115,7 +115,7 @@ pub fn write_tensors<T: Stored>(
             DType::I8 => Dtype::I8,
             DType::U8 if tensor.is_fp8() => Dtype::F8_E4M3,
             DType::U8 => Dtype::U8,
-            other => return Err(Error::file(path, format!("tensor `{name}` of type {other:?} cannot be stored"))),
+            other => return Err(Error::file(path, format!("tensor `{name}` of dtype {other:?} cannot be stored"))),
         };
         entries.push((name, Typed(tensor, dtype)));
     }

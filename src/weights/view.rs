@@ -1,5 +1,5 @@
-//! Tensors of a part of a model that lie in a file of another layout, under other names or as rows of larger ones: what a model
-//! folder has in place of weights where they are in a single file.
+//! Views: the tensors of a part that lie in a file of another layout, under other names or as rows of larger tensors. A model folder
+//! made for a single-file checkpoint has views instead of weights.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::read_json;
 use crate::error::Result;
 
-/// The name of such a file in the folder of a part.
+/// The name of the file that describes a view, in the folder of a part.
 pub(crate) const VIEW: &str = "weights.view.json";
 
 /// Where the tensors of a part are.
@@ -19,28 +19,28 @@ pub(crate) const VIEW: &str = "weights.view.json";
 pub(crate) struct PartView {
     /// The safetensors or GGUF file.
     pub file: PathBuf,
-    /// By the names that the part's own layout has.
+    /// Where each tensor is, by its name in the part's own layout.
     pub tensors: BTreeMap<String, Elsewhere>,
 }
 
 /// Where one tensor is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Elsewhere {
-    /// The tensor of the file.
+    /// The name of the tensor in the file.
     pub name: String,
-    /// Its rows that are meant, if not all.
+    /// The range of its rows; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<[usize; 2]>,
-    /// Whether the two halves of these change places.
+    /// Whether the two halves of these rows are swapped.
     #[serde(default)]
     pub swapped: bool,
-    /// The shape that results, of values where they are quantized.
+    /// The resulting shape; for quantized tensors, that of the values.
     pub shape: Vec<usize>,
 }
 
 impl PartView {
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read or parsed.
     pub fn read(path: &Path) -> Result<Self> {
         read_json(path)
     }

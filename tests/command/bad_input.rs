@@ -119,7 +119,7 @@ fn weights_that_do_not_fit_their_config_are_listed_together() {
         "tensor `x_embedder.bias` is missing",
         "tensor `proj_out.weight` is missing",
         "tensor `context_embedder.bias` has shape [5], expected [96]",
-        "tensor `stranger.weight` belongs to no part",
+        "tensor `stranger.weight` is not part of the model",
         "\nhint: ",
     ] {
         assert!(said.contains(part), "{part}: {said}");

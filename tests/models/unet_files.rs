@@ -83,7 +83,7 @@ fn an_exported_folder_is_the_base_with_new_weights() {
         let report = export_folder(&golden.model, &part(), &tensors, &folder, FloatDType::F32).unwrap();
         assert!(!killed.parent().unwrap().exists() && !folder.join("unet/stray").exists());
         assert_eq!((report.tensors, &report.path), (tensors.len(), &folder));
-        assert!(report.to_string().contains("read back and equal"), "{report}");
+        assert!(report.to_string().contains("read back, identical"), "{report}");
 
         let base: BTreeMap<_, _> = safetensors(&golden.model.join("unet"))
             .into_iter()

@@ -264,5 +264,5 @@ fn misfits_between_weights_and_config_are_reported_in_one_error() {
     let tensors = files.iter().flat_map(named).collect();
     write_tensors(folder.path().join("diffusion_pytorch_model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
     let error = UNet::open(folder.path(), &Device::flex(), None).unwrap_err().to_string();
-    assert!(error.contains("`conv_out.bias` is missing") && error.contains("`conv_out.offset` belongs to no part"));
+    assert!(error.contains("`conv_out.bias` is missing") && error.contains("`conv_out.offset` is not part of"));
 }
