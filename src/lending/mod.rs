@@ -1,12 +1,12 @@
-//! The parts of a network, lent one at a time to whoever needs them; where a part lies meanwhile is the lender's business.
+//! Lends the parts of a network one at a time; where a part lies in between is up to the lender.
 //!
-//! A resident part lies on the device and is lent as a borrow. A streamed one lies in the mapped file: it is read when it is
-//! lent and dropped after, and the next one is prepared meanwhile by a thread of its own. Adapters are put on as a part is
-//! lent, on a view of it: the part itself never wears any.
+//! A resident part lies on the device and is lent as a borrow. A streamed part lies in the mapped file: it is read when it is
+//! lent and dropped afterwards, while a thread prepares the next one. Adapters are attached to a view of the part as it is lent;
+//! the part itself never has any.
 //!
-//! What is lent from either is the same, bit by bit. On the CPU a streamed weight is not laid out for its products, as a
-//! resident one is once and for all: the forward product turns it around instead, which takes the same time as laying it out
-//! at every loan would, and the backward product is spared turning it back.
+//! Both kinds are bit-identical. On the CPU a resident weight is prepacked once for its products and a streamed one is not: the
+//! forward product transposes it instead, which takes the same time as prepacking it at every loan, and saves the backward
+//! product from transposing it back.
 
 mod streamed;
 mod whole;
@@ -24,10 +24,9 @@ pub use whole::Whole;
 
 /// A part of a network that can be lent.
 ///
-/// As [`Parameters`] it names every tensor it has, or none if the network is trained by adapters only. Adapters are not among
-/// them.
+/// Its [`Parameters`] are all of its tensors, or none if the network is trained by adapters only; adapters are not included.
 pub trait Part: Clone + Linears + Parameters + Send + Sync + 'static {
-    /// Its name in the checkpoint, empty if its layers stand at the top.
+    /// Its name in the checkpoint; empty if its layers are at the top level.
     fn name(&self) -> &str;
 }
 
@@ -37,28 +36,28 @@ pub enum Residence {
     /// On the device.
     #[default]
     Resident,
-    /// In their file; two of them at most are on the device, the one that is lent and the one that comes next.
+    /// In their file; at most two are on the device, the one that is lent and the next one.
     Streamed,
-    /// In their file; on the device is only the one that is lent.
+    /// In their file; only the one that is lent is on the device.
     Single,
 }
 
-/// The bytes of a list of parts on the device.
+/// The sizes of a list of parts on the device, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// Of all parts.
+    /// The sum over all parts.
     pub total: u64,
-    /// Of the largest part.
+    /// The largest part.
     pub largest: u64,
 }
 
 impl Sizes {
-    /// What stays on the device between two uses if the parts lie there.
+    /// The bytes that stay on the device between two uses with this residence.
     pub fn kept_at(self, residence: Residence) -> u64 {
         if residence == Residence::Resident { self.total } else { 0 }
     }
 
-    /// What is on the device at once if the parts lie there.
+    /// The most bytes on the device at once with this residence.
     pub fn at(self, residence: Residence) -> u64 {
         match residence {
             Residence::Resident => self.total,
@@ -68,12 +67,12 @@ impl Sizes {
     }
 }
 
-/// A part for as long as this lives.
+/// A part that is lent for the lifetime of this value.
 #[derive(Debug)]
 pub enum Lent<'a, P> {
-    /// One that stays.
+    /// A resident part.
     Borrowed(&'a P),
-    /// One that came for this loan, or a view of one that stays with adapters on.
+    /// A part that was read for this loan, or a view of a resident one with adapters attached.
     Own(P),
 }
 
@@ -89,7 +88,7 @@ impl<P> Deref for Lent<'_, P> {
 }
 
 impl<P: Clone> Lent<'_, P> {
-    /// The part to change: its tensors are shared with one that stays until they are changed.
+    /// The part as an owned value; tensors are shared with a resident part until they are changed.
     pub fn into_own(self) -> P {
         match self {
             Self::Borrowed(part) => part.clone(),
@@ -98,13 +97,13 @@ impl<P: Clone> Lent<'_, P> {
     }
 }
 
-/// All parts of a network, and what is known of them without their values.
+/// All parts of a network, and what is known about them without reading their values.
 #[derive(Clone, Debug)]
 pub struct Lender<P> {
     source: Source<P>,
     facts: Arc<[Facts]>,
     device: Device,
-    /// Whether parts that come from their file are read before they are lent.
+    /// Whether streamed parts are read ahead of their loan.
     reads_ahead: bool,
 }
 
@@ -118,11 +117,11 @@ enum Source<P> {
 struct Facts {
     name: String,
     layers: Vec<LayerShape>,
-    /// How a layer is stored, if one is quantized.
+    /// The format of the first quantized layer, if there is one.
     quantized: Option<&'static str>,
     convolutions: Vec<LayerShape>,
     has_parameters: bool,
-    /// On the device.
+    /// Its size on the device.
     bytes: u64,
 }
 
@@ -138,10 +137,10 @@ impl Facts {
     }
 }
 
-#[allow(clippy::len_without_is_empty)] // no network is
+#[allow(clippy::len_without_is_empty)] // no network is empty
 impl<P: Part> Lender<P> {
-    /// `count` parts, each of which `load` takes from weights. The caller ends with [`Weights::finish`]: what is missing or
-    /// does not fit is found now, from headers alone where parts are streamed.
+    /// A lender of `count` parts, which `load` takes from the weights. The caller then calls [`Weights::finish`]: missing and
+    /// misshapen tensors are found now, from headers alone if parts are streamed.
     pub fn new(
         weights: &Weights,
         residence: Residence,
@@ -171,12 +170,12 @@ impl<P: Part> Lender<P> {
         Self { source, facts: facts.into(), device: weights.device().clone(), reads_ahead }
     }
 
-    /// How many parts there are.
+    /// The number of parts.
     pub fn len(&self) -> usize {
         self.facts.len()
     }
 
-    /// The bytes of the parts.
+    /// The sizes of the parts on the device.
     pub fn sizes(&self) -> Sizes {
         let bytes = || self.facts.iter().map(|facts| facts.bytes);
         Sizes { total: bytes().sum(), largest: bytes().max().unwrap_or(0) }
@@ -192,17 +191,17 @@ impl<P: Part> Lender<P> {
         self.facts.iter().flat_map(|facts| facts.layers.iter().cloned()).collect()
     }
 
-    /// How the first layer that is quantized is stored; `None` if none is.
+    /// The format of the first quantized layer; `None` if there is none.
     pub fn quantized(&self) -> Option<&'static str> {
         self.facts.iter().find_map(|facts| facts.quantized)
     }
 
-    /// All linear layers and convolutions, segment by segment: what can wear adapters of any kind.
+    /// All linear layers and convolutions, part by part: those that can have adapters of any kind.
     pub fn wearable(&self) -> Vec<LayerShape> {
         self.facts.iter().flat_map(|facts| facts.layers.iter().chain(&facts.convolutions).cloned()).collect()
     }
 
-    /// The first part with a layer that wears one of these, if any.
+    /// The first part with a layer that has one of these adapters, if any.
     pub fn first_wearing(&self, adapters: &Adapters) -> Option<usize> {
         (0..self.len()).find(|&index| self.wears(index, adapters))
     }
@@ -212,7 +211,7 @@ impl<P: Part> Lender<P> {
         self.facts.iter().position(|facts| facts.has_parameters)
     }
 
-    /// Lends a part with adapters on.
+    /// Lends a part with its adapters attached.
     pub fn lend(&self, index: usize, adapters: Option<&Adapters>) -> Lent<'_, P> {
         let lent = match &self.source {
             Source::Resident(parts) => Lent::Borrowed(&parts[index]),
@@ -228,7 +227,7 @@ impl<P: Part> Lender<P> {
         }
     }
 
-    /// Lends a part with adapters that the rows of a batch wear in turn; see [`Adapters::put_on_rows`].
+    /// Lends a part with separate adapters for each row of a batch; see [`Adapters::put_on_rows`].
     fn lend_by_row(&self, index: usize, rows: &[Adapters]) -> Lent<'_, P> {
         let mut part = self.lend(index, None).into_own();
         Adapters::put_on_rows(rows, &self.facts[index].name, &mut part);
@@ -240,7 +239,7 @@ impl<P: Part> Lender<P> {
         layers.iter().chain(convolutions).any(|layer| adapters.contains(&layer.name))
     }
 
-    /// Lends parts in this order, each while the next one is prepared. The caller lets go of one before it asks for the next.
+    /// Lends parts in this order, each while the next one is prepared. The caller drops one before it takes the next.
     pub fn walk<'a>(
         &'a self,
         order: impl IntoIterator<Item = usize> + 'a,
@@ -249,7 +248,7 @@ impl<P: Part> Lender<P> {
         self.walk_with(order, move |index| self.lend(index, adapters))
     }
 
-    /// The same with adapters that the rows of a batch wear in turn; see [`Adapters::put_on_rows`].
+    /// The same with separate adapters for each row of a batch; see [`Adapters::put_on_rows`].
     pub fn walk_by_row<'a>(
         &'a self,
         order: impl IntoIterator<Item = usize> + 'a,
@@ -273,10 +272,10 @@ impl<P: Part> Lender<P> {
         })
     }
 
-    /// All parts, to be changed for good.
+    /// All parts, to be changed permanently.
     ///
     /// # Panics
-    /// They are streamed: what is read anew for each use cannot be changed.
+    /// If parts are streamed: they are read again for each use.
     pub fn parts_mut(&mut self) -> &mut [P] {
         match &mut self.source {
             Source::Resident(parts) => parts,
@@ -284,7 +283,7 @@ impl<P: Part> Lender<P> {
         }
     }
 
-    /// Changes one part for good; a streamed one every time it is read.
+    /// Changes one part permanently; a streamed one is changed every time it is read.
     pub fn change(&mut self, index: usize, change: impl Fn(&mut P) + Send + Sync + 'static) {
         match &mut self.source {
             Source::Resident(parts) => change(&mut parts[index]),

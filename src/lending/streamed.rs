@@ -1,4 +1,4 @@
-//! Parts that are read when they are lent.
+//! Streamed parts, which are read when they are lent.
 
 use std::{
     fmt,
@@ -9,20 +9,20 @@ use std::{
     thread,
 };
 
-/// How a part is made from its number.
+/// Loads the part with a number.
 type Load<P> = Arc<dyn Fn(usize) -> P + Send + Sync>;
 
-/// Parts that lie in a file. One at most is prepared ahead of its loan.
+/// Parts that lie in a file. At most one is prepared ahead of its loan.
 pub(super) struct Streamed<P> {
     load: Load<P>,
     ahead: Mutex<Ahead<P>>,
 }
 
-/// The thread that prepares parts, seen from here. It ends when this is dropped.
+/// A handle of the thread that prepares parts. The thread ends when this is dropped.
 struct Ahead<P> {
     orders: Sender<usize>,
     prepared: Receiver<P>,
-    /// What is being prepared, or lies ready.
+    /// The number of the part that is being prepared, or is ready.
     number: Option<usize>,
 }
 
@@ -37,7 +37,7 @@ impl<P: Send + 'static> Streamed<P> {
         thread::spawn(move || {
             for number in ordered {
                 if done.send(load_ahead(number)).is_err() {
-                    break; // nobody waits for it any more
+                    break; // the receiver is gone
                 }
             }
         });
@@ -56,25 +56,25 @@ impl<P: Send + 'static> Streamed<P> {
         })
     }
 
-    /// The part of this number: what was prepared, or read now.
+    /// The part with this number: the prepared one, or read now.
     pub fn lend(&self, number: usize) -> P {
         let prepared = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
             let awaited = ahead.number.take();
-            // If the thread has ended, by a panic while it read, it is read here, and the panic shows.
+            // If the thread panicked while reading, the part is read here, where the panic is seen.
             awaited.and_then(|awaited| ahead.prepared.recv().ok().filter(|_| awaited == number))
         };
         prepared.unwrap_or_else(|| (self.load)(number))
     }
 
-    /// Begins to read the part of this number, which is lent next.
+    /// Starts reading the part with this number, which is lent next.
     pub fn prepare(&self, number: usize) {
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.number == Some(number) {
             return;
         }
         if ahead.number.take().is_some() {
-            drop(ahead.prepared.recv()); // it was for another walk; two of them would be one too many in memory
+            drop(ahead.prepared.recv()); // left over from another walk; keeping it would put a third part in memory
         }
         if ahead.orders.send(number).is_ok() {
             ahead.number = Some(number);

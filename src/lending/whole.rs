@@ -1,11 +1,11 @@
-//! A thing that is lent as a whole, such as one half of a VAE: not a list of parts, and without adapters.
+//! Lends a module as a whole, such as one half of a VAE: not a list of parts, and without adapters.
 
 use std::{fmt, sync::Arc};
 
 use super::{Lent, Residence};
 use crate::weights::Weights;
 
-/// A thing that lies where its residence says while it is not lent.
+/// A module that lies on the device or in its file while it is not lent.
 #[derive(Clone)]
 pub enum Whole<T> {
     /// On the device.
@@ -15,8 +15,8 @@ pub enum Whole<T> {
 }
 
 impl<T> Whole<T> {
-    /// What `load` takes from weights. The caller ends with [`Weights::finish`], which tells what is missing or does not fit: from
-    /// headers alone where the thing is streamed.
+    /// A module that `load` takes from the weights. The caller then calls [`Weights::finish`], which reports missing and misshapen
+    /// tensors: from headers alone if the module is streamed.
     pub fn new(weights: &Weights, residence: Residence, load: impl Fn(&Weights) -> T + Send + Sync + 'static) -> Self {
         match residence {
             Residence::Resident => Self::Resident(load(weights)),
@@ -28,7 +28,7 @@ impl<T> Whole<T> {
         }
     }
 
-    /// Lends it: a streamed one is read now and dropped after.
+    /// Lends the module: a streamed one is read now and dropped afterwards.
     pub fn lend(&self) -> Lent<'_, T> {
         match self {
             Self::Resident(whole) => Lent::Borrowed(whole),
