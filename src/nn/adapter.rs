@@ -1,7 +1,7 @@
-//! Low-rank adapters, beside a network and not in it.
+//! Adapters, kept beside a network and not inside it.
 //!
-//! A layer wears adapters only while it is lent. So switching them is lending with others: nothing is taken off or put back,
-//! and one set of weights serves many sets of adapters at once.
+//! A layer has adapters only while it is lent. Switching them means lending with others: nothing is detached or restored, and
+//! one set of weights serves many sets of adapters at once.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,17 +16,16 @@ use crate::{
 /// The name of a layer in its checkpoint, such as `transformer_blocks.0.attn.to_q`.
 pub type LayerName = String;
 
-/// One change of one layer. The tensors are plain when the layer is only used, and leaves of the autodiff graph while they are
-/// trained.
+/// One adapter of one layer. In training its tensors are leaves of the autodiff graph; in inference they are off-tape.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// What is added to the weight, before [`scale`](Self::scale).
+    /// The change of the weight, before [`scale`](Self::scale).
     pub delta: Delta,
-    /// `alpha / rank`, times the strength asked for.
+    /// `alpha / rank` times the LoRA scale.
     pub scale: f64,
-    /// Of a DoRA adapter: the length of every row of the changed weight.
+    /// For DoRA: the norm of each row of the changed weight.
     pub magnitude: Option<Magnitude>,
-    /// Only while training, of a low-rank pair.
+    /// Dropout of a low-rank pair; only in training.
     pub dropout: Option<Dropout>,
 }
 
@@ -36,14 +35,14 @@ impl Adapter {
         Self { delta: Delta::LowRank { a, b }, scale, magnitude: None, dropout: None }
     }
 
-    /// Itself, on `device`.
+    /// Moves it to `device`.
     pub fn to_device(mut self, device: &Device) -> Self {
         self.delta = self.delta.map(|tensor| tensor.to_device(device));
         self.magnitude = self.magnitude.map(|magnitude| magnitude.to_device(device));
         self
     }
 
-    /// Its matrices, where it is nothing but a low-rank pair.
+    /// Its two matrices, if it is a plain low-rank pair.
     pub(super) fn factors(&self) -> Option<kernels::Factors<'_>> {
         match (&self.delta, &self.magnitude, &self.dropout) {
             (Delta::LowRank { a, b }, None, None) => Some(kernels::Factors { a, b, scale: self.scale }),
@@ -51,8 +50,8 @@ impl Adapter {
         }
     }
 
-    /// `y` `[M, out]`, the output of its layer for `x` `[M, in]`, with what the adapter adds to it. The rows are those of
-    /// `samples` samples.
+    /// Adds the adapter's contribution for `x` `[M, in]` to `y` `[M, out]`, the output of its layer. The rows belong to `samples`
+    /// samples.
     pub(super) fn add(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
         match &self.dropout {
             None => self.delta.add(y, x, self.scale),
@@ -61,23 +60,23 @@ impl Adapter {
     }
 }
 
-/// Dropout inside an adapter, on `x·Aᵀ` (as kohya's `network_dropout`): the mask has `rank` numbers for each token, where one
-/// on `x` would have thousands. It is a function of (seed, step, sample, layer): a block that is run a second time for its
-/// backward pass drops the same numbers.
+/// Dropout inside an adapter, on `x·Aᵀ` (as kohya's `network_dropout`): the mask has `rank` values per token, where one on `x`
+/// would have thousands. It is a function of (seed, step, sample, layer), so a block that is recomputed for the backward pass
+/// drops the same values.
 #[derive(Clone, Debug)]
 pub struct Dropout {
-    /// In [0, 1).
+    /// The share of values that are dropped, in [0, 1).
     pub probability: f64,
     /// The seed of the run, mixed with the layer's name.
     pub seed: Seed,
     /// The optimizer step.
     pub step: u64,
-    /// The number of the batch's first sample within the step.
+    /// The index of the batch's first sample within the step.
     pub first_sample: u64,
 }
 
 impl Dropout {
-    /// `u` `[rows, rank]` with a share of its elements zero and the others scaled up to keep the mean. The rows are those of
+    /// Sets a share of the elements of `u` `[rows, rank]` to zero and scales up the others to keep the mean. The rows belong to
     /// `samples` samples, equally many of each, one sample after the other.
     fn apply(&self, u: Tensor<2>, samples: usize) -> Tensor<2> {
         let shape = u.dims();
@@ -94,7 +93,7 @@ impl Dropout {
     }
 }
 
-/// Adapters of a network, by the names of their layers; those of one layer add up. Cheap to clone: nothing is copied.
+/// The adapters of a network, by layer name; those of one layer add up. Cheap to clone: tensors are shared.
 #[derive(Clone, Debug, Default)]
 pub struct Adapters(Arc<BTreeMap<LayerName, Arc<Vec<Adapter>>>>);
 
@@ -104,7 +103,7 @@ impl Adapters {
         self.0.is_empty()
     }
 
-    /// Those whose layers' names begin with `path` and a dot, without these.
+    /// The adapters whose layer names begin with `path` and a dot, with that prefix removed.
     pub fn below(&self, path: &str) -> Self {
         let of = |(name, adapters): (&LayerName, &Arc<Vec<Adapter>>)| {
             Some((name.strip_prefix(path)?.strip_prefix('.')?.to_string(), adapters.clone()))
@@ -112,17 +111,17 @@ impl Adapters {
         Self(Arc::new(self.0.iter().filter_map(of).collect()))
     }
 
-    /// Whether the layer has one.
+    /// Whether the layer has an adapter.
     pub fn contains(&self, layer: &str) -> bool {
         self.0.contains_key(layer)
     }
 
-    /// Of this layer.
+    /// The adapters of this layer.
     pub fn of(&self, layer: &str) -> &[Adapter] {
         self.0.get(layer).map_or(&[], |adapters| adapters)
     }
 
-    /// These and others at once.
+    /// Combines these with others.
     pub fn and(mut self, others: &Self) -> Self {
         let all = Arc::make_mut(&mut self.0);
         for (layer, adapters) in &*others.0 {
@@ -131,7 +130,7 @@ impl Adapters {
         self
     }
 
-    /// The same with dropout in training; `seed` is that of the run, each layer's its own.
+    /// Adds dropout for training. `seed` is that of the run; each layer derives its own from it.
     pub fn dropping_out(mut self, probability: f64, seed: Seed, step: u64, first_sample: u64) -> Self {
         for (layer, adapters) in Arc::make_mut(&mut self.0) {
             let dropout = Dropout { probability, seed: seed.derive(layer), step, first_sample };
@@ -140,12 +139,12 @@ impl Adapters {
         self
     }
 
-    /// Whether these are the others, and not only equal to them; none are none.
+    /// Whether these are identical to the others (the same shared tensors, not only equal values); two empty sets are.
     pub fn are(&self, others: &Self) -> bool {
         Arc::ptr_eq(&self.0, &others.0) || (self.is_empty() && others.is_empty())
     }
 
-    /// Of this layer, without a copy.
+    /// The adapters of this layer, shared.
     pub(super) fn shared(&self, layer: &str) -> Arc<Vec<Adapter>> {
         self.0.get(layer).cloned().unwrap_or_default()
     }

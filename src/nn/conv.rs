@@ -1,27 +1,27 @@
-//! Two-dimensional convolution and the two resampling steps that go with it.
+//! Two-dimensional convolution, padding and upsampling.
 
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{Adapter, Delta, Parameter, Parameters, Worn};
 use crate::{kernels, weights::Weights};
 
-/// A convolution over `[B, C, H, W]`, plus what the adapters that it wears add (LoCon): a change of its kernel, which is a matrix
-/// `[out, in · kernel²]` to them, acts on the activation as that of a linear layer does.
+/// A convolution over `[B, C, H, W]`, plus its attached adapters (LoCon): they treat the kernel as a matrix `[out, in · kernel²]`,
+/// and act on the activation as those of a linear layer do.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[out, in, kernel, kernel]`.
     weight: Tensor<4>,
     /// `[out]`.
     bias: Option<Tensor<1>>,
-    /// The step between output places, in input places.
+    /// The step between output pixels, in input pixels.
     stride: usize,
-    /// Zeros around each side.
+    /// Zeros added on each side.
     padding: usize,
-    /// Whether each sample must have the bits that it has alone.
+    /// Whether each sample must get the same bits in a batch as alone.
     by_sample: bool,
-    /// What the checkpoint says its weight has, also where only headers were read.
+    /// The shape of the weight in the checkpoint, known even if only headers were read.
     dims: [usize; 4],
-    /// Only while it is lent.
+    /// The adapters attached while it is lent.
     pub(super) worn: Worn,
 }
 
@@ -30,30 +30,30 @@ impl Conv2d {
         Self { weight, bias, stride, padding, by_sample: false, dims, worn: Worn::default() }
     }
 
-    /// Takes `weight` and `bias`; stride 1 and as many zeros around as keep the size.
+    /// Takes `weight` and `bias`; stride 1, and padding that keeps the size.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Self {
         let dims = [outputs, inputs, kernel, kernel];
         Self::new(weights.tensor("weight", dims), Some(weights.tensor("bias", [outputs])), dims, 1, kernel / 2)
     }
 
-    /// Takes `weight`; cuts pictures into patches of `side` × `side` pixels, each of which becomes one place.
+    /// Takes `weight`; divides images into patches of `side` × `side` pixels, each of which becomes one output position.
     pub fn load_patches(weights: &Weights, inputs: usize, outputs: usize, side: usize) -> Self {
         let dims = [outputs, inputs, side, side];
         Self::new(weights.tensor("weight", dims), None, dims, side, 0)
     }
 
-    /// The same with output places so many input places apart, and so many zeros around each side.
+    /// The same with another stride (in input pixels) and padding (zeros on each side).
     pub fn with(self, stride: usize, padding: usize) -> Self {
         Self { stride, padding, ..self }
     }
 
-    /// The same, but on the CPU in f32 a sample has the bits that it has alone, whatever is in its batch, and that
-    /// [`forward_rows`](Self::forward_rows) gives. Otherwise small pictures of a large batch may be computed in a faster way.
+    /// The same, but on the CPU in f32 a sample gets the same bits in any batch, and from [`forward_rows`](Self::forward_rows), as
+    /// alone. Otherwise small feature maps of a large batch may take a faster path.
     pub fn by_sample(self) -> Self {
         Self { by_sample: true, ..self }
     }
 
-    /// Lets it take more channels, up to `inputs`, which count for nothing: their weights are zero.
+    /// Widens it to `inputs` input channels; the weights of the new channels are zero.
     pub fn widen(&mut self, inputs: usize) {
         let [outputs, before, height, width] = self.weight.dims();
         let added = [outputs, inputs - before, height, width];
@@ -62,13 +62,13 @@ impl Conv2d {
         self.dims[1] = inputs;
     }
 
-    /// The sizes of its kernel as a matrix, `[out, in · kernel²]`.
+    /// The shape of its kernel as a matrix, `[out, in · kernel²]`.
     pub(super) fn matrix_dims(&self) -> [usize; 2] {
         let [outputs, inputs, height, width] = self.dims;
         [outputs, inputs * height * width]
     }
 
-    /// Changes the kernel as `adapter` would change the layer: computed in f32, rounded once to its dtype.
+    /// Merges `adapter` into the kernel: computed in f32, rounded once to the kernel's dtype.
     pub fn merge(&mut self, adapter: &Adapter) {
         let own = self.matrix();
         let mut changed = own + adapter.delta.dense() * adapter.scale;
@@ -83,27 +83,27 @@ impl Conv2d {
         self.weight.clone().cast(DType::F32).reshape(self.matrix_dims())
     }
 
-    /// Where it is.
+    /// The device of its weight.
     pub fn device(&self) -> Device {
         self.weight.device()
     }
 
-    /// The type in which it computes.
+    /// The dtype in which it computes.
     pub fn dtype(&self) -> DType {
         self.weight.dtype()
     }
 
-    /// The channels of what goes in.
+    /// The number of input channels.
     pub fn inputs(&self) -> usize {
         self.weight.dims()[1]
     }
 
-    /// The channels of what comes out.
+    /// The number of output channels.
     pub fn outputs(&self) -> usize {
         self.weight.dims()[0]
     }
 
-    /// Zeros around each side.
+    /// Zeros added on each side.
     pub fn padding(&self) -> usize {
         self.padding
     }
@@ -120,13 +120,13 @@ impl Conv2d {
         }
     }
 
-    /// `y`, the output for `x`, with what the adapters add.
+    /// Adds the adapters' contributions for `x` to `y`, the output of the convolution.
     fn wear(&self, adapters: &[Adapter], mut y: Tensor<4>, x: Tensor<4>) -> Tensor<4> {
         let own = adapters.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
         for adapter in adapters {
             let change = self.change(&adapter.delta, x.clone()) * adapter.scale;
             y = match (&adapter.magnitude, &own) {
-                // As in a linear layer: the bias is not stretched.
+                // As in a linear layer: the bias is not rescaled.
                 (Some(magnitude), Some(own)) => {
                     let gain = magnitude.gain(|| self.matrix() + adapter.delta.dense() * adapter.scale);
                     let per_channel = |values: Tensor<1>| values.cast(own.dtype()).reshape([1, self.dims[0], 1, 1]);
@@ -143,7 +143,7 @@ impl Conv2d {
         y
     }
 
-    /// What the convolution makes of `x` without adapters.
+    /// The output for `x` without adapters.
     fn own(&self, x: Tensor<4>) -> Tensor<4> {
         let &Self { stride, padding, .. } = self;
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
@@ -157,13 +157,13 @@ impl Conv2d {
         }
     }
 
-    /// [`forward`](Self::forward) of some rows of pictures whose whole outputs have this `height`: there are no zeros above and
+    /// [`forward`](Self::forward) for a band of rows of images whose full outputs have this `height`: nothing is padded above and
     /// below. See [`kernels::conv2d_rows`].
     pub fn forward_rows(&self, x: Tensor<4>, height: usize) -> Tensor<4> {
         kernels::conv2d_rows(x, self.weight.clone(), self.bias.clone(), self.stride, [0, self.padding], height)
     }
 
-    /// What a change of the kernel makes of `x`, `[B, out, H', W']`.
+    /// The convolution of `x` with a change of the kernel, `[B, out, H', W']`.
     fn change(&self, delta: &Delta, x: Tensor<4>) -> Tensor<4> {
         let [outputs, inputs, height, width] = self.dims;
         let dtype = x.dtype();
@@ -191,9 +191,9 @@ impl Parameters for Conv2d {
     }
 }
 
-/// One row and one column of zeros at the bottom and the right: `[B, C, H, W]` → `[B, C, H + 1, W + 1]`.
+/// Adds a row of zeros at the bottom and a column at the right: `[B, C, H, W]` → `[B, C, H + 1, W + 1]`.
 ///
-/// By hand, because the padding of the pinned Burn forgets the element type.
+/// Written out because padding in the pinned version of Burn loses the dtype.
 pub fn pad_bottom_right(x: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
     let zeros =
@@ -201,7 +201,7 @@ pub fn pad_bottom_right(x: Tensor<4>) -> Tensor<4> {
     zeros.slice_assign([0..batch, 0..channels, 0..height, 0..width], x)
 }
 
-/// Every pixel four times: `[B, C, H, W]` → `[B, C, 2H, 2W]`.
+/// Nearest-neighbor upsampling by two: `[B, C, H, W]` → `[B, C, 2H, 2W]`.
 pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
     kernels::upsample_nearest(x)
 }

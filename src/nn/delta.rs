@@ -1,5 +1,5 @@
-//! Changes of a weight in the forms that adapters have them. They act on activations: the matrix `[out, in]` that they
-//! amount to is made only to merge it.
+//! Weight changes in the forms that adapters use. They act on activations; the full matrix `[out, in]` is built only for
+//! merging.
 
 use std::sync::{Arc, OnceLock};
 
@@ -41,12 +41,12 @@ impl Delta {
         }
     }
 
-    /// How many values it holds.
+    /// The number of its parameters.
     pub fn parameters(&self) -> usize {
         self.tensors().iter().map(|tensor| tensor.shape().num_elements()).sum()
     }
 
-    /// The matrix that it amounts to, `[out, in]`.
+    /// The full matrix `ΔW` `[out, in]`.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::LowRank { a, b } => kernels::matmul(b.clone(), a.clone()),
@@ -59,7 +59,7 @@ impl Delta {
         }
     }
 
-    /// The same with every tensor changed.
+    /// Applies `change` to each of its tensors.
     pub fn map(self, mut change: impl FnMut(Tensor<2>) -> Tensor<2>) -> Self {
         match self {
             Self::LowRank { a, b } => Self::LowRank { a: change(a), b: change(b) },
@@ -84,7 +84,7 @@ impl Delta {
         }
     }
 
-    /// The same with `between` acting on `x·Aᵀ` `[M, rank]` of a low-rank pair.
+    /// The same, with `between` applied to `x·Aᵀ` `[M, rank]` of a low-rank pair.
     pub(super) fn add_with(
         &self,
         y: Tensor<2>,
@@ -106,7 +106,7 @@ impl Delta {
             Self::LowRank { a, b } => times(times(x, a), b),
             Self::Kronecker { left, right } => {
                 let ([out_1, in_1], [out_2, in_2], rows) = (left.dims(), right.dims(), x.dims()[0]);
-                // (L ⊗ R)·vec(X) = vec(L·X·Rᵀ), X being `[in₁, in₂]`.
+                // (L ⊗ R)·vec(X) = vec(L·X·Rᵀ), where X is `[in₁, in₂]`.
                 let right = times(x.reshape([rows * in_1, in_2]), right);
                 let turned = right.reshape([rows, in_1, out_2]).swap_dims(1, 2).reshape([rows * out_2, in_1]);
                 times(turned, left).reshape([rows, out_2, out_1]).swap_dims(1, 2).reshape([rows, out_1 * out_2])
@@ -117,8 +117,8 @@ impl Delta {
     }
 }
 
-/// The lengths that the rows of a weight have after a change (DoRA, Liu et al. 2024): `W' = m·(W + ΔW) / ‖W + ΔW‖`, by rows.
-/// How much that stretches each row hangs on the weight, and is computed where it is first worn: so this is for one model.
+/// The norms of a weight's rows after a change (DoRA, Liu et al. 2024): `W' = m·(W + ΔW) / ‖W + ΔW‖`, by rows. The gain of each
+/// row depends on the weight and is computed on first use, so a value of this type belongs to one model.
 #[derive(Clone, Debug)]
 pub struct Magnitude {
     /// `m` `[out]`, f32.
@@ -127,17 +127,17 @@ pub struct Magnitude {
 }
 
 impl Magnitude {
-    /// From `m` `[out]`, f32.
+    /// Takes `m` `[out]`, f32.
     pub fn new(lengths: Tensor<1>) -> Self {
         Self { lengths, gain: Arc::default() }
     }
 
-    /// Itself, on `device`.
+    /// Moves it to `device`.
     pub fn to_device(self, device: &Device) -> Self {
         Self::new(self.lengths.to_device(device))
     }
 
-    /// `m / ‖W + scale·ΔW‖` `[out]`, f32; `changed` gives the changed weight `[out, in]` in f32.
+    /// `m / ‖W + scale·ΔW‖` `[out]`, f32; `changed` returns the changed weight `[out, in]` in f32.
     pub(super) fn gain(&self, changed: impl FnOnce() -> Tensor<2>) -> Tensor<1> {
         let compute = || self.lengths.clone() / changed().powi_scalar(2).sum_dim(1).sqrt().squeeze_dim::<1>(1);
         self.gain.get_or_init(compute).clone()

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::weights::Weights;
 
-/// One row of numbers for each id.
+/// A table with one vector per id.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// `[rows, D]`.

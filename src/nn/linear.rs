@@ -9,35 +9,35 @@ use crate::{
     weights::Weights,
 };
 
-/// `y = x·Wᵀ + b`, plus `scale·(x·Aᵀ)·Bᵀ` for every adapter that it wears (Hu et al. 2021).
+/// `y = x·Wᵀ + b`, plus `scale·(x·Aᵀ)·Bᵀ` for every attached adapter (Hu et al. 2021).
 ///
-/// An adapter acts on the activation, never on the weight: a dense `W + s·B·A` of each layer would be kept for backward.
+/// An adapter acts on the activation, never on the weight: otherwise a dense `W + s·B·A` per layer would be kept for the backward pass.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Weight,
     /// `[out]`.
     bias: Option<Tensor<1>>,
     pointwise: bool,
-    /// Only while it is lent.
+    /// The adapters attached while it is lent.
     pub(super) worn: Worn,
 }
 
-/// What can be known of a linear layer without its numbers.
+/// Name and sizes of a linear layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerShape {
-    /// In the checkpoint.
+    /// Its name in the checkpoint.
     pub name: LayerName,
-    /// The last axis of what goes in.
+    /// The size of the input's last axis.
     pub inputs: usize,
-    /// The last axis of what comes out.
+    /// The size of the output's last axis.
     pub outputs: usize,
-    /// Whether the checkpoint has the weight as that of a 1×1 convolution, `[out, in, 1, 1]`: then other programs expect the
-    /// matrices of an adapter in such a shape, too.
+    /// Whether the checkpoint stores the weight as a 1×1 convolution, `[out, in, 1, 1]`: other programs then expect an adapter's
+    /// matrices in that shape, too.
     pub pointwise: bool,
 }
 
 impl LayerShape {
-    /// The linear layers of a part of a model that is called `path`, in their order.
+    /// The linear layers of the part of a model named `path`, in order.
     pub fn all(path: &str, part: &mut (impl Linears + ?Sized)) -> Vec<Self> {
         let mut all = Vec::new();
         part.linears(path, &mut |name, layer| {
@@ -47,7 +47,7 @@ impl LayerShape {
         all
     }
 
-    /// Its convolutions, whose kernels are matrices `[out, in · kernel²]` here.
+    /// The convolutions of the part, with their kernels as matrices `[out, in · kernel²]`.
     pub fn convolutions(path: &str, part: &mut (impl Linears + ?Sized)) -> Vec<Self> {
         let mut all = Vec::new();
         part.convolutions(path, &mut |name, layer| {
@@ -76,7 +76,7 @@ impl Linear {
         Self { weight, bias: None, pointwise: false, worn: Worn::default() }
     }
 
-    /// The same as one whose weight is that of a 1×1 convolution in the checkpoint.
+    /// Marks the weight as stored as a 1×1 convolution in the checkpoint.
     pub fn pointwise(self) -> Self {
         Self { pointwise: true, ..self }
     }
@@ -86,12 +86,12 @@ impl Linear {
         &self.weight
     }
 
-    /// Where it is.
+    /// The device of its weight.
     pub fn device(&self) -> Device {
         self.weight.device()
     }
 
-    /// Changes the weight as `adapter` would change the layer: computed in f32, rounded once to the weight's dtype.
+    /// Merges `adapter` into the weight: computed in f32, rounded once to the weight's dtype.
     pub fn merge(&mut self, adapter: &Adapter) {
         let mut change = adapter.delta.dense() * adapter.scale;
         if let Some(magnitude) = &adapter.magnitude {
@@ -102,23 +102,23 @@ impl Linear {
         self.weight.add(change);
     }
 
-    /// What it wears, to be trained.
+    /// The attached adapters, for training.
     pub fn worn_mut(&mut self) -> &mut [Adapter] {
         self.worn.trained()
     }
 
-    /// Whether a row of the output depends on nothing but its row of the input: not with adapters that drop out.
+    /// Whether each row of the output depends only on its row of the input; not the case for adapters with dropout.
     pub fn is_by_rows(&self) -> bool {
         self.worn.sets().flatten().all(|adapter| adapter.dropout.is_none())
     }
 
-    /// The last axis of `x` goes from `in` to `out`; the first axis is the batch.
+    /// Maps the last axis of `x` from `in` to `out`; the first axis is the batch.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let mut shape = x.dims();
         let [outputs, inputs] = self.weight.dims();
         let rows = shape.iter().product::<usize>() / inputs;
-        // Two axes only: products of more take a slower path in the backend.
-        // All use this one view of `x`, so that its gradient is one sum, in one order, whatever is kept for going back.
+        // Two axes only: products of higher rank take a slower path in the backend.
+        // All terms use this one view of `x`, so its gradient is one sum in one order, with and without recomputation.
         let flat = x.reshape([rows, inputs]);
         let samples = shape[0];
         let y = self.weight.product(flat.clone(), self.bias.clone(), if self.worn.is_by_row() { samples } else { 1 });
@@ -132,7 +132,7 @@ impl Linear {
 }
 
 impl Linear {
-    /// `y` `[M, out]`, the output of the layer for `x` `[M, in]`, with what the adapters add. The rows are those of `samples`
+    /// Adds the adapters' contributions for `x` `[M, in]` to `y` `[M, out]`, the output of the layer. The rows belong to `samples`
     /// samples.
     fn wear(&self, adapters: &[Adapter], mut y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
         let own = adapters.iter().any(|adapter| adapter.magnitude.is_some()).then(|| y.clone());
@@ -145,7 +145,7 @@ impl Linear {
         y
     }
 
-    /// The same where each sample is on its own and has adapters of its own.
+    /// The same where each sample has its own adapters and is computed on its own.
     fn wear_by_row(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
         let factors = self.worn.sets().map(|adapters| adapters.iter().map(Adapter::factors).collect());
         if let Some(factors) = factors.collect::<Option<Vec<Vec<_>>>>() {
@@ -157,8 +157,8 @@ impl Linear {
         Tensor::cat(worn.collect(), 0)
     }
 
-    /// What a DoRA adapter adds to the layer's `own` output `[M, out]` for `x` `[M, in]`: `(g − 1)·x·Wᵀ + g·scale·x·ΔWᵀ`, where
-    /// `g` stretches the rows of the changed weight to the adapter's lengths. The bias is not stretched.
+    /// The contribution of a DoRA adapter to the layer's `own` output `[M, out]` for `x` `[M, in]`: `(g − 1)·x·Wᵀ + g·scale·x·ΔWᵀ`,
+    /// where the gain `g` rescales the rows of the changed weight to the adapter's norms. The bias is not rescaled.
     fn stretched(&self, adapter: &Adapter, magnitude: &Magnitude, own: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
         let changed = || self.weight.to_f32() + adapter.delta.dense() * adapter.scale;
         let gain = magnitude.gain(changed).cast(own.dtype()).unsqueeze_dim::<2>(0);
@@ -170,7 +170,7 @@ impl Linear {
     }
 }
 
-/// `weight` and `bias`; adapters are not among them.
+/// `weight` and `bias`; adapters are not included.
 impl Parameters for Linear {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         self.weight.parameters(&below(path, "weight"), visit);
@@ -180,30 +180,30 @@ impl Parameters for Linear {
     }
 }
 
-/// A part of a model that can name its linear layers: what LoRA targets, is worn by, merges into and exports from.
+/// A part of a model that can list its linear layers: those that LoRA targets, attaches to and merges into.
 pub trait Linears {
     /// Calls `visit` with the checkpoint name and each linear layer, in a fixed order. `path` is the name of this part;
     /// names below it are joined with a dot.
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear));
 
-    /// The same for its convolutions, which only adapters of other programs change. Most parts of models have none.
+    /// The same for its convolutions, which only adapters from other programs change. Most parts of models have none.
     fn convolutions(&mut self, _path: &str, _visit: &mut dyn FnMut(&str, &mut Conv2d)) {}
 }
 
 impl Adapters {
-    /// Puts them on the layers of a part of a network, which are named below `path`, in place of those they wore.
+    /// Attaches them to the layers of a part of a network, named below `path`, replacing those attached before.
     pub fn put_on(&self, path: &str, part: &mut (impl Linears + ?Sized)) {
         dress(path, part, |name| Worn::by_all(self.shared(name)));
     }
 
-    /// Puts `rows` on the layers of a part, which the rows of a batch wear in turn. From then on, on the CPU in f32, each row has
-    /// the bits that it has alone, also where there are no adapters.
+    /// Attaches one element of `rows` to each row of a batch, in the layers of a part. From then on, on the CPU in f32, each row gets
+    /// the same bits as alone, even in layers without adapters.
     pub fn put_on_rows(rows: &[Self], path: &str, part: &mut (impl Linears + ?Sized)) {
         dress(path, part, |name| Worn::by_row(rows.iter().map(|adapters| adapters.shared(name)).collect()));
     }
 }
 
-/// Every layer of a part, which is called `path`, wears what `worn` has for its name.
+/// Attaches to every layer of the part named `path` what `worn` returns for the layer's name.
 fn dress(path: &str, part: &mut (impl Linears + ?Sized), worn: impl Fn(&str) -> Worn) {
     part.linears(path, &mut |name, layer| layer.worn = worn(name));
     part.convolutions(path, &mut |name, layer| layer.worn = worn(name));

@@ -1,5 +1,5 @@
-//! Normalisation with learned weights. Statistics are computed in f32 whatever the input is; the output has the input's
-//! type.
+//! Normalization with learned weights. Statistics are computed in f32 whatever the input's dtype; the output has the input's
+//! dtype.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -40,7 +40,7 @@ impl Parameters for LayerNorm {
     }
 }
 
-/// `x / √(mean(x²) + ε)·weight` over the last axis: no mean is taken off, no bias added (Zhang & Sennrich 2019).
+/// `x / √(mean(x²) + ε)·weight` over the last axis: no mean is subtracted, no bias added (Zhang & Sennrich 2019).
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     /// `[D]`.
@@ -55,7 +55,7 @@ impl RmsNorm {
         Self { weight: weights.tensor("weight", [width]), epsilon }
     }
 
-    /// `[…, D]` → `[…, D]`. Rounded to the input's type before the weight is applied, as T5 does.
+    /// `[…, D]` → `[…, D]`. Rounded to the input's dtype before the weight is applied, as in T5.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
         let dtype: FloatDType = x.dtype().into();
         let weight = kernels::lift(self.weight.clone(), &x).cast(dtype);
@@ -72,14 +72,14 @@ impl Parameters for RmsNorm {
     }
 }
 
-/// Normalisation over groups of neighbouring channels and all places (Wu & He 2018).
+/// Normalization over groups of adjacent channels and all pixels (Wu & He 2018).
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// `[C]`.
     weight: Tensor<1>,
     /// `[C]`.
     bias: Tensor<1>,
-    /// How many groups the channels are divided into.
+    /// The number of groups that the channels are divided into.
     groups: usize,
     /// Added to the variance.
     epsilon: f64,
@@ -96,17 +96,17 @@ impl GroupNorm {
         kernels::group_norm(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
     }
 
-    /// The statistics of pictures `shape` `[B, C, H, W]`, to be gathered from their rows.
+    /// Empty statistics for images of `shape` `[B, C, H, W]`, to be accumulated from their rows.
     pub fn statistics(&self, shape: [usize; 4]) -> GroupStatistics {
         GroupStatistics::new(shape, self.groups, self.epsilon)
     }
 
-    /// [`forward_silu`](Self::forward_silu) of some rows of pictures with these statistics.
+    /// [`forward_silu`](Self::forward_silu) for a band of rows of images with these statistics.
     pub fn forward_silu_rows(&self, x: Tensor<4>, statistics: &GroupStatistics) -> Tensor<4> {
         kernels::group_norm_rows(x, self.weight.clone(), self.bias.clone(), statistics, true)
     }
 
-    /// `silu(norm(x))`, which is how convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
+    /// `silu(norm(x))`, as convolutional blocks use it: `[B, C, H, W]` → `[B, C, H, W]`.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         kernels::group_norm_silu(x, self.weight.clone(), self.bias.clone(), self.groups, self.epsilon)
     }
@@ -151,7 +151,7 @@ mod tests {
     fn group_norm_in_bf16_keeps_its_statistics_in_f32() {
         let ones = || tensor(&[1.0; 2], [2]);
         let norm = GroupNorm { weight: ones(), bias: ones() - 1.0, groups: 1, epsilon: 0.0 };
-        // 256 and 258 are neighbours in bf16; their mean, 257, is not representable.
+        // 256 and 258 are adjacent in bf16; their mean, 257, is not representable.
         let x = tensor(&[256.0, 258.0, 256.0, 258.0], [1, 2, 1, 2]).cast(DType::BF16);
         let y = norm.forward(x);
         assert_eq!(y.dtype(), DType::BF16);

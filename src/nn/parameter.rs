@@ -1,8 +1,8 @@
-//! The tensors of a model that can be trained, whatever their rank.
+//! Trainable tensors of a model, of any rank.
 
 use burn::tensor::{Gradients, Tensor};
 
-/// One tensor that can be trained, where it lies in its layer.
+/// One trainable tensor, borrowed from its layer.
 pub enum Parameter<'a> {
     /// `[D]`: biases and the weights of norms.
     Vector(&'a mut Tensor<1>),
@@ -12,14 +12,14 @@ pub enum Parameter<'a> {
     Kernel(&'a mut Tensor<4>),
 }
 
-/// A part of a model that can name its tensors: what full fine-tuning trains, averages and saves.
+/// A part of a model that can list its tensors: those that full fine-tuning trains, averages and saves.
 pub trait Parameters {
     /// Calls `visit` with the checkpoint name and each tensor, in a fixed order. `path` is the name of this part; names below
     /// it are joined with a dot.
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>));
 }
 
-/// The name of what is called `name` below `path`; either may be empty.
+/// Joins `path` and `name` with a dot; either may be empty.
 pub fn below(path: &str, name: &str) -> String {
     match (path, name) {
         ("", name) => name.to_string(),
@@ -29,7 +29,7 @@ pub fn below(path: &str, name: &str) -> String {
 }
 
 impl Parameter<'_> {
-    /// Its sizes.
+    /// Its shape.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Vector(t) => t.dims().to_vec(),
@@ -38,7 +38,7 @@ impl Parameter<'_> {
         }
     }
 
-    /// Its numbers in order, as one row.
+    /// Its values, flattened.
     pub fn flat(&self) -> Tensor<1> {
         match self {
             Self::Vector(t) => Tensor::clone(t),
@@ -47,8 +47,8 @@ impl Parameter<'_> {
         }
     }
 
-    /// Replaces its numbers, given in order as one row, by what `change` makes of them. Nothing else of the layer holds them
-    /// meanwhile, so that a change in place is one.
+    /// Replaces its values, passed to `change` flattened. The layer holds no other reference in the meantime, so `change` can work
+    /// in place.
     pub fn update(self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         match self {
             Self::Vector(t) => replace(t, change),
@@ -73,16 +73,16 @@ impl Parameter<'_> {
 
 /// A tracked [`Parameter`].
 pub enum Leaf {
-    /// Of one axis.
+    /// A tensor with one axis.
     Vector(Tensor<1>),
-    /// Of two axes.
+    /// A tensor with two axes.
     Matrix(Tensor<2>),
-    /// Of four axes.
+    /// A tensor with four axes.
     Kernel(Tensor<4>),
 }
 
 impl Leaf {
-    /// Takes its gradient off the tape, as one row; `None` if the loss does not depend on it.
+    /// Removes its gradient from the tape, flattened; `None` if the loss does not depend on it.
     pub fn gradient(&self, tape: &mut Gradients) -> Option<Tensor<1>> {
         match self {
             Self::Vector(t) => t.grad_remove(tape),
@@ -99,7 +99,7 @@ fn flat<const D: usize>(t: Tensor<D>) -> Tensor<1> {
 
 fn replace<const D: usize>(t: &mut Tensor<D>, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
     let shape = t.dims();
-    // Of one number: a GPU has no memory of no bytes, and would first give back all that is free to make room for it.
+    // One element, not zero: CubeCL has no zero-byte allocations, and a request for one first frees every cached page.
     let empty = Tensor::empty([1; D], (&t.device(), t.dtype()));
     *t = change(flat(std::mem::replace(t, empty))).reshape(shape);
 }

@@ -8,28 +8,28 @@ use crate::{
     weights::{Matrix, Weights},
 };
 
-/// A matrix `[out, in]` in the dtype of the base model, or quantized. How it is stored is its own business: outside of layers it
-/// is changed and saved, not looked into.
+/// A matrix `[out, in]` in the dtype of the base model, or quantized. Its storage is private: outside of layers it can be changed
+/// and saved, not inspected.
 #[derive(Clone, Debug)]
 pub struct Weight {
     form: Form,
-    /// What the checkpoint says it has, also where only headers were read.
+    /// The shape in the checkpoint, known even if only headers were read.
     dims: [usize; 2],
 }
 
 #[derive(Clone, Debug)]
 enum Form {
     Dense(Tensor<2>),
-    /// Becomes dense for one product at a time. It cannot be trained.
+    /// Dequantized for one product at a time; cannot be trained.
     Packed(PackedMatrix),
 }
 
 impl Weight {
     /// Takes `weight` `[outputs, inputs]`, quantized or not, or `[outputs, inputs, 1, 1]`.
     ///
-    /// On the CPU a dense one that is kept is laid out for its products once and for all. One that is lent for a while stays as
-    /// it lies in the file: the product of a forward pass turns it around, which costs what laying it out at every loan would,
-    /// and that of a backward pass takes it as it is.
+    /// On the CPU a resident dense matrix is prepacked once for its products. A streamed one keeps the layout of the file: the
+    /// forward product transposes it, which costs as much as prepacking it at every loan, and the backward product uses it
+    /// directly.
     pub(super) fn load(weights: &Weights, [outputs, inputs]: [usize; 2], pointwise: bool) -> Self {
         let dims = [outputs, inputs];
         let dense = match pointwise {
@@ -47,7 +47,7 @@ impl Weight {
         Self { form: Form::Dense(dense), dims }
     }
 
-    /// This matrix.
+    /// Takes a dense matrix.
     pub fn new(dense: Tensor<2>) -> Self {
         Self { dims: dense.dims(), form: Form::Dense(dense) }
     }
@@ -57,7 +57,7 @@ impl Weight {
         self.dims
     }
 
-    /// The type in which products are computed.
+    /// The dtype in which products are computed.
     pub fn dtype(&self) -> DType {
         match &self.form {
             Form::Dense(dense) => dense.dtype(),
@@ -65,7 +65,7 @@ impl Weight {
         }
     }
 
-    /// Where it is.
+    /// The device of its values.
     pub fn device(&self) -> Device {
         match &self.form {
             Form::Dense(dense) => dense.device(),
@@ -73,7 +73,7 @@ impl Weight {
         }
     }
 
-    /// How it is stored, if it is quantized: `nf4`, `int8`, `fp8`, `Q4_K`, …
+    /// Its format, if it is quantized: `nf4`, `int8`, `fp8`, `Q4_K`, …
     pub fn quantized(&self) -> Option<&'static str> {
         match &self.form {
             Form::Dense(_) => None,
@@ -81,8 +81,8 @@ impl Weight {
         }
     }
 
-    /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. The rows of `x` are those of `samples` samples if each is to have
-    /// the bits that it has alone; else `samples` is 1.
+    /// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. `samples` is the number of samples in the rows of `x` if each must get
+    /// the same bits as alone, else 1.
     pub(super) fn product(&self, x: Tensor<2>, bias: Option<Tensor<1>>, samples: usize) -> Tensor<2> {
         match &self.form {
             Form::Dense(dense) => kernels::linear_by_sample(x, dense.clone(), bias, samples),
@@ -99,15 +99,14 @@ impl Weight {
         dense.cast(FloatDType::F32)
     }
 
-    /// The matrix with `change` `[out, in]` added: computed in f32, rounded once to its dtype. A quantized one is dense from then
-    /// on.
+    /// Adds `change` `[out, in]`: computed in f32, rounded once to the matrix's dtype. A quantized matrix becomes dense.
     pub(super) fn add(&mut self, change: Tensor<2>) {
         let dtype: FloatDType = self.dtype().into();
         self.form = Form::Dense(kernels::laid_out((self.to_f32() + change).cast(dtype)));
     }
 }
 
-/// Itself, under the name of its layer. A quantized one has no parameters.
+/// The matrix itself, under the name of its layer. A quantized one has no parameters.
 impl Parameters for Weight {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         if let Form::Dense(dense) = &mut self.form {
