@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
-/// A run of bytes of a mapped file, or of memory: cheap to clone, and there as long as one of the clones is.
+/// A range of bytes of a mapped file or of memory, shared by its clones.
 #[derive(Clone)]
 pub struct Shared {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -10,25 +10,25 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// These bytes of what `owner` has.
+    /// The bytes `range` of `owner`.
     ///
     /// # Panics
-    /// They go beyond its end.
+    /// If they extend past its end.
     pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= (*owner).as_ref().len(), "bytes inside of their owner");
         Self { owner, range }
     }
 
-    /// Some of them.
+    /// A sub-range of these bytes.
     ///
     /// # Panics
-    /// They go beyond the end.
+    /// If it extends past the end.
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len(), "a part of the bytes");
         Self { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end }
     }
 
-    /// As numbers; a rest of fewer than four bytes is left out.
+    /// The bytes as little-endian f32; a remainder of fewer than four bytes is ignored.
     pub fn to_f32(&self) -> Vec<f32> {
         self.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
     }

@@ -1,4 +1,4 @@
-//! One byte a value, and a grid of scales.
+//! 8-bit formats: one byte per value, and a grid of scales.
 
 use std::{
     ops::Range,
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{E4M3, E5M2, Shared, to_e4m3};
 
-/// What a byte stands for.
+/// The encoding of a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EightBitKind {
     /// An integer from -128 to 127.
@@ -23,7 +23,7 @@ pub enum EightBitKind {
 static INT8: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|byte| f32::from(byte as u8 as i8)));
 
 impl EightBitKind {
-    /// As people call it.
+    /// Its common name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
@@ -32,7 +32,7 @@ impl EightBitKind {
         }
     }
 
-    /// What each byte stands for.
+    /// The value of each byte.
     pub fn levels(self) -> &'static [f32; 256] {
         match self {
             Self::Int8 => &INT8,
@@ -42,20 +42,20 @@ impl EightBitKind {
     }
 }
 
-/// Values of one byte: `levels[byte]·scale·factor`.
+/// Values in one byte each: `levels[byte]·scale·factor`.
 #[derive(Clone, Debug)]
 pub struct EightBit {
-    /// What a byte stands for.
+    /// The encoding of a byte.
     pub kind: EightBitKind,
-    /// Row after row.
+    /// The bytes, in row-major order.
     pub values: Shared,
-    /// What they are multiplied with first.
+    /// The scales, applied first.
     pub scales: Scales,
-    /// What they are multiplied with then: 1/127 for integers whose scale is the largest magnitude.
+    /// A common factor, applied last: 1/127 for integers whose scale is the largest magnitude.
     pub factor: f32,
 }
 
-/// One scale for each block of a matrix, row after row of blocks; the last ones of either direction may be smaller.
+/// One scale per block of a matrix, in row-major order; the last blocks in either direction may be smaller.
 #[derive(Clone, Debug)]
 pub struct Scales {
     /// The scales.
@@ -65,27 +65,27 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// How many a matrix of these sizes has in either direction.
+    /// The number of blocks that a matrix of this shape has in either direction.
     pub fn grid(&self, dims: [usize; 2]) -> [usize; 2] {
         [0, 1].map(|axis| dims[axis].div_ceil(self.block[axis]))
     }
 }
 
-/// 1/127 in f32, as bitsandbytes spells it.
+/// 1/127 in f32, as bitsandbytes writes it.
 pub(super) const INT8_FACTOR: f32 = 7.874_016e-3;
 
 impl EightBit {
-    /// Of bitsandbytes: the largest magnitude of each row beside it.
+    /// bitsandbytes' int8, with the largest magnitude of each row.
     pub fn int8(values: Shared, absmax: Arc<[f32]>, columns: usize) -> Self {
         let scales = Scales { values: absmax, block: [1, columns.max(1)] };
         Self { kind: EightBitKind::Int8, values, scales, factor: INT8_FACTOR }
     }
 
-    /// Some rows of the matrix of sizes `dims`, if they begin with a block of scales.
+    /// Some rows of the matrix of shape `dims`, if they begin at a block of scales.
     pub(super) fn part(&self, rows: Range<usize>, dims: [usize; 2]) -> Option<Self> {
         let [high, wide] = self.scales.block;
         let [_, across] = self.scales.grid(dims);
-        // One block for all rows is one for some of them.
+        // A block that covers all rows covers any of them.
         let bands = if high >= dims[0] { 0..1 } else { rows.start / high..rows.end.div_ceil(high) };
         if high < dims[0] && !rows.start.is_multiple_of(high) {
             return None;
@@ -115,13 +115,13 @@ impl EightBit {
     }
 }
 
-/// A matrix with rows of `columns` values as int8: the bytes, and the largest magnitude of each row.
+/// Quantizes a matrix with rows of `columns` values to int8: the bytes, and the largest magnitude of each row.
 pub fn quantize_int8(values: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
     let rows: Vec<_> = values
         .par_chunks(columns.max(1))
         .map(|row| {
             let largest = row.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-            // A row of zeros is one of zeros.
+            // A row of zeros stays zero.
             let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let bytes = row.iter().map(|value| (value * scale).round_ties_even() as i8 as u8);
             (bytes.collect::<Vec<u8>>(), largest)
@@ -131,8 +131,8 @@ pub fn quantize_int8(values: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
     (bytes.concat(), absmax)
 }
 
-/// A matrix with rows of `columns` values as fp8 e4m3: the bytes, and a scale for each square of `side` × `side` values, row after
-/// row, with which the largest magnitude of a square is the largest that e4m3 has.
+/// Quantizes a matrix with rows of `columns` values to fp8 e4m3: the bytes, and a scale per tile of `side` × `side` values, in
+/// row-major order, which maps the largest magnitude of the tile to the largest value of e4m3.
 pub fn quantize_fp8(values: &[f32], columns: usize, side: usize) -> (Vec<u8>, Vec<f32>) {
     let across = columns.div_ceil(side);
     let bands: Vec<_> = values

@@ -1,5 +1,5 @@
-//! bitsandbytes' four bits (Dettmers et al. 2023, "QLoRA"): 16 levels, a scale for each block of values, and the scales again in
-//! eight bits.
+//! bitsandbytes' 4-bit formats (Dettmers et al. 2023, "QLoRA"): 16 levels, a scale per block of values, and the scales themselves
+//! quantized to eight bits.
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,10 +10,10 @@ use super::{
     dynamic::{DynamicMap, MOMENT_BLOCK},
 };
 
-/// Values that have one scale.
+/// The number of values that share one scale.
 pub const BLOCK: usize = 64;
 
-/// Scales that have one scale.
+/// The number of scales that share one scale.
 pub const NESTED_BLOCK: usize = MOMENT_BLOCK;
 
 /// The levels of nf4: quantiles of the normal distribution, scaled to [-1, 1] (QLoRA, appendix E).
@@ -36,17 +36,17 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// Which 16 levels.
+/// The set of 16 levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FourBitKind {
     /// Quantiles of the normal distribution.
     Nf4,
-    /// Floats of four bits.
+    /// 4-bit floats.
     Fp4,
 }
 
 impl FourBitKind {
-    /// As bitsandbytes calls it.
+    /// Its name in bitsandbytes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -55,16 +55,16 @@ impl FourBitKind {
     }
 }
 
-/// Values of four bits.
+/// Values in four bits each.
 #[derive(Clone, Debug)]
 pub struct FourBit {
-    /// Which levels these are.
+    /// The name of the set of levels.
     pub kind: FourBitKind,
-    /// Two in a byte, the first in its upper half.
+    /// The codes, two per byte, the first in the upper half.
     pub values: Shared,
     /// The levels, from -1 to 1.
     pub levels: [f32; 16],
-    /// Values that have one scale.
+    /// The number of values that share one scale.
     pub block: usize,
     /// The scale of each block: the largest magnitude in it.
     pub absmax: Absmax,
@@ -73,24 +73,24 @@ pub struct FourBit {
 /// The scales of blocks.
 #[derive(Clone, Debug)]
 pub enum Absmax {
-    /// As f32.
+    /// Scales in f32.
     Plain(Arc<[f32]>),
-    /// In eight bits.
+    /// Scales in eight bits.
     Nested(Nested),
 }
 
 /// Scales in eight bits: `levels[code]·scale + offset`.
 #[derive(Clone, Debug)]
 pub struct Nested {
-    /// One for each scale.
+    /// One code per scale.
     pub codes: Shared,
-    /// What they stand for.
+    /// The value of each code.
     pub levels: Arc<[f32; 256]>,
-    /// Codes that have one scale.
+    /// The number of codes that share one scale.
     pub block: usize,
-    /// Theirs.
+    /// The scale of each block of codes.
     pub scales: Arc<[f32]>,
-    /// Added to all.
+    /// Added to every decoded scale.
     pub offset: f32,
 }
 
@@ -113,7 +113,7 @@ impl Absmax {
 }
 
 impl FourBit {
-    /// Some of the values, if they are whole blocks but for the last one.
+    /// Some of the values, if they are whole blocks, except perhaps the last one.
     pub(super) fn part(&self, values: Range<usize>) -> Option<Self> {
         if !values.start.is_multiple_of(self.block) {
             return None;
@@ -124,9 +124,9 @@ impl FourBit {
         Some(Self { values, absmax, ..self.clone() })
     }
 
-    /// `levels[code]·absmax`, of the values from `start` on.
+    /// Decodes the values from `start` on: `levels[code]·absmax`.
     pub(super) fn decode(&self, start: usize, out: &mut [f32]) {
-        // The second value of a byte by itself.
+        // If `start` is odd, the second value of the first byte.
         let odd = usize::from(!start.is_multiple_of(2)).min(out.len());
         let (first, mut out) = out.split_at_mut(odd);
         if let [first] = first {
@@ -157,20 +157,20 @@ impl FourBit {
 pub fn absmax(values: &[f32]) -> Vec<f32> {
     let blocks = values.par_chunks(BLOCK).map(|block| {
         let largest = block.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        // As bitsandbytes has it for a last block that is not full.
+        // As bitsandbytes does for an incomplete last block.
         if block.len() < BLOCK { largest.max(TINY) } else { largest }
     });
     blocks.collect()
 }
 
-/// What bitsandbytes divides by instead of zero.
+/// The divisor that bitsandbytes uses instead of zero.
 const TINY: f32 = 1e-38;
 
-/// The nearest of 16 levels for each of `values`, relative to the largest magnitude of its block; two in a byte.
+/// The nearest of 16 levels for each of `values`, relative to the largest magnitude of its block; two codes per byte.
 pub fn quantize_nf4(values: &[f32], absmax: &[f32]) -> Vec<u8> {
     let bounds: [f32; 15] = std::array::from_fn(|i| (NF4[i] + NF4[i + 1]) / 2.0);
     let code = |value: f32| bounds.iter().filter(|&&bound| bound < value).count() as u8;
-    // An odd number of values can only end in the last byte: blocks are even.
+    // Blocks are even, so only the last byte can hold a single value.
     let packed = values.par_chunks(BLOCK).zip(absmax).flat_map_iter(|(block, &largest)| {
         let scaled = move |value: f32| match block.len() {
             BLOCK => value * (1.0 / largest.max(TINY)),
@@ -184,7 +184,7 @@ pub fn quantize_nf4(values: &[f32], absmax: &[f32]) -> Vec<u8> {
     packed.collect()
 }
 
-/// Scales in eight bits, after their mean is taken off, in blocks of 256.
+/// Quantizes scales to eight bits in blocks of 256, after subtracting their mean.
 pub fn nested(absmax: &[f32]) -> Nested {
     let offset = (absmax.iter().map(|&scale| f64::from(scale)).sum::<f64>() / absmax.len() as f64) as f32;
     let centred: Vec<f32> = absmax.iter().map(|scale| scale - offset).collect();
@@ -194,7 +194,7 @@ pub fn nested(absmax: &[f32]) -> Nested {
 }
 
 impl FourBitKind {
-    /// The levels of nf4, as files have them.
+    /// The levels of nf4, as stored in files.
     pub fn nf4_levels() -> [f32; 16] {
         NF4
     }

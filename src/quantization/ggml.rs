@@ -1,27 +1,27 @@
-//! ggml's blocks, as GGUF files have them: scales and codes of some values side by side.
+//! ggml's block formats, as in GGUF files: each block holds the scales and codes of some values.
 
 use half::f16;
 
-/// A format of blocks.
+/// A block format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ggml {
-    /// 32 values: a scale, and integers of 4 bits.
+    /// 32 values: a scale and 4-bit integers.
     Q4_0,
-    /// 32 values: a scale, and integers of 8 bits.
+    /// 32 values: a scale and 8-bit integers.
     Q8_0,
-    /// 256 values in groups of 32, each with a scale and a minimum of 6 bits; integers of 4 bits.
+    /// 256 values in groups of 32, each with a 6-bit scale and a 6-bit minimum; 4-bit integers.
     Q4K,
-    /// The same with integers of 5 bits.
+    /// The same with 5-bit integers.
     Q5K,
-    /// 256 values in groups of 16, each with a scale of 8 bits; integers of 6 bits.
+    /// 256 values in groups of 16, each with an 8-bit scale; 6-bit integers.
     Q6K,
 }
 
 impl Ggml {
-    /// All that kiln reads.
+    /// All formats that kiln reads.
     pub const ALL: [Self; 5] = [Self::Q4_0, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
 
-    /// As files and people call it.
+    /// Its name in ggml.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q4_0 => "Q4_0",
@@ -32,7 +32,7 @@ impl Ggml {
         }
     }
 
-    /// Values of a block.
+    /// The number of values in a block.
     pub const fn values(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q8_0 => 32,
@@ -40,7 +40,7 @@ impl Ggml {
         }
     }
 
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     pub const fn bytes(self) -> usize {
         match self {
             Self::Q4_0 => 2 + 16,
@@ -51,7 +51,7 @@ impl Ggml {
         }
     }
 
-    /// The values of blocks from the first one on, as many as there is room for: whole blocks.
+    /// Decodes whole blocks, from the first one on, until `out` is full.
     pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(self.bytes()).zip(out.chunks_exact_mut(self.values())) {
             match self {
@@ -86,8 +86,8 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Scale and minimum of each of eight groups, six bits each: of the first four groups in one byte, of the others with their upper
-/// two bits in the bytes of the first four.
+/// Scale and minimum of each of eight groups, six bits each: those of the first four groups take one byte each; those of the others
+/// have their upper two bits in the bytes of the first four.
 fn scales(bytes: &[u8]) -> [(f32, f32); 8] {
     std::array::from_fn(|i| {
         let (scale, minimum) = match i {
@@ -98,7 +98,7 @@ fn scales(bytes: &[u8]) -> [(f32, f32); 8] {
     })
 }
 
-/// `d·scale·q - dmin·minimum`; two groups share 32 bytes, the first in the lower halves.
+/// `d·scale·q - dmin·minimum`; two groups share 32 bytes, the first in the lower half of each.
 fn q4_k(block: &[u8], out: &mut [f32]) {
     let (d, dmin, scales) = (half(block), half(&block[2..]), scales(&block[4..16]));
     for (group, out) in out.chunks_exact_mut(32).enumerate() {
@@ -110,7 +110,7 @@ fn q4_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The same with a fifth bit: of group `g` that of number `g` in 32 bytes of their own.
+/// The same with a fifth bit: for group `g` it is bit `g` of 32 separate bytes.
 fn q5_k(block: &[u8], out: &mut [f32]) {
     let (d, dmin, scales) = (half(block), half(&block[2..]), scales(&block[4..16]));
     let high = &block[16..48];
@@ -124,8 +124,8 @@ fn q5_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `d·scale·(q - 32)`. Either half of the values has 64 bytes of lower and 32 bytes of upper bits: its 32 values number `g` have
-/// their lower four bits in the bytes from `32·(g mod 2)` on, in the half `g / 2` of each, and their upper two as pair `g`.
+/// `d·scale·(q - 32)`. Each half of the values has 64 bytes of lower and 32 bytes of upper bits: the 32 values of group `g` have
+/// their lower four bits in the bytes from `32·(g mod 2)` on, in half `g / 2` of each byte, and their upper two bits as pair `g`.
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(&block[208..]));
     for (run, out) in out.chunks_exact_mut(32).enumerate() {

@@ -1,15 +1,15 @@
-//! Matrices that are stored in eight bits a value or less, as bytes: the published formats, and what their codes stand for.
+//! Matrices stored in eight bits per value or less: the published formats and how they are decoded.
 //!
-//! | format | a value | beside it |
+//! | format | one value | beside it |
 //! |---|---|---|
-//! | nf4, fp4 | a number of one of 16 levels, two in a byte | the largest magnitude of each block of 64, itself in 8 bits |
+//! | nf4, fp4 | the index of one of 16 levels, two per byte | the largest magnitude of each block of 64, itself in 8 bits |
 //! | int8 | an integer from -127 to 127 | the largest magnitude of each row |
-//! | fp8 | a float of 8 bits | a scale for the matrix, for each row, or for each square block |
-//! | Q4_0 … Q8_0 | an integer of 4 to 8 bits | scales in the same block of bytes |
+//! | fp8 | an 8-bit float | a scale for the matrix, per row, or per square block |
+//! | Q4_0 … Q8_0 | a 4- to 8-bit integer | scales in the same block of bytes |
 //!
-//! Here are no tensors: what a device makes of the bytes is in [`kernels`](crate::kernels), where they lie in files in
-//! [`weights`](crate::weights). Values are decoded to f32; each is the product of f32 numbers that its format says, in its order,
-//! so that every program has the same bits.
+//! This module has no tensors: computing with the bytes on a device is in [`kernels`](crate::kernels), finding them in files in
+//! [`weights`](crate::weights). Values are decoded to f32; the f32 factors of each value are multiplied in the order that its
+//! format defines, so that the bits equal those of other programs.
 
 mod bytes;
 mod dynamic;
@@ -29,14 +29,14 @@ pub use four_bit::{Absmax, BLOCK, FourBit, FourBitKind, NESTED_BLOCK, Nested, ab
 pub use fp8::{E4M3, E5M2, to_e4m3};
 pub use ggml::Ggml;
 
-/// Values that one task decodes: whole blocks of every format, and an even number.
+/// The number of values per parallel task: whole blocks of every format, and even.
 const PIECE: usize = 16 * 1024;
 
-/// Columns and rows that one task turns around at a time.
+/// Columns and rows that one task transposes at a time.
 const BAND: usize = 256;
 const RUN: usize = 16;
 
-/// A quantized matrix `[out, in]`, as its bytes. Cheap to clone.
+/// A quantized matrix `[out, in]`. Cheap to clone: bytes are shared.
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// `[out, in]`.
@@ -45,19 +45,19 @@ pub struct Packed {
     pub code: Code,
 }
 
-/// Values by their format, row after row.
+/// Values in their format, in row-major order.
 #[derive(Clone, Debug)]
 pub enum Code {
     /// 16 levels and a scale for each block of values.
     FourBit(FourBit),
     /// 256 levels and a grid of scales.
     EightBit(EightBit),
-    /// Blocks of bytes of one of ggml's formats, which divide the rows.
+    /// Blocks of one of ggml's formats; each row is a whole number of blocks.
     Ggml(Ggml, Shared),
 }
 
 impl Packed {
-    /// Its format, as people call it: `nf4`, `int8`, `fp8`, `Q4_K`, …
+    /// The common name of its format: `nf4`, `int8`, `fp8`, `Q4_K`, …
     pub fn format(&self) -> &'static str {
         match &self.code {
             Code::FourBit(code) => code.kind.name(),
@@ -66,7 +66,7 @@ impl Packed {
         }
     }
 
-    /// The bytes that it takes, in a file or in memory.
+    /// Its size in bytes, in a file or in memory.
     pub fn bytes(&self) -> usize {
         match &self.code {
             Code::FourBit(code) => code.values.len() + code.absmax.bytes(),
@@ -75,10 +75,10 @@ impl Packed {
         }
     }
 
-    /// Writes the values from `start` on, row after row, as f32. In ggml's formats `start` is the first value of a block.
+    /// Decodes the values from `start` on to f32, in row-major order. In ggml's formats `start` must be the first value of a block.
     ///
     /// # Panics
-    /// They go beyond the last one.
+    /// If `out` extends past the last value.
     pub fn decode(&self, start: usize, out: &mut [f32]) {
         match &self.code {
             Code::FourBit(code) => code.decode(start, out),
@@ -90,10 +90,10 @@ impl Packed {
         }
     }
 
-    /// Some of its rows, as a matrix of its own; nothing where they begin or end inside of a block of values.
+    /// Some of its rows, as a matrix; `None` if they begin or end inside a block of values.
     ///
     /// # Panics
-    /// There are no such rows.
+    /// If there are no such rows.
     pub fn rows(&self, rows: Range<usize>) -> Option<Self> {
         assert!(rows.start <= rows.end && rows.end <= self.dims[0], "rows of the matrix");
         let columns = self.dims[1];
@@ -109,12 +109,12 @@ impl Packed {
         Some(Self { dims: [rows.len(), columns], code })
     }
 
-    /// All values, column after column, on all cores: what a product wants that runs along rows.
+    /// Decodes all values to f32 in column-major order, on all cores: the layout for products that run along rows.
     pub fn to_f32_by_columns(&self) -> Vec<f32> {
         let [rows, columns] = self.dims;
         let mut values = vec![0.0; rows * columns];
-        // Bands of columns that begin with a block of every format, a few rows of them at a time: these stay in the nearest cache,
-        // and are written in runs.
+        // Bands of columns aligned to the blocks of every format, a few rows at a time: these stay in the L1 cache and are written
+        // contiguously.
         values.par_chunks_mut((BAND * rows).max(1)).enumerate().for_each(|(band, out)| {
             let width = out.len() / rows;
             let mut few = vec![0.0; RUN * width];
@@ -133,7 +133,7 @@ impl Packed {
         values
     }
 
-    /// All values, row after row, on all cores.
+    /// Decodes all values to f32 in row-major order, on all cores.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.dims[0] * self.dims[1]];
         values.par_chunks_mut(PIECE).enumerate().for_each(|(piece, out)| self.decode(piece * PIECE, out));
