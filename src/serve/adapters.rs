@@ -1,5 +1,5 @@
-//! Adapters by name: those in the configured folders, and those that were uploaded. They are read once, and kept in memory up to a
-//! limit of bytes; those that images wear stay in any case.
+//! Adapters by name: those in the configured folders and those that were uploaded. They are read once and cached in memory up to a
+//! limit in bytes; those in use always stay.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,10 @@ use crate::{
     notice::{some_of, warn_once},
 };
 
-/// The ending of an adapter's file.
+/// The extension of an adapter's file.
 const ENDING: &str = "safetensors";
 
-/// What a file is, until it changes.
+/// Identifies the content of a file, until it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct File {
     path: PathBuf,
@@ -31,7 +31,7 @@ struct File {
     uploaded: bool,
 }
 
-/// What is in it.
+/// What is known about an adapter from its file.
 #[derive(Clone, Debug)]
 struct About {
     rank: Option<usize>,
@@ -44,7 +44,7 @@ struct Known {
     file: File,
     about: Option<About>,
     lora: Option<Arc<Lora>>,
-    /// When it was asked for last.
+    /// When it was last requested.
     used: u64,
 }
 
@@ -54,7 +54,7 @@ struct All {
     clock: u64,
 }
 
-/// All of them.
+/// All adapters of the server.
 pub struct Adapters {
     folders: Vec<PathBuf>,
     uploads: PathBuf,
@@ -63,10 +63,10 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Those in `folders`, and those that were uploaded into the folder `state`.
+    /// Opens the adapters in `folders` and those uploaded into the folder `state`.
     ///
     /// # Errors
-    /// A folder is missing, or the disk refuses.
+    /// A folder is missing, or there is an I/O error.
     pub fn open(folders: &[PathBuf], state: &Path, most_bytes: u64) -> Result<Self> {
         let uploads = state.join("loras");
         fs::create_dir_all(&uploads).map_err(|e| Error::io(&uploads, e))?;
@@ -80,7 +80,7 @@ impl Adapters {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks through the folders again.
+    /// Scans the folders again.
     fn look(&self) -> Result<()> {
         let mut found: BTreeMap<String, File> = BTreeMap::new();
         let folders = self.folders.iter().map(|folder| (folder, false)).chain([(&self.uploads, true)]);
@@ -92,7 +92,7 @@ impl Adapters {
                 let (Some(name), Some(file)) = (name_of(&path), file_at(&path, uploaded)) else { continue };
                 if let Some(first) = found.get(&name) {
                     let first = first.path.display();
-                    warn_once(format!("{}: is not served: {first} has the same name", path.display()));
+                    warn_once(format!("{}: not served: {first} has the same name", path.display()));
                     continue;
                 }
                 found.insert(name, file);
@@ -118,7 +118,7 @@ impl Adapters {
             let names: Vec<_> = all.known.keys().collect();
             let shown: String = name.chars().take(64).collect();
             let error = Error::setting("loras.name", format!("there is no adapter `{}`", shown.escape_debug()));
-            if names.is_empty() { error } else { error.hint(format!("there are {}", some_of(&names))) }
+            if names.is_empty() { error } else { error.hint(format!("available: {}", some_of(&names))) }
         })
     }
 
@@ -149,7 +149,7 @@ impl Adapters {
         Ok(lora)
     }
 
-    /// Lets go of those that nobody wears, from the one that was asked for longest ago on, until the rest is within the limit.
+    /// Evicts adapters that are not in use, least recently used first, until the rest is within the limit.
     fn make_room(&self, all: &mut All, numbers: &Numbers) {
         let bytes = |known: &Known| known.lora.as_ref().map_or(0, |lora| bytes_of(lora));
         let mut sum: u64 = all.known.values().map(bytes).sum();
@@ -168,10 +168,10 @@ impl Adapters {
         numbers.adapter_bytes.set(sum as i64);
     }
 
-    /// Whether a model may wear the adapter of this name.
+    /// Checks that the adapter of this name fits a model.
     ///
     /// # Errors
-    /// It may not, there is no such adapter, or its file is broken.
+    /// It does not, there is no such adapter, or its file is broken.
     pub fn check(&self, name: &str, model: &str, models: &Models, numbers: &Numbers) -> Result<()> {
         let file = self.file(name)?;
         if self.about(name, &file, models, numbers)?.fits.iter().any(|fits| fits == model) {
@@ -186,7 +186,7 @@ impl Adapters {
         })
     }
 
-    /// What is in a file: it is read once.
+    /// What is known about a file, which is read only once.
     fn about(&self, name: &str, file: &File, models: &Models, numbers: &Numbers) -> Result<About> {
         let known = |all: &All| all.known.get(name).filter(|known| known.file == *file)?.about.clone();
         if let Some(about) = known(&self.all()) {
@@ -199,7 +199,7 @@ impl Adapters {
         Ok(about)
     }
 
-    /// What they are, in the order of their names. Those that cannot be used are left out, and said once.
+    /// Descriptions of all adapters, sorted by name. Those that cannot be used are left out, with one warning each.
     pub fn infos(&self, models: &Models, numbers: &Numbers) -> Vec<LoraInfo> {
         if let Err(e) = self.look() {
             warn_once(e.to_string());
@@ -209,10 +209,10 @@ impl Adapters {
         for (name, file) in files {
             match self.about(&name, &file, models, numbers) {
                 Ok(about) => abouts.push((name, file, about)),
-                Err(e) => warn_once(format!("{}: is not served: {}", file.path.display(), e.message())),
+                Err(e) => warn_once(format!("{}: not served: {}", file.path.display(), e.message())),
             }
         }
-        // Reading one may have made another one go.
+        // Reading one may have evicted another.
         abouts.into_iter().map(|(name, file, about)| self.info(&name, &file, about)).collect()
     }
 
@@ -223,10 +223,10 @@ impl Adapters {
         LoraInfo { name, bytes: file.bytes, rank, layers, changes_text, fits, in_memory, uploaded: file.uploaded }
     }
 
-    /// Takes the bytes of a file under a name: whole and checked, or not at all.
+    /// Stores the bytes of a file under a name: complete and checked, or not at all.
     ///
     /// # Errors
-    /// The name cannot be one, or is taken; the file is no adapter, or fits none of the models; or ([`Error::is_io`]) the disk refuses.
+    /// The name is invalid or taken; the file is not an adapter, or fits none of the models; or writing fails ([`Error::is_io`]).
     pub fn upload(&self, name: &str, bytes: &[u8], models: &Models, numbers: &Numbers) -> Result<LoraInfo> {
         check_name("name", name)?;
         self.look()?;
@@ -238,7 +238,7 @@ impl Adapters {
         let mut about = None;
         disk::replace(&path, |partial| {
             fs::write(partial, bytes).map_err(|e| Error::io(&path, e))?;
-            // What is wrong with the bytes is no fault of the disk.
+            // Bad bytes are not an I/O error.
             let lora =
                 Lora::read(partial).map_err(|e| if e.is_io() { Error::file(name, e.message()) } else { e.at(name) })?;
             let (fits, why) = models.wearers(&lora);
@@ -261,10 +261,10 @@ impl Adapters {
         Ok(self.info(name, &file, about))
     }
 
-    /// Removes one that was uploaded; whether there was one.
+    /// Removes an uploaded adapter; returns whether there was one.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn remove(&self, name: &str) -> Result<bool> {
         let mut all = self.all();
         let Some(file) = all.known.get(name).map(|known| &known.file).filter(|file| file.uploaded) else {
@@ -288,11 +288,11 @@ impl About {
     }
 }
 
-/// What a file is called: its name without the ending, as long as that is one line.
+/// The name of an adapter, from its file's: without the extension; `None` if it is not a single line.
 fn name_of(path: &Path) -> Option<String> {
     let name = path.file_stem()?.to_str().filter(|name| !name.starts_with('.') && !name.contains(char::is_control));
     if name.is_none() {
-        warn_once(format!("{}: is not served: its name cannot be that of an adapter", path.display()));
+        warn_once(format!("{}: not served: not a valid adapter name", path.display()));
     }
     name.map(Into::into)
 }
@@ -302,26 +302,26 @@ fn file_at(path: &Path, uploaded: bool) -> Option<File> {
     Some(File { path: path.into(), bytes: metadata.len(), modified: metadata.modified().ok(), uploaded })
 }
 
-/// Of its values, in f32.
+/// The size of its values in f32, in bytes.
 fn bytes_of(lora: &Lora) -> u64 {
     4 * lora.parameters() as u64
 }
 
-/// Copies of adapters on a GPU, under a limit of their own; where the CPU computes, the adapters themselves.
+/// Copies of adapters on a GPU, with a separate limit; on the CPU, the adapters themselves.
 pub struct OnDevice {
     device: Device,
     most_bytes: u64,
-    /// That on the host and its copy, from the one that was used longest ago on.
+    /// Each adapter on the host with its copy, least recently used first.
     copies: Vec<(Arc<Lora>, Arc<Lora>)>,
 }
 
 impl OnDevice {
-    /// None yet.
+    /// Starts without copies.
     pub fn new(device: &Device, most_bytes: u64) -> Self {
         Self { device: device.clone(), most_bytes, copies: Vec::new() }
     }
 
-    /// The adapter where the device can read it.
+    /// The adapter in the device's memory.
     pub fn of(&mut self, host: &Arc<Lora>) -> Arc<Lora> {
         if device::is_cpu(&self.device) {
             return host.clone();

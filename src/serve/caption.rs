@@ -1,4 +1,4 @@
-//! A caption that people edit: its text, and by what it is known to be the one that they have seen.
+//! Editable captions: a text with an etag, so that nobody overwrites a version that they have not seen.
 
 use std::fs;
 
@@ -17,10 +17,10 @@ const LONGEST: usize = 64 << 10;
 /// The caption of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Caption {
-    /// As it is trained on: without white space around it. Empty if there is none.
+    /// The text as used in training: trimmed. Empty if there is none.
     pub text: String,
-    /// Of the bytes of its file, or of its text in a metadata file. `None` if it cannot be edited: it is in a Parquet file, or its
-    /// file is a link to elsewhere.
+    /// The etag of its file, or of its text in a metadata file. `None` if it cannot be edited: it is in a Parquet file, or its
+    /// file is a symbolic link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -30,19 +30,19 @@ pub struct Caption {
 pub enum NotSaved {
     /// There is no such image.
     Unknown,
-    /// It cannot be edited here, in a sentence.
+    /// It cannot be edited here; the reason, in a sentence.
     ReadOnly(String),
-    /// It is another one by now.
+    /// It has changed since; its current version.
     Conflict(Caption),
-    /// The new one cannot be a caption, in a sentence.
+    /// The new text is not a valid caption; the reason, in a sentence.
     Invalid(String),
-    /// The disk refuses.
+    /// An I/O error.
     Failed(Error),
 }
 
 impl Caption {
-    /// The caption of an image: as it is now in a file of its own, as it was listed in a metadata file. Text and etag are of one
-    /// reading: else a text could be sent with the etag of a newer one, which its reader would overwrite unseen.
+    /// The caption of an image: read now from its own file, or as listed in a metadata file. Text and etag come from one read:
+    /// otherwise a text could be sent with the etag of a newer one, which its reader would then overwrite unseen.
     pub fn of(image: &CaptionedImage) -> Self {
         let listed = || image.caption.clone().unwrap_or_default();
         match image.place.as_ref().filter(|place| !place.is_link()) {
@@ -60,25 +60,24 @@ impl Caption {
         }
     }
 
-    /// Writes `text` in its place if `seen` names it. The caller sees to it that nobody else writes meanwhile.
+    /// Replaces it by `text` if `seen` is its etag. The caller makes sure that nobody else writes at the same time.
     ///
     /// # Errors
     /// See [`NotSaved`].
     pub(super) fn replace(self, image: &CaptionedImage, text: &str, seen: &str) -> Result<Self, NotSaved> {
         let Some(place) = &image.place else {
-            let problem =
-                "no file of its own and no row of a metadata file has its caption: add one, or edit the .parquet file";
+            let problem = "its caption is neither in a text file nor in a row of a metadata file: add one, or edit the .parquet file";
             return Err(NotSaved::ReadOnly(problem.into()));
         };
         if self.etag.is_none() {
-            return Err(NotSaved::ReadOnly("the file of its caption is a link to a file elsewhere: edit that".into()));
+            return Err(NotSaved::ReadOnly("the caption file is a link to another file: edit that one".into()));
         }
         if self.etag.as_deref() != Some(seen) {
             return Err(NotSaved::Conflict(self));
         }
         let text = text.trim_start_matches('\u{feff}').trim();
         if text.len() > LONGEST || text.contains('\0') {
-            return Err(NotSaved::Invalid(format!("a caption has at most {LONGEST} bytes, none of them zero")));
+            return Err(NotSaved::Invalid(format!("a caption may have at most {LONGEST} bytes and no zero bytes")));
         }
         let (written, tag) = match place {
             CaptionPlace::File(_) => {
@@ -97,7 +96,7 @@ impl Caption {
     }
 }
 
-/// Of the bytes of a file; `"none"` if there is none.
+/// The etag of a file's bytes; `"none"` if there is no file.
 fn etag(bytes: Option<&[u8]>) -> String {
     bytes.map_or("\"none\"".into(), |bytes| format!("\"{}\"", &blake3::hash(bytes).to_hex()[..32]))
 }

@@ -1,4 +1,4 @@
-//! `serve.toml`: what is served, from where, to whom, and how much of it.
+//! `serve.toml`: the configuration of the server.
 
 use std::{
     net::IpAddr,
@@ -15,36 +15,36 @@ use crate::{
     paths,
 };
 
-/// The owner of all jobs where no keys are configured.
+/// The owner of all jobs if no keys are configured.
 pub const LOCAL: &str = "local";
 
-/// The most bytes of a name of a model, an adapter or an owner.
+/// The longest name of a model, an adapter or an owner, in bytes.
 const LONGEST_NAME: usize = 128;
 
-/// A server.
+/// The configuration of a server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServeConfig {
-    /// The address to listen at. Default `127.0.0.1`: this machine alone.
+    /// The address to listen on. Default `127.0.0.1`: this machine only.
     #[serde(default = "loopback")]
     pub host: IpAddr,
-    /// The port to listen at. Default 7800.
+    /// The port to listen on. Default 7800.
     #[serde(default = "port")]
     pub port: u16,
-    /// A file with a name and a key, or the BLAKE3 hash of one, a line. Without it the server answers this machine alone.
+    /// A file with one name and key (or the key's BLAKE3 hash) per line. Without it the server answers only this machine.
     #[serde(default)]
     pub keys: Option<PathBuf>,
-    /// Origins of web pages that may call the server, such as `https://example.org`. Default: none but its own page.
+    /// Origins of web pages that may call the server, such as `https://example.org`. Default: only its own page.
     #[serde(default)]
     pub origins: Vec<String>,
     /// The folder of the journal, the images and the uploaded adapters.
     pub state: PathBuf,
-    /// Models, the default one first.
+    /// The models to serve, the default one first.
     pub models: Vec<ModelEntry>,
-    /// Folders of LoRA files, which are named by their file names.
+    /// Folders of LoRA files. A LoRA's name is its file name without the extension.
     #[serde(default)]
     pub loras: Vec<PathBuf>,
-    /// How much is taken on.
+    /// Limits on requests and memory.
     #[serde(default)]
     pub limits: LimitsConfig,
     /// How long images are kept.
@@ -59,9 +59,9 @@ pub struct ServeConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
-    /// What requests call it.
+    /// Its name in requests.
     pub name: String,
-    /// Its folder, or `org/name`.
+    /// Its folder, or `org/name` on the Hugging Face hub.
     pub path: String,
     /// `none`, `balanced`, `aggressive` or `ultra`, as in `[memory]` of a training. Default `auto`: the fastest that fits when the
     /// model is loaded.
@@ -69,28 +69,28 @@ pub struct ModelEntry {
     pub memory: LevelChoice,
 }
 
-/// `[limits]`: how much is taken on.
+/// `[limits]`: limits on requests and memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Jobs that wait, at most. Default 64.
+    /// Maximum number of waiting jobs. Default 64.
     pub queue: usize,
     /// The share of the queue that one key may fill, above 0 and at most 1. Default 0.5. Without keys there is one owner, who may
-    /// fill all of it.
+    /// fill the whole queue.
     pub share: f64,
-    /// Images of a job, at most. Default 10.
+    /// Maximum number of images per job. Default 10.
     pub images: usize,
-    /// Pixels of an image, at most, whether it is made or sent. Default 4,194,304: 2048 × 2048.
+    /// Maximum number of pixels of an image, generated or sent. Default 4,194,304: 2048 × 2048.
     pub pixels: u64,
-    /// Denoising steps, at most. Default 200.
+    /// Maximum number of denoising steps. Default 200.
     pub steps: usize,
-    /// Images that are denoised at the same time, at most. Default 8. Fewer if no more fit into memory.
+    /// Maximum number of images denoised at the same time. Default 8; fewer if memory does not suffice.
     pub rows: usize,
-    /// Bytes of the body of a request. Default `"32MiB"`.
+    /// Maximum size of a request's body. Default `"32MiB"`.
     pub body_bytes: Bytes,
-    /// Bytes of an uploaded adapter. Default `"1GiB"`.
+    /// Maximum size of an uploaded adapter. Default `"1GiB"`.
     pub upload_bytes: Bytes,
-    /// Bytes of adapters that are kept in memory; those in use are kept in any case. Default `"2GiB"`.
+    /// Maximum size of the adapters cached in memory; those in use always stay. Default `"2GiB"`.
     pub adapter_bytes: Bytes,
 }
 
@@ -114,14 +114,14 @@ impl Default for LimitsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResultsConfig {
-    /// Seconds after a job has finished. Default 86,400: one day.
+    /// How long images are kept after a job has finished, in seconds. Default 86,400: one day.
     pub keep_seconds: u64,
-    /// Bytes of all images together; the oldest go first. Default `"4GiB"`.
+    /// Maximum size of all images together; the oldest are removed first. Default `"4GiB"`.
     pub bytes: Bytes,
 }
 
 impl ResultsConfig {
-    /// How long after a job has finished.
+    /// How long images are kept after a job has finished.
     pub fn keep(&self) -> Duration {
         Duration::from_secs(self.keep_seconds)
     }
@@ -137,14 +137,14 @@ impl Default for ResultsConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PageConfig {
-    /// Folders of run folders. Default: none.
+    /// Folders that contain run folders. Default: none.
     pub runs: Vec<PathBuf>,
     /// Folders of training images with captions. Default: none.
     pub datasets: Vec<PathBuf>,
-    /// Folders of configurations of `kiln train`, whose runs can be started from the page. Default: none.
+    /// Folders of configurations of `kiln train` whose runs can be started from the page. Default: none.
     pub configs: Vec<PathBuf>,
-    /// Whether a configuration may also be sent as text. It names files of this machine: whoever may ask for jobs can then have
-    /// any of them read, and write into the folders of runs. Default false.
+    /// Whether a configuration may also be sent as text. Configurations name files on this machine: whoever may submit jobs could
+    /// then have any of them read, and write into the folders of runs. Default false.
     pub pasted_configs: bool,
 }
 
@@ -180,10 +180,10 @@ impl ServeConfig {
         Ok(config)
     }
 
-    /// Whether the settings go together, as far as that needs no files.
+    /// Checks the settings, as far as possible without reading files.
     ///
     /// # Errors
-    /// The first that does not.
+    /// The first one that is invalid.
     pub fn check(&self) -> Result<()> {
         if self.models.is_empty() {
             return Err(Error::setting("models", "is empty").hint("add a table `[[models]]` with `name` and `path`"));
@@ -191,7 +191,7 @@ impl ServeConfig {
         for (number, model) in self.models.iter().enumerate() {
             check_name("models.name", &model.name)?;
             if self.models[..number].iter().any(|other| other.name == model.name) {
-                return Err(Error::setting("models.name", format!("`{}` is there twice", model.name)));
+                return Err(Error::setting("models.name", format!("`{}` is used twice", model.name)));
             }
         }
         let LimitsConfig { queue, share, images, pixels, steps, rows, .. } = &self.limits;
@@ -207,22 +207,22 @@ impl ServeConfig {
             }
         }
         if !(*share > 0.0 && *share <= 1.0) {
-            return Err(Error::setting("limits.share", format!("{share} is not above 0 and at most 1")));
+            return Err(Error::setting("limits.share", format!("must be above 0 and at most 1, not {share}")));
         }
         Ok(())
     }
 }
 
-/// Whether this can be the name of a model or an adapter: letters of ASCII, digits, `.`, `_` and `-`, not first a dot.
+/// Checks the name of a model or an adapter: ASCII letters, digits, `.`, `_` and `-`, not starting with a dot.
 ///
 /// # Errors
-/// It cannot; the error is about the setting `field`.
+/// The name is invalid; the error is about the setting `field`.
 pub fn check_name(field: &str, name: &str) -> Result<()> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(fits) && !name.starts_with('.') {
         return Ok(());
     }
     let shown: String = name.chars().take(LONGEST_NAME).collect();
-    Err(Error::setting(field, format!("`{}` cannot be a name", shown.escape_debug()))
-        .hint(format!("use 1 to {LONGEST_NAME} letters, digits, `.`, `_` or `-`, and no dot first")))
+    Err(Error::setting(field, format!("`{}` is not a valid name", shown.escape_debug()))
+        .hint(format!("use 1 to {LONGEST_NAME} letters, digits, `.`, `_` or `-`, not starting with a dot")))
 }

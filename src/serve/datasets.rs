@@ -1,7 +1,7 @@
-//! Datasets as they lie in their folders, for people to look at and to correct the captions of.
+//! Datasets in their folders, for people to browse and to correct captions.
 //!
-//! Names from outside are looked up among the names that are there; no part of a path comes from a client. A caption is written only
-//! over the text that its writer has seen, and its file is at every moment the old one or the new one.
+//! Names from requests are looked up among the existing names; no part of a path comes from a client. A caption replaces only the
+//! text that its author has seen, and its file is replaced atomically.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,58 +25,58 @@ use crate::{
 pub struct DatasetSummary {
     /// The name of its folder.
     pub name: String,
-    /// How many images it has.
+    /// The number of its images.
     pub images: usize,
-    /// How many of them have a caption that is not empty.
+    /// The number of images with a non-empty caption.
     pub captioned: usize,
-    /// Whether they are edits, and their captions instructions.
+    /// Whether it is a dataset of edits, whose captions are instructions.
     pub edits: bool,
 }
 
-/// A dataset and what is said of it as a whole.
+/// A dataset with its problems and tags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DatasetDetail {
-    /// As in the list.
+    /// The fields of the list.
     #[serde(flatten)]
     pub summary: DatasetSummary,
-    /// Why training would refuse some of its images, a line each.
+    /// Why training would refuse some of its images, one line each.
     pub problems: Vec<String>,
-    /// What else is in the folder and is not used, a line for each kind.
+    /// Files in the folder that are not used, one line per kind.
     pub unused: Vec<String>,
-    /// What stands between commas in its captions, the most frequent first, at most 200.
+    /// The comma-separated tags of its captions, the most frequent first, at most 200.
     pub tags: Vec<TagCount>,
 }
 
-/// A tag and how many captions have it.
+/// A tag and the number of captions with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TagCount {
     /// The tag.
     pub tag: String,
-    /// Captions with it.
+    /// The number of captions with it.
     pub count: usize,
 }
 
-/// Which images of a dataset are wanted.
+/// Selects images of a dataset.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Wanted {
-    /// How many of those that fit are passed over. Default 0.
+    /// The number of matching images to skip. Default 0.
     pub offset: Option<usize>,
-    /// How many are wanted, at most 500. Default 100.
+    /// The maximum number of images, at most 500. Default 100.
     pub limit: Option<usize>,
-    /// Only those with this text in their name or caption, in any case.
+    /// Only images with this text in their name or caption, ignoring case.
     pub search: Option<String>,
-    /// Only those whose caption does not hold this text, in any case: a trigger word, say.
+    /// Only images whose caption lacks this text, ignoring case: a trigger word, for example.
     pub without: Option<String>,
 }
 
 /// Some of the images of a dataset.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct DatasetPage {
-    /// How many fit in all.
+    /// The number of matching images in all.
     pub total: usize,
-    /// The number of the first of these among them.
+    /// The index of the first of these among them.
     pub offset: usize,
     /// The images, sorted by name.
     pub images: Vec<DatasetImage>,
@@ -85,21 +85,20 @@ pub struct DatasetPage {
 /// An image of a dataset.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct DatasetImage {
-    /// Its file below the folder.
+    /// Its file, relative to the folder.
     pub file: String,
-    /// Of an edit, the image before it.
+    /// For an edit, the original image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<String>,
-    /// In pixels; 0 if the image cannot be read.
+    /// Width in pixels; 0 if the image cannot be read.
     pub width: u32,
-    /// In pixels; 0 if the image cannot be read.
+    /// Height in pixels; 0 if the image cannot be read.
     pub height: u32,
-    /// Of its file.
+    /// The size of its file.
     pub bytes: u64,
     /// Its caption; empty if it has none.
     pub caption: String,
-    /// By what the caption is known to be the one that was seen. `None` if it cannot be edited here: it is in a Parquet file, or its
-    /// file is a link to elsewhere.
+    /// The etag of the caption. `None` if it cannot be edited here: it is in a Parquet file, or its file is a symbolic link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
     /// Why the image cannot be read.
@@ -111,20 +110,20 @@ pub struct DatasetImage {
 #[derive(Debug, Default)]
 pub struct Datasets {
     folders: BTreeMap<String, PathBuf>,
-    /// As they were read the last time.
+    /// The datasets as last read.
     read: Mutex<BTreeMap<String, Dated>>,
-    /// Held between looking at a caption and writing it.
+    /// Held from checking a caption to writing it.
     pub(super) writing: Mutex<()>,
 }
 
 impl Datasets {
-    /// The datasets in these folders. Of two with one name, the first. Removes what a process left that died while it wrote a
-    /// caption.
+    /// The datasets in these folders; of two with the same name, the first. Removes temporary files of a process that died while
+    /// writing a caption.
     pub fn new(folders: Vec<PathBuf>) -> Self {
         let mut named = BTreeMap::new();
         for folder in folders {
             let Ok(whole) = folder.canonicalize() else {
-                tracing::warn!("{}: no such folder, so it is not among the datasets", folder.display());
+                tracing::warn!("{}: no such folder; this dataset is not served", folder.display());
                 continue;
             };
             sweep(&whole);
@@ -177,7 +176,7 @@ impl Datasets {
         Ok(Some(DatasetPage { total: fitting.len(), offset, images }))
     }
 
-    /// Where an image of a dataset is, an original of an edit too; `None` if there is no such image.
+    /// The path of an image of a dataset, including originals of edits; `None` if there is no such image.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -186,7 +185,7 @@ impl Datasets {
         let has = |read: &CaptionedFolder| {
             read.images.iter().any(|image| image.file == file || image.original.as_deref() == Some(file))
         };
-        // Of thumbnails many are asked for at once: what was there the last time serves.
+        // Many thumbnails are requested at once, so the last listing is good enough.
         let known = self.read().get(name).is_some_and(|read| has(&read.folder));
         Ok((known || self.all(name)?.is_some_and(|read| has(&read))).then(|| folder.join(file)))
     }
@@ -199,7 +198,7 @@ impl Datasets {
         Ok(self.captioned(name, file)?.map(|image| Caption::of(&image)))
     }
 
-    /// Writes a caption over the one that `etag` names.
+    /// Replaces the caption with this `etag`.
     ///
     /// # Errors
     /// See [`NotSaved`].
@@ -224,7 +223,7 @@ impl Datasets {
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was read of a dataset is not what is there any more, whatever the times of its files say.
+    /// Marks a dataset as changed, whatever the times of its files say.
     pub(super) fn changed(&self, name: &str) {
         self.read().remove(name);
     }
@@ -332,7 +331,7 @@ mod tests {
         let Err(NotSaved::Conflict(now)) = datasets.save("set", "a.png", "a blue cat", &seen) else { panic!() };
         assert_eq!(now, first);
         datasets.save("set", "a.png", "a blue cat", now.etag.as_deref().unwrap()).unwrap();
-        // Of many at once with the same sight, one gets through.
+        // Of many concurrent writers with the same etag, one succeeds.
         let seen = datasets.caption("set", "d.png").unwrap().unwrap().etag.unwrap();
         let saved = |i: usize| datasets.save("set", "d.png", &format!("writer {i}"), &seen).is_ok();
         let count: usize = std::thread::scope(|scope| {
@@ -356,12 +355,12 @@ mod tests {
             let [a, b] = ["a.png", "b.png"].map(|image| datasets.caption("set", image).unwrap().unwrap().etag.unwrap());
             let saved = datasets.save("set", "a.png", " a red cat ", &a).unwrap();
             assert_eq!(there(), text.replace("a cat", "a red cat"));
-            // Another row of the file is as it was seen, this one is not.
+            // This row has changed, the other one has not.
             let Err(NotSaved::Conflict(now)) = datasets.save("set", "a.png", "a blue cat", &a) else { panic!() };
             assert_eq!(now, saved);
             datasets.save("set", "b.png", "a dog", &b).unwrap();
             assert_eq!(there(), text.replace("a cat", "a red cat").replace("a dog, ink", "a dog"));
-            // What somebody else writes is seen.
+            // Changes by other programs are noticed.
             fs::write(folder.path().join("set").join(file), text.replace("a cat", "an owl")).unwrap();
             let captions = datasets.images("set", &Wanted::default()).unwrap().unwrap().images;
             assert_eq!(

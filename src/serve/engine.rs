@@ -1,7 +1,7 @@
-//! The engine: one thread that owns the device and all sessions, and makes the images of jobs.
+//! The engine: one thread that owns the device and all sessions, and generates the images of jobs.
 //!
-//! Jobs are begun in the order of their acceptance, as many images at once as may be; a job of another model waits until those that
-//! run have ended. Between two steps images join and leave.
+//! Jobs start in the order of their acceptance, with as many images at once as allowed; a job for another model waits until the
+//! running ones have ended. Images join and leave between two steps.
 
 use std::{
     sync::Arc,
@@ -32,26 +32,26 @@ use crate::{
     stop,
 };
 
-/// How long the engine sleeps when there is nothing to do, and how often it looks after what grows old.
+/// How long the engine sleeps when there is nothing to do, and how often it removes expired images.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The side of the latents, in latent pixels, that are decoded to see their colors when no image was made yet.
+/// The side, in latent pixels, of the latents that are decoded to fit the preview colors before there is an image.
 const PROBE: usize = 16;
 
-/// All that the thread owns.
+/// The state of the thread.
 pub struct Engine {
     shared: Arc<Shared>,
     device: Device,
     loads: Loads,
     on_device: OnDevice,
-    /// Jobs that have begun, the oldest first; all are of one model.
+    /// Jobs that have started, the oldest first; all for one model.
     works: Vec<Work>,
     units: Vec<Unit>,
     tidied: Option<Instant>,
 }
 
 impl Engine {
-    /// One that has nothing loaded.
+    /// An engine with no model loaded.
     pub fn new(shared: Arc<Shared>, device: &Device) -> Self {
         let limits = &shared.config.limits;
         let loads = Loads::new(shared.models.all().len(), device, limits.rows);
@@ -60,7 +60,7 @@ impl Engine {
         Self { shared, device, loads, on_device, works: Vec::new(), units: Vec::new(), tidied: None }
     }
 
-    /// Works until the server is stopped.
+    /// Runs until the server is stopped.
     pub fn run(mut self) {
         loop {
             self.shared.beat();
@@ -86,20 +86,20 @@ impl Engine {
 
     /// Waits for something to do.
     fn rest(&self) {
-        let waits = stop::requested(); // then nothing is begun
+        let waits = stop::requested(); // then no job is started
         self.shared.wait(PAUSE, |state| {
             state.stop_at.is_some() || !state.orders.is_empty() || (state.queue.depth() > 0 && !waits)
         });
     }
 
-    /// Loads and unloads models, when no job of another is in the way.
+    /// Loads and unloads models as ordered, once no running job is in the way.
     fn obey(&mut self) {
         if !self.works.is_empty() {
             return;
         }
         let (orders, shared) = (std::mem::take(&mut self.shared.state().orders), self.shared.clone());
         for order in orders {
-            // Who asked may be gone.
+            // The caller may be gone.
             match order {
                 Order::Load(number, reply) => {
                     let load = || self.loads.load(number, shared.models.all(), &shared.numbers).map(drop);
@@ -126,7 +126,7 @@ impl Engine {
         cancelled.into_iter().for_each(|id| self.end(id, Status::Cancelled, None));
     }
 
-    /// Ends a job that is not completed, with its images that are being made.
+    /// Ends a job that is not completed, along with its images in progress.
     fn end(&mut self, id: JobId, status: Status, error: Option<&Error>) {
         self.units.retain(|unit| unit.job != id);
         self.works.retain(|work| work.id != id);
@@ -136,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// Begins images while there is room, those of jobs that have begun first.
+    /// Starts images while there is room, those of running jobs first.
     fn admit(&mut self, is_stopping: bool) {
         loop {
             if let Some(place) = self.works.iter().position(Work::has_left) {
@@ -156,7 +156,7 @@ impl Engine {
             let model = match self.shared.models.find(next.request.model.as_deref()) {
                 Ok(model) => model,
                 Err(e) => {
-                    // It was accepted by a server that had this model.
+                    // It was accepted by an earlier server, which had this model.
                     if self.shared.change(|state| state.queue.cancel(next.id)) {
                         self.shared.end(next.id, Status::Failed, Vec::new(), Some(&e));
                     }
@@ -171,7 +171,7 @@ impl Engine {
         }
     }
 
-    /// Whether another image of a job can be denoised beside those that are.
+    /// Whether another image of a job can be denoised beside those in progress.
     fn has_room(&mut self, place: usize) -> bool {
         let work = &self.works[place];
         let (size, most) = ((work.template.width, work.template.height), self.shared.config.limits.rows);
@@ -179,7 +179,7 @@ impl Engine {
         self.units.len() < fitting
     }
 
-    /// A job begins: its model and its adapters are there after that, or it has failed.
+    /// Starts a job: loads its model and adapters, or fails it.
     fn start(&mut self, next: &Record, model: usize) {
         let id = next.id;
         let Some(record) = self.shared.change(|state| state.queue.start(id)) else { return };
@@ -187,7 +187,7 @@ impl Engine {
         if record.starts > 1 {
             self.shared.numbers.begun_again.inc();
         }
-        // Else it could be begun again and again.
+        // Otherwise it could be restarted forever.
         let journaled = self.shared.journal.update(&record);
         let device = self.device.clone();
         match journaled.and_then(|()| caught(&device, || self.dress(&record, model))) {
@@ -196,7 +196,7 @@ impl Engine {
         }
     }
 
-    /// A job with its model, adapters and files.
+    /// Prepares a job: its model, adapters and files.
     fn dress(&mut self, record: &Record, model: usize) -> Result<Work> {
         let (shared, request) = (self.shared.clone(), &record.request);
         let template = shared.models.images(request, &shared.journal.inputs(record.id)?, &shared.config.limits)?;
@@ -215,7 +215,7 @@ impl Engine {
         Ok(Work::new(record, model, template, flaw, worn))
     }
 
-    /// Begins the next image of a job.
+    /// Starts the next image of a job.
     fn begin(&mut self, place: usize) -> Result<()> {
         let work = &mut self.works[place];
         let Some((image, attempt, images)) = work.next() else { return Ok(()) };
@@ -231,7 +231,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes all images a step on: those of one size together.
+    /// Advances all images by one step, those of one size together.
     fn advance(&mut self) {
         for pass in self.passes() {
             let started = Instant::now();
@@ -244,7 +244,7 @@ impl Engine {
             let jobs: Vec<_> = pass.iter().map(|&number| self.units[number].job).collect();
             if let Err(e) = done {
                 jobs.into_iter().for_each(|id| self.fail(id, &e));
-                return; // the numbers of the units are others now
+                return; // the indices of the units have changed
             }
             self.shared.numbers.step_seconds.observe(started.elapsed().as_secs_f64());
             self.shared.numbers.batch_images.observe(pass.len() as f64);
@@ -266,7 +266,7 @@ impl Engine {
         }
     }
 
-    /// The numbers of the units that are taken a step on in each call of the network: of all that have one size.
+    /// The indices of the units that go through the network together in each call: those of one size.
     fn passes(&self) -> Vec<Vec<usize>> {
         let mut passes: Vec<Vec<usize>> = Vec::new();
         for (number, unit) in self.units.iter().enumerate() {
@@ -279,7 +279,7 @@ impl Engine {
         passes
     }
 
-    /// Tells about what images will look like.
+    /// Publishes previews of images.
     fn show(&mut self) {
         for unit in &self.units {
             let Some(work) = self.works.iter().find(|work| work.id == unit.job) else { continue };
@@ -288,14 +288,14 @@ impl Engine {
                 continue;
             }
             let Some(loaded) = self.loads.get(work.model) else { continue };
-            // A preview that cannot be made is no reason to stop.
+            // A failed preview does not stop the job.
             if let Ok(Some(png)) = caught(&self.device, || preview(loaded, &unit.denoising)) {
                 self.shared.change(|state| state.queue.preview(unit.job, unit.image, step, png));
             }
         }
     }
 
-    /// Decodes images that are done, looks at them, and writes them.
+    /// Decodes finished images, checks them and writes them.
     fn collect(&mut self) {
         while let Some(place) = self.units.iter().position(|unit| unit.denoising.is_done()) {
             let unit = self.units.remove(place);
@@ -311,7 +311,7 @@ impl Engine {
         }
     }
 
-    /// Finishes an image; all images of its job, if it was the last.
+    /// Finishes an image; returns all images of its job if it was the last.
     fn finish(&mut self, unit: &Unit) -> Result<Option<Vec<Made>>> {
         let Some(work) = self.works.iter_mut().find(|work| work.id == unit.job) else { return Ok(None) };
         let Some(loaded) = self.loads.get(work.model) else { return Ok(None) };
@@ -335,12 +335,12 @@ impl Engine {
                 let problem = format!("{}, from two seeds", flaw.words());
                 return Err(Error::setting(format!("image {}", unit.image + 1), problem).hint(WHY_NOT_FINITE));
             }
-            tracing::warn!("job {}: image {} is made again: {}", unit.job, unit.image + 1, flaw.words());
+            tracing::warn!("job {}: generating image {} again: {}", unit.job, unit.image + 1, flaw.words());
             self.shared.numbers.made_again.inc();
             self.shared.change(|state| state.queue.again(unit.job, unit.attempt + 1));
             return Ok(None);
         }
-        let Some(image) = image else { return Err(Error::setting("image", "was not made")) };
+        let Some(image) = image else { return Err(Error::setting("image", "was not generated")) };
         if let Some(latents) = on_host(&unit.denoising) {
             loaded.colors.learn(&latents, &image);
         }
@@ -349,7 +349,7 @@ impl Engine {
         Ok(work.images())
     }
 
-    /// Looks after what grows old, and after the memory in use.
+    /// Removes expired images and records the memory in use.
     fn tidy(&mut self) {
         if self.tidied.is_some_and(|tidied| tidied.elapsed() < PAUSE) {
             return;
@@ -361,7 +361,7 @@ impl Engine {
     }
 }
 
-/// The latents of an image as they are now.
+/// The current latents of an image, on the host.
 fn on_host(denoising: &Denoising) -> Option<Latents> {
     let latents = denoising.latents().clone().cast(FloatDType::F32);
     let [_, channels, rows, columns] = latents.dims();
@@ -369,11 +369,11 @@ fn on_host(denoising: &Denoising) -> Option<Latents> {
     Some(Latents { values, shape: [channels, rows, columns] })
 }
 
-/// A small PNG of about what an image will look like; none if its latents are not finite.
+/// A small PNG preview of an image; `None` if its latents are not finite.
 fn preview(loaded: &mut Loaded, denoising: &Denoising) -> Result<Option<Vec<u8>>> {
     let Some(latents) = on_host(denoising) else { return Ok(None) };
     if loaded.colors.is_empty() {
-        // Latents of this very image, of at most so many pixels: once a model, before its first image is there.
+        // Fits the colors to a crop of this image's own latents: once per model, before its first image is finished.
         let (width, height) = denoising.size();
         let part = denoising.latents().clone().narrow(2, 0, height.min(PROBE)).narrow(3, 0, width.min(PROBE));
         let shape = [part.dims()[1], part.dims()[2], part.dims()[3]];

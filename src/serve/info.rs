@@ -1,4 +1,4 @@
-//! What the server tells about itself: models, adapters, its state.
+//! Descriptions of the server's models, adapters and state.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,40 +8,40 @@ use super::job::JobId;
 /// A model that is served.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ModelInfo {
-    /// What requests call it.
+    /// Its name in requests.
     pub name: String,
-    /// The kind of model, such as `FLUX.1`.
+    /// The model family, such as `FLUX.1`.
     pub family: String,
-    /// The side of a square as large as the images that it was made for, in pixels.
+    /// The side of the square images that the model was trained for, in pixels.
     pub native_size: usize,
-    /// A multiple of this must be each side, in pixels.
+    /// Width and height must be multiples of this, in pixels.
     pub size_step: usize,
     /// Whether it edits images by instruction.
     pub edits: bool,
     /// Whether its weights are loaded.
     pub loaded: bool,
-    /// Whether it is the one for requests that name none.
+    /// Whether it is the default model.
     pub default: bool,
-    /// What requests leave open.
+    /// The defaults for requests.
     pub defaults: ModelDefaults,
-    /// Names of samplers to choose from; empty where the model has one of its own.
+    /// Names of the samplers to choose from; empty if the model has a fixed one.
     pub schedulers: Vec<String>,
 }
 
-/// What requests for images of a model leave open.
+/// A model's defaults for requests.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ModelDefaults {
-    /// Denoising steps.
+    /// Number of denoising steps.
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f64,
-    /// Scale of classifier-free guidance with a negative prompt, where guidance is distilled.
+    /// Scale of classifier-free guidance with a negative prompt, if guidance is distilled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub true_guidance: Option<f64>,
-    /// Image guidance scale, where the model edits.
+    /// Image guidance scale, if the model edits images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_guidance: Option<f64>,
-    /// The sampler, where one can be chosen.
+    /// The sampler, if it can be chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,
 }
@@ -49,18 +49,18 @@ pub struct ModelDefaults {
 /// An adapter that is served.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct LoraInfo {
-    /// What requests call it.
+    /// Its name in requests.
     pub name: String,
-    /// Of its file.
+    /// The size of its file.
     pub bytes: u64,
-    /// The largest rank of its layers; none where they are no low-rank pairs.
+    /// The largest rank of its layers; absent if it has no low-rank pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// How many layers it changes.
+    /// The number of layers that it changes.
     pub layers: usize,
     /// Whether it changes text encoders, too.
     pub changes_text: bool,
-    /// Names of the models that it fits.
+    /// The names of the models that it fits.
     pub fits: Vec<String>,
     /// Whether it is in memory.
     pub in_memory: bool,
@@ -71,34 +71,34 @@ pub struct LoraInfo {
 /// What the server is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct StatusInfo {
-    /// What computes: `cpu` or `cuda:N`.
+    /// The device: `cpu` or `cuda:N`.
     pub device: String,
-    /// Jobs that wait.
+    /// The queue of waiting jobs.
     pub queue: QueueStatus,
-    /// Jobs whose images are being made.
+    /// Running jobs.
     #[schema(value_type = Vec<String>)]
     pub running: Vec<JobId>,
     /// Memory in use.
     pub memory: MemoryStatus,
-    /// Of this program.
+    /// The version of kiln.
     pub version: &'static str,
 }
 
-/// Jobs that wait.
+/// The queue of waiting jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct QueueStatus {
-    /// How many.
+    /// The number of waiting jobs.
     pub depth: usize,
-    /// How many at most.
+    /// The maximum number of waiting jobs.
     pub limit: usize,
 }
 
 /// Memory in use, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryStatus {
-    /// On the GPU; none where the CPU computes.
+    /// GPU memory; absent on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_bytes: Option<u64>,
-    /// Of this process on the host.
+    /// Host memory of this process.
     pub host_bytes: u64,
 }

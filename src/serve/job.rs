@@ -1,4 +1,4 @@
-//! A job: what is asked for, what became of it, and what is told about it meanwhile.
+//! Jobs: requests, their state, and their events.
 
 use std::{fmt, str::FromStr};
 
@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use crate::{error::Error, schedulers::SchedulerName};
 
-/// The name of a job: a UUID of version 7, so that names sort by the time of their acceptance.
+/// The ID of a job: a UUID of version 7, so that IDs sort by the time of acceptance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(Uuid);
 
 impl JobId {
-    /// One that no other job has.
+    /// A new, unique ID.
     pub(super) fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -70,69 +70,69 @@ impl<'de> Deserialize<'de> for FileBytes {
     }
 }
 
-/// A request for images. From text alone they are made; with an `image` that is edited, by a model that edits by instruction, or
-/// changed as far as `strength` says; with a `mask` too, only where that is white.
+/// A request for images. Without `image`, images are generated from text. With `image`, a model that edits by instruction edits it,
+/// and other models change it as much as `strength` says; with `mask`, only where the mask is white.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// The name of a model. Default: the first that is configured.
+    /// The name of a model. Default: the first one configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What to show; an instruction, where the model edits.
+    /// The prompt; for models that edit, an instruction.
     pub prompt: String,
-    /// What not to show.
+    /// The negative prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
-    /// How many images. Default 1.
+    /// Number of images. Default 1.
     #[serde(default = "one")]
     #[schema(default = 1, minimum = 1, maximum = 10)]
     pub count: usize,
-    /// The seed of the first image; the next has the next. Default: random.
+    /// The seed of the first image; each further image uses the next seed. Default: random.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-    /// In pixels. Default: that of `image`, else the model's native size.
+    /// Width in pixels. Default: that of `image`, else the model's native size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
-    /// In pixels. Default: that of `image`, else the model's native size.
+    /// Height in pixels. Default: that of `image`, else the model's native size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub height: Option<usize>,
-    /// Denoising steps. Default: the model's.
+    /// Number of denoising steps. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
     /// Guidance scale. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
-    /// Image guidance scale of a model that edits. Default: the model's.
+    /// Image guidance scale, for models that edit. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_guidance: Option<f64>,
-    /// Scale of classifier-free guidance with a negative prompt, where `guidance` is distilled. Default: the model's.
+    /// Scale of classifier-free guidance with a negative prompt, if `guidance` is distilled. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub true_guidance: Option<f64>,
     /// The sampler. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub scheduler: Option<SchedulerName>,
-    /// Adapters, all worn at once.
+    /// The adapters to apply, all at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<LoraChoice>,
-    /// The image to edit or to start from: PNG, JPEG or WebP, in base64. It is resized to `width` × `height`.
+    /// The image to edit or to start from: PNG, JPEG or WebP in base64. It is resized to `width` × `height`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Byte)]
     pub image: Option<FileBytes>,
-    /// Where to change `image`: white in an image of its size, in base64.
+    /// The mask, an image of the same size in base64: `image` changes where the mask is white.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Byte)]
     pub mask: Option<FileBytes>,
-    /// The share of the steps to run on `image`, above 0 and at most 1. Default 0.6. Not for models that edit.
+    /// Denoising strength: the share of the steps to run on `image`, above 0 and at most 1. Default 0.6. Not for models that edit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
-    /// Whether there are to be events with previews.
+    /// Whether to send events with previews.
     #[serde(default)]
     pub previews: bool,
 }
 
 impl JobRequest {
-    /// One image that shows `prompt`; all else is the model's default.
+    /// A request for one image of `prompt`, with the model's defaults.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self {
             model: None,
@@ -160,13 +160,13 @@ fn one() -> usize {
     1
 }
 
-/// An adapter to wear.
+/// An adapter to apply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraChoice {
     /// Its name.
     pub name: String,
-    /// How much of it: 1 is as trained. Default 1.
+    /// Its scale; 1 is as trained. Default 1.
     #[serde(default = "whole")]
     #[schema(default = 1.0)]
     pub scale: f64,
@@ -176,29 +176,29 @@ fn whole() -> f64 {
     1.0
 }
 
-/// Where a job stands.
+/// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It waits.
+    /// Waiting in the queue.
     Queued,
-    /// Its images are being made.
+    /// Its images are being generated.
     Running,
-    /// Its images are there.
+    /// Its images are ready.
     Completed,
-    /// It cannot be done.
+    /// It ended with an error.
     Failed,
-    /// Its owner did not want it any more.
+    /// Cancelled by its owner.
     Cancelled,
 }
 
 impl Status {
-    /// Whether nothing more happens to the job.
+    /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// The word for it.
+    /// Its name.
     pub fn word(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -213,34 +213,34 @@ impl Status {
 /// A job as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Job {
-    /// Its name.
+    /// Its ID.
     #[schema(value_type = String, format = "uuid")]
     pub id: JobId,
-    /// Whose it is.
+    /// Its owner.
     #[serde(skip)]
     pub owner: String,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// What is asked for, with `model`, `seed`, `width`, `height` and `steps` filled in, and without the bytes of images.
+    /// The request, with `model`, `seed`, `width`, `height` and `steps` filled in, and without the bytes of images.
     pub request: JobRequest,
-    /// Whether it changes an image.
+    /// Whether the request has an image.
     pub has_image: bool,
     /// When it was accepted, in seconds since 1970.
     pub created: f64,
-    /// When it began, the last time it did, in seconds since 1970.
+    /// When it last started, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<f64>,
     /// When it ended, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<f64>,
-    /// Jobs before it, while it waits.
+    /// The number of jobs ahead of it, while it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_position: Option<usize>,
-    /// Denoising steps done, of all its images together.
+    /// Denoising steps done, over all its images.
     pub step: usize,
-    /// Denoising steps to do, of all its images together.
+    /// Denoising steps in total, over all its images.
     pub of: usize,
-    /// How often the images were begun: 1, or 2 if they did not look right the first time.
+    /// How often its images were started: 1, or 2 if they did not pass the checks the first time.
     pub attempts: u32,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,32 +249,32 @@ pub struct Job {
     pub images: Vec<Made>,
 }
 
-/// An image that was made.
+/// A generated image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Made {
-    /// The seed that makes it again.
+    /// The seed that reproduces it.
     pub seed: u64,
-    /// In pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// In pixels.
+    /// Height in pixels.
     pub height: u32,
-    /// Of its PNG file.
+    /// The size of its PNG file.
     pub bytes: u64,
 }
 
 /// Why a job failed: an [`Error`] as JSON, with its text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
-    /// The thing that is wrong.
+    /// The subject of the error, such as a field.
     #[schema(value_type = Object)]
     pub subject: Value,
-    /// The problem with it: a sentence, or a list of them.
+    /// The problem: a sentence, or a list of sentences.
     #[schema(value_type = Object)]
     pub problem: Value,
-    /// The next move.
+    /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Subject and problem as a sentence.
+    /// Subject and problem as one sentence.
     pub message: String,
 }
 
@@ -290,56 +290,56 @@ impl From<&Error> for Failure {
     }
 }
 
-/// What happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Event {
-    /// It waits.
+    /// It is waiting.
     Queued {
-        /// Jobs before it.
+        /// The number of jobs ahead of it.
         position: usize,
     },
-    /// It began.
+    /// It started.
     Started {
-        /// The number of the attempt, from 1.
+        /// The number of the attempt, counted from 1.
         attempt: u32,
     },
-    /// Steps were done.
+    /// It made progress.
     Progress {
-        /// Denoising steps done, of all its images together.
+        /// Denoising steps done, over all its images.
         step: usize,
-        /// Denoising steps to do, of all its images together.
+        /// Denoising steps in total, over all its images.
         of: usize,
-        /// How long the rest will take.
+        /// The estimated remaining time in seconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         eta_seconds: Option<f64>,
     },
-    /// About what an image will look like.
+    /// A preview of an image.
     Preview {
-        /// The number of the image, from 0.
+        /// The number of the image, counted from 0.
         image: usize,
-        /// Its denoising steps done.
+        /// The denoising steps done for it.
         step: usize,
         /// A small PNG, in base64.
         #[schema(value_type = String, format = Byte)]
         png: FileBytes,
     },
-    /// Its images are there.
+    /// Its images are ready.
     Completed {
-        /// All of them.
+        /// All its images.
         images: Vec<Made>,
     },
-    /// It cannot be done.
+    /// It ended with an error.
     Failed {
-        /// Why.
+        /// The error.
         error: Failure,
     },
-    /// Its owner did not want it any more.
+    /// It was cancelled by its owner.
     Cancelled {},
 }
 
 impl Event {
-    /// What it is called in a stream of events.
+    /// Its name in a stream of events.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued { .. } => "queued",
@@ -352,20 +352,20 @@ impl Event {
         }
     }
 
-    /// Whether nothing more happens after it.
+    /// Whether it is the last event of its job.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled {})
     }
 }
 
-/// An event of a job, in its place.
+/// An event of a job, with its number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Numbered {
-    /// Whose it is.
+    /// The job.
     pub job: JobId,
-    /// Numbers of a job's events rise from 1 on. Events that a later one makes worthless are left out of what is told later, so
-    /// some may be missing.
+    /// Its number. The numbers of a job's events increase from 1; events that a later one supersedes are not sent again, so there may
+    /// be gaps.
     pub number: u64,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }

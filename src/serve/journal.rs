@@ -1,4 +1,4 @@
-//! The journal: a SQLite file with every job that was accepted, on disk before its acceptance or its end is told.
+//! The journal: a SQLite file of all accepted jobs. Acceptance and end of a job are on disk before anyone is told.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// The name of its file.
 const FILE: &str = "jobs.sqlite";
 
-/// The number of the schema below.
+/// The version of the schema below.
 const VERSION: i64 = 1;
 
 const SCHEMA: &str = "
@@ -55,10 +55,10 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens that in the folder `state`, or begins one.
+    /// Opens the journal in the folder `state`, or creates one.
     ///
     /// # Errors
-    /// The disk refuses, or the file is no journal of this version.
+    /// An I/O error, or the file is not a journal of this version.
     pub fn open(state: &Path) -> Result<Self> {
         let path = state.join(FILE);
         let opened = Connection::open(&path).and_then(|connection| {
@@ -79,14 +79,14 @@ impl Journal {
             0 => begin(&mut connection).map_err(|e| broken(&path, &e))?,
             VERSION => {}
             other => {
-                let problem = format!("is a journal of version {other}, and this kiln writes version {VERSION}");
+                let problem = format!("is a journal of version {other}; this kiln uses version {VERSION}");
                 return Err(Error::file(&path, problem).hint("choose another folder for `state`"));
             }
         }
         Ok(Self { path, connection: Mutex::new(connection) })
     }
 
-    /// `change` in one transaction, which is on disk when this returns.
+    /// Applies `change` in one transaction, which is on disk when this returns.
     fn lasting<T>(&self, change: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let mut connection = self.connection();
         let all = || {
@@ -98,7 +98,7 @@ impl Journal {
         all().map_err(|e| broken(&self.path, &e))
     }
 
-    /// The same of what may be lost with the power, but not with the process.
+    /// The same for changes that survive a crash of the process, but perhaps not a power failure.
     fn quickly<T>(&self, change: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let connection = self.connection();
         let all = || {
@@ -115,10 +115,10 @@ impl Journal {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a new job with what came with it.
+    /// Writes a new job with its files.
     ///
     /// # Errors
-    /// The disk refuses: then the job is not accepted.
+    /// An I/O error: then the job is not accepted.
     pub fn accept(&self, record: &Record, (image, mask): &Inputs) -> Result<()> {
         let (request, images) = (json(&record.request), json(&record.images));
         self.lasting(|connection| {
@@ -152,10 +152,10 @@ impl Journal {
         })
     }
 
-    /// What came with a job.
+    /// The files that came with a job.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn inputs(&self, id: JobId) -> Result<Inputs> {
         let row = |row: &Row<'_>| Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, Option<Vec<u8>>>(1)?));
         let found = self
@@ -167,18 +167,18 @@ impl Journal {
         Ok((image.map(FileBytes), mask.map(FileBytes)))
     }
 
-    /// Writes that a job is begun, or that it waits again: all that changes on the way.
+    /// Records that a job has started, or waits again.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn update(&self, record: &Record) -> Result<()> {
         self.quickly(|connection| set(connection, record))
     }
 
-    /// Writes how a job ended.
+    /// Records how a job ended.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn finish(&self, record: &Record) -> Result<()> {
         self.lasting(|connection| {
             set(connection, record)?;
@@ -187,10 +187,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets jobs.
+    /// Deletes jobs.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn forget(&self, ids: &[JobId]) -> Result<()> {
         self.lasting(|connection| {
             let mut forget = connection.prepare("DELETE FROM jobs WHERE id = ?1")?;
@@ -201,7 +201,7 @@ impl Journal {
     /// All jobs, in the order of their acceptance.
     ///
     /// # Errors
-    /// The disk refuses, or a row is broken.
+    /// An I/O error, or a row is broken.
     pub fn all(&self) -> Result<Vec<Record>> {
         let connection = self.connection();
         let read = || {
@@ -215,7 +215,7 @@ impl Journal {
     }
 }
 
-/// Writes all of a job that may change.
+/// Writes all fields of a job that may change.
 fn set(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
     let mut update = connection.prepare(
         "UPDATE jobs SET status = ?2, started = ?3, finished = ?4, starts = ?5, attempts = ?6, error = ?7, images = ?8, \
@@ -235,7 +235,7 @@ fn set(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// A row as a job.
+/// Reads a job from a row.
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let status: String = row.get(7)?;
     Ok(Record {
@@ -316,7 +316,7 @@ mod tests {
         let files = (Some(FileBytes(vec![0, 255, 7])), None);
         journal.accept(&first, &files).unwrap();
         journal.accept(&second, &(None, None)).unwrap();
-        assert!(journal.accept(&record("a", Some("key")), &(None, None)).is_err(), "a key is of one job");
+        assert!(journal.accept(&record("a", Some("key")), &(None, None)).is_err(), "a key belongs to one job");
         assert_eq!(journal.inputs(first.id).unwrap(), files);
         (first.status, first.started, first.starts) = (Status::Running, Some(now()), 1);
         journal.update(&first).unwrap();

@@ -1,4 +1,4 @@
-//! The models of the engine: which are loaded, and what makes room for another one.
+//! The loaded models of the engine, and unloading models to make room for another.
 
 use std::{
     collections::HashMap,
@@ -19,15 +19,15 @@ use crate::{
 /// A model with its weights.
 pub struct Loaded {
     pub session: Session,
-    /// What its latents look like.
+    /// The colors of its latents, for previews.
     pub colors: Colors,
-    /// How many images of a size fit into memory.
+    /// How many images of each size fit into memory.
     fitting: HashMap<(usize, usize), usize>,
     used: Instant,
 }
 
 impl Loaded {
-    /// How many images of a size are denoised together at most: `most`, or fewer if no more fit into memory.
+    /// The maximum number of images of a size that are denoised together: `most`, or fewer if memory does not suffice.
     pub fn at_once(&mut self, size: (usize, usize), most: usize) -> usize {
         let session = &self.session;
         let fitting = *self.fitting.entry(size).or_insert_with(|| session.images_at_once(size).unwrap_or(1));
@@ -35,34 +35,34 @@ impl Loaded {
     }
 }
 
-/// All models, by their numbers; those that are not loaded are none.
+/// All models, by number; `None` if not loaded.
 pub struct Loads {
     all: Vec<Option<Loaded>>,
     device: Device,
-    /// Images that are denoised together, at most.
+    /// The maximum number of images that are denoised together.
     rows: usize,
 }
 
 impl Loads {
-    /// None is loaded.
+    /// Starts with no model loaded.
     pub fn new(models: usize, device: &Device, rows: usize) -> Self {
         Self { all: (0..models).map(|_| None).collect(), device: device.clone(), rows }
     }
 
-    /// A model that is loaded.
+    /// A model, if it is loaded.
     pub fn get(&mut self, number: usize) -> Option<&mut Loaded> {
         let loaded = self.all[number].as_mut()?;
         loaded.used = Instant::now();
         Some(loaded)
     }
 
-    /// How many are loaded.
+    /// The number of loaded models.
     fn count(&self) -> usize {
         self.all.iter().flatten().count()
     }
 
-    /// Loads a model, if it is not. Others are let go of, from the one that was used longest ago on, while it would otherwise have to
-    /// be at a slower memory level.
+    /// Loads a model, unless it is loaded. Other models are unloaded, least recently used first, as long as it would otherwise need a
+    /// slower memory level.
     ///
     /// # Errors
     /// It cannot be loaded, or does not fit into memory.
@@ -101,7 +101,7 @@ impl Loads {
         self.get(number).ok_or_else(|| Error::setting("model", "is not loaded"))
     }
 
-    /// Lets go of a model.
+    /// Unloads a model.
     pub fn unload(&mut self, number: usize, models: &[Model], numbers: &Numbers) {
         if self.all[number].take().is_some() {
             release(&self.device);
@@ -112,12 +112,12 @@ impl Loads {
     }
 }
 
-/// Runs work of the engine: a panic in it ends the job, not the server.
+/// Runs a piece of the engine's work: a panic ends the job, not the server.
 ///
 /// # Errors
-/// What `work` says, that `device` has no memory left for it, or that it panicked.
+/// Those of `work`; or `device` is out of memory, or `work` panicked.
 pub fn caught<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(|| attempt(device, work))).unwrap_or_else(|_| {
-        Err(Error::setting("job", "internal error; please report this").hint("the log of the server says where"))
+        Err(Error::setting("job", "internal error; please report this").hint("the server's log has the details"))
     })
 }

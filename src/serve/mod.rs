@@ -4,11 +4,11 @@
 //! HTTP ─► Service ─► journal ─► queue ─► engine ─► results
 //! ```
 //!
-//! One thread, the engine, owns the device and the sessions; nothing else touches a tensor. Everybody else holds a [`Service`]: it
-//! accepts jobs, which are in the journal before their acceptance is told, and tells what became of them.
+//! One thread, the engine, owns the device and the sessions; nothing else touches a tensor. All other code holds a [`Service`]: it
+//! accepts jobs, which are in the journal before the caller is told, and reports on them.
 //!
-//! The engine advances all running images together, each at a step of its own, with adapters of its own. Images join and leave
-//! between two steps.
+//! The engine advances all running images together, each at its own step and with its own adapters. Images join and leave between
+//! two steps.
 
 pub mod config;
 pub mod job;
@@ -30,7 +30,7 @@ mod loads;
 mod engine;
 mod running;
 mod service;
-// The page: votes between images, runs of training, datasets.
+// The page: votes between images, training runs, datasets.
 pub mod rating;
 pub mod standing;
 pub mod votes;
@@ -56,11 +56,11 @@ pub use info::{LoraInfo, MemoryStatus, ModelDefaults, ModelInfo, QueueStatus, St
 pub use refusal::{Accepted, CancelOutcome, Missing, Refusal};
 pub use service::Service;
 
-/// Serves until the process is asked to [stop](crate::stop). `launch` makes the processes of runs that are started from the page;
-/// `ready` is told the address as soon as requests are answered there.
+/// Serves until the process is asked to [stop](crate::stop). `launch` creates the processes of runs that are started from the page;
+/// `ready` is called with the address as soon as requests are answered there.
 ///
 /// # Errors
-/// The address cannot be had, or is open to other machines without keys; or as [`Service::start`].
+/// The address cannot be bound, or is open to other machines without keys; or as [`Service::start`].
 pub fn serve(
     config: ServeConfig,
     device: &Device,

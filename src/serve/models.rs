@@ -1,4 +1,4 @@
-//! The models that are served, as far as that needs no weights: what they are, and what can be asked of them.
+//! The served models, without their weights: descriptions, defaults, and checks of requests.
 
 use std::{
     path::Path,
@@ -36,30 +36,30 @@ use crate::{
     weights::read_json,
 };
 
-/// The most bytes of a prompt. Text encoders read some hundreds of words.
+/// The longest prompt in bytes. Text encoders read a few hundred words.
 const LONGEST_PROMPT: usize = 16 << 10;
 
-/// How much of an image is changed where nobody says.
+/// The default denoising strength.
 const STRENGTH: f64 = 0.6;
 
 /// A model, whose weights stay in their files.
 pub struct Model {
     pub entry: ModelEntry,
     info: ModelInfo,
-    /// Checks requests. That of the engine has weights, and is another.
+    /// Checks requests. The engine has its own session, with weights.
     session: Mutex<Session>,
-    /// Whether the engine has its weights.
+    /// Whether the engine has loaded its weights.
     pub is_loaded: AtomicBool,
 }
 
-/// All of them, the default one first.
+/// All served models, the default one first.
 pub struct Models(Vec<Model>);
 
 impl Models {
-    /// Reads the headers of all.
+    /// Reads the headers of all models.
     ///
     /// # Errors
-    /// One cannot be used.
+    /// One of them cannot be used.
     pub fn open(entries: &[ModelEntry]) -> Result<Self> {
         let open = |(number, entry): (usize, &ModelEntry)| {
             let session = Session::open(&entry.path, &Device::flex())?;
@@ -93,13 +93,13 @@ impl Models {
         entries.iter().enumerate().map(open).collect::<Result<_>>().map(Self)
     }
 
-    /// What they are.
+    /// Descriptions of all models.
     pub fn infos(&self) -> Vec<ModelInfo> {
         let info = |model: &Model| ModelInfo { loaded: model.is_loaded.load(Ordering::Relaxed), ..model.info.clone() };
         self.0.iter().map(info).collect()
     }
 
-    /// In their order.
+    /// All models, in order.
     pub fn all(&self) -> &[Model] {
         &self.0
     }
@@ -118,7 +118,7 @@ impl Models {
         })
     }
 
-    /// The names of the models that may wear an adapter, and why the first may not.
+    /// The names of the models that an adapter fits, and why it does not fit the first other one.
     pub fn wearers(&self, lora: &Lora) -> (Vec<String>, Option<Error>) {
         let (mut names, mut problem) = (Vec::new(), None);
         for model in &self.0 {
@@ -130,10 +130,10 @@ impl Models {
         (names, problem)
     }
 
-    /// The request with all filled in that is to be the same whenever it is begun, and the files that came with it.
+    /// Fills in everything that must be the same however often the request is started, and separates its files.
     ///
     /// # Errors
-    /// It can never be done: what is wrong, by the name of its field.
+    /// The request is invalid; the error names the field.
     pub fn resolve(&self, mut request: JobRequest, limits: &LimitsConfig) -> Result<(JobRequest, Inputs)> {
         let model = &self.0[self.find(request.model.as_deref())?];
         let within = |field: &str, value: usize, most: usize| match (1..=most).contains(&value) {
@@ -146,7 +146,7 @@ impl Models {
         for (field, text) in [("prompt", Some(&request.prompt)), ("negative_prompt", request.negative_prompt.as_ref())]
         {
             if let Some(text) = text.filter(|text| text.len() > LONGEST_PROMPT) {
-                let problem = format!("has {} bytes, and {LONGEST_PROMPT} are the most", text.len());
+                let problem = format!("has {} bytes, more than the maximum of {LONGEST_PROMPT}", text.len());
                 return Err(Error::setting(field, problem));
             }
         }
@@ -160,7 +160,7 @@ impl Models {
         let (width, height) = size.map_or((native, native), |(width, height)| (width as usize, height as usize));
         let (width, height) = (request.width.unwrap_or(width), request.height.unwrap_or(height));
         if (width as u64).saturating_mul(height as u64) > limits.pixels {
-            let problem = format!("{width} × {height} are more than the {} pixels of the largest image", limits.pixels);
+            let problem = format!("{width} × {height} exceeds the maximum of {} pixels", limits.pixels);
             return Err(Error::setting("width", problem));
         }
         request.model = Some(model.entry.name.clone());
@@ -170,7 +170,7 @@ impl Models {
         Ok((request, inputs))
     }
 
-    /// What a session is asked for one image of a request that was [resolved](Self::resolve).
+    /// The session's request for one image of a job that was [resolved](Self::resolve).
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -178,9 +178,9 @@ impl Models {
         let model = &self.0[self.find(request.model.as_deref())?];
         let edits = model.info.edits;
         for (field, is_wrong, problem) in [
-            ("image", edits && image.is_none(), "is missing, and this model edits images"),
-            ("mask", mask.is_some() && image.is_none(), "is of no use without `image`"),
-            ("strength", request.strength.is_some() && image.is_none(), "is of no use without `image`"),
+            ("image", edits && image.is_none(), "is missing: this model edits images"),
+            ("mask", mask.is_some() && image.is_none(), "requires `image`"),
+            ("strength", request.strength.is_some() && image.is_none(), "requires `image`"),
             ("strength", request.strength.is_some() && edits, "is not supported by models that edit by instruction"),
         ] {
             if is_wrong {
@@ -197,14 +197,14 @@ impl Models {
             let ((w, h), (width, height)) = (mask.dimensions(), image.dimensions());
             let problem = format!("the mask is {w} × {h} pixels, the image {width} × {height}");
             return Err(Error::setting("mask", problem)
-                .hint("a mask must have the size of its image, white where it may change"));
+                .hint("a mask must have the size of its image and be white where the image may change"));
         }
         let images = Images {
             prompts: vec![request.prompt.clone()],
             seeds: vec![request.seed.unwrap_or_default()],
             width,
             height,
-            // Nothing is resized to what cannot be made.
+            // An invalid size is reported before anything is resized.
             originals: match image {
                 Some(image) => {
                     model.session().sizes().check(width, height)?;
@@ -235,12 +235,12 @@ impl Model {
     }
 }
 
-/// What looks wrong in the image that is to be changed, and so would not be wrong in the result.
+/// The flaw of the input image, which then does not count as one of the result.
 pub fn flaw_of_original(images: &Images) -> Option<Flaw> {
     images.originals.first().and_then(Flaw::of)
 }
 
-/// The side of the images that a model was made for: what its family says, or less if its VAE saw smaller ones only.
+/// The side of the images that a model was trained for: its family's, or less if its VAE was trained on smaller ones.
 fn usual_side(folder: &Path, native: usize) -> usize {
     #[derive(Deserialize)]
     struct Vae {
@@ -250,7 +250,7 @@ fn usual_side(folder: &Path, native: usize) -> usize {
     vae.ok().and_then(|vae| vae.sample_size).filter(|side| *side > 0).map_or(native, |side| side.min(native))
 }
 
-/// An error about images as one about a request.
+/// Rewrites an error about a session's images to name the field of the request.
 fn by_field_of_request(mut error: Error) -> Error {
     if let Subject::Setting(field) = &mut error.subject {
         match field.as_str() {
@@ -262,12 +262,12 @@ fn by_field_of_request(mut error: Error) -> Error {
     error
 }
 
-/// The pixels of a file that came with a request; its header is looked at first.
+/// Decodes an image that came with a request; its size is checked first, from the header.
 fn decoded(field: &str, FileBytes(bytes): &FileBytes, limits: &LimitsConfig) -> Result<RgbImage> {
     data::decode_picture(bytes, limits.pixels).map_err(|problem| Error::setting(field, problem))
 }
 
-/// One that every client can write down: of 32 bits.
+/// A random seed of 32 bits, which every client can represent.
 fn random_seed() -> u64 {
     let [.., a, b, c, d] = *Uuid::now_v7().as_bytes();
     u64::from(u32::from_le_bytes([a, b, c, d]))

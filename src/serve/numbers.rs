@@ -1,4 +1,4 @@
-//! What the server counts and measures, as `/metrics` tells it. Nothing in it is from prompts.
+//! The server's metrics, as reported by `/metrics`. Nothing in them comes from prompts.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -14,11 +14,11 @@ type Amount = Gauge<i64, AtomicI64>;
 /// How a job ended, or why one was not accepted.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Outcome {
-    /// Such as `completed` or `queue_full`.
+    /// Its label, such as `completed` or `queue_full`.
     pub outcome: &'static str,
 }
 
-/// All of it.
+/// All metrics of the server.
 pub struct Numbers {
     registry: Registry,
     pub accepted: Count,
@@ -48,7 +48,7 @@ pub struct Numbers {
     pub expired: Count,
 }
 
-/// Upper bounds of seconds from a millisecond to over an hour.
+/// A histogram of seconds, with buckets from a millisecond to over an hour.
 fn seconds() -> Histogram {
     Histogram::new((0..12).map(|power| 0.001 * 4.0_f64.powi(power)))
 }
@@ -92,26 +92,26 @@ impl Numbers {
     fn register(&mut self) {
         let Self { registry, .. } = self;
         for (name, help, metric) in [
-            ("jobs_accepted", "Jobs that were accepted", &self.accepted),
-            ("images", "Images that were made", &self.images),
-            ("images_made_again", "Images that did not look right at first", &self.made_again),
-            ("jobs_begun_again", "Jobs that a server before this one had begun", &self.begun_again),
-            ("adapter_loads", "Adapters that were read from disk", &self.adapter_loads),
-            ("adapter_evictions", "Adapters that were let go of for others", &self.adapter_evictions),
-            ("model_loads", "Models that were loaded", &self.model_loads),
-            ("results_expired", "Jobs whose images were removed by age or bytes", &self.expired),
+            ("jobs_accepted", "Jobs accepted", &self.accepted),
+            ("images", "Images generated", &self.images),
+            ("images_made_again", "Images that failed the checks and were generated again", &self.made_again),
+            ("jobs_begun_again", "Jobs restarted after an earlier server had started them", &self.begun_again),
+            ("adapter_loads", "Adapters read from disk", &self.adapter_loads),
+            ("adapter_evictions", "Adapters evicted from memory", &self.adapter_evictions),
+            ("model_loads", "Models loaded", &self.model_loads),
+            ("results_expired", "Jobs whose images were removed because of age or size", &self.expired),
         ] {
             registry.register(name, help, metric.clone());
         }
         for (name, help, metric) in [
-            ("jobs_ended", "Jobs that ended, by how", &self.ended),
-            ("jobs_refused", "Jobs that were not accepted, by the reason", &self.refused),
+            ("jobs_ended", "Jobs ended, by outcome", &self.ended),
+            ("jobs_refused", "Jobs not accepted, by reason", &self.refused),
         ] {
             registry.register(name, help, metric.clone());
         }
         for (name, help, metric) in [
-            ("queue_depth", "Jobs that wait", &self.queue_depth),
-            ("jobs_running", "Jobs whose images are being made", &self.running),
+            ("queue_depth", "Jobs waiting", &self.queue_depth),
+            ("jobs_running", "Jobs running", &self.running),
             ("adapters_in_memory", "Adapters in memory", &self.adapters_in_memory),
             ("models_loaded", "Models in memory", &self.models_loaded),
         ] {
@@ -119,26 +119,26 @@ impl Numbers {
         }
         for (name, help, metric) in [
             ("adapters", "Adapters in memory", &self.adapter_bytes),
-            ("host_memory", "Memory of this process on the host", &self.host_bytes),
-            ("device_memory", "Memory in use on the GPU", &self.device_bytes),
-            ("results", "Images that are kept", &self.result_bytes),
+            ("host_memory", "Host memory of this process", &self.host_bytes),
+            ("device_memory", "GPU memory in use", &self.device_bytes),
+            ("results", "Images on disk", &self.result_bytes),
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
         }
         for (name, help, metric) in [
             ("queue", "How long jobs waited", &self.queue_seconds),
             ("job", "How long jobs ran", &self.job_seconds),
-            ("begin", "Text encoders, images to start from and adapters of an image", &self.begin_seconds),
+            ("begin", "Preparing an image: text encoders, input images and adapters", &self.begin_seconds),
             ("step", "A step of all images of one size", &self.step_seconds),
-            ("decode", "The VAE for an image", &self.decode_seconds),
+            ("decode", "Decoding an image with the VAE", &self.decode_seconds),
             ("model_load", "Loading a model", &self.model_load_seconds),
         ] {
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
         }
-        registry.register("batch_images", "Images that were taken a step on together", self.batch_images.clone());
+        registry.register("batch_images", "Images advanced together in one step", self.batch_images.clone());
     }
 
-    /// Counts a job that ended so.
+    /// Counts a job that ended with this outcome.
     pub fn end(&self, outcome: &'static str) {
         self.ended.get_or_create(&Outcome { outcome }).inc();
     }
@@ -148,7 +148,7 @@ impl Numbers {
         self.refused.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// In the text format of Prometheus.
+    /// The metrics in the text format of Prometheus.
     pub fn text(&self) -> String {
         let mut text = String::new();
         _ = encode(&mut text, &self.registry); // writing to a string does not fail

@@ -1,4 +1,4 @@
-//! What the page shows beside jobs: votes, runs of training, datasets.
+//! The parts of the page besides jobs: votes, training runs, datasets.
 
 use std::fs;
 
@@ -14,22 +14,22 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// All of it.
+/// The parts of the page besides jobs.
 pub struct Page {
     /// Votes between images.
     pub votes: Votes,
     /// The runs in the configured folders.
     pub runs: Runs,
-    /// Those that are started from it.
+    /// The runs started from the page.
     pub starts: Starts,
     /// The datasets in the configured folders.
     pub datasets: Datasets,
-    /// Of their images.
+    /// Thumbnails of the datasets' images.
     pub thumbnails: Thumbnails,
 }
 
 impl Page {
-    /// Opens the votes in the state folder, and looks at the folders of the page.
+    /// Opens the votes in the state folder, and scans the folders of the page.
     ///
     /// # Errors
     /// The state folder cannot be written.
@@ -44,17 +44,17 @@ impl Page {
         })
     }
 
-    /// Asks a run to stop after its step, with a checkpoint, also one that was started here and has no folder yet. `None` if there
-    /// is no such run.
+    /// Asks a run to stop after its current step, with a checkpoint; also one that was started here and has no folder yet. `None` if
+    /// there is no such run.
     ///
     /// # Errors
-    /// No process on this machine trains it, or the system refuses.
+    /// No process on this machine is training it, or the operating system refuses.
     pub fn stop(&self, run: &str) -> Option<Result<RunState>> {
         self.runs.stop(run, self.starts.process(run))
     }
 }
 
-/// The images of a job that may be shown in pairs: those that were made from text alone, for of others it is not kept from what.
+/// The images of a job that may be shown in pairs: only those generated from text, since input images are not kept.
 pub fn candidates(job: &Job) -> Vec<Candidate> {
     if job.has_image {
         return Vec::new();

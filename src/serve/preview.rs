@@ -1,25 +1,25 @@
-//! About what latents will look like, without the VAE: each pixel is a linear function of a latent pixel's channels, fitted by least
-//! squares to images that the model's VAE decoded.
+//! Previews of latents without the VAE: each pixel is a linear function of a latent pixel's channels, fitted by least squares to
+//! images that the model's VAE decoded.
 
 use image::{Rgb, RgbImage};
 
-/// The most latent pixels of an image that the fit looks at.
+/// The maximum number of latent pixels per image that the fit uses.
 const LOOKED_AT: usize = 1024;
 
-/// The most channels of latents that there are, with the constant that is fitted beside them.
+/// The maximum number of terms: latent channels and one constant.
 const MOST_TERMS: usize = 65;
 
 /// Latents of one image, on the host.
 #[derive(Clone, Debug)]
 pub struct Latents {
-    /// Channel by channel, row by row.
+    /// The values, in the order of `shape`.
     pub values: Vec<f32>,
-    /// How many there are of channels, rows and columns.
+    /// The numbers of channels, rows and columns.
     pub shape: [usize; 3],
 }
 
 impl Latents {
-    /// The channels of a latent pixel, and 1.
+    /// The channels of a latent pixel, followed by 1.
     fn terms(&self, row: usize, column: usize) -> impl Iterator<Item = f64> + '_ {
         let [channels, rows, columns] = self.shape;
         let at = move |channel| f64::from(self.values[(channel * rows + row) * columns + column]);
@@ -27,23 +27,23 @@ impl Latents {
     }
 }
 
-/// The colors of a model's latents.
+/// The fit from a model's latents to colors.
 #[derive(Debug, Default)]
 pub struct Colors {
-    /// The sums of products that the normal equations of the fit are made of: of terms by terms, and of terms by colors.
+    /// The sums of the normal equations: products of terms with terms, and of terms with colors.
     square: Vec<Vec<f64>>,
     colors: Vec<[f64; 3]>,
-    /// The solution, a row for each term.
+    /// The solution, one row per term.
     fit: Option<Vec<[f64; 3]>>,
 }
 
 impl Colors {
-    /// Whether nothing was learned yet.
+    /// Whether nothing has been fitted yet.
     pub fn is_empty(&self) -> bool {
         self.square.is_empty()
     }
 
-    /// Learns from the latents of an image that was decoded.
+    /// Adds the latents of a decoded image to the fit.
     pub fn learn(&mut self, latents: &Latents, image: &RgbImage) {
         let [channels, rows, columns] = latents.shape;
         let terms = channels + 1;
@@ -67,7 +67,7 @@ impl Colors {
         self.fit = None;
     }
 
-    /// An image of as many pixels as there are latent pixels; none before anything was learned.
+    /// A preview with one pixel per latent pixel; `None` before anything has been fitted.
     pub fn show(&mut self, latents: &Latents) -> Option<RgbImage> {
         if self.square.len() != latents.shape[0] + 1 {
             return None;
@@ -97,7 +97,7 @@ fn mean(image: &RgbImage, left: usize, top: usize, side: usize) -> [f64; 3] {
     sum.map(|sum| sum / count.max(1.0))
 }
 
-/// Solves the normal equations, with a little ridge so that they have one solution, by elimination.
+/// Solves the normal equations by elimination, with a small ridge term so that the solution is unique.
 fn solve(square: &[Vec<f64>], colors: &[[f64; 3]]) -> Vec<[f64; 3]> {
     let terms = square.len();
     let ridge = 1e-4 * (0..terms).map(|i| square[i][i]).sum::<f64>() / terms as f64 + 1e-12;

@@ -1,4 +1,4 @@
-//! All jobs of a server: those that wait, in their order, those that run, those that ended; and who listens.
+//! All jobs of a server (waiting, running and ended), and the listeners to their events.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -13,31 +13,31 @@ use super::{
     record::{Record, now},
 };
 
-/// Events that a listener to one job may be behind. One who is further behind is cut off, and may ask again from where he was.
+/// How many events a listener to one job may lag behind. One that lags further is disconnected, and may resume from its last event.
 const BEHIND: usize = 256;
 
-/// Events that a listener to all jobs may be behind, who then misses some.
+/// How many events a listener to all jobs may lag behind before it misses some.
 const FAR_BEHIND: usize = 4096;
 
-/// Numbers of the events that a job may have under one server.
+/// The range of event numbers that a job has under one server.
 const EVENTS_OF_A_SERVER: u64 = 1 << 32;
 
-/// The most jobs that are remembered after they have ended.
+/// The maximum number of ended jobs that are remembered.
 const REMEMBERED: usize = 10_000;
 
-/// A job, and what is only known while this process runs.
+/// A job with its state in this process.
 pub struct Entry {
     pub record: Record,
-    /// Steps of all its images together: done, and in all.
+    /// Steps done and in total, over all its images.
     pub step: usize,
     pub of: usize,
-    /// Whether it is to end before its next step.
+    /// Whether it must end before its next step.
     pub is_cancelled: bool,
     next_event: u64,
-    /// Without those that a later one makes worthless.
+    /// Its events, without those that a later one supersedes.
     history: Vec<Numbered>,
     listeners: Vec<Sender<Numbered>>,
-    /// Whether nothing more happens to it here.
+    /// Whether nothing more will happen to it in this process.
     done: watch::Sender<bool>,
 }
 
@@ -51,12 +51,12 @@ impl Entry {
     }
 }
 
-/// Why there is no place for another job.
+/// Why another job does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// The queue is full.
     Queue,
-    /// The owner's share of it is.
+    /// The owner's share of the queue is full.
     Share,
 }
 
@@ -68,18 +68,18 @@ pub struct Queue {
     running: Vec<JobId>,
     /// The jobs of the idempotency keys of their owners.
     keys: HashMap<(String, String), JobId>,
-    /// Listeners to all jobs of an owner.
+    /// The listeners to all jobs of an owner.
     listeners: Vec<(String, Sender<Numbered>)>,
 }
 
 impl Queue {
-    /// Takes up a job of the journal. One that was running waits again, before all that were accepted after it.
+    /// Adds a job from the journal. One that was running waits again, ahead of all that were accepted later.
     pub fn restore(&mut self, record: Record) {
         let id = record.id;
         if let Some(key) = &record.key {
             self.keys.insert((record.owner.clone(), key.clone()), id);
         }
-        // So that the numbers of events rise, whatever the servers before this one told.
+        // Event numbers keep increasing across restarts of the server.
         let first = u64::from(record.starts) * EVENTS_OF_A_SERVER + 1;
         let (of, ended) = (record.request.count * record.request.steps.unwrap_or(0), record.status.is_final());
         let entry = Entry {
@@ -105,7 +105,7 @@ impl Queue {
         }
     }
 
-    /// Tells those that wait where they stand, after they were [restored](Self::restore).
+    /// Sends waiting jobs their positions, after they were [restored](Self::restore).
     pub fn tell_positions(&mut self) {
         let moved: Vec<_> = self.waiting.iter().copied().enumerate().collect();
         for (position, id) in moved {
@@ -113,15 +113,15 @@ impl Queue {
         }
     }
 
-    /// The job that was accepted under a key of its owner.
+    /// The job accepted under an idempotency key of its owner.
     pub fn under_key(&self, owner: &str, key: &str) -> Option<&Entry> {
         self.jobs.get(self.keys.get(&(owner.to_string(), key.to_string()))?)
     }
 
-    /// Whether there is a place for a job of `owner`.
+    /// Checks that another job of `owner` fits.
     ///
     /// # Errors
-    /// There is none.
+    /// It does not.
     pub fn has_place(&self, owner: &str, limits: &LimitsConfig) -> Result<(), Full> {
         if self.waiting.len() >= limits.queue {
             return Err(Full::Queue);
@@ -131,7 +131,7 @@ impl Queue {
         if owner != LOCAL && own() >= share { Err(Full::Share) } else { Ok(()) }
     }
 
-    /// Adds a job that the journal has; returns how many are before it.
+    /// Adds a job that the journal has; returns how many are ahead of it.
     pub fn push(&mut self, record: Record) -> usize {
         let id = record.id;
         self.restore(record);
@@ -140,17 +140,17 @@ impl Queue {
         position
     }
 
-    /// The job that waits longest.
+    /// The next job: the one that has waited longest.
     pub fn next(&self) -> Option<&Record> {
         self.waiting.front().map(|id| &self.jobs[id].record)
     }
 
-    /// Jobs that wait.
+    /// The number of waiting jobs.
     pub fn depth(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Jobs whose images are being made.
+    /// The running jobs.
     pub fn running(&self) -> &[JobId] {
         &self.running
     }
@@ -174,7 +174,7 @@ impl Queue {
         entry.record.job(position, entry.step, entry.of)
     }
 
-    /// Takes a job out of those that wait.
+    /// Removes a job from the waiting ones.
     fn leave(&mut self, id: JobId) {
         let Some(place) = self.waiting.iter().position(|waiting| *waiting == id) else { return };
         self.waiting.remove(place);
@@ -184,7 +184,7 @@ impl Queue {
         }
     }
 
-    /// A job that waited begins: what the journal is to write.
+    /// Starts a waiting job; returns the record to journal.
     pub fn start(&mut self, id: JobId) -> Option<Record> {
         self.leave(id);
         let entry = self.jobs.get_mut(&id)?;
@@ -198,7 +198,7 @@ impl Queue {
         Some(record)
     }
 
-    /// An image is made another time.
+    /// Notes that an image is generated again.
     pub fn again(&mut self, id: JobId, attempt: u32) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         if attempt > entry.record.attempts {
@@ -207,7 +207,7 @@ impl Queue {
         }
     }
 
-    /// Steps were done.
+    /// Notes the progress of a job.
     pub fn progress(&mut self, id: JobId, step: usize, of: usize) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         (entry.step, entry.of) = (step, of);
@@ -216,12 +216,12 @@ impl Queue {
         self.tell(id, Event::Progress { step, of, eta_seconds });
     }
 
-    /// About what an image of a job will look like.
+    /// Publishes a preview of an image of a job.
     pub fn preview(&mut self, id: JobId, image: usize, step: usize, png: Vec<u8>) {
         self.tell(id, Event::Preview { image, step, png: FileBytes(png) });
     }
 
-    /// A job waits again, before all others, as if it had not begun: what the journal is to write.
+    /// Puts a job back to the front of the queue, as if it had not started; returns the record to journal.
     pub fn put_back(&mut self, id: JobId) -> Option<Record> {
         self.running.retain(|running| *running != id);
         let entry = self.jobs.get_mut(&id)?;
@@ -233,13 +233,13 @@ impl Queue {
         Some(record)
     }
 
-    /// How a job would be if it ended so: what the journal is to write before it is [told](Self::end).
+    /// The record of a job with this outcome, to be journaled before the job is [ended](Self::end).
     pub fn ended(&self, id: JobId, status: Status, images: Vec<Made>, error: Option<Failure>) -> Option<Record> {
         let record = self.jobs.get(&id)?.record.clone();
         Some(Record { status, images, error, finished: Some(now()), ..record })
     }
 
-    /// A job has ended.
+    /// Ends a job.
     pub fn end(&mut self, record: Record) {
         let id = record.id;
         self.leave(id);
@@ -259,8 +259,7 @@ impl Queue {
         }
     }
 
-    /// Wishes that a job ends: one that waits is never begun, and whether it waited is returned; one that runs ends before its next
-    /// step.
+    /// Cancels a job: a waiting one is never started, a running one ends before its next step. Returns whether it was waiting.
     pub fn cancel(&mut self, id: JobId) -> bool {
         let Some(entry) = self.jobs.get_mut(&id) else { return false };
         entry.is_cancelled = true;
@@ -269,8 +268,8 @@ impl Queue {
         waited
     }
 
-    /// Jobs that have ended, by their age or because all their images together have too many bytes: what the journal is to write.
-    /// Their images are to be removed.
+    /// Expires ended jobs, because of their age or because all images together are too large. Returns the records to journal; the
+    /// caller removes their images.
     pub fn expire(&mut self, keep_seconds: f64, most_bytes: u64) -> Vec<Record> {
         let mut ended: Vec<_> =
             self.jobs.values().filter(|entry| entry.record.status.is_final() && !entry.record.expired).collect();
@@ -296,12 +295,12 @@ impl Queue {
         expired.into_iter().filter_map(expire).collect()
     }
 
-    /// Of all images that are kept.
+    /// The size of all images on disk.
     pub fn bytes(&self) -> u64 {
         self.jobs.values().map(|entry| entry.record.bytes()).sum()
     }
 
-    /// Forgets the oldest of the jobs that have expired, if there are too many: the journal is to forget them, too.
+    /// Forgets the oldest expired jobs if there are too many; returns those to delete from the journal.
     pub fn forget(&mut self) -> Vec<JobId> {
         let too_many = self.jobs.len().saturating_sub(REMEMBERED);
         let expired = self.jobs.values().filter(|entry| entry.record.expired);
@@ -315,7 +314,7 @@ impl Queue {
         forgotten
     }
 
-    /// Tells what happened to a job, to all who listen.
+    /// Sends an event of a job to all listeners.
     fn tell(&mut self, id: JobId, event: Event) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let told = Numbered { job: id, number: entry.next_event, event };
@@ -329,7 +328,7 @@ impl Queue {
         });
     }
 
-    /// The events of a job with numbers above `after`: those that were, then those that will be.
+    /// The events of a job with numbers above `after`: past ones, then new ones as they happen.
     pub fn listen(&mut self, id: JobId, after: u64) -> Option<Receiver<Numbered>> {
         let entry = self.jobs.get_mut(&id)?;
         let missed: Vec<_> = entry.history.iter().filter(|told| told.number > after).cloned().collect();
@@ -350,12 +349,12 @@ impl Queue {
         receiver
     }
 
-    /// Becomes true once nothing more happens to a job here.
+    /// Becomes true once nothing more will happen to a job in this process.
     pub fn done(&self, id: JobId) -> Option<watch::Receiver<bool>> {
         Some(self.jobs.get(&id)?.done.subscribe())
     }
 
-    /// Nothing more is told.
+    /// Ends all streams of events.
     pub fn close(&mut self) {
         self.listeners.clear();
         for entry in self.jobs.values_mut() {
@@ -365,7 +364,7 @@ impl Queue {
     }
 }
 
-/// Whether `later` makes `event` worthless to those who have heard neither.
+/// Whether `later` supersedes `event` for listeners that have received neither.
 fn is_replaced(event: &Event, later: &Event) -> bool {
     match (event, later) {
         (Event::Queued { .. }, _) => true,

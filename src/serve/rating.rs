@@ -5,17 +5,17 @@
 
 use crate::rng::{Purpose, Seed};
 
-/// Points for a factor of e in the odds, so that 400 points are a factor of 10: the scale of chess.
+/// Points per factor of e in the odds, so that 400 points are a factor of 10, as in chess ratings.
 const POINTS: f64 = 400.0 / std::f64::consts::LN_10;
 
 /// The mean of all strengths, in points.
 const MIDDLE: f64 = 1000.0;
 
-/// Before any vote a strength is normal with a standard deviation of 3 (521 points), whose weight this is: without it, who has won
-/// every vote would be infinitely strong.
+/// The weight of the prior: a normal distribution of strengths with a standard deviation of 3 (521 points). Without it, a contestant
+/// that has won every vote would be infinitely strong.
 const PENALTY: f64 = 1.0 / 18.0;
 
-/// Resamples of the votes behind an interval.
+/// The number of bootstrap resamples behind an interval.
 const RESAMPLES: usize = 1000;
 
 /// The outcome of one vote.
@@ -23,11 +23,11 @@ const RESAMPLES: usize = 1000;
 pub struct Outcome {
     /// Two different contestants, counted from 0.
     pub pair: [usize; 2],
-    /// What the first of them got: 1 for a win, ½ for a tie, 0 for a loss.
+    /// The score of the first: 1 for a win, ½ for a tie, 0 for a loss.
     pub score: f64,
 }
 
-/// The strength of a contestant in points, and where 95 % of the resamples put it.
+/// The strength of a contestant in points, with the interval that holds 95 % of the resamples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rating {
     /// The most likely strength; the mean of all is 1000.
@@ -38,7 +38,7 @@ pub struct Rating {
     pub high: f64,
 }
 
-/// The ratings of `contestants` by these votes. Equal votes give equal ratings.
+/// Rates `contestants` by these votes. The same votes always give the same ratings.
 pub fn rate(contestants: usize, outcomes: &[Outcome]) -> Vec<Rating> {
     let best = strengths(&Wins::of(contestants, outcomes.iter()), PENALTY, &vec![0.0; contestants]);
     let mut drawn = vec![Vec::with_capacity(RESAMPLES); contestants];
@@ -61,10 +61,10 @@ pub fn rate(contestants: usize, outcomes: &[Outcome]) -> Vec<Rating> {
         .collect()
 }
 
-/// How much each contestant won against each other one.
+/// The wins of each contestant against each other one.
 struct Wins {
     contestants: usize,
-    /// Row by row: of the one in whose row it is, against the one in whose column.
+    /// Row-major: wins of the row's contestant against the column's.
     table: Vec<f64>,
 }
 
@@ -82,13 +82,13 @@ impl Wins {
         self.table[one * self.contestants + other]
     }
 
-    /// The pairs that met.
+    /// The pairs with votes.
     fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
         let pairs = (0..self.contestants).flat_map(|one| (0..one).map(move |other| (one, other)));
         pairs.filter(|&(one, other)| self.against(one, other) + self.against(other, one) > 0.0)
     }
 
-    /// What is minimized: `penalty·Σθ² − Σ wins·ln P(win)`.
+    /// The loss to minimize: `penalty·Σθ² − Σ wins·ln P(win)`.
     fn loss(&self, strengths: &[f64], penalty: f64) -> f64 {
         let against = |one: usize, other: usize| {
             // ln(1 + e^x) without overflow.
@@ -100,13 +100,13 @@ impl Wins {
     }
 }
 
-/// The θ that are the most likely, with mean 0, by Newton's method from `start`.
+/// The most likely θ, with mean 0, by Newton's method from `start`.
 fn strengths(wins: &Wins, penalty: f64, start: &[f64]) -> Vec<f64> {
     let n = wins.contestants;
     let mut strengths = start.to_vec();
     for _ in 0..100 {
         let mut gradient: Vec<f64> = strengths.iter().map(|strength| 2.0 * penalty * strength).collect();
-        // A common offset changes no probability: this holds the mean where it is.
+        // A common offset changes no probability; this term fixes the mean.
         let mut curvature = vec![1.0 / n as f64; n * n];
         (0..n).for_each(|i| curvature[i * n + i] += 2.0 * penalty);
         for (one, other) in wins.pairs() {
@@ -133,7 +133,7 @@ fn strengths(wins: &Wins, penalty: f64, start: &[f64]) -> Vec<f64> {
     strengths
 }
 
-/// The solution of a symmetric, positive definite system, by Cholesky's factors; `None` if it is not definite.
+/// Solves a symmetric, positive definite system by Cholesky factorization; `None` if it is not definite.
 fn solve(mut matrix: Vec<f64>, mut right: Vec<f64>) -> Option<Vec<f64>> {
     let n = right.len();
     for i in 0..n {
@@ -162,7 +162,7 @@ fn solve(mut matrix: Vec<f64>, mut right: Vec<f64>) -> Option<Vec<f64>> {
 mod tests {
     use super::*;
 
-    /// Wins of the first, ties and losses, for each pair.
+    /// Wins of the first, ties and losses for each pair.
     fn votes(table: &[([usize; 2], [usize; 3])]) -> Vec<Outcome> {
         let scores = [1.0, 0.5, 0.0];
         let of = |&(pair, counts): &([usize; 2], [usize; 3])| {
@@ -174,7 +174,7 @@ mod tests {
     const TABLE: [([usize; 2], [usize; 3]); 5] =
         [([0, 1], [7, 2, 3]), ([0, 2], [9, 0, 1]), ([1, 2], [4, 3, 4]), ([3, 0], [2, 2, 6]), ([2, 3], [5, 1, 2])];
 
-    /// By `choix.opt_pairwise` of choix 0.4.1 for each penalty: every vote given twice, a tie once in either direction, and its
+    /// Computed with `choix.opt_pairwise` of choix 0.4.1 for each penalty: every vote given twice, a tie once in each direction, with
     /// `alpha` twice the penalty.
     const REFERENCE: [(f64, [f64; 4]); 3] = [
         (0.0, [0.84116606, -0.06064373, -0.25612027, -0.52440205]),

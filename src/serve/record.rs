@@ -1,42 +1,42 @@
-//! All that is known of a job, as the journal keeps it.
+//! The record of a job in the journal.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::job::{Failure, Job, JobId, JobRequest, Made, Status};
 
-/// How often a job is begun again after a server died in the middle of it.
+/// How often a job is restarted after a server died while running it.
 pub const MOST_RESTARTS: u32 = 2;
 
-/// A job.
+/// The record of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     pub id: JobId,
     pub owner: String,
-    /// The key under which the owner may ask for it again.
+    /// The idempotency key.
     pub key: Option<String>,
-    /// The hash of what was asked for under that key.
+    /// The hash of the request under that key.
     pub hash: String,
-    /// With everything filled in that is to be the same whenever it is begun, and without the bytes of images.
+    /// The request, with everything filled in that must be the same at every start, and without the bytes of images.
     pub request: JobRequest,
     pub has_image: bool,
     pub has_mask: bool,
     pub status: Status,
-    /// In seconds since 1970, as the next two.
+    /// When it was accepted, in seconds since 1970; the next two are in the same unit.
     pub created: f64,
     pub started: Option<f64>,
     pub finished: Option<f64>,
-    /// How often it was begun, by this server and those before it.
+    /// How often it was started, by this server and earlier ones.
     pub starts: u32,
-    /// How often its images were begun, at most, by the last of them.
+    /// The most attempts that any of its images took, under the last server.
     pub attempts: u32,
     pub error: Option<Failure>,
     pub images: Vec<Made>,
-    /// Whether it is over for so long that its images are gone.
+    /// Whether its images have expired.
     pub expired: bool,
 }
 
 impl Record {
-    /// As its owner sees it. `of` is how many steps there are, `step` how many are done.
+    /// The job as its owner sees it, with `step` of `of` steps done.
     pub fn job(&self, queue_position: Option<usize>, step: usize, of: usize) -> Job {
         Job {
             id: self.id,
@@ -56,13 +56,13 @@ impl Record {
         }
     }
 
-    /// Of its images.
+    /// The size of its images.
     pub fn bytes(&self) -> u64 {
         self.images.iter().map(|image| image.bytes).sum()
     }
 }
 
-/// Now, in seconds since 1970.
+/// The current time in seconds since 1970.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! What the server answers to wishes: a job is accepted or not, something is there or not.
+//! The service's answers: a job is accepted or refused, something exists or is missing.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use utoipa::ToSchema;
 use super::job::{JobId, Status};
 use crate::error::Error;
 
-/// A job that was accepted: whatever happens to this process, it will be done or failed.
+/// An accepted job: whatever happens to this process, it will complete or fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Accepted {
-    /// Its name.
+    /// Its ID.
     #[schema(value_type = String, format = "uuid")]
     pub id: JobId,
-    /// Where it stands: queued, unless it was accepted before under the same idempotency key.
+    /// Its status: queued, unless it was accepted before under the same idempotency key.
     pub status: Status,
-    /// Jobs before it, while it waits.
+    /// The number of jobs ahead of it, while it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_position: Option<usize>,
 }
@@ -24,18 +24,18 @@ pub struct Accepted {
 /// Why a job was not accepted.
 #[derive(Debug)]
 pub enum Refusal {
-    /// It can never be done: 400.
+    /// The request is invalid: 400.
     Invalid(Error),
     /// The idempotency key belongs to another request: 422.
     Conflict(Error),
-    /// As many jobs wait as may: 429.
+    /// The queue is full: 429.
     QueueFull {
-        /// When it may be worth trying again.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
-    /// As many jobs of this owner wait as may: 429.
+    /// The owner's share of the queue is full: 429.
     ShareFull {
-        /// When it may be worth trying again.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
     /// The server is stopping: 503.
@@ -44,28 +44,28 @@ pub enum Refusal {
     Broken(Error),
 }
 
-/// Why something is not there.
+/// Why something is missing.
 #[derive(Debug)]
 pub enum Missing {
-    /// Nobody knows it, or it belongs to somebody else: 404.
+    /// It does not exist, or belongs to another owner: 404.
     Unknown,
-    /// It was there, and was removed by its age or by the limit of bytes: 410.
+    /// It was removed because of its age or the size limit: 410.
     Expired,
-    /// It should be there, but the disk refuses: 500.
+    /// It exists, but there is an I/O error: 500.
     Broken(Error),
 }
 
-/// What a wish to cancel came to.
+/// The outcome of a cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelOutcome {
     /// The job is cancelled, or will be within one step.
     Cancelled,
-    /// It had ended before, so.
+    /// The job had already ended, with this status.
     Finished(Status),
 }
 
 impl Refusal {
-    /// The word for it in metrics.
+    /// Its label in metrics.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",

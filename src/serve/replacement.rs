@@ -1,4 +1,4 @@
-//! One text in the place of another in all captions of a dataset, looked at before it is done.
+//! Find and replace in all captions of a dataset, with a preview.
 
 use std::sync::PoisonError;
 
@@ -10,30 +10,30 @@ use super::{
     datasets::Datasets,
 };
 
-/// A text to be replaced wherever it stands, in the same case.
+/// A find-and-replace request; matching is case-sensitive.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Replacement {
-    /// What is replaced.
+    /// The text to find.
     pub find: String,
-    /// By what.
+    /// The text to replace it with.
     pub replace: String,
-    /// Whether nothing is to be written yet.
+    /// Whether to only preview the changes.
     #[serde(default)]
     pub preview: bool,
-    /// The `token` of the preview that was looked at: nothing is written if a caption has changed since.
+    /// The `token` of the preview: nothing is written if a caption has changed since.
     #[serde(default)]
     pub token: Option<String>,
 }
 
-/// What a replacement changes, or has changed.
+/// The changes of a replacement, previewed or done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Replaced {
-    /// The captions with the text. Written in the place of the new one over its `etag`, the old one undoes the change.
+    /// The captions with the text. Saving `before` with the `etag` undoes a change.
     pub changes: Vec<Change>,
-    /// Captions with the text that cannot be edited here.
+    /// The number of captions with the text that cannot be edited here.
     pub read_only: usize,
-    /// Names what this is a preview of.
+    /// Identifies this preview.
     pub token: String,
     /// Whether it is done.
     pub done: bool,
@@ -48,7 +48,7 @@ pub struct Change {
     pub before: String,
     /// Its caption after.
     pub after: String,
-    /// Of the caption as it is now.
+    /// The etag of the caption as it is now.
     pub etag: String,
 }
 
@@ -57,16 +57,16 @@ pub struct Change {
 pub enum NotReplaced {
     /// There is no such dataset.
     Unknown,
-    /// What is to be found is empty.
+    /// The text to find is empty.
     Nothing,
-    /// A caption has changed since the preview; this is what would be changed now.
+    /// A caption has changed since the preview; the changes as of now.
     Conflict(Replaced),
-    /// A caption could not be written. Those before it, in the order of names, are.
+    /// A caption could not be written. Those before it, in the order of names, were.
     Stopped(NotSaved),
 }
 
 impl Datasets {
-    /// Replaces a text in all captions of a dataset, or says what that would change.
+    /// Replaces a text in all captions of a dataset, or previews the changes.
     ///
     /// # Errors
     /// See [`NotReplaced`].
@@ -142,7 +142,7 @@ mod tests {
             (after, preview.done, text("a.txt").as_str()),
             (vec!["a fox, ink", "fox of foxs"], false, "a cat, ink")
         );
-        // Somebody edits meanwhile.
+        // Another edit in between.
         fs::write(set.join("c.txt"), "a cat asleep").unwrap();
         let Err(NotReplaced::Conflict(now)) = datasets.replace("set", &wish(false, Some(preview.token))) else {
             panic!()

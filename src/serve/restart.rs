@@ -1,4 +1,4 @@
-//! What a server finds that the one before it left.
+//! Restores the state that an earlier server left.
 
 use std::collections::BTreeSet;
 
@@ -11,17 +11,17 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The jobs of the journal. Those that a server was in the middle of when it died wait again, but not for ever.
+/// Restores the jobs of the journal. Jobs that were running when a server died wait again, a limited number of times.
 ///
 /// # Errors
-/// The disk refuses.
+/// An I/O error.
 pub fn taken_up(journal: &Journal, results: &Results) -> Result<Queue> {
     let (mut queue, mut kept) = (Queue::default(), BTreeSet::new());
     for mut record in journal.all()? {
         if record.status == Status::Running && record.starts > MOST_RESTARTS {
             let problem = format!("the server ended unexpectedly {} times while it was running", record.starts);
-            let error = Error::setting("job", problem)
-                .hint("the log of the server may say why; smaller images need less memory");
+            let error =
+                Error::setting("job", problem).hint("the server's log may say why; smaller images need less memory");
             (record.status, record.error, record.finished) = (Status::Failed, Some(Failure::from(&error)), Some(now()));
             journal.finish(&record)?;
         } else if record.status == Status::Running {

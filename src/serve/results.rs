@@ -1,4 +1,4 @@
-//! The images of jobs that are completed: a folder for each job, written before the journal says that it is.
+//! The images of completed jobs: one folder per job, written before the journal records the job as completed.
 
 use std::{
     fs,
@@ -14,17 +14,17 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A folder of images.
+/// The folder of all images.
 #[derive(Debug)]
 pub struct Results {
     folder: PathBuf,
 }
 
 impl Results {
-    /// That below the folder `state`. What a server left there that died is for [`keep_only`](Self::keep_only) to remove.
+    /// Opens the folder inside `state`. Leftovers of a server that died are removed by [`keep_only`](Self::keep_only).
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn open(state: &Path) -> Result<Self> {
         let folder = state.join("images");
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
@@ -42,7 +42,7 @@ impl Results {
     /// Writes an image as PNG; returns the bytes of the file.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn write(&self, job: JobId, number: usize, image: &RgbImage) -> Result<u64> {
         let (folder, path) = (self.of(job), self.path(job, number));
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
@@ -53,10 +53,10 @@ impl Results {
         Ok(fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len())
     }
 
-    /// The PNG file of an image; none if there is none.
+    /// The PNG file of an image; `None` if there is none.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn read(&self, job: JobId, number: usize) -> Result<Option<Vec<u8>>> {
         let path = self.path(job, number);
         match fs::read(&path) {
@@ -68,15 +68,15 @@ impl Results {
     /// Removes the images of a job.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn remove(&self, job: JobId) -> Result<()> {
         disk::remove_folder(&self.of(job))
     }
 
-    /// Removes the images of all jobs but those that are `kept`: what was written for jobs that never were completed.
+    /// Removes the images of all jobs except those that are `kept`: leftovers of jobs that were never completed.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// An I/O error.
     pub fn keep_only(&self, kept: impl Fn(JobId) -> bool) -> Result<()> {
         for entry in fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?.flatten() {
             let job = entry.file_name().to_str().and_then(|name| name.parse().ok());

@@ -1,19 +1,19 @@
-//! A run of training as others see it.
+//! The description of a training run in the API.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What a run is doing.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// A process on this machine trains.
+    /// A process on this machine is training.
     Running,
-    /// The process was asked to stop, and saves.
+    /// The process was asked to stop, and is saving.
     Stopping,
     /// All its steps are done.
     Finished,
-    /// It ended before; `kiln train` can resume it.
+    /// It ended early; `kiln train` can resume it.
     Ended,
 }
 
@@ -22,17 +22,17 @@ pub enum RunState {
 pub struct RunSummary {
     /// The name of its folder.
     pub name: String,
-    /// What it is doing.
+    /// Its state.
     pub state: RunState,
-    /// The last step that it recorded.
+    /// The last recorded step.
     pub step: u64,
-    /// How many steps it is to have; 0 if its configuration does not say.
+    /// The total number of steps; 0 if its configuration does not say.
     pub max_steps: u64,
-    /// The model it began from.
+    /// The base model.
     pub model: String,
-    /// What is trained: `flow_matching` or `instruct_pix2pix`.
+    /// The training objective: `flow_matching` or `instruct_pix2pix`.
     pub objective: String,
-    /// When it recorded something for the last time, in seconds since 1970.
+    /// When it last recorded something, in seconds since 1970.
     pub updated: f64,
     /// The last training loss.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,27 +40,27 @@ pub struct RunSummary {
     /// The last held-out loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
-    /// How long a step takes.
+    /// The duration of a step in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_per_step: Option<f64>,
-    /// How long the steps that are left will take, while it runs.
+    /// The estimated remaining time in seconds, while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<f64>,
-    /// Memory in use on the host, MiB.
+    /// Host memory in use, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<f64>,
-    /// Memory in use on the GPU, MiB.
+    /// GPU memory in use, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_memory_mib: Option<f64>,
-    /// The newest grid of samples.
+    /// The file name of the newest grid of samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grid: Option<String>,
 }
 
-/// A run with all that is in its folder.
+/// A run with the contents of its folder.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RunDetail {
-    /// As in the list.
+    /// The fields of the list.
     #[serde(flatten)]
     pub summary: RunSummary,
     /// Its configuration as it was written.
@@ -72,7 +72,7 @@ pub struct RunDetail {
     /// The step with the lowest held-out loss, of those with a checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_step: Option<u64>,
-    /// Lines of its metrics that are no records.
+    /// The number of lines of its metrics that are not valid records.
     pub unreadable_lines: usize,
 }
 
@@ -81,9 +81,9 @@ pub struct RunDetail {
 pub struct CheckpointInfo {
     /// Optimizer steps done.
     pub step: u64,
-    /// Of all its files.
+    /// The size of all its files.
     pub bytes: u64,
-    /// Its held-out loss, where that was measured.
+    /// Its held-out loss, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
     /// Whether it holds an adapter that can be served.
@@ -95,6 +95,6 @@ pub struct CheckpointInfo {
 pub struct SampleInfo {
     /// The name of its file.
     pub file: String,
-    /// After how many steps it was made.
+    /// The step after which it was generated.
     pub step: u64,
 }

@@ -1,4 +1,4 @@
-//! The `metrics.jsonl` of a run, read while another process writes it.
+//! Reads the `metrics.jsonl` of a run while another process writes it.
 
 use std::{
     collections::BTreeMap,
@@ -11,26 +11,27 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// A record of any version of kiln: a line of the file.
+/// A record, of any version of kiln: one line of the file.
 pub type Line = Map<String, Value>;
 
-/// The records from a place in the file on.
+/// The records from a position in the file on.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Curve {
     /// The records, in the order of the file.
     #[schema(value_type = Vec<Object>)]
     pub records: Vec<Line>,
-    /// The place after them, to be given as `after` next time.
+    /// The position after them, to pass as `after` next time.
     pub next: String,
-    /// Whether the records begin at the start of the file, for the place asked for is no longer in it: a run that resumes takes
-    /// the lines of steps that it trains again out. What was read before is void.
+    /// Whether the records begin at the start of the file because the requested position no longer exists: a run that resumes
+    /// removes the lines of steps that it repeats. Records read before must be discarded.
     pub restarted: bool,
-    /// Whole lines among these that are no records.
+    /// The number of complete lines among these that are not valid records.
     pub unreadable: usize,
 }
 
 impl Curve {
-    /// Reads whole lines only: one that is being written is for the next time. A file that cannot be read is empty.
+    /// Reads complete lines only; one that is still being written is left for the next time. A file that cannot be read counts as
+    /// empty.
     pub fn read(path: &Path, after: Option<&str>) -> Self {
         let place = after.and_then(Place::parse);
         let found = place.and_then(|place| Some((place.clone(), place.rest(path)?)));
@@ -42,7 +43,7 @@ impl Curve {
     }
 }
 
-/// What the metrics of a run come to, kept up to date as the file grows.
+/// A summary of a run's metrics, updated as the file grows.
 #[derive(Debug, Default)]
 pub struct RunMetrics {
     next: Option<String>,
@@ -53,7 +54,7 @@ pub struct RunMetrics {
 }
 
 impl RunMetrics {
-    /// Takes in what was written since the last time.
+    /// Reads what was written since the last time.
     pub fn update(&mut self, path: &Path) {
         let curve = Curve::read(path, self.next.as_deref());
         if curve.restarted {
@@ -71,17 +72,17 @@ impl RunMetrics {
         self.next = Some(curve.next);
     }
 
-    /// The last record of training.
+    /// The last training record.
     pub fn last(&self) -> Option<&Line> {
         self.last.as_ref()
     }
 
-    /// The last step that is recorded.
+    /// The last recorded step.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// Held-out losses by their steps.
+    /// The held-out losses, by step.
     pub fn validation_losses(&self) -> &BTreeMap<u64, f64> {
         &self.validation_losses
     }
@@ -91,14 +92,14 @@ impl RunMetrics {
         self.validation_losses.last_key_value().map(|(_, loss)| *loss)
     }
 
-    /// Lines that are no records.
+    /// The number of lines that are not valid records.
     pub fn unreadable(&self) -> usize {
         self.unreadable
     }
 }
 
-/// A place after whole lines: how many bytes there are before it, and a hash of the last line of these, by which it is known whether
-/// the file is still the same one.
+/// A position after complete lines: the number of bytes before it, and a hash of the last of these lines, which shows whether the
+/// file is still the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Place {
     bytes: u64,
@@ -114,14 +115,14 @@ impl Place {
         (line_bytes <= bytes && bytes > 0).then_some(place)
     }
 
-    /// What the file holds after this place; `None` if it is not the file that the place is of.
+    /// The file's text after this position; `None` if it is no longer the same file.
     fn rest(&self, path: &Path) -> Option<String> {
         let text = read_from(path, self.bytes - self.line_bytes)?;
         let (line, rest) = text.split_at_checked(self.line_bytes.try_into().ok()?)?;
         (hash(line) == self.hash).then(|| rest.into())
     }
 
-    /// The place after more whole lines.
+    /// The position after further complete lines.
     fn after(self, lines: &str) -> Self {
         match lines.split_inclusive('\n').next_back() {
             None => self,
@@ -142,7 +143,7 @@ fn hash(line: &str) -> String {
     blake3::hash(line.as_bytes()).to_hex()[..16].into()
 }
 
-/// The file from a byte on; `None` if it cannot be read or is shorter. What is no UTF-8 is no record either.
+/// The file from a byte on; `None` if it cannot be read or is shorter. Text that is not UTF-8 is not a valid record either.
 fn read_from(path: &Path, byte: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
     if file.metadata().ok()?.len() < byte {
@@ -151,7 +152,7 @@ fn read_from(path: &Path, byte: u64) -> Option<String> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(byte)).ok()?;
     file.read_to_end(&mut bytes).ok()?;
-    // The end may be in the middle of a letter: that line is not whole.
+    // The end may be in the middle of a character: that line is incomplete.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     bytes.truncate(whole);
     String::from_utf8(bytes).ok()
@@ -206,7 +207,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, line(1) + &line(2) + &line(3)).unwrap();
         let next = Curve::read(&path, None).next;
-        // A run that resumes after step 1, and has by now written as much as before.
+        // A run that resumed after step 1 and has since written as much as before.
         std::fs::write(&path, line(1) + &line(4) + &line(5) + &line(6)).unwrap();
         let curve = Curve::read(&path, Some(&next));
         assert_eq!((steps(&curve), curve.restarted), (vec![1, 4, 5, 6], true));

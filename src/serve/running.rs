@@ -1,4 +1,4 @@
-//! The engine's thread, which ends with the last handle on the server.
+//! The engine's thread, which ends with the last handle to the server.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,12 +11,12 @@ use burn::tensor::Device;
 use super::shared::Shared;
 use crate::disk::FolderLock;
 
-/// What all handles on a server share.
+/// What all handles to a server share.
 pub(super) struct Running {
     pub shared: Arc<Shared>,
     pub device: Device,
     engine: Mutex<Option<JoinHandle<()>>>,
-    /// The right to write into the state folder.
+    /// The lock on the state folder.
     _lock: FolderLock,
 }
 
@@ -31,7 +31,7 @@ impl Running {
         self.shared.change(|state| {
             state.stop_at = Some(state.stop_at.map_or(stop_at, |before| before.min(stop_at)));
         });
-        // A step cannot be interrupted. If it lasts longer, the journal says that its jobs run, and they are begun again.
+        // A step cannot be interrupted. If it takes longer, the journal still lists its jobs as running, and they are restarted.
         self.shared.wait(deadline + Duration::from_secs(2), |state| state.is_over);
         let thread = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if self.shared.state().is_over

@@ -1,7 +1,7 @@
-//! Runs of training as they lie in their folders: of this kiln or another, finished or still being written.
+//! Training runs in their folders: from this or another version of kiln, finished or still being written.
 //!
-//! Nothing here takes a run's lock or writes into its folder. Names from outside are looked up among the names that are there; no
-//! part of a path comes from a client.
+//! Nothing here takes a run's lock or writes into its folder. Names from requests are looked up among the existing names; no part
+//! of a path comes from a client.
 
 use std::{
     collections::BTreeMap,
@@ -29,24 +29,24 @@ const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples";
 const ADAPTER: &str = "adapter.safetensors";
 
-/// A change that whoever watches runs is told of.
+/// A change of a run, sent to those who watch.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RunChange {
-    /// Which run.
+    /// The name of the run.
     pub name: String,
-    /// What it is doing now.
+    /// Its current state.
     pub state: RunState,
     /// The length of its metrics, in bytes.
     pub bytes: u64,
 }
 
-/// Folders of runs. A configured folder is a run itself, or holds runs.
+/// Folders of runs. A configured folder is a run itself or contains runs.
 #[derive(Debug, Default)]
 pub struct Runs {
     folders: Vec<PathBuf>,
-    /// The processes that were asked to stop, by run: a second signal would end one at once, without saving.
+    /// The processes that were asked to stop, by run: a second signal would kill one at once, without saving.
     asked: Mutex<BTreeMap<PathBuf, u32>>,
-    /// What was read of each run's metrics.
+    /// The metrics read so far, by run.
     read: Mutex<BTreeMap<PathBuf, RunMetrics>>,
 }
 
@@ -56,7 +56,7 @@ impl Runs {
         Self { folders, ..Self::default() }
     }
 
-    /// All runs by name. Of two with one name, that in the folder that is configured first.
+    /// All runs by name; of two with the same name, the one in the folder that is configured first.
     fn found(&self) -> BTreeMap<String, PathBuf> {
         let mut found = BTreeMap::new();
         for folder in &self.folders {
@@ -76,14 +76,14 @@ impl Runs {
         self.found().remove(name)
     }
 
-    /// All runs, those that changed last first.
+    /// All runs, the most recently changed first.
     pub fn list(&self) -> Vec<RunSummary> {
         let mut runs: Vec<_> = self.found().iter().map(|(name, folder)| self.summary(name, folder)).collect();
         runs.sort_by(|a, b| b.updated.total_cmp(&a.updated));
         runs
     }
 
-    /// A run and what is in its folder; `None` if there is no such run.
+    /// A run with the contents of its folder; `None` if there is no such run.
     ///
     /// # Errors
     /// Its folder cannot be read.
@@ -109,7 +109,7 @@ impl Runs {
         Ok(Some(RunDetail { summary, config, checkpoints, samples: samples(&folder), best_step, unreadable_lines }))
     }
 
-    /// The records of a run from the place `after` on: all, without one. `None` if there is no such run.
+    /// The records of a run from the position `after` on, or all. `None` if there is no such run.
     pub fn metrics(&self, name: &str, after: Option<&str>) -> Option<Curve> {
         let folder = self.folder(name)?;
         Some(Curve::read(&folder.join(METRICS), after))
@@ -129,11 +129,11 @@ impl Runs {
         Some(checkpoint.folder.join(ADAPTER)).filter(|path| path.is_file())
     }
 
-    /// Asks the process of a run to stop after its step, with a checkpoint; of one that has no folder yet, the process that is
-    /// known to be its own. `None` if there is no such run.
+    /// Asks the process of a run to stop after its current step, with a checkpoint; `known` is its process if it has no folder yet.
+    /// `None` if there is no such run.
     ///
     /// # Errors
-    /// No process on this machine trains it, or the system refuses.
+    /// No process on this machine is training it, or the operating system refuses.
     pub fn stop(&self, name: &str, known: Option<u32>) -> Option<Result<RunState>> {
         let folder = self.folder(name).or_else(|| known.map(|_| name.into()))?;
         Some(self.stop_at(&folder, name, known))
@@ -151,7 +151,7 @@ impl Runs {
         Ok(RunState::Stopping)
     }
 
-    /// What has changed since `seen` was written here the last time; nothing the first time.
+    /// The changes since the last call, which left its state in `seen`; none at the first call.
     pub fn changed(&self, seen: &mut Option<BTreeMap<String, (RunState, u64)>>) -> Vec<RunChange> {
         let now: BTreeMap<String, (RunState, u64)> = self
             .found()
@@ -209,7 +209,7 @@ impl Runs {
         }
     }
 
-    /// What `work` finds in the metrics of a run, of which only what is new is read.
+    /// Calls `work` with the up-to-date metrics of a run; only new lines are read.
     fn metrics_of<T>(&self, folder: &Path, work: impl FnOnce(&RunMetrics) -> T) -> T {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let metrics = read.entry(folder.into()).or_default();
@@ -223,7 +223,7 @@ fn is_run(folder: &Path) -> bool {
     [CONFIG, METRICS].iter().all(|name| folder.join(name).is_file())
 }
 
-/// The configuration; empty if it cannot be read, as one of another version may be.
+/// The configuration of a run; empty if it cannot be read, as may happen with another version's.
 fn config(folder: &Path) -> toml::Table {
     fs::read_to_string(folder.join(CONFIG)).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
@@ -248,13 +248,13 @@ fn samples(folder: &Path) -> Vec<SampleInfo> {
     samples
 }
 
-/// Of all files in a folder.
+/// The size of all files in a folder.
 fn bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// When a file was changed, in seconds since 1970; 0 if that is not known.
+/// When a file was last changed, in seconds since 1970; 0 if unknown.
 fn updated(path: &Path) -> f64 {
     let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
@@ -344,7 +344,7 @@ mod tests {
         assert!(runs.stop("nothing", None).is_none());
         let error = runs.stop("begun", None).unwrap().unwrap_err().to_string();
         assert!(error.contains("no process"), "{error}");
-        // What a dead process left is no reason to send a signal to whoever has its number now.
+        // A stale lock must not send a signal to whatever process has that number now.
         fs::write(folder.path().join("begun/.lock"), format!("process 1 on {} (kiln 0.1.0)\n", crate::disk::host()))
             .unwrap();
         assert!(runs.stop("begun", None).unwrap().is_err());

@@ -1,26 +1,26 @@
-//! Results that cannot be meant: a model that overflowed, or an adapter at a scale that it does not bear, shows in the image.
+//! Detects broken images, as caused by a model that overflowed or a LoRA scale that is too high.
 
 use image::RgbImage;
 
-/// What is wrong with an image.
+/// A flaw of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Its values are not numbers.
+    /// It has values that are not finite.
     NotFinite,
-    /// It is one color.
+    /// It is a single color.
     Flat,
-    /// It is all black, white or full colors.
+    /// Nearly all of its values are 0 or 255.
     Saturated,
 }
 
-/// The most that values of a channel differ in an image of one color.
+/// The largest difference within a channel of an image that counts as a single color.
 const FLAT: u8 = 2;
 
 /// The share of values at 0 or 255 above which an image is saturated.
 const SATURATED: f64 = 0.99;
 
 impl Flaw {
-    /// That of an image, if it has one.
+    /// The flaw of an image, if it has one.
     pub fn of(image: &RgbImage) -> Option<Self> {
         let (mut least, mut most, mut extreme) = ([u8::MAX; 3], [0; 3], 0usize);
         for pixel in image.pixels() {
@@ -38,7 +38,7 @@ impl Flaw {
         (share > SATURATED).then_some(Self::Saturated)
     }
 
-    /// The problem in words, for an error.
+    /// The problem as a clause for an error.
     pub fn words(self) -> &'static str {
         match self {
             Self::NotFinite => "the image is not finite",

@@ -1,4 +1,4 @@
-//! The handle on a running server.
+//! The handle to a running server.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -32,26 +32,26 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The stack of the engine's thread, in bytes: as much as a main thread has.
+/// The stack size of the engine's thread in bytes, as for a main thread.
 const STACK: usize = 8 << 20;
 
-/// How long the engine may be in one step before it is thought to be stuck.
+/// How long one step of the engine may take before it is considered stuck.
 const LONGEST_STEP: Duration = Duration::from_secs(600);
 
-/// The handle on a running server: as many as one likes, on any thread.
+/// A handle to a running server, which can be cloned and used on any thread.
 ///
-/// What is said to block waits for the disk: asynchronous callers use `spawn_blocking`. All else answers at once. The last handle
-/// that is dropped stops the server, as [`stop`](Self::stop) does with no time left.
+/// Methods documented as blocking wait for the disk: asynchronous callers use `spawn_blocking`. All others return at once. Dropping
+/// the last handle stops the server, like [`stop`](Self::stop) without a deadline.
 #[derive(Clone)]
 pub struct Service(Arc<Running>);
 
 type Answer<T> = std::result::Result<T, Missing>;
 
 impl Service {
-    /// Starts the engine on `device`, and takes up the jobs that the journal in `config.state` still holds.
+    /// Starts the engine on `device`, and restores the jobs of the journal in `config.state`.
     ///
     /// # Errors
-    /// A model cannot be used, a folder is missing, or another server works in the state folder.
+    /// A model cannot be used, a folder is missing, or another server uses the state folder.
     pub fn start(config: ServeConfig, device: &Device) -> Result<Self> {
         config.check()?;
         let state = &config.state;
@@ -67,7 +67,7 @@ impl Service {
         shared.change(|state| state.queue = queue);
         let (hall, own) = (shared.clone(), device.clone());
         let work = move || {
-            // A panic ends all waiting, too.
+            // A panic also ends everything that waits.
             _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Engine::new(hall.clone(), &own).run()));
             hall.change(|state| {
                 state.is_over = true;
@@ -89,10 +89,10 @@ impl Service {
         &self.shared().config
     }
 
-    /// Accepts a job of `owner`. The same request under the same idempotency key is the same job. Blocks.
+    /// Submits a job of `owner`. The same request under the same idempotency key is the same job. Blocks.
     ///
     /// # Errors
-    /// It is not accepted.
+    /// The job is not accepted.
     pub fn submit(
         &self,
         request: JobRequest,
@@ -112,7 +112,7 @@ impl Service {
         let shared = self.shared();
         let text = serde_json::to_vec(&request).expect("a request has text as keys");
         let hash = blake3::hash(&text).to_hex().to_string();
-        // Before anything is decoded, and without waiting for those who are being accepted.
+        // Checked before anything is decoded, and without waiting for other submissions.
         if let Some(known) = self.place(owner, key, &hash)? {
             return Ok(known);
         }
@@ -150,7 +150,7 @@ impl Service {
         Ok(Accepted { id, status: Status::Queued, queue_position: Some(position) })
     }
 
-    /// The job that is known under a key; none if there is a place for a new one.
+    /// The job known under a key; `None` if there is none and a new one fits.
     fn place(&self, owner: &str, key: Option<&str>, hash: &str) -> std::result::Result<Option<Accepted>, Refusal> {
         let shared = self.shared();
         let state = shared.state();
@@ -173,7 +173,7 @@ impl Service {
         }
     }
 
-    /// What `look` sees of a job of `owner`.
+    /// Calls `look` with a job of `owner`.
     fn of<T>(&self, id: JobId, owner: &str, look: impl FnOnce(&Queue, &Entry) -> T) -> Answer<T> {
         let state = self.shared().state();
         match state.queue.get(id).filter(|entry| entry.record.owner == owner) {
@@ -186,20 +186,20 @@ impl Service {
     /// A job of `owner`.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such job.
     pub fn job(&self, id: JobId, owner: &str) -> Answer<Job> {
         self.of(id, owner, |queue, entry| queue.job(entry))
     }
 
-    /// All jobs of `owner` that are known, the newest first.
+    /// All known jobs of `owner`, the newest first.
     pub fn jobs(&self, owner: &str) -> Vec<Job> {
         let state = self.shared().state();
         let own = state.queue.all().filter(|entry| entry.record.owner == owner && !entry.record.expired);
         own.map(|entry| state.queue.job(entry)).collect()
     }
 
-    /// The events of a job of `owner` with numbers above `after`, up to the last that there will be. A listener who does not keep up
-    /// is cut off before that, and may ask again.
+    /// The events of a job of `owner` with numbers above `after`, up to its last one. A listener that does not keep up is disconnected
+    /// earlier, and may resume.
     ///
     /// # Errors
     /// There is no such job.
@@ -214,27 +214,27 @@ impl Service {
         receiver.map(ReceiverStream::new).ok_or(Missing::Unknown)
     }
 
-    /// The events of all jobs of `owner` from now on. A listener who does not keep up misses some.
+    /// The events of all jobs of `owner` from now on. A listener that does not keep up misses some.
     pub fn all_events(&self, owner: &str) -> impl Stream<Item = Numbered> + Send + Unpin + 'static + use<> {
         ReceiverStream::new(self.shared().state().queue.listen_to_all(owner))
     }
 
-    /// A job of `owner` once it has ended, or the server has.
+    /// Waits until a job of `owner` or the server has ended; returns the job.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such job.
     pub async fn wait(&self, id: JobId, owner: &str) -> Answer<Job> {
         let done = self.of(id, owner, |queue, _| queue.done(id))?;
         if let Some(mut done) = done {
-            _ = done.wait_for(|is_done| *is_done).await; // a job that is forgotten meanwhile is not there below
+            _ = done.wait_for(|is_done| *is_done).await; // if the job is forgotten in the meantime, the lookup below fails
         }
         self.job(id, owner)
     }
 
-    /// Cancels a job of `owner`: at once while it waits, else before its next step. Blocks.
+    /// Cancels a job of `owner`: at once if it is waiting, else before its next step. Blocks.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such job.
     pub fn cancel(&self, id: JobId, owner: &str) -> Answer<CancelOutcome> {
         let status = self.of(id, owner, |_, entry| entry.record.status)?;
         if status.is_final() {
@@ -246,20 +246,20 @@ impl Service {
         Ok(CancelOutcome::Cancelled)
     }
 
-    /// The PNG file of the image `number`, from 0, of a job of `owner`. Blocks.
+    /// The PNG file of image `number` (from 0) of a job of `owner`. Blocks.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such image.
     pub fn image(&self, id: JobId, owner: &str, number: usize) -> Answer<Vec<u8>> {
         let count = self.of(id, owner, |_, entry| entry.record.images.len())?;
         if number >= count {
             return Err(Missing::Unknown);
         }
         let file = self.shared().results.read(id, number).map_err(Missing::Broken)?;
-        file.ok_or(Missing::Expired) // it was removed just now
+        file.ok_or(Missing::Expired) // it has just been removed
     }
 
-    /// The latest preview of an image of a job of `owner`, a small PNG, while it runs and if it was asked for previews.
+    /// The latest preview of a running job of `owner`, a small PNG, if it was submitted with previews.
     ///
     /// # Errors
     /// There is no such job.
@@ -272,7 +272,7 @@ impl Service {
         self.shared().models.infos()
     }
 
-    /// Loads a model, once running jobs leave the engine to it.
+    /// Loads a model, once the engine is free of jobs for other models.
     ///
     /// # Errors
     /// There is no such model, or it cannot be loaded.
@@ -280,7 +280,7 @@ impl Service {
         self.order(model, Order::Load).await
     }
 
-    /// Lets go of a model's weights, once its running jobs have ended.
+    /// Unloads a model's weights, once its running jobs have ended.
     ///
     /// # Errors
     /// There is no such model.
@@ -299,30 +299,30 @@ impl Service {
         answer.await.unwrap_or_else(|_| Err(Error::setting("model", "the server is stopping")))
     }
 
-    /// The adapters, in the order of their names. Blocks: those that are new are read.
+    /// The adapters, sorted by name. Blocks: new ones are read.
     pub fn loras(&self) -> Vec<LoraInfo> {
         self.shared().adapters.infos(&self.shared().models, &self.shared().numbers)
     }
 
-    /// Takes an adapter: the bytes of a safetensors file. One that was uploaded under the same name is replaced. Blocks.
+    /// Uploads an adapter: the bytes of a safetensors file. One uploaded earlier under the same name is replaced. Blocks.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`]: the name cannot be one, or is that of an adapter in a configured folder; the file is too large or
-    /// broken, holds no adapter, or fits none of the models. [`Refusal::Broken`]: the disk refuses.
+    /// [`Refusal::Invalid`]: the name is invalid or that of an adapter in a configured folder; the file is too large or broken, has no
+    /// adapter, or fits none of the models. [`Refusal::Broken`]: an I/O error.
     pub fn upload_lora(&self, name: &str, bytes: &[u8]) -> std::result::Result<LoraInfo, Refusal> {
         let (shared, most) = (self.shared(), self.config().limits.upload_bytes);
         if bytes.len() as u64 > most.0 {
-            let problem = format!("has {} bytes, and {most} are the most", bytes.len());
+            let problem = format!("has {} bytes, more than the maximum of {most}", bytes.len());
             return Err(Refusal::Invalid(Error::setting("body", problem)));
         }
         let uploaded = shared.adapters.upload(name, bytes, &shared.models, &shared.numbers);
         uploaded.map_err(|e| if e.is_io() { Refusal::Broken(e) } else { Refusal::Invalid(e) })
     }
 
-    /// Removes an adapter that was uploaded. Jobs that were accepted with it and have not begun fail. Blocks.
+    /// Removes an uploaded adapter. Accepted jobs that need it and have not started will fail. Blocks.
     ///
     /// # Errors
-    /// [`Missing::Unknown`]: there is none that was uploaded.
+    /// [`Missing::Unknown`]: there is no uploaded adapter of this name.
     pub fn remove_lora(&self, name: &str) -> Answer<()> {
         match self.shared().adapters.remove(name) {
             Ok(true) => Ok(()),
@@ -331,7 +331,7 @@ impl Service {
         }
     }
 
-    /// What the server is doing.
+    /// The status of the server.
     pub fn status(&self) -> StatusInfo {
         let (shared, numbers) = (self.shared(), &self.shared().numbers);
         let state = shared.state();
@@ -348,10 +348,10 @@ impl Service {
         }
     }
 
-    /// Whether jobs are taken and done.
+    /// Whether the server accepts and runs jobs.
     ///
     /// # Errors
-    /// Why they are not, in a sentence.
+    /// Why it does not, in a sentence.
     pub fn ready(&self) -> std::result::Result<(), String> {
         let (since, state) = (self.shared().since_beat(), self.shared().state());
         match () {
@@ -362,13 +362,13 @@ impl Service {
         }
     }
 
-    /// Its metrics in the text format of Prometheus. Nothing in them is from prompts.
+    /// Its metrics in the text format of Prometheus. Nothing in them comes from prompts.
     pub fn metrics(&self) -> String {
         self.shared().numbers.text()
     }
 
-    /// Accepts nothing more, and ends the engine: running jobs are finished within `deadline`, or else begun again by the next
-    /// server with this state folder, as those that wait are. Streams of events end. Blocks.
+    /// Stops accepting jobs and ends the engine. Running jobs have until `deadline` to finish; those that do not, and waiting ones,
+    /// are restored by the next server with this state folder. Streams of events end. Blocks.
     pub fn stop(&self, deadline: Duration) {
         self.0.stop(deadline);
     }

@@ -1,4 +1,4 @@
-//! What the engine and the handles on the server share.
+//! What the engine and the handles to the server share.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,28 +20,28 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Something that a person wants of the engine beside jobs, by the number of a model.
+/// A command to the engine about the model with a number.
 pub enum Order {
     /// Load its weights.
     Load(usize, oneshot::Sender<Result<()>>),
-    /// Let go of them.
+    /// Unload its weights.
     Unload(usize, oneshot::Sender<Result<()>>),
 }
 
-/// What changes, under one lock that is never held while the disk or the device works.
+/// The mutable state, under one lock that is never held while the disk or the device is busy.
 #[derive(Default)]
 pub struct State {
     pub queue: Queue,
     pub orders: Vec<Order>,
-    /// When the engine has to end, once it is to.
+    /// The deadline for the engine to end, once the server is stopping.
     pub stop_at: Option<Instant>,
-    /// Whether it has ended.
+    /// Whether the engine has ended.
     pub is_over: bool,
-    /// How long jobs run, about, in seconds.
+    /// The typical duration of a job, in seconds.
     pub pace: f64,
 }
 
-/// All of it.
+/// Everything that the engine and the handles share.
 pub struct Shared {
     pub config: ServeConfig,
     pub journal: Journal,
@@ -49,12 +49,12 @@ pub struct Shared {
     pub models: Models,
     pub adapters: Adapters,
     pub numbers: Numbers,
-    /// Held by those who accept jobs, one after the other.
+    /// Held while a job is accepted, one at a time.
     pub door: Mutex<()>,
     state: Mutex<State>,
-    /// Something is to be done, or the engine has ended.
+    /// Notified when there is something to do, or the engine has ended.
     changed: Condvar,
-    /// When the engine was last seen between two steps.
+    /// When the engine was last between two steps.
     beat: Mutex<Instant>,
 }
 
@@ -74,12 +74,12 @@ impl Shared {
         }
     }
 
-    /// What changes.
+    /// Locks the mutable state.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes it, and wakes all who wait for that.
+    /// Changes the state, and wakes everyone who waits for changes.
     pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state);
@@ -90,7 +90,7 @@ impl Shared {
         result
     }
 
-    /// Waits until `is_there`, or for so long.
+    /// Waits until `is_there` holds, at most for `longest`.
     pub fn wait(&self, longest: Duration, is_there: impl Fn(&State) -> bool) {
         let end = Instant::now() + longest;
         let mut state = self.state();
@@ -103,21 +103,21 @@ impl Shared {
         }
     }
 
-    /// The engine is between two steps.
+    /// Notes that the engine is between two steps.
     pub fn beat(&self) {
         *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// How long it has not been.
+    /// The time since the engine was last between two steps.
     pub fn since_beat(&self) -> Duration {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
-    /// Ends a job: in the journal, then for all who listen.
+    /// Ends a job: first in the journal, then for all listeners.
     pub fn end(&self, id: JobId, status: Status, images: Vec<Made>, error: Option<&Error>) {
         let record = self.state().queue.ended(id, status, images, error.map(Failure::from));
         let Some(mut record) = record else { return };
-        // If the journal cannot be written, nobody may be told that the images will be there after the next start.
+        // Without a journal entry the images would not survive a restart, so the job must not be reported as completed.
         if let Err(e) = self.journal.finish(&record) {
             tracing::error!("job {id}: {e}");
             if status == Status::Completed {
@@ -142,7 +142,7 @@ impl Shared {
         self.change(|state| state.queue.end(record));
     }
 
-    /// Logs how a job ended, without what it was about.
+    /// Logs how a job ended, without its prompt.
     fn say(&self, record: &Record) {
         let (id, status) = (record.id, record.status.word());
         let waited = record.started.map_or(0.0, |started| started - record.created);
@@ -153,7 +153,7 @@ impl Shared {
         }
     }
 
-    /// Puts a job back that was not finished, for this server or the next.
+    /// Puts an unfinished job back into the queue, for this server or the next.
     pub fn put_back(&self, id: JobId) {
         let record = self.change(|state| state.queue.put_back(id));
         if let Some(record) = record
@@ -163,12 +163,12 @@ impl Shared {
         }
     }
 
-    /// Removes images that are too old or too many.
+    /// Removes images that are too old or together too large.
     pub fn tidy(&self) {
         let results = &self.config.results;
         let expired = self.state().queue.expire(results.keep_seconds as f64, results.bytes.0);
         for record in &expired {
-            // The journal first: it may list nothing that is not there.
+            // The journal first: it must not list images that are gone.
             let done = self.journal.update(record).and_then(|()| self.results.remove(record.id));
             if let Err(e) = done {
                 tracing::warn!("job {}: {e}", record.id);

@@ -1,4 +1,4 @@
-//! The leaderboard: who won how often against whom, and how strong that makes them.
+//! The leaderboard: wins against each opponent, and strengths.
 
 use std::collections::BTreeSet;
 
@@ -14,35 +14,34 @@ pub struct Standing {
     pub name: String,
     /// Bradley–Terry strength in points, with a mean of 1000.
     pub strength: f64,
-    /// Where its 95 % interval begins.
+    /// The lower end of its 95 % interval.
     pub low: f64,
-    /// Where its 95 % interval ends.
+    /// The upper end of its 95 % interval.
     pub high: f64,
-    /// Votes on pairs with one of its images.
+    /// The number of votes on pairs with one of its images.
     pub votes: u64,
-    /// Votes that it won.
+    /// The number of votes that it won.
     pub wins: u64,
-    /// Votes without a winner.
+    /// The number of votes without a winner.
     pub ties: u64,
-    /// The same against each opponent.
+    /// Its results against each opponent.
     pub opponents: Vec<Opponent>,
 }
 
-/// How a contestant did against another one.
+/// The results of a contestant against one opponent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Opponent {
-    /// The other one.
+    /// The opponent.
     pub name: String,
-    /// Votes that the contestant won.
+    /// The number of votes that the contestant won.
     pub wins: u64,
-    /// Votes that the other one won.
+    /// The number of votes that the opponent won.
     pub losses: u64,
-    /// Votes without a winner.
+    /// The number of votes without a winner.
     pub ties: u64,
 }
 
-/// All contestants of the votes, the strongest first. A vote says who stood on the left, who on the right, and what the left one got:
-/// 1, ½ or 0.
+/// All contestants, the strongest first. A vote is the left contestant, the right one, and the left one's score: 1, ½ or 0.
 pub fn standings(votes: &[(String, String, f64)]) -> Vec<Standing> {
     let names: BTreeSet<&str> = votes.iter().flat_map(|(left, right, _)| [left.as_str(), right]).collect();
     let names: Vec<&str> = names.into_iter().collect();
@@ -80,7 +79,7 @@ fn standing(names: &[&str], own: usize, rating: Rating, outcomes: &[Outcome]) ->
     }
 }
 
-/// The leaderboard as CSV, a row for each contestant.
+/// The leaderboard as CSV, one row per contestant.
 pub fn csv(board: &[Standing]) -> String {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let number = |value: f64| format!("{value:.1}");

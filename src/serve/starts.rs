@@ -1,5 +1,5 @@
-//! Runs that are started from the page, each a process of its own, as the command starts it: what goes wrong there touches no
-//! job here, and it goes on when the server ends.
+//! Runs that are started from the page, each in a process of its own, like those of `kiln train`: a failure there affects no job
+//! here, and the run continues when the server ends.
 
 use std::{
     collections::BTreeMap,
@@ -19,23 +19,23 @@ use crate::{
     training::TrainConfig,
 };
 
-/// The longest configuration that is taken as text, in bytes.
+/// The longest configuration accepted as text, in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// How much of what a process said last is told of one that failed.
+/// How many bytes of its last output are shown for a process that failed.
 const SAID: usize = 2000;
 
-/// The process that trains with the configuration in a file and these overrides, or with `true` only checks whether it could.
+/// Creates the process that trains with a configuration file and these overrides, or with `true` only checks them.
 pub type Launch = Arc<dyn Fn(&Path, &[String], bool) -> Command + Send + Sync>;
 
-/// What can be started, and what was.
+/// The configurations that can be started, and the run that was started last.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Startable {
-    /// Whether runs can be started here at all.
+    /// Whether runs can be started on this server.
     pub enabled: bool,
     /// Whether a configuration may be sent as text.
     pub takes_text: bool,
-    /// The configurations in the folders of the server, by name.
+    /// The configurations in the server's folders, by name.
     pub configs: Vec<StartableConfig>,
     /// The run that was started here last, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,9 +47,9 @@ pub struct Startable {
 pub struct StartableConfig {
     /// The name of its file, without `.toml`.
     pub name: String,
-    /// What the run is called unless another name is given.
+    /// The name of the run unless another is given.
     pub run: String,
-    /// Its text.
+    /// The text of the file.
     pub text: String,
 }
 
@@ -58,19 +58,19 @@ pub struct StartableConfig {
 pub struct Started {
     /// The name of the run.
     pub run: String,
-    /// Of its process.
+    /// The ID of its process.
     pub process: u32,
-    /// Whether the process is still there.
+    /// Whether the process is still running.
     pub is_running: bool,
-    /// What it said last, if it failed.
+    /// The end of its output, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// What is to be started.
+/// The configuration of a run to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A configuration of the server, by its name.
+    /// A configuration in the server's folders, by name.
     Named(String),
     /// A configuration as TOML.
     Text(String),
@@ -79,17 +79,17 @@ pub enum Source {
 /// Why a run was not started.
 #[derive(Debug)]
 pub enum NotStarted {
-    /// The server does not do that, or not with a configuration that is sent.
+    /// The server does not allow it; the setting that would.
     Off(&'static str),
     /// There is no such configuration.
     Unknown,
-    /// The configuration, or the name of the run, cannot be used.
+    /// The configuration or the name of the run is invalid.
     Invalid(Error),
-    /// Another run that was started here is not over.
+    /// Another run that was started here has not ended.
     Busy(String),
-    /// The check of the configuration failed: this is what it said. Memory may be short beside what is served.
+    /// The check of the configuration failed, with this output; for example, served models leave too little memory.
     Refused(String),
-    /// The system refuses.
+    /// An I/O error.
     Failed(Error),
 }
 
@@ -97,7 +97,7 @@ pub enum NotStarted {
 pub struct Starts {
     launch: Launch,
     page: PageConfig,
-    /// Where the configurations that were sent, and what the processes say, are kept.
+    /// The folder of configurations sent as text, and of the processes' logs.
     folder: PathBuf,
     /// Held while a run is started.
     door: Mutex<()>,
@@ -105,12 +105,12 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// Of the folders that the page has.
+    /// Starts runs from the page's folders.
     pub fn new(page: PageConfig, folder: PathBuf, launch: Launch) -> Self {
         Self { launch, page, folder, door: Mutex::default(), started: Arc::default() }
     }
 
-    /// What can be started, and what was.
+    /// The configurations that can be started, and the run that was started last.
     pub fn list(&self) -> Startable {
         let configs = self.configs().into_iter().filter_map(|(name, path)| {
             let run = TrainConfig::load(&path, &[]).ok()?.run.name;
@@ -122,7 +122,7 @@ impl Starts {
         Startable { enabled, takes_text: *takes_text, configs, started: self.started().clone() }
     }
 
-    /// All files of configurations by name. Of two with one name, that in the folder that is configured first.
+    /// All configuration files by name; of two with the same name, the one in the folder that is configured first.
     fn configs(&self) -> BTreeMap<String, PathBuf> {
         let mut configs = BTreeMap::new();
         for folder in &self.page.configs {
@@ -137,14 +137,14 @@ impl Starts {
         configs
     }
 
-    /// Starts a run, under another name if there is one. Blocks until its configuration was checked by a process of its own.
+    /// Starts a run, under `name` if given. Blocks until a separate process has checked its configuration.
     ///
     /// # Errors
     /// See [`NotStarted`].
     pub fn start(&self, source: &Source, name: Option<&str>) -> std::result::Result<Started, NotStarted> {
         let _alone = self.door.try_lock().map_err(|_| NotStarted::Busy("another run is being started".into()))?;
         if let Some(running) = self.started().as_ref().filter(|started| started.is_running) {
-            return Err(NotStarted::Busy(format!("the run {} is not over", running.run)));
+            return Err(NotStarted::Busy(format!("the run {} is still running", running.run)));
         }
         fs::create_dir_all(&self.folder).map_err(|e| NotStarted::Failed(Error::io(&self.folder, e)))?;
         let path = self.file(source)?;
@@ -173,7 +173,7 @@ impl Starts {
             Source::Named(name) => self.configs().remove(name).ok_or(NotStarted::Unknown),
             Source::Text(_) if !self.page.pasted_configs => Err(NotStarted::Off("page.pasted_configs")),
             Source::Text(text) if text.len() > LONGEST => {
-                let problem = format!("has {} bytes, and a configuration at most {LONGEST}", text.len());
+                let problem = format!("has {} bytes, more than the maximum of {LONGEST}", text.len());
                 Err(NotStarted::Invalid(Error::setting("toml", problem)))
             }
             Source::Text(text) => {
@@ -184,17 +184,18 @@ impl Starts {
         }
     }
 
-    /// Whether the folder of a run is new, and the page shows it.
+    /// Checks that the folder of a run is new, and in a folder that the page shows.
     fn check_folder(&self, config: &TrainConfig) -> Result<()> {
         let folder = config.run_folder();
         if folder.exists() {
-            return Err(Error::setting("name", format!("there is a run {} already", config.run.name))
-                .hint("give this one another name"));
+            return Err(Error::setting("name", format!("a run named {} already exists", config.run.name))
+                .hint("choose another name"));
         }
         let whole = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).ok();
         let output = whole(&config.run.output);
         if !self.page.runs.iter().any(|runs| whole(runs) == output) {
-            let problem = format!("{} is none of the folders whose runs are shown here", config.run.output.display());
+            let problem =
+                format!("{} is not one of the folders whose runs this server shows", config.run.output.display());
             let hint = "set it to a folder that the server's configuration lists as `page.runs`";
             return Err(Error::setting("run.output", problem).hint(hint));
         }
@@ -206,7 +207,7 @@ impl Starts {
         let file = File::create(&log).map_err(|e| Error::io(&log, e))?;
         let mut command = (self.launch)(path, overrides, false);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        // Ctrl-c where the server was started is not meant for it.
+        // Ctrl-C in the server's terminal must not reach the run.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = command.spawn().map_err(|e| cannot_start(&e))?;
@@ -218,7 +219,7 @@ impl Starts {
         Ok(started)
     }
 
-    /// The process of a run that was started here, while it is there.
+    /// The process of a run that was started here, while it is running.
     pub fn process(&self, run: &str) -> Option<u32> {
         self.started()
             .as_ref()
@@ -239,22 +240,22 @@ fn cannot_start(error: &std::io::Error) -> Error {
     Error::setting("run", format!("its process cannot be started ({error})"))
 }
 
-/// Waits for a process to end, and notes how it did.
+/// Waits for a process to end, and records whether it failed.
 fn watch(mut child: Child, log: &Path, started: &Mutex<Option<Started>>) {
     let status = child.wait();
     let mut started = locked(started);
     let Some(started) = started.as_mut().filter(|started| started.process == child.id()) else { return };
     started.is_running = false;
-    // Stopped with a checkpoint is no failure.
+    // Stopping with a checkpoint is not a failure.
     const STOPPED: i32 = 130;
     let is_well = status.as_ref().is_ok_and(|status| status.success() || status.code() == Some(STOPPED));
     if !is_well {
         started.problem = Some(fs::read(log).map(|said| last_of(&said)).unwrap_or_default());
-        tracing::warn!("run {}: its process has failed", started.run);
+        tracing::warn!("run {}: its process failed", started.run);
     }
 }
 
-/// The end of what a process said.
+/// The end of a process's output.
 fn last_of(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let start = said.len().saturating_sub(SAID);

@@ -1,4 +1,4 @@
-//! Small images of large ones, made once.
+//! Thumbnails of images, cached on disk.
 
 use std::{
     fs,
@@ -18,32 +18,31 @@ use crate::{
 /// The longest side of a thumbnail, in pixels.
 const LONGEST: u32 = 320;
 
-/// Of the JPEG.
+/// The quality of the JPEG.
 const QUALITY: u8 = 82;
 
-/// A folder of thumbnails, each under a name made from the path, size and time of the image's file: an image that is replaced gets
-/// another.
+/// A folder of thumbnails, each named by a hash of the path, size and time of the image's file: a replaced image gets a new one.
 #[derive(Debug)]
 pub struct Thumbnails {
     folder: PathBuf,
 }
 
-/// A small image.
+/// A thumbnail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thumbnail {
-    /// A JPEG file; a PNG if the image is small itself.
+    /// A JPEG file, or PNG if the image itself is small.
     pub bytes: Vec<u8>,
     /// Its media type.
     pub kind: &'static str,
 }
 
 impl Thumbnails {
-    /// Those in this folder, which is made when it is needed.
+    /// Uses this folder, which is created when needed.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// The name that a thumbnail of the image would have now, which can serve as its `ETag`.
+    /// The name of the image's current thumbnail, which can serve as its `ETag`.
     ///
     /// # Errors
     /// There is no such image.
@@ -59,10 +58,10 @@ impl Thumbnails {
         Ok(hasher.finalize().to_hex()[..32].into())
     }
 
-    /// The thumbnail of an image: turned as its EXIF says, at most 320 pixels wide and high.
+    /// The thumbnail of an image: rotated according to its EXIF data, at most 320 pixels wide and high.
     ///
     /// # Errors
-    /// The image cannot be read, or the thumbnail not be written.
+    /// The image cannot be read, or the thumbnail cannot be written.
     pub fn of(&self, image: &Path) -> Result<Thumbnail> {
         let path = self.folder.join(self.name(image)?);
         if let Ok(bytes) = fs::read(&path) {

@@ -1,6 +1,6 @@
-//! Votes between images: pairs that differ only in who made them, shown without names, and what people preferred.
+//! Blind votes between images: pairs that differ only in the contestant (base model or adapters), shown without names.
 //!
-//! Everything is kept in one SQLite file: each pair with its sides before it is shown, each vote with its pair, order and time.
+//! One SQLite file holds each pair with its sides, written before it is shown, and each vote with its pair and time, in order.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,31 +20,31 @@ use crate::error::{Error, Result};
 /// An image that may be shown in a pair.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
-    /// Who made it: the base model, or adapters with their scales.
+    /// What made it: the base model, or adapters with their scales.
     pub contestant: String,
     /// Its prompt.
     pub prompt: String,
-    /// All that must be equal for a fair comparison: prompt, seed, size, steps, guidance, put into one text.
+    /// Everything that must be equal for a fair comparison, as one text: prompt, seed, size, steps, guidance.
     pub scene: String,
-    /// Where it is, for whoever gave it.
+    /// Its location, opaque to this module.
     pub image: String,
 }
 
-/// A pair as it is shown: nothing here says who made which side.
+/// A pair as it is shown, without the contestants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair {
-    /// A random name.
+    /// Its random ID.
     pub pair: String,
-    /// Of both images.
+    /// The prompt of both images.
     pub prompt: String,
 }
 
-/// Who votes.
+/// A voter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Voter {
-    /// The owner of the images, who alone sees what was voted on them.
+    /// The owner of the images, who alone sees the votes on them.
     pub owner: String,
-    /// The person, of several with one key.
+    /// The person, if several share one key.
     pub id: String,
 }
 
@@ -58,7 +58,7 @@ pub enum Side {
     Right,
 }
 
-/// What a person says about a pair.
+/// A person's choice between the images of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
@@ -72,19 +72,19 @@ pub enum Choice {
     BothBad,
 }
 
-/// Who made the images, after the vote.
+/// The contestants of a pair, revealed after the vote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Revealed {
-    /// Of the left image.
+    /// What made the left image.
     pub left: Maker,
-    /// Of the right image.
+    /// What made the right image.
     pub right: Maker,
 }
 
-/// Who made an image.
+/// What made an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Maker {
-    /// The contestant.
+    /// The name of the contestant.
     pub name: String,
 }
 
@@ -93,9 +93,9 @@ pub struct Maker {
 pub enum NoVote {
     /// There is no such pair.
     Unknown,
-    /// There was another vote on this pair before.
+    /// There is already a different vote on this pair.
     Already,
-    /// The file of votes cannot be written.
+    /// The database cannot be written.
     Failed(Error),
 }
 
@@ -119,22 +119,22 @@ const TABLES: &str = "
 ";
 
 impl Votes {
-    /// Opens the file of votes, or makes it.
+    /// Opens the database of votes, or creates it.
     ///
     /// # Errors
-    /// It cannot be written, or is none.
+    /// It cannot be written, or is not such a database.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = Connection::open(path).and_then(|file| file.execute_batch(TABLES).map(|()| file));
         let file = opened.map_err(|e| Error::file(path, format!("cannot be used for votes: {e}")))?;
         Ok(Self { path: path.into(), file: Mutex::new(file) })
     }
 
-    /// A pair for `voter`, of `prompt` if there is one: two images of one scene by different contestants. The contestants that
-    /// were shown together least often come first, scenes this voter has not seen before others, and each contestant stands on
-    /// either side equally often. `None` if no two candidates can be compared.
+    /// Draws a pair for `voter`, of `prompt` if given: two images of one scene by different contestants. Contestants that were shown
+    /// together least often come first, then scenes that this voter has not seen; each contestant appears on either side equally
+    /// often. `None` if no two candidates can be compared.
     ///
     /// # Errors
-    /// The file of votes cannot be written.
+    /// The database cannot be written.
     pub fn draw(&self, candidates: &[Candidate], prompt: Option<&str>, voter: &Voter) -> Result<Option<Pair>> {
         let mut scenes: BTreeMap<&str, BTreeMap<&str, &Candidate>> = BTreeMap::new();
         for candidate in candidates.iter().filter(|candidate| prompt.is_none_or(|prompt| candidate.prompt == prompt)) {
@@ -155,7 +155,7 @@ impl Votes {
                         let rank = (again, together(a, b) + together(b, a));
                         found = if best.as_ref().is_none_or(|(least, _)| rank < *least) { 0 } else { found };
                         if best.as_ref().is_none_or(|(least, _)| rank <= *least) {
-                            // Each of those that rank equally with the same probability.
+                            // Chooses uniformly among equally ranked pairs.
                             found += 1;
                             if random().is_multiple_of(found) {
                                 best = Some((rank, [one, other]));
@@ -188,10 +188,10 @@ impl Votes {
         })
     }
 
-    /// Which image the side of a pair of `owner` shows; `None` if there is no such pair.
+    /// The image on a side of a pair of `owner`; `None` if there is no such pair.
     ///
     /// # Errors
-    /// The file of votes cannot be read.
+    /// The database cannot be read.
     pub fn image(&self, pair: &str, side: Side, owner: &str) -> Result<Option<String>> {
         let column = match side {
             Side::Left => "left_image",
@@ -201,7 +201,7 @@ impl Votes {
         self.with(|file| file.query_row(&query, [pair, owner], |row| row.get(0)).optional())
     }
 
-    /// Counts a vote. The same vote again changes nothing.
+    /// Counts a vote. Repeating the same vote changes nothing.
     ///
     /// # Errors
     /// See [`NoVote`].
@@ -221,19 +221,19 @@ impl Votes {
         counted.map_err(NoVote::Failed)?
     }
 
-    /// All contestants of `owner` that were voted on, the strongest first; of one prompt, if there is one.
+    /// All contestants in votes of `owner`, the strongest first; only votes on one prompt, if given.
     ///
     /// # Errors
-    /// The file of votes cannot be read.
+    /// The database cannot be read.
     pub fn leaderboard(&self, owner: &str, prompt: Option<&str>) -> Result<Vec<Standing>> {
         let votes = self.with(|file| votes(file, owner, prompt))?;
         Ok(standings(&votes))
     }
 
-    /// The prompts of `owner` that were voted on, and how often.
+    /// The prompts in votes of `owner`, each with its number of votes.
     ///
     /// # Errors
-    /// The file of votes cannot be read.
+    /// The database cannot be read.
     pub fn prompts(&self, owner: &str) -> Result<Vec<(String, u64)>> {
         let query = "SELECT prompt, count(*) AS n FROM votes JOIN pairs ON id = pair WHERE owner = ?1 GROUP BY prompt ORDER BY n DESC, prompt";
         self.with(|file| {
@@ -242,13 +242,13 @@ impl Votes {
     }
 
     fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        // A panic between two statements leaves the file as the last of them did.
+        // A panic between two statements leaves the database as after the last complete one.
         let file: MutexGuard<_> = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         work(&file).map_err(|e| Error::file(&self.path, e.to_string()))
     }
 }
 
-/// How often the first stood left of the second.
+/// How often the first contestant was shown to the left of the second.
 fn shown(file: &Connection, owner: &str) -> rusqlite::Result<BTreeMap<(String, String), i64>> {
     let mut query = file
         .prepare("SELECT left_name, right_name, count(*) FROM pairs WHERE owner = ?1 GROUP BY left_name, right_name")?;
@@ -264,7 +264,7 @@ fn seen(file: &Connection, voter: &Voter) -> rusqlite::Result<BTreeSet<(String, 
     query.query_map([&voter.owner, &voter.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
 }
 
-/// Every vote: who stood on the left, who on the right, and what the left one got.
+/// Every vote: the left contestant, the right one, and the left one's score.
 fn votes(file: &Connection, owner: &str, prompt: Option<&str>) -> rusqlite::Result<Vec<(String, String, f64)>> {
     let mut query = file.prepare(
         "SELECT left_name, right_name, CASE choice WHEN 'left' THEN 1.0 WHEN 'right' THEN 0.0 ELSE 0.5 END
@@ -287,7 +287,7 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-/// From the system's source of randomness: nobody can foresee the sides.
+/// A random number from the operating system, so that nobody can predict the sides.
 fn random() -> u64 {
     let bytes = *Uuid::now_v7().as_bytes();
     u64::from_le_bytes(blake3::hash(&bytes).as_bytes()[..8].try_into().expect("a hash has 32 bytes"))

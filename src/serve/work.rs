@@ -1,4 +1,4 @@
-//! A job in the engine: its images that are still to be begun, those that are being made, and those that are there.
+//! A job in the engine: its images to start, in progress, and finished.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,46 +16,46 @@ use crate::{
     pipelines::Denoising,
 };
 
-/// What is added to the seed of an image that is made another time.
+/// Added to the seed of an image that is generated again.
 const OTHER_START: u64 = 1 << 32;
 
-/// How often an image is begun, at most.
+/// The maximum number of attempts per image.
 pub const MOST_ATTEMPTS: u32 = 2;
 
-/// How many previews there are of an image, about.
+/// The approximate number of previews per image.
 const PREVIEWS: usize = 8;
 
 /// Adapters with their scales.
 pub type Loras = Vec<(Arc<Lora>, f64)>;
 
-/// A job.
+/// A running job.
 pub struct Work {
     pub id: JobId,
     /// The number of its model.
     pub model: usize,
-    /// One of its images, with the seed of the first.
+    /// The session's request for its first image.
     pub template: Images,
     pub worn: Wearing,
-    /// What is wrong with the image that is changed, and so may be with the result.
+    /// The flaw of the input image, which the result may share.
     pub flaw: Option<Flaw>,
     pub previews: bool,
     count: usize,
-    /// Images to begin, each with the number of the attempt.
+    /// The images to start, each with the number of the attempt.
     left: VecDeque<(usize, u32)>,
     made: BTreeMap<usize, Made>,
-    /// Steps done, steps of an image, and images that are made another time.
+    /// Steps done, steps per image, and the number of images generated again.
     done: usize,
     of_one: usize,
     again: usize,
-    /// Whether steps were done that were not told yet.
+    /// Whether there is progress that was not published yet.
     pub has_news: bool,
 }
 
-/// What its images wear. It is shared by jobs that wear the same.
+/// The adapters of a job's images, shared by jobs with the same adapters.
 #[derive(Clone)]
 pub struct Wearing {
     pub worn: Worn,
-    /// Keeps the adapters in memory, and tells whether others wear the same.
+    /// The adapters, kept in memory and compared with those of other jobs.
     pub loras: Loras,
 }
 
@@ -71,7 +71,7 @@ impl Wearing {
 /// An image that is being denoised.
 pub struct Unit {
     pub job: JobId,
-    /// Its number in the job.
+    /// Its index in the job.
     pub image: usize,
     pub attempt: u32,
     pub seed: u64,
@@ -79,7 +79,7 @@ pub struct Unit {
 }
 
 impl Work {
-    /// A job that begins.
+    /// Starts a job.
     pub fn new(record: &Record, model: usize, template: Images, flaw: Option<Flaw>, worn: Wearing) -> Self {
         let count = record.request.count;
         Self {
@@ -99,12 +99,12 @@ impl Work {
         }
     }
 
-    /// Whether there are images to begin.
+    /// Whether there are images to start.
     pub fn has_left(&self) -> bool {
         !self.left.is_empty()
     }
 
-    /// The next image to begin: its number, the attempt, and what a session is asked for.
+    /// The next image to start: its index, the attempt, and the session's request.
     pub fn next(&mut self) -> Option<(usize, u32, Images)> {
         let (number, attempt) = self.left.pop_front()?;
         let mut images = self.template.clone();
@@ -114,28 +114,28 @@ impl Work {
         Some((number, attempt, images))
     }
 
-    /// An image takes so many steps.
+    /// Sets the number of steps per image.
     pub fn takes(&mut self, steps: usize) {
         self.of_one = steps;
     }
 
-    /// A step of an image was done.
+    /// Counts a step of an image.
     pub fn stepped(&mut self) {
         self.done += 1;
         self.has_news = true;
     }
 
-    /// Steps of all its images: done, and in all.
+    /// Steps done and in total, over all images.
     pub fn steps(&self) -> (usize, usize) {
         (self.done, self.of_one * (self.count + self.again))
     }
 
-    /// Whether there is to be a preview of an image after this step of so many.
+    /// Whether to show a preview of an image after this step of `of`.
     pub fn shows(&self, step: usize, of: usize) -> bool {
         self.previews && step < of && step.is_multiple_of(of.div_ceil(PREVIEWS))
     }
 
-    /// An image did not look right; whether it is made another time.
+    /// Queues a flawed image to be generated again; returns whether it has an attempt left.
     pub fn make_again(&mut self, number: usize, attempt: u32) -> bool {
         if attempt >= MOST_ATTEMPTS {
             return false;
@@ -145,12 +145,12 @@ impl Work {
         true
     }
 
-    /// An image is there.
+    /// Stores a finished image.
     pub fn keep(&mut self, number: usize, made: Made) {
         self.made.insert(number, made);
     }
 
-    /// All images, once they are there.
+    /// All images, once they are finished.
     pub fn images(&self) -> Option<Vec<Made>> {
         (self.made.len() == self.count).then(|| self.made.values().cloned().collect())
     }

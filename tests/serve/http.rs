@@ -1,4 +1,4 @@
-//! `kiln serve` from outside: what its three dialects answer, whom it answers, and what it withstands.
+//! `kiln serve` from outside: its three dialects, access control, and hostile input.
 #![cfg(unix)]
 
 mod clients;
@@ -44,7 +44,7 @@ fn distance(a: &RgbImage, b: &RgbImage) -> f64 {
     all as f64 / a.as_raw().len() as f64
 }
 
-/// Says what was measured.
+/// Prints a measurement.
 fn say(text: impl std::fmt::Display) {
     use std::io::Write;
     _ = writeln!(std::io::stderr(), "{text}");

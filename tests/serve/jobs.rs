@@ -1,4 +1,4 @@
-//! What a server does with jobs, without HTTP: acceptance, order, cancelling, adapters, results, and what is left after a stop.
+//! Jobs without HTTP: acceptance, order, cancelling, adapters, results, and what remains after a stop.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// All that a stream tells until it ends.
+/// All events of a stream until it ends.
 fn all(stream: impl Stream<Item = Numbered>) -> Vec<Numbered> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), stream.collect()).await }).unwrap()
@@ -85,7 +85,7 @@ fn a_job_is_told_from_its_acceptance_to_its_images() {
     let single = submit(&service, request("a red apple", 8, 16));
     assert!(images(&service, single)[0] == files[1], "the second image is that of the next seed");
 
-    // Who comes later hears what still counts, from where he was.
+    // A later listener gets the events that still matter, from its position.
     let later = all(service.events(id, LOCAL, 0).unwrap());
     assert!(later.len() < told.len() && later.last() == told.last());
     assert_eq!(all(service.events(id, LOCAL, told.last().unwrap().number).unwrap()), []);
@@ -185,7 +185,7 @@ fn cancelling_ends_a_job_within_a_step_and_the_next_one_begins() {
     let service = start(config);
     let rounds = std::env::var("KILN_TEST_CANCELS").map_or(20, |count| count.parse().unwrap());
     for round in 0..rounds {
-        // So long that it is not over before somebody looks, however busy the machine is.
+        // Long enough not to end before the check, however busy the machine is.
         let long = submit(&service, JobRequest { count: 10, ..request("a red apple", round, 200) });
         let next = submit(&service, request("a key", round, 1));
         let told = service.events(long, LOCAL, 0).unwrap();
@@ -289,7 +289,7 @@ fn adapters_are_read_once_and_those_in_use_stay() {
 }
 
 #[test]
-fn uploads_are_looked_at_before_they_are_taken() {
+fn uploads_are_checked_before_they_are_accepted() {
     let (state, loras) = (folder(), folder());
     adapters(loras.path(), &[4]);
     let file = |name: &str| std::fs::read(loras.path().join(name)).unwrap();
@@ -303,7 +303,7 @@ fn uploads_are_looked_at_before_they_are_taken() {
         other => panic!("{name}: {other:?}"),
     };
     for name in ["", ".", "..", "../a", "a/b", "a\\b", ".hidden", "a b", "ä", "a\0", "%2e%2e", &"x".repeat(129)] {
-        assert!(refused(name, &good).contains("cannot be a name"), "{name}");
+        assert!(refused(name, &good).contains("is not a valid name"), "{name}");
     }
     assert!(refused("a0", &good).contains("in a folder of the server"));
     assert!(refused("large", &[&good[..], &[0; 9]].concat()).contains("bytes"));
@@ -383,7 +383,7 @@ fn the_queue_and_each_owners_share_of_it_are_exact_whatever_comes_at_once() {
 }
 
 #[test]
-fn results_go_by_their_age_and_by_their_bytes_and_are_known_to_have_been() {
+fn results_expire_by_age_and_by_size_and_are_known_to_have_existed() {
     let state = folder();
     let pictures = |state: &Path| std::fs::read_dir(state.join("images")).unwrap().count();
     let service = start(config(state.path()));
@@ -412,7 +412,7 @@ fn results_go_by_their_age_and_by_their_bytes_and_are_known_to_have_been() {
 }
 
 #[test]
-fn what_does_not_look_right_is_made_once_more_and_then_failed() {
+fn a_flawed_image_is_generated_once_more_and_then_failed() {
     let (state, loras) = (folder(), folder());
     std::fs::create_dir_all(loras.path()).unwrap();
     let mut wild = adapter(&layers(NANO), 4, 1);

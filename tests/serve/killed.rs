@@ -1,4 +1,4 @@
-//! A server that is killed in the middle of its work loses no job that it accepted, and does none for ever.
+//! A server that is killed in the middle of its work loses no accepted job, and retries none forever.
 #![cfg(unix)]
 
 use std::{
@@ -16,11 +16,11 @@ use kiln::serve::{
 
 use crate::support::serving::{config, images, metric, request, start, wait};
 
-/// Where the child finds the state folder of its server, and what it is to do.
+/// The variables that tell the child its state folder and its task.
 const STATE: &str = "KILN_TEST_STATE";
 const WORK: &str = "KILN_TEST_WORK";
 
-/// Not a test: the server that is killed. It accepts jobs as fast as it can, or one that takes long, and says so.
+/// Not a test: the server that is killed. It accepts jobs as fast as it can, or one that takes long, and prints them.
 #[test]
 #[ignore = "it is started by the others"]
 fn server() {
@@ -98,7 +98,7 @@ fn no_accepted_job_is_lost_and_no_image_changes_after_it_was_told() {
         std::thread::sleep(Duration::from_micros(777 * (round as u64 % 17)));
         child.kill().unwrap();
         child.wait().unwrap();
-        // What it still said.
+        // The rest of its output.
         lines.for_each(|line| _ = read(line));
     }
     assert!(
@@ -129,7 +129,7 @@ fn no_accepted_job_is_lost_and_no_image_changes_after_it_was_told() {
 }
 
 #[test]
-fn a_job_in_whose_middle_servers_die_is_begun_twice_more_and_then_failed() {
+fn a_job_during_which_servers_die_is_restarted_twice_and_then_failed() {
     let state = tempfile::tempdir().unwrap();
     let mut ids = Vec::<JobId>::new();
     for _ in 0..3 {

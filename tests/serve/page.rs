@@ -1,4 +1,4 @@
-//! What the page of `kiln serve` asks for: its own files, runs, datasets, pairs and votes.
+//! The requests of the page of `kiln serve`: its own files, runs, datasets, pairs and votes.
 #![cfg(unix)]
 
 mod browser;
@@ -20,7 +20,7 @@ use crate::support::{
     server::{Server, model},
 };
 
-/// A caption as somebody would write it who means harm.
+/// A malicious caption.
 const EVIL: &str = "<img src=x onerror=\"window.harmed=1\"><script>window.harmed=1</script>";
 
 /// A folder of images whose captions are changed, so that each test has its own.
@@ -73,7 +73,7 @@ fn serve_with(runs: &[&Path], datasets: &[&Path], more: &str) -> Server {
     Server::start(&(model("nano-flux") + &page), &[])
 }
 
-/// What a path below `/kiln/v1` answers.
+/// The response of a path below `/kiln/v1`.
 #[track_caller]
 fn get(server: &Server, path: &str) -> Value {
     server.ask("GET", &format!("/kiln/v1{path}"), &[], &[]).expect(200).json()
@@ -86,7 +86,7 @@ fn the_page_is_whole_and_lets_nothing_in_from_elsewhere() {
     let policy = index.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
     let html = String::from_utf8(index.body).unwrap();
-    // No script and no style in it, and nothing that another server would have to send.
+    // It has no inline script or style, and loads nothing from another server.
     assert!(!html.contains("<style") && !html.contains("://") && !html.contains("style="), "{html}");
     let files: Vec<&str> = html.split(['"']).filter(|part| part.starts_with('/') && part.contains('.')).collect();
     assert!(files.len() >= 3, "{html}");

@@ -1,4 +1,4 @@
-//! Switching adapters changes no weight, and takes hardly any time.
+//! Switching adapters changes no weight and takes almost no time.
 
 use std::{io::Write, time::Instant};
 
@@ -61,7 +61,7 @@ fn switching_adapters_leaves_the_weights_as_they_were() {
     }
     let grown = resident() / warm - 1.0;
     say(&format!("{switches} switches: memory grew by {:.2} % after the first tenth", 100.0 * grown));
-    // Other tests run in this process meanwhile, unless this one is run by itself and for long.
+    // Other tests run in this process at the same time, unless this one is run by itself and for long.
     assert!(switches < 10_000 || grown < 0.01, "memory grew by {:.2} %", 100.0 * grown);
     assert_eq!(hash(&pipeline), before, "after {switches} switches");
     assert_eq!(made(vec![]), plain);
@@ -71,7 +71,7 @@ fn say(text: &str) {
     std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
-/// Of seconds: the median and the 99th of a hundred, in milliseconds.
+/// Converts seconds to their median and 99th percentile in milliseconds.
 fn milliseconds(mut seconds: Vec<f64>) -> String {
     seconds.sort_by(f64::total_cmp);
     let at = |share: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * share) as usize];
@@ -85,7 +85,7 @@ fn timed<T>(times: &mut Vec<f64>, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Seconds of a call of the network for 8 images, the best of some, for each way of wearing.
+/// The best time in seconds of a network call for 8 images, for each way of attaching adapters.
 fn batches(session: &mut Session, loras: &[Lora], side: usize) -> [f64; 3] {
     let images = |seed: u64| Images {
         prompts: vec!["a red apple".into()],
@@ -115,14 +115,14 @@ fn batches(session: &mut Session, loras: &[Lora], side: usize) -> [f64; 3] {
     best
 }
 
-/// What the pipeline has taken until now: to begin images, to denoise, to decode.
+/// Time that the pipeline has taken until now: to start images, to denoise, to decode.
 fn pipeline_seconds(service: &Service) -> f64 {
     let metrics = service.metrics();
     let of = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
     ["begin", "step", "decode"].iter().map(|what| of(&format!("kiln_{what}_seconds_sum")).unwrap()).sum()
 }
 
-/// Not a test: what switching takes. `cargo test --release --test serve switching -- --ignored --nocapture`
+/// Not a test: measures switching. `cargo test --release --test serve switching -- --ignored --nocapture`
 #[test]
 #[ignore = "it measures"]
 fn measure() {

@@ -1,4 +1,4 @@
-//! Who asks: keys with names, as Bearer or Basic, kept as hashes and compared in constant time.
+//! Authentication: named keys, as Bearer or Basic, kept as hashes and compared in constant time.
 
 use std::{collections::BTreeSet, convert::Infallible, net::IpAddr, path::Path};
 
@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 /// The owner of all jobs of a server without keys.
 pub(super) const LOCAL: &str = "local";
 
-/// The fewest characters of a key: 16 letters and digits are more than anyone can guess over a network.
+/// The shortest key in characters: 16 letters and digits cannot be guessed over a network.
 const SHORTEST: usize = 16;
 
-/// The keys that a server knows; without any, everyone who reaches it is [`LOCAL`].
+/// The keys of a server; without any, every caller is [`LOCAL`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keys(Vec<Key>);
 
@@ -31,11 +31,11 @@ struct Key {
 }
 
 impl Keys {
-    /// Reads a file with a name and a key a line, or in place of the key `blake3:` and its hash in hexadecimal digits. Empty
-    /// lines and those that start with `#` are passed over.
+    /// Reads a file with one name and key per line; instead of the key, `blake3:` and its hash in hexadecimal digits. Empty
+    /// lines and those that start with `#` are skipped.
     ///
     /// # Errors
-    /// The file cannot be read, a line has another form, a name or a key comes twice, a key is short, or there is none.
+    /// The file cannot be read, a line is malformed, a name or a key occurs twice, a key is short, or there is none.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut keys: Vec<Key> = Vec::new();
@@ -44,16 +44,16 @@ impl Keys {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            // Never the line itself: an error is logged.
+            // Never includes the line itself: errors are logged.
             let wrong = |problem: &str| Error::file(path, format!("line {number}: {problem}"));
             let key = Key::parse(line).map_err(wrong)?;
             if !names.insert(key.name.clone()) || !hashes.insert(key.hash) {
-                return Err(wrong("the name or the key stands in a line before"));
+                return Err(wrong("the name or the key occurs on an earlier line"));
             }
             keys.push(key);
         }
         match keys.is_empty() {
-            true => Err(Error::file(path, "holds no key").hint("write a name and a key a line, such as `ann KEY`")),
+            true => Err(Error::file(path, "has no keys").hint("write one name and key per line, such as `ann KEY`")),
             false => Ok(Self(keys)),
         }
     }
@@ -62,7 +62,7 @@ impl Keys {
         self.0.is_empty()
     }
 
-    /// The name of the key that a request carries.
+    /// The name of a request's key.
     fn owner(&self, headers: &HeaderMap) -> Option<&str> {
         let (scheme, rest) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
         match scheme.to_ascii_lowercase().as_str() {
@@ -76,7 +76,7 @@ impl Keys {
         }
     }
 
-    /// The owner of `key`, if it has this name. It takes as long for a wrong key as for any right one.
+    /// The owner of `key`, if it has this name. Takes as long for a wrong key as for a right one.
     fn named(&self, key: &str, name: Option<&str>) -> Option<&str> {
         let hash = blake3::hash(key.as_bytes());
         let mut found = u32::MAX;
@@ -92,15 +92,17 @@ impl Keys {
 impl Key {
     fn parse(line: &str) -> std::result::Result<Self, &'static str> {
         let (name, key) =
-            line.split_once(char::is_whitespace).ok_or("a name and a key are wanted, with a blank between")?;
+            line.split_once(char::is_whitespace).ok_or("expected a name and a key, separated by a space")?;
         let key = key.trim();
         if !is_name(name) {
-            return Err("a name has 1 to 64 letters, digits, `.`, `_` or `-`");
+            return Err("a name must have 1 to 64 letters, digits, `.`, `_` or `-`");
         }
         let hash = match key.strip_prefix("blake3:") {
-            Some(digits) => blake3::Hash::from_hex(digits).map_err(|_| "a BLAKE3 hash has 64 hexadecimal digits")?,
-            None if key.chars().any(char::is_whitespace) => return Err("a key has no blanks"),
-            None if key.chars().count() < SHORTEST => return Err("a key has at least 16 characters"),
+            Some(digits) => {
+                blake3::Hash::from_hex(digits).map_err(|_| "a BLAKE3 hash must have 64 hexadecimal digits")?
+            }
+            None if key.chars().any(char::is_whitespace) => return Err("a key must not contain spaces"),
+            None if key.chars().count() < SHORTEST => return Err("a key must have at least 16 characters"),
             None => blake3::hash(key.as_bytes()),
         };
         Ok(Self { name: name.into(), hash: *hash.as_bytes() })
@@ -111,12 +113,12 @@ fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// The name of the key, or [`LOCAL`].
     pub owner: String,
-    /// Where the connection comes from.
+    /// The address of the connection's other end.
     pub address: IpAddr,
 }
 
@@ -129,7 +131,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Lets through who has a key, and all where there are none; who has none may still see what is open.
+/// Lets requests with a valid key pass, or all if the server has no keys; open routes need no key.
 pub(super) async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let address = host::peer(request.extensions());
     let owner = match app.keys.is_empty() {
@@ -143,7 +145,7 @@ pub(super) async fn identify(State(app): State<App>, mut request: Request, next:
         None if is_open(&request, address) => {}
         None => {
             let given = request.headers().contains_key(header::AUTHORIZATION);
-            let problem = if given { "is not one that this server knows" } else { "is missing" };
+            let problem = if given { "is not valid" } else { "is missing" };
             let error = Error::setting("key", problem).hint("send it as `Authorization: Bearer KEY`");
             return Failure::new(StatusCode::UNAUTHORIZED, "invalid_api_key", &error).into_response();
         }
@@ -151,8 +153,8 @@ pub(super) async fn identify(State(app): State<App>, mut request: Request, next:
     next.run(request).await
 }
 
-/// What everyone may see: whether the server is up, what it can do, and the files of the page, which show nothing by themselves.
-/// The metrics are for this machine only, unless a proxy passes the request on.
+/// Whether everyone may see a route: the health checks, the API description, and the files of the page, which have no data. The
+/// metrics are open to this machine only, not through a proxy.
 fn is_open(request: &Request, address: IpAddr) -> bool {
     let path = request.uri().path();
     let forwarded = ["x-forwarded-for", "forwarded"].iter().any(|name| request.headers().contains_key(*name));
@@ -205,13 +207,13 @@ mod tests {
     #[test]
     fn a_file_of_keys_that_cannot_be_meant_is_refused_by_line_and_never_quoted() {
         for (text, problem) in [
-            ("", "holds no key"),
-            ("# nobody\n", "holds no key"),
-            ("ann\n", "line 1: a name and a key are wanted"),
-            ("\nan/n correct-horse-battery", "line 2: a name has"),
-            ("ann short", "line 1: a key has at least 16"),
-            ("ann correct-horse battery-staple", "line 1: a key has no blanks"),
-            ("ann blake3:12", "line 1: a BLAKE3 hash has 64"),
+            ("", "has no keys"),
+            ("# nobody\n", "has no keys"),
+            ("ann\n", "line 1: expected a name and a key"),
+            ("\nan/n correct-horse-battery", "line 2: a name must have"),
+            ("ann short", "line 1: a key must have at least 16"),
+            ("ann correct-horse battery-staple", "line 1: a key must not contain spaces"),
+            ("ann blake3:12", "line 1: a BLAKE3 hash must have 64"),
             ("ann correct-horse-battery\nann correct-horse-batterz", "line 2: the name or the key"),
             ("ann correct-horse-battery\nbob correct-horse-battery", "line 2: the name or the key"),
         ] {

@@ -1,4 +1,4 @@
-//! Bodies of requests: read up to a limit, a few large ones at a time.
+//! Reads request bodies: up to a limit, and only a few large ones at a time.
 
 use std::time::Duration;
 
@@ -17,25 +17,25 @@ use super::{
 };
 use crate::error::Error;
 
-/// Bodies above so many bytes wait for each other.
+/// Bodies above this size take turns.
 const LARGE: u64 = 1 << 20;
 
-/// How many of them are in memory at a time.
+/// How many large bodies may be in memory at a time.
 pub(super) const LARGE_AT_ONCE: usize = 16;
 
-/// How long a sender may be silent.
+/// How long a sender may pause.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The most parts of a form.
+/// The maximum number of parts of a form.
 const PARTS: usize = 64;
 
-/// The body of a request, of at most `limit` bytes.
+/// Reads the body of a request, of at most `limit` bytes.
 pub(super) async fn read(app: &App, request: Request, limit: u64) -> Answer<Vec<u8>> {
     let told = length(request.headers());
     if told.is_some_and(|told| told > limit) {
         return Err(too_large(limit));
     }
-    // Who does not say how much it is may send much.
+    // A body of undeclared length may be large.
     let _turn = match told.is_some_and(|told| told <= LARGE) {
         true => None,
         false => app.large.acquire().await.ok(),
@@ -52,24 +52,24 @@ pub(super) async fn read(app: &App, request: Request, limit: u64) -> Answer<Vec<
     Ok(body)
 }
 
-/// A form: text parts as parameters, files apart.
+/// A form: text parts as parameters, and files.
 pub(super) struct Form {
     pub fields: Fields,
-    /// By the names of their parts, in their order.
+    /// The files with the names of their parts, in order.
     pub files: Vec<(String, Bytes)>,
 }
 
-/// The form in a request, of at most `limit` bytes.
+/// Reads the form in a request, of at most `limit` bytes.
 pub(super) async fn form(app: &App, request: Request, limit: u64) -> Answer<Form> {
     let headers = request.headers().clone();
     let body = Body::from(read(app, request, limit).await?);
     let mut whole = Request::new(body);
     *whole.headers_mut() = headers;
-    DefaultBodyLimit::disable().apply(&mut whole); // it was read within a limit
+    DefaultBodyLimit::disable().apply(&mut whole); // the limit was applied above
     let mut parts = Multipart::from_request(whole, &()).await.map_err(|e| {
         Error::setting("body", e.body_text()).hint("send a form: `multipart/form-data` with a `boundary`")
     })?;
-    let broken = |e: MultipartError| Error::setting("body", format!("is no form: {}", e.body_text()));
+    let broken = |e: MultipartError| Error::setting("body", format!("is not a valid form: {}", e.body_text()));
     let (mut texts, mut files) = (Map::new(), Vec::new());
     for _ in 0..PARTS {
         let Some(part) = parts.next_field().await.map_err(broken)? else {
@@ -91,7 +91,7 @@ pub(super) async fn form(app: &App, request: Request, limit: u64) -> Answer<Form
     Err(Error::setting("body", format!("has more than {PARTS} parts")).into())
 }
 
-/// Lists of objects as clients put them into forms, `lora[][name]` and `lora[][scale]`, made lists of objects again.
+/// Rebuilds lists of objects from how clients put them into forms: `lora[][name]` and `lora[][scale]`.
 fn folded(texts: Map<String, Value>) -> Answer<Map<String, Value>> {
     let mut folded = Map::new();
     for (name, value) in texts {
@@ -106,10 +106,10 @@ fn folded(texts: Map<String, Value>) -> Answer<Map<String, Value>> {
         let entries = folded.entry(list).or_insert_with(|| Value::Array(vec![Value::Object(Map::new()); values.len()]));
         let entries = entries.as_array_mut().filter(|entries| entries.len() == values.len());
         let Some(entries) = entries else {
-            return Err(Error::setting(name.clone(), "is not there once for each entry of its list").into());
+            return Err(Error::setting(name.clone(), "must occur once for each entry of its list").into());
         };
         for (entry, value) in entries.iter_mut().zip(values) {
-            // What is a number is one: these are parts of an object, whose types a form does not tell.
+            // Numbers are recognized by their text: a form does not tell the types of an object's parts.
             let number = value.as_str().and_then(|text| text.parse::<f64>().ok());
             entry[key] = number.filter(|_| key != "name").map_or(value, Value::from);
         }
@@ -119,7 +119,7 @@ fn folded(texts: Map<String, Value>) -> Answer<Map<String, Value>> {
 
 async fn patiently<T>(next: impl Future<Output = T>) -> Answer<T> {
     let late = |_| {
-        let error = Error::setting("body", format!("did not go on for {} seconds", PATIENCE.as_secs()));
+        let error = Error::setting("body", format!("stalled for {} seconds", PATIENCE.as_secs()));
         Failure::new(StatusCode::REQUEST_TIMEOUT, "timeout", &error)
     };
     tokio::time::timeout(PATIENCE, next).await.map_err(late)

@@ -1,4 +1,4 @@
-//! Counts of requests by route and of refusals by reason, for `/metrics` and the log. Neither has anything of what was sent.
+//! Counts requests by route and refusals by reason, for `/metrics` and the log. Neither contains anything that was sent.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ struct Reason {
     reason: String,
 }
 
-/// Requests since the start.
+/// The metrics of requests.
 pub(super) struct Requests {
     registry: Registry,
     answered: Family<Kind, Counter>,
@@ -52,7 +52,7 @@ impl Default for Requests {
         registry.register("kiln_http_requests", "Requests answered", answered.clone());
         let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 4.0, 10));
         let seconds = Family::new_with_constructor(histogram);
-        registry.register("kiln_http_seconds", "Seconds until the answer began", seconds.clone());
+        registry.register("kiln_http_seconds", "Seconds until the response started", seconds.clone());
         let refused = Family::default();
         registry.register("kiln_http_refused", "Requests refused, by reason", refused.clone());
         Self { registry, answered, seconds, refused }
@@ -60,7 +60,7 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// In the text format of Prometheus.
+    /// The metrics in the text format of Prometheus.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.
@@ -69,7 +69,7 @@ impl Requests {
     }
 }
 
-/// The method, if it is one that a route may have: clients can invent others.
+/// The method, or `other` for one that no route has: clients can invent methods.
 fn known(method: &Method) -> &str {
     match method.as_str() {
         name @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => name,
@@ -81,7 +81,7 @@ fn known(method: &Method) -> &str {
 pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = known(request.method()).to_string();
-    // The pattern, not the path: names of jobs would make a series each.
+    // The pattern, not the path: each job's ID would create a series.
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let response = next.run(request).await;
     let (status, taken) = (response.status().as_u16(), began.elapsed());

@@ -1,4 +1,4 @@
-//! Datasets: their images, and captions that nobody overwrites unseen.
+//! Datasets: images, and captions that are only overwritten by callers who have seen them.
 
 use axum::{
     Json,
@@ -22,28 +22,28 @@ use crate::{
     },
 };
 
-/// Images that are decoded for thumbnails at the same time.
+/// How many images are decoded for thumbnails at the same time.
 pub(super) const DECODED_AT_ONCE: usize = 2;
 
-/// The most bytes of a request here.
+/// The largest request body here, in bytes.
 const LONGEST: u64 = 256 << 10;
 
 fn no_set() -> Failure {
-    Failure::not_found("dataset", "is not there")
+    Failure::not_found("dataset", "not found")
 }
 
 fn no_image() -> Failure {
-    Failure::not_found("image", "is not there")
+    Failure::not_found("image", "not found")
 }
 
-/// Datasets in the configured folders
+/// List the datasets in the configured folders
 #[utoipa::path(get, path = "/kiln/v1/datasets", tag = "datasets",
-    responses((status = 200, description = "All of them", body = Vec<DatasetSummary>)))]
+    responses((status = 200, description = "All datasets", body = Vec<DatasetSummary>)))]
 pub(super) async fn list(State(app): State<App>) -> Answer<Json<Vec<DatasetSummary>>> {
     blocking(move || app.page.datasets.list()).await?.map(Json).map_err(|e| Failure::broken(&e))
 }
 
-/// A dataset: what training would refuse of it, and its tags
+/// Get a dataset: what training would refuse, and its tags
 #[utoipa::path(get, path = "/kiln/v1/datasets/{name}", tag = "datasets", params(("name" = String, Path, description = "Name of the dataset")),
     responses((status = 200, description = "The dataset", body = DatasetDetail), (status = 404, description = "There is no such dataset")))]
 pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<DatasetDetail>> {
@@ -51,9 +51,9 @@ pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Ans
     detail.map(Json).ok_or_else(no_set)
 }
 
-/// Images of a dataset with their captions
+/// List images of a dataset with their captions
 #[utoipa::path(get, path = "/kiln/v1/datasets/{name}/images", tag = "datasets", params(("name" = String, Path, description = "Name of the dataset"), Wanted),
-    responses((status = 200, description = "Those that fit", body = DatasetPage), (status = 404, description = "There is no such dataset")))]
+    responses((status = 200, description = "The matching images", body = DatasetPage), (status = 404, description = "There is no such dataset")))]
 pub(super) async fn images(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -63,17 +63,17 @@ pub(super) async fn images(
     page.map(Json).ok_or_else(no_set)
 }
 
-/// A small image of an image
+/// Get the thumbnail of an image
 #[utoipa::path(get, path = "/kiln/v1/datasets/{name}/images/{file}/thumbnail", tag = "datasets",
     params(("name" = String, Path, description = "Name of the dataset"), ("file" = String, Path, description = "The image, `/` as `%2F`")),
-    responses((status = 200, description = "JPEG, or PNG if the image is small itself", content_type = "image/jpeg", body = Vec<u8>),
-        (status = 404, description = "There is no such image"), (status = 422, description = "It cannot be read")))]
+    responses((status = 200, description = "JPEG, or PNG if the image itself is small", content_type = "image/jpeg", body = Vec<u8>),
+        (status = 404, description = "There is no such image"), (status = 422, description = "The image cannot be read")))]
 pub(super) async fn thumbnail(
     State(app): State<App>,
     Path((name, file)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    // Decoding takes memory: a few at a time.
+    // Decoding takes memory, so only a few at a time.
     let _turn = app.decoding.acquire().await;
     let made = {
         let app = app.clone();
@@ -91,7 +91,7 @@ pub(super) async fn thumbnail(
     Ok(tagged(&headers, tag, thumbnail.kind, thumbnail.bytes))
 }
 
-/// The caption of an image; its `ETag` names it
+/// Get the caption of an image, with its `ETag`
 #[utoipa::path(get, path = "/kiln/v1/datasets/{name}/images/{file}/caption", tag = "datasets",
     params(("name" = String, Path, description = "Name of the dataset"), ("file" = String, Path, description = "The image, `/` as `%2F`")),
     responses((status = 200, description = "The caption", body = Caption), (status = 404, description = "There is no such image")))]
@@ -100,15 +100,15 @@ pub(super) async fn caption(State(app): State<App>, Path((name, file)): Path<(St
     Ok(captioned(caption.ok_or_else(no_image)?))
 }
 
-/// Write a caption over the one that `If-Match` names
+/// Replace the caption that has the `ETag` in `If-Match`
 ///
-/// The body is the caption as text. If it is another one by now, the error holds that as `current`, and nothing is written.
+/// The body is the new caption as text. If the caption has changed since, nothing is written, and the error has it as `current`.
 #[utoipa::path(put, path = "/kiln/v1/datasets/{name}/images/{file}/caption", tag = "datasets",
     params(("name" = String, Path, description = "Name of the dataset"), ("file" = String, Path, description = "The image, `/` as `%2F`"),
-        ("If-Match" = String, Header, description = "The `ETag` of the caption that was seen")),
+        ("If-Match" = String, Header, description = "The `ETag` of the caption to replace")),
     request_body(content = String, content_type = "text/plain", description = "The caption"),
-    responses((status = 200, description = "It is written", body = Caption), (status = 404, description = "There is no such image"),
-        (status = 409, description = "It is another one by now"), (status = 422, description = "It cannot be edited here"),
+    responses((status = 200, description = "Saved", body = Caption), (status = 404, description = "There is no such image"),
+        (status = 409, description = "The caption has changed since"), (status = 422, description = "The caption cannot be edited here"),
         (status = 428, description = "`If-Match` is missing")))]
 pub(super) async fn save(
     State(app): State<App>,
@@ -117,7 +117,7 @@ pub(super) async fn save(
 ) -> Answer<Response> {
     let seen = asked.headers().get(header::IF_MATCH).and_then(|value| value.to_str().ok()).map(String::from);
     let seen = seen.ok_or_else(|| {
-        let error = Error::setting("If-Match", "is missing").hint("send the `ETag` of the caption that was seen");
+        let error = Error::setting("If-Match", "is missing").hint("send the `ETag` of the caption to replace");
         Failure::new(StatusCode::PRECONDITION_REQUIRED, "no_precondition", &error)
     })?;
     let body = body::read(&app, asked, LONGEST).await?;
@@ -140,20 +140,20 @@ fn refused(why: NotSaved) -> Failure {
         NotSaved::ReadOnly(problem) => unprocessable(problem),
         NotSaved::Invalid(problem) => Failure::invalid(&Error::setting("caption", problem)),
         NotSaved::Conflict(current) => {
-            let error = Error::setting("caption", "has been changed by somebody else meanwhile");
-            Failure::changed(&error.hint("look at `current`, and write again with its `etag`"), &current)
+            let error = Error::setting("caption", "has been changed by somebody else");
+            Failure::changed(&error.hint("look at `current`, and save again with its `etag`"), &current)
         }
         NotSaved::Failed(error) => Failure::broken(&error),
     }
 }
 
-/// Replace a text in all captions of a dataset, or look at what that would change
+/// Replace a text in all captions of a dataset, or preview the changes
 ///
-/// First with `preview`, then with the `token` of what was looked at. If captions have changed since, nothing is written, and the
-/// error holds what would be changed now as `current`.
+/// Call it first with `preview`, then with the preview's `token`. If captions have changed since, nothing is written, and the error
+/// has a new preview as `current`.
 #[utoipa::path(post, path = "/kiln/v1/datasets/{name}/replace", tag = "datasets", params(("name" = String, Path, description = "Name of the dataset")),
     request_body = Replacement,
-    responses((status = 200, description = "What is, or would be, changed", body = Replaced), (status = 404, description = "There is no such dataset"),
+    responses((status = 200, description = "The changes, previewed or done", body = Replaced), (status = 404, description = "There is no such dataset"),
         (status = 409, description = "Captions have changed since the preview")))]
 pub(super) async fn replace(State(app): State<App>, Path(name): Path<String>, asked: Request) -> Answer<Response> {
     let mut fields = Fields::from_json(&body::read(&app, asked, LONGEST).await?)?;
@@ -168,7 +168,7 @@ pub(super) async fn replace(State(app): State<App>, Path(name): Path<String>, as
     match done {
         Ok(replaced) => Ok(Json(replaced).into_response()),
         Err(NotReplaced::Conflict(now)) => {
-            let error = Error::setting("token", "is not that of a preview of the captions as they are now");
+            let error = Error::setting("token", "does not belong to a preview of the current captions");
             Err(Failure::changed(&error.hint("look at `current`, and send its `token`"), &now))
         }
         Err(NotReplaced::Unknown) => Err(no_set()),

@@ -1,4 +1,4 @@
-//! What a request is refused with: a status, kiln's own error, and how each dialect says it.
+//! Error responses: a status, kiln's own error, and its form in each dialect.
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ use crate::{
     serve::{Missing, Refusal, job},
 };
 
-/// A request that was not done.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     status: StatusCode,
-    /// The error as it serializes, with its text as `message`.
+    /// The serialized error, with its text as `message`.
     error: Value,
-    /// The text with its hint, in one line each.
+    /// The text and its hint, on one line each.
     text: String,
-    /// The parameter that it is about.
+    /// The parameter that caused it.
     parameter: Option<String>,
-    /// A word for programs.
+    /// A code for programs.
     code: &'static str,
     retry_after: Option<u64>,
 }
@@ -47,17 +47,17 @@ impl Failure {
         Self { status, error: json, text: error.to_string(), parameter, code, retry_after: None }
     }
 
-    /// A request that cannot be done as it stands.
+    /// The request is invalid.
     pub fn invalid(error: &Error) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", error)
     }
 
-    /// A parameter that nobody knows.
+    /// A parameter is unknown.
     pub fn unknown_parameter(error: &Error) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "unknown_parameter", error)
     }
 
-    /// Something called `field` that is not there.
+    /// The thing named `field` does not exist.
     pub fn not_found(field: &str, problem: &str) -> Self {
         Self::not_there(&Error::setting(field, problem))
     }
@@ -67,33 +67,33 @@ impl Failure {
         Self::new(StatusCode::NOT_FOUND, "not_found", error)
     }
 
-    /// The server is going down.
+    /// The server is stopping.
     pub fn stopping() -> Self {
-        let error = Error::setting("server", "is about to stop and takes no more jobs");
+        let error = Error::setting("server", "is stopping and accepts no more jobs");
         let again = Duration::from_secs(30);
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", &error).retry_after(again)
     }
 
-    /// Something of this machine, of which only its log tells more: whoever asks need not know its folders.
+    /// Something on this machine failed. Details go only to its log: callers need not know its folders.
     pub fn broken(error: &Error) -> Self {
         tracing::error!("{error}");
-        let error = Error::setting("server", "cannot do this now").hint("its log says why");
+        let error = Error::setting("server", "cannot do this now").hint("the server's log has the details");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", &error)
     }
 
-    /// A thing called `field` that is missing.
+    /// The thing named `field` is missing.
     pub fn missing(field: &str, missing: Missing) -> Self {
         match missing {
-            Missing::Unknown => Self::not_found(field, "is not there"),
+            Missing::Unknown => Self::not_found(field, "not found"),
             Missing::Expired => {
-                let error = Error::setting(field, "was there, and has been removed to make room");
+                let error = Error::setting(field, "has expired and was removed");
                 Self::new(StatusCode::GONE, "expired", &error)
             }
             Missing::Broken(error) => Self::broken(&error),
         }
     }
 
-    /// A job that failed, for a caller who waited for it.
+    /// A job failed, for a caller who waited for it.
     pub fn of_job(failure: &job::Failure) -> Self {
         let hint = failure.hint.as_ref().map_or(String::new(), |hint| format!("\nhint: {hint}"));
         let mut error = serde_json::to_value(failure).unwrap_or_else(|_| json!({}));
@@ -110,29 +110,29 @@ impl Failure {
         Self { code, error, ..self }
     }
 
-    /// When it may be worth trying again: in whole seconds, at least one.
+    /// Adds `Retry-After`, in whole seconds, at least one.
     pub fn retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait.as_secs_f64().ceil().max(1.0) as u64), ..self }
     }
 
-    /// Something has changed since the caller saw it: the error holds it as `current`.
+    /// Something has changed since the caller saw it; the error has its current version as `current`.
     pub fn changed(error: &Error, current: &impl Serialize) -> Self {
         let mut failure = Self::new(StatusCode::CONFLICT, "changed", error);
         failure.error["current"] = serde_json::to_value(current).unwrap_or_default();
         failure
     }
 
-    /// What is wrong, with its hint.
+    /// The problem with its hint.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// For the count of rejections.
+    /// The code, also used to count refusals.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// The answer in this dialect.
+    /// The response in this dialect.
     fn answer(&self, dialect: Dialect) -> Response {
         let body = match dialect {
             Dialect::Native => json!({"error": self.error}),
@@ -152,14 +152,14 @@ impl Failure {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            // A browser asks for a name and a key, and sends them with images and event streams as well.
+            // Makes a browser ask for name and key, which it then also sends for images and event streams.
             let challenge = HeaderValue::from_static("Basic realm=\"kiln\", charset=\"UTF-8\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }
 
-    /// The text of an event of a stream that fails half-way.
+    /// The error as an event, for a stream that fails midway.
     pub fn event(&self, dialect: Dialect) -> Value {
         match dialect {
             Dialect::OpenAi => json!({"type": "error", "error": {
@@ -191,11 +191,11 @@ impl From<Refusal> for Failure {
             Refusal::Invalid(error) => Self::invalid(&error),
             Refusal::Conflict(error) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "conflict", &error),
             Refusal::QueueFull { retry_after } => {
-                let error = busy("is full").hint("try again after as many seconds as `Retry-After` says");
+                let error = busy("is full").hint("try again after the number of seconds in `Retry-After`");
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", &error).retry_after(retry_after)
             }
             Refusal::ShareFull { retry_after } => {
-                let error = busy("holds as many jobs of this key as one key may have waiting")
+                let error = busy("has as many waiting jobs of this key as one key may have")
                     .hint("wait for one of them, or cancel one");
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "share_full", &error).retry_after(retry_after)
             }
@@ -205,10 +205,10 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Whose conventions an answer follows.
+/// The conventions that a response follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// `/kiln/v1`, and everything that is in no other.
+    /// `/kiln/v1`, and all paths outside the other dialects.
     Native,
     /// `/v1`: OpenAI's.
     OpenAi,
@@ -226,14 +226,14 @@ impl Dialect {
     }
 }
 
-/// Says every refusal, whichever layer it came from, in the dialect of its path.
+/// Converts every error response, from whichever layer, to the dialect of its path.
 pub(super) async fn speak(request: Request, next: Next) -> Response {
     let dialect = Dialect::of(request.uri());
     let mut response = next.run(request).await;
     match response.extensions_mut().remove::<Failure>() {
         Some(failure) => {
             let mut answer = failure.answer(dialect);
-            // What layers between have added stays.
+            // Headers added by layers in between are kept.
             for (name, value) in response.headers() {
                 if name != header::CONTENT_LENGTH {
                     answer.headers_mut().entry(name).or_insert(value.clone());
@@ -242,7 +242,7 @@ pub(super) async fn speak(request: Request, next: Next) -> Response {
             answer.extensions_mut().insert(failure);
             answer
         }
-        // A refusal of the library that routes requests, in its own words.
+        // An error response of the routing library.
         None if response.status().is_client_error() || response.status().is_server_error() => {
             let status = response.status();
             let error =

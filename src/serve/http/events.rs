@@ -1,4 +1,4 @@
-//! What happens to jobs, as it happens: server-sent events.
+//! Server-sent events about jobs and runs.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -26,24 +26,24 @@ use super::{
 };
 use crate::serve::job::Numbered;
 
-/// Messages that may wait for a slow listener.
+/// How many messages may wait for a slow listener.
 const WAITING: usize = 32;
 
-/// A comment so often keeps proxies from closing a silent stream.
+/// The interval of comments that keep proxies from closing a silent stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The answer that sends what comes through a channel.
+/// A response that sends the messages of a channel.
 pub(super) fn answer(messages: mpsc::Receiver<Message>) -> Response {
     let messages = ReceiverStream::new(messages).map(Ok::<_, Infallible>);
     let stream = Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // nginx would hold events back.
+    // nginx would otherwise buffer the events.
     ([("x-accel-buffering", "no"), ("cache-control", "no-store")], stream).into_response()
 }
 
-/// How often runs are looked at for whoever listens: a new point is on the page within a second.
+/// How often runs are checked for listeners, so that a new point is on the page within a second.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The answer that sends `messages` until they end, nobody listens any more, or `until` comes.
+/// A response that sends `messages` until they end, the listener is gone, or `until` completes.
 fn passed_on(
     messages: impl Stream<Item = Message> + Send + 'static,
     until: impl Future<Output = ()> + Send + 'static,
@@ -70,17 +70,17 @@ fn passed_on(
     answer(receiver)
 }
 
-/// `event:` and `data:` of a message.
+/// A message with `event:` and `data:`.
 pub(super) fn message(name: &str, data: &Value) -> Message {
     Message::default().event(name).data(data.to_string())
 }
 
-/// A number that a client may go on from.
+/// Where a client resumes.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct After {
-    /// The number of the last event that is known. The header `Last-Event-ID`, which browsers send by themselves, goes before it.
+    /// The number of the last event received. The header `Last-Event-ID`, which browsers send automatically, takes precedence.
     after: Option<u64>,
 }
 
@@ -88,10 +88,10 @@ fn data(numbered: &Numbered) -> Value {
     with_addresses(serde_json::to_value(&numbered.event).unwrap_or_else(|_| json!({})), numbered.job)
 }
 
-/// What happens to a job
+/// Stream the events of a job
 ///
 /// Events `queued`, `started`, `progress`, `preview`, `completed`, `failed` and `cancelled`, numbered from 1. The stream ends with
-/// one of the last three. After a break it resumes behind `Last-Event-ID`.
+/// one of the last three. After a disconnect it resumes after `Last-Event-ID`.
 #[utoipa::path(get, path = "/kiln/v1/jobs/{id}/events", tag = "jobs", params(("id" = String, Path, description = "Name of the job"), After),
     responses((status = 200, description = "Events of the job", content_type = "text/event-stream", body = String),
         (status = 404, description = "There is no such job")))]
@@ -108,13 +108,13 @@ pub(super) async fn of_job(
     let events = app.service.events(id, &caller.owner, after).map_err(|missing| Failure::missing("job", missing))?;
     let messages =
         events.map(|numbered| message(numbered.event.name(), &data(&numbered)).id(numbered.number.to_string()));
-    // It goes on while the server stops, to the end of the job if that is reached; then the service ends it.
+    // Continues while the server is stopping, to the end of the job if possible; otherwise the service ends it.
     Ok(passed_on(messages, std::future::pending()))
 }
 
-/// What happens to all jobs of the caller, and to runs
+/// Stream the events of all your jobs, and of runs
 ///
-/// The same events, from now on, each with the name of its job as `job`; and events `run` about runs that change.
+/// The same events, from now on, each with its job's ID as `job`, and events `run` about runs that change.
 #[utoipa::path(get, path = "/kiln/v1/events", tag = "jobs",
     responses((status = 200, description = "Events of all jobs of the caller, and of runs", content_type = "text/event-stream", body = String)))]
 pub(super) async fn of_all(State(app): State<App>, caller: Caller) -> Response {
@@ -127,7 +127,7 @@ pub(super) async fn of_all(State(app): State<App>, caller: Caller) -> Response {
     passed_on(messages.merge(changes(&app)), async move { drop(stopping.wait_for(|stops| *stops).await) })
 }
 
-/// Messages `run` about runs that change, as long as somebody listens.
+/// Messages `run` about runs that change, as long as there is a listener.
 fn changes(app: &App) -> impl Stream<Item = Message> + Send + 'static {
     let (sender, receiver) = mpsc::channel(16);
     let (app, mut stopping) = (app.clone(), app.stopping.clone());

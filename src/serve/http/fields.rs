@@ -1,4 +1,4 @@
-//! The parameters of a request, taken out one by one: a wrong one is named, and so is one that nobody asks for.
+//! The parameters of a request, taken one by one: errors name invalid and unknown ones.
 
 use axum::{
     extract::{FromRequestParts, Query},
@@ -13,46 +13,46 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The most characters of a value that an error repeats.
+/// The maximum number of bytes of a value that an error repeats.
 const SHOWN: usize = 120;
 
-/// Parameters by their names.
+/// Parameters by name.
 #[derive(Debug)]
 pub(super) struct Fields {
     values: Map<String, Value>,
-    /// Those that were asked for.
+    /// The names that were taken.
     asked: Vec<&'static str>,
-    /// Whether a number may come as text.
+    /// Whether numbers may be given as text.
     lenient: bool,
 }
 
 impl Fields {
-    /// The parameters of a body that is a JSON object.
+    /// The parameters of a JSON body.
     ///
     /// # Errors
-    /// It is none.
+    /// It is not a JSON object.
     pub fn from_json(body: &[u8]) -> Answer<Self> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(values)) => Ok(Self { values, asked: Vec::new(), lenient: false }),
             Ok(_) => Err(Error::setting("body", "is JSON, but not an object").into()),
-            Err(e) => Err(Error::setting("body", format!("is no JSON: {e}")).into()),
+            Err(e) => Err(Error::setting("body", format!("is not valid JSON: {e}")).into()),
         }
     }
 
-    /// The text parts of a form.
+    /// The parameters of a form's text parts.
     pub fn from_form(values: Map<String, Value>) -> Self {
         Self { values, asked: Vec::new(), lenient: true }
     }
 
-    /// The same, but what is text in place of a number or a truth value is read as one, as Python's servers do.
+    /// The same, but text is accepted for numbers and booleans, as in Python's servers.
     pub fn leniently(self) -> Self {
         Self { lenient: true, ..self }
     }
 
-    /// Takes a parameter out; `null` is none.
+    /// Takes an optional parameter; `null` counts as absent.
     ///
     /// # Errors
-    /// It does not fit.
+    /// The value is invalid.
     pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
         self.asked.push(name);
         match self.values.remove(name) {
@@ -61,10 +61,10 @@ impl Fields {
         }
     }
 
-    /// Takes a parameter out that must be there.
+    /// Takes a required parameter.
     ///
     /// # Errors
-    /// It is not, or does not fit.
+    /// It is missing or invalid.
     pub fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T> {
         self.take(name)?.ok_or_else(|| Error::setting(name, "is missing"))
     }
@@ -80,10 +80,10 @@ impl Fields {
         said.map_err(|e| Error::setting(name, shortened(&config::plain(&e.to_string()))))
     }
 
-    /// Says that nothing may be left.
+    /// Checks that no parameter is left.
     ///
     /// # Errors
-    /// The first that nobody asked for.
+    /// The first unknown parameter.
     pub fn finish(self) -> Answer<()> {
         let Some((name, _)) = self.values.iter().next() else { return Ok(()) };
         let error = Error::setting(shortened(name), "is not a parameter that this server knows");
@@ -94,7 +94,7 @@ impl Fields {
         Err(Failure::unknown_parameter(&error))
     }
 
-    /// The names of all that nobody asked for and that ask for something: `false`, nothing and empty values do not.
+    /// The names of all unknown parameters with an effect: `false`, `null` and empty values have none.
     pub fn ignored(self) -> Vec<String> {
         let asks = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
@@ -107,7 +107,7 @@ impl Fields {
     }
 }
 
-/// What is asked behind the `?` of an address.
+/// The parameters of a query string.
 pub(super) struct Asked<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
@@ -123,12 +123,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
     }
 }
 
-/// A text as it fits into a message: a value may be megabytes of base64.
+/// Shortens a text for a message: a value may be megabytes of base64.
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => text.into(),
         Some((end, _)) => {
-            // Of serde's messages the end says what was expected.
+            // The end of serde's messages says what was expected.
             let tail =
                 text.rfind(", expected").filter(|&at| at > end && text.len() - at < SHOWN).map_or("", |at| &text[at..]);
             format!("{}…{tail}", &text[..end])

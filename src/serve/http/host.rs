@@ -1,5 +1,5 @@
-//! From where a browser may ask. A page of another site must not reach a server on this machine: neither under a name of its own
-//! that it points here (DNS rebinding), nor across origins.
+//! Protects against requests from browsers' other pages. A page of another site must not reach a server on this machine: neither
+//! under a domain that it points here (DNS rebinding), nor across origins.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -13,22 +13,22 @@ use axum::{
 use super::{App, errors::Failure};
 use crate::error::Error;
 
-/// The address that a connection comes from.
+/// The address of the other end of a connection.
 pub(super) fn peer(extensions: &Extensions) -> IpAddr {
     let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     extensions.get::<ConnectInfo<SocketAddr>>().map_or(unknown, |info| info.0.ip().to_canonical())
 }
 
-/// Refuses a request under a name that is not this server's, or from a page of an origin that is not listed, and answers the
-/// questions that browsers ask before they send one.
+/// Refuses requests with a `Host` that is not this server's or an `Origin` that is not listed, and answers the preflight requests of
+/// browsers.
 pub(super) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
     let Some(own) = authority(&request) else {
         let error = Error::setting("Host", "is missing");
         return Failure::invalid(&error).into_response();
     };
-    // Who has a key cannot be tricked into sending it under another name: browsers keep it by that name.
+    // With keys no check is needed: browsers store a key by host name, so it is not sent under another one.
     if app.keys.is_empty() && !is_local(&own) && name(&own) != app.host {
-        let error = Error::setting("Host", "is not a name of this machine").hint("ask `localhost` or `127.0.0.1`");
+        let error = Error::setting("Host", "is not a name of this machine").hint("use `localhost` or `127.0.0.1`");
         return Failure::new(StatusCode::FORBIDDEN, "wrong_host", &error).into_response();
     }
     let origin = request.headers().get(header::ORIGIN).cloned();
@@ -38,7 +38,7 @@ pub(super) async fn check(State(app): State<App>, request: Request, next: Next) 
         && !listed
         && !is_same(origin, &own)
     {
-        let error = Error::setting("Origin", "is not one whose pages may ask this server")
+        let error = Error::setting("Origin", "is not allowed to call this server")
             .hint("list it in `origins` of the configuration");
         return Failure::new(StatusCode::FORBIDDEN, "wrong_origin", &error).into_response();
     }
@@ -56,7 +56,7 @@ pub(super) async fn check(State(app): State<App>, request: Request, next: Next) 
     response
 }
 
-/// What a browser wants to read before it gives a page of another origin the answer.
+/// Adds the CORS headers by which a browser lets a page of another origin read the response.
 fn allow(headers: &mut HeaderMap, origin: HeaderValue, asks_first: bool) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.append(header::VARY, HeaderValue::from_static("origin"));
@@ -71,14 +71,14 @@ fn allow(headers: &mut HeaderMap, origin: HeaderValue, asks_first: bool) {
     }
 }
 
-/// The name and port that the request was sent to, in small letters.
+/// The host and port that the request was sent to, in lowercase.
 fn authority(request: &Request) -> Option<String> {
     let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let named = named.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
     named.filter(|name| !name.is_empty()).map(str::to_ascii_lowercase)
 }
 
-/// An authority without its port, and without the brackets of an IPv6 address.
+/// The host of an authority, without port and without the brackets of an IPv6 address.
 fn name(authority: &str) -> &str {
     match authority.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -91,7 +91,7 @@ fn is_local(authority: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Whether a page of `origin` was loaded from where it asks.
+/// Whether a page of `origin` was loaded from the server that it calls.
 fn is_same(origin: &HeaderValue, own: &str) -> bool {
     let text = origin.to_str().unwrap_or_default().to_ascii_lowercase();
     text.split_once("://").is_some_and(|(_, authority)| authority == own)

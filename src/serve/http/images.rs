@@ -1,4 +1,4 @@
-//! Images as they travel: base64 and data URLs in, PNG, JPEG and WebP out.
+//! Encodings of images: base64 and data URLs in requests, PNG, JPEG and WebP in responses.
 
 use std::io::Cursor;
 
@@ -19,26 +19,26 @@ use crate::{
     panics::guarded,
 };
 
-/// base64, with or without `=` at its end.
+/// base64, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The quality of a JPEG for which no other is asked, of 100.
+/// The default quality of a JPEG, from 1 to 100.
 pub(super) const QUALITY: u8 = 90;
 
-/// How an image is written.
+/// The format of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Format {
-    /// Without loss.
+    /// Lossless.
     #[default]
     Png,
-    /// With loss.
+    /// Lossy.
     #[serde(alias = "jpg")]
     Jpeg,
-    /// Without loss.
+    /// Lossless.
     WebP,
 }
 
@@ -63,13 +63,11 @@ impl Format {
 /// The bytes of a file in the parameter `field`: base64, or a data URL.
 ///
 /// # Errors
-/// It is neither; an address is never fetched.
+/// It is neither; URLs are never fetched.
 pub(super) fn from_text(field: &str, text: &str) -> Result<Vec<u8>> {
     let text = text.trim();
     if text.starts_with("http://") || text.starts_with("https://") {
-        return Err(
-            Error::setting(field, "is an address, and this server fetches none").hint("send the image in base64")
-        );
+        return Err(Error::setting(field, "is a URL; this server does not fetch URLs").hint("send the image in base64"));
     }
     let data = match text.strip_prefix("data:") {
         Some(rest) => rest.split_once(";base64,").map(|(_, data)| data),
@@ -85,10 +83,10 @@ pub(super) fn to_text(bytes: &[u8]) -> String {
     BASE64.encode(bytes)
 }
 
-/// Decodes a PNG, JPEG or WebP of at most so many pixels; its header tells how many before memory is taken for them.
+/// Decodes a PNG, JPEG or WebP of at most `most_pixels`; the size is checked from the header before memory is allocated.
 ///
 /// # Errors
-/// It is none, is damaged, or has more.
+/// It is not such an image, is damaged, or is too large.
 pub(super) fn decode(field: &str, bytes: &[u8], most_pixels: u64) -> Result<DynamicImage> {
     let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let wrong = |problem: String| Error::setting(field, problem.lines().next().unwrap_or_default());
@@ -96,12 +94,12 @@ pub(super) fn decode(field: &str, bytes: &[u8], most_pixels: u64) -> Result<Dyna
     let size = guarded(|| reader().map_err(|e| e.to_string())?.into_dimensions().map_err(|e| e.to_string()));
     let (width, height) = size.unwrap_or_else(Err).map_err(cannot)?;
     if u64::from(width) * u64::from(height) > most_pixels {
-        return Err(wrong(format!("has {width} × {height} pixels, and at most {most_pixels} are taken")));
+        return Err(wrong(format!("has {width} × {height} pixels, more than the maximum of {most_pixels}")));
     }
     let image = guarded(|| {
         let mut reader = reader().map_err(|e| e.to_string())?;
         let mut limits = Limits::default();
-        // Sixteen bits for each of four channels, and as much again while it is decoded.
+        // Four channels of 16 bits, twice: the image and the decoder's buffers.
         limits.max_alloc = Some(most_pixels.saturating_mul(16).saturating_add(1 << 20));
         reader.limits(limits);
         reader.decode().map_err(|e| e.to_string())
@@ -109,8 +107,8 @@ pub(super) fn decode(field: &str, bytes: &[u8], most_pixels: u64) -> Result<Dyna
     image.unwrap_or_else(Err).map_err(cannot)
 }
 
-/// Where an OpenAI mask says that an image may change, as a PNG that is white there: those of its pixels that are transparent, or
-/// if none can be, those that are white.
+/// Converts an OpenAI mask to a PNG that is white where the image may change: where the mask is transparent or, if it has no alpha
+/// channel, where it is white.
 ///
 /// # Errors
 /// As [`decode`].
@@ -124,7 +122,7 @@ pub(super) fn mask_of_transparency(field: &str, bytes: &[u8], most_pixels: u64) 
     png(&DynamicImage::from(GrayImage::from_fn(rgba.width(), rgba.height(), white)))
 }
 
-/// The mask with black and white exchanged, as a PNG.
+/// The mask with black and white swapped, as a PNG.
 ///
 /// # Errors
 /// As [`decode`].
@@ -141,7 +139,7 @@ fn png(image: &DynamicImage) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// One of kiln's own PNG files in another format; `size` enlarges a preview.
+/// Converts one of kiln's own PNG files to another format; `size` enlarges a preview.
 ///
 /// # Errors
 /// The file is damaged, or too large for the format.
@@ -189,7 +187,7 @@ mod tests {
             assert_eq!(error, "`image`: is not an image in base64", "{text}");
         }
         let error = from_text("image", "http://169.254.169.254/x.png").unwrap_err().to_string();
-        assert!(error.contains("fetches none"), "{error}");
+        assert!(error.contains("does not fetch URLs"), "{error}");
     }
 
     #[test]
@@ -197,7 +195,7 @@ mod tests {
         let image = file(RgbImage::new(20, 10), ImageFormat::Png);
         assert!(decode("image", &image, 200).is_ok());
         let error = decode("image", &image, 199).unwrap_err().to_string();
-        assert_eq!(error, "`image`: has 20 × 10 pixels, and at most 199 are taken");
+        assert_eq!(error, "`image`: has 20 × 10 pixels, more than the maximum of 199");
         // A header that claims 400,000 × 400,000 pixels, with its checksum.
         let mut bomb = file(RgbImage::new(2, 2), ImageFormat::Png);
         bomb[16..24].copy_from_slice(&[400_000u32.to_be_bytes(), 400_000u32.to_be_bytes()].concat());

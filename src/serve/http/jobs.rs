@@ -1,4 +1,4 @@
-//! kiln's own dialect: jobs that are asked for, looked at and cancelled.
+//! kiln's own dialect: submitting, inspecting and cancelling jobs.
 
 use axum::{
     Json,
@@ -27,21 +27,21 @@ use crate::{
     },
 };
 
-/// The most characters of an idempotency key.
+/// The longest idempotency key in characters.
 const LONGEST_KEY: usize = 255;
 
-/// The name of a job from a path.
+/// Parses the ID of a job in a path.
 ///
 /// # Errors
-/// It is none.
+/// It is not an ID.
 pub(super) fn named(id: &str) -> Answer<JobId> {
-    id.parse().map_err(|_| Failure::not_found("job", "is not there"))
+    id.parse().map_err(|_| Failure::not_found("job", "not found"))
 }
 
-/// The parameters that kiln's dialect and OpenAI's have under the same names.
+/// Takes the parameters that kiln's dialect and OpenAI's share.
 ///
 /// # Errors
-/// One does not fit.
+/// One is invalid.
 pub(super) fn sampling(fields: &mut Fields, request: &mut JobRequest) -> Result<()> {
     request.negative_prompt = fields.take("negative_prompt")?;
     request.seed = fields.take("seed")?;
@@ -54,7 +54,7 @@ pub(super) fn sampling(fields: &mut Fields, request: &mut JobRequest) -> Result<
     Ok(())
 }
 
-/// A job as it is asked for in JSON.
+/// Reads a job request in JSON.
 fn request(body: &[u8]) -> Answer<JobRequest> {
     let mut fields = Fields::from_json(body)?;
     let mut file = |name| -> Result<Option<FileBytes>> {
@@ -74,16 +74,16 @@ fn request(body: &[u8]) -> Answer<JobRequest> {
     Ok(JobRequest { image, mask, ..request })
 }
 
-/// Ask for images
+/// Submit a job
 ///
-/// From `prompt` alone they are made; with an `image` it is edited by a model that edits, or changed; with a `mask`, where that is
-/// white. The same request under the same `Idempotency-Key` is the same job.
+/// Without `image`, images are generated from `prompt`. With `image`, a model that edits edits it, and other models change it; with
+/// `mask`, only where the mask is white. The same request under the same `Idempotency-Key` is the same job.
 #[utoipa::path(post, path = "/kiln/v1/jobs", tag = "jobs", request_body = JobRequest,
     params(("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters of your choice")),
-    responses((status = 202, description = "Accepted: whatever happens to the server, the job will be done or failed", body = Accepted),
-        (status = 400, description = "It cannot be done"), (status = 413, description = "The body is too large"),
+    responses((status = 202, description = "Accepted: whatever happens to the server, the job will complete or fail", body = Accepted),
+        (status = 400, description = "The request is invalid"), (status = 413, description = "The body is too large"),
         (status = 422, description = "The key was used for another request"),
-        (status = 429, description = "The queue is full; `Retry-After` says when to ask again")))]
+        (status = 429, description = "The queue is full; `Retry-After` says when to try again")))]
 pub(super) async fn submit(State(app): State<App>, caller: Caller, asked: Request) -> Answer<Response> {
     let key = idempotency_key(asked.headers())?;
     let request = request(&body::read(&app, asked, app.limits.body_bytes.0).await?)?;
@@ -96,16 +96,16 @@ fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
         Ok(key) if (1..=LONGEST_KEY).contains(&key.len()) => Ok(Some(key.into())),
-        _ => Err(Error::setting("Idempotency-Key", "is not 1 to 255 characters of ASCII").into()),
+        _ => Err(Error::setting("Idempotency-Key", "must be 1 to 255 ASCII characters").into()),
     }
 }
 
-/// A job, with the addresses of its images.
+/// A job as JSON, with the URLs of its images.
 fn shown(job: &Job) -> Value {
     with_addresses(serde_json::to_value(job).unwrap_or_else(|_| json!({})), job.id)
 }
 
-/// Adds to each of the `images` of a job where it is to be had.
+/// Adds its URL to each of the `images` of a job.
 pub(super) fn with_addresses(mut value: Value, id: JobId) -> Value {
     let images = value.get_mut("images").and_then(Value::as_array_mut);
     for (number, image) in images.into_iter().flatten().enumerate() {
@@ -114,18 +114,18 @@ pub(super) fn with_addresses(mut value: Value, id: JobId) -> Value {
     value
 }
 
-/// Which jobs, and how many.
+/// Selects jobs.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
-    /// At most so many: 50 by default, 1000 at most.
+    /// Maximum number of jobs, at most 1000. Default 50.
     limit: Option<usize>,
-    /// Only those that stand there.
+    /// Only jobs with this status.
     status: Option<Status>,
 }
 
-/// Your jobs, the newest first
+/// List your jobs, the newest first
 #[utoipa::path(get, path = "/kiln/v1/jobs", tag = "jobs", params(Which),
     responses((status = 200, description = "Jobs of the caller", body = Vec<Job>)))]
 pub(super) async fn list(State(app): State<App>, caller: Caller, Asked(which): Asked<Which>) -> Json<Vec<Value>> {
@@ -134,16 +134,16 @@ pub(super) async fn list(State(app): State<App>, caller: Caller, Asked(which): A
     Json(wanted.take(which.limit.unwrap_or(50).min(1000)).map(shown).collect())
 }
 
-/// A job
+/// Get a job
 #[utoipa::path(get, path = "/kiln/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path, description = "Name of the job")),
     responses((status = 200, description = "The job", body = Job), (status = 404, description = "There is no such job"),
-        (status = 410, description = "It has been removed to make room")))]
+        (status = 410, description = "The job has expired and was removed")))]
 pub(super) async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Answer<Json<Value>> {
     let job = app.service.job(named(&id)?, &caller.owner).map_err(|missing| Failure::missing("job", missing))?;
     Ok(Json(shown(&job)))
 }
 
-/// What became of a wish to cancel.
+/// The outcome of a cancellation.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Cancelled {
     #[schema(value_type = String, format = "uuid")]
@@ -151,23 +151,23 @@ pub(super) struct Cancelled {
     status: Status,
 }
 
-/// Cancel a job: at once while it waits, else within one denoising step
+/// Cancel a job: at once if it is waiting, else within one denoising step
 #[utoipa::path(delete, path = "/kiln/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path, description = "Name of the job")),
-    responses((status = 200, description = "It is cancelled, or will be within one step", body = Cancelled),
-        (status = 404, description = "There is no such job"), (status = 409, description = "It had ended before")))]
+    responses((status = 200, description = "Cancelled, or will be within one step", body = Cancelled),
+        (status = 404, description = "There is no such job"), (status = 409, description = "The job has already ended")))]
 pub(super) async fn cancel(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Answer<Json<Cancelled>> {
     let id = named(&id)?;
     let outcome = blocking(move || app.service.cancel(id, &caller.owner)).await?;
     match outcome.map_err(|missing| Failure::missing("job", missing))? {
         CancelOutcome::Cancelled => Ok(Json(Cancelled { id, status: Status::Cancelled })),
         CancelOutcome::Finished(status) => {
-            let error = Error::setting("job", format!("is {} already", status.word()));
+            let error = Error::setting("job", format!("is already {}", status.word()));
             Err(Failure::new(StatusCode::CONFLICT, "finished", &error))
         }
     }
 }
 
-/// How an image is to be sent.
+/// The format in which to send an image.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -176,15 +176,15 @@ pub(super) struct Sent {
     #[serde(default)]
     #[param(inline)]
     format: Format,
-    /// Of a JPEG, from 1 to 100. Default 90.
+    /// Quality of a JPEG, from 1 to 100. Default 90.
     quality: Option<u8>,
 }
 
-/// An image of a completed job
+/// Get an image of a completed job
 #[utoipa::path(get, path = "/kiln/v1/jobs/{id}/images/{number}", tag = "jobs",
     params(("id" = String, Path, description = "Name of the job"), ("number" = usize, Path, description = "Number of the image, from 0"), Sent),
     responses((status = 200, description = "The image", content_type = "image/png", body = Vec<u8>),
-        (status = 404, description = "There is no such job or image"), (status = 410, description = "It has been removed to make room")))]
+        (status = 404, description = "There is no such job or image"), (status = 410, description = "The image has expired and was removed")))]
 pub(super) async fn image(
     State(app): State<App>,
     caller: Caller,
@@ -192,7 +192,7 @@ pub(super) async fn image(
     Asked(Sent { format, quality }): Asked<Sent>,
 ) -> Answer<Response> {
     let id = named(&id)?;
-    let number = number.parse().map_err(|_| Failure::not_found("image", "is not there"))?;
+    let number = number.parse().map_err(|_| Failure::not_found("image", "not found"))?;
     let quality = quality.unwrap_or(QUALITY);
     let bytes = blocking(move || waiting::file(&app, id, &caller.owner, number, format, quality)).await??;
     let kept = "private, max-age=31536000, immutable"; // a job's images never change

@@ -1,4 +1,4 @@
-//! Connections: where they are taken, and how long each may let the server wait for what it asks.
+//! Accepts connections, with time limits for slow clients.
 
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
@@ -19,24 +19,24 @@ use tokio::{
     sync::watch,
 };
 
-/// How long a connection may take to send the head of a request, and how long it may be idle between two.
+/// How long a connection may take to send the headers of a request, and how long it may be idle between requests.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Connections that wait to be taken. One more is reset by some systems, with its request.
+/// How many connections may wait to be accepted. Some systems reset any further one, with its request.
 const BACKLOG: u32 = 4096;
 
-/// How long to wait where the system has no room for another connection.
+/// How long to wait if the system cannot accept another connection.
 const NO_ROOM: Duration = Duration::from_secs(1);
 
-/// Listens with room for a crowd that comes at once.
+/// Listens with a long backlog, for many connections at once.
 pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(cfg!(unix))?; // as tokio's own `bind` does: a server may start again at once
+    socket.set_reuseaddr(cfg!(unix))?; // as tokio's own `bind` does, so that a server can restart at once
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Answers whoever connects, until `stopping` turns true and those that are being answered have been.
+/// Serves connections until `stopping` becomes true and the requests in progress are answered.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -55,12 +55,12 @@ pub(super) async fn serve(
             Ok(taken) => taken,
             Err(e) if is_of_the_other_side(e.kind()) => continue,
             Err(e) => {
-                tracing::warn!("no connection can be taken ({e})");
+                tracing::warn!("cannot accept connections ({e})");
                 tokio::time::sleep(NO_ROOM).await;
                 continue;
             }
         };
-        _ = stream.set_nodelay(true); // else small answers may wait; it is as well if it cannot be
+        _ = stream.set_nodelay(true); // otherwise small responses may be delayed; harmless if it fails
         let service = service.clone();
         let answered = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
@@ -69,7 +69,7 @@ pub(super) async fn serve(
         let connection = answering.watch(protocol.serve_connection(TokioIo::new(stream), answered));
         tokio::spawn(async move {
             if let Err(e) = connection.await {
-                tracing::debug!("a connection has ended: {e}");
+                tracing::debug!("a connection ended: {e}");
             }
         });
     }
@@ -77,7 +77,7 @@ pub(super) async fn serve(
     answering.shutdown().await;
 }
 
-/// Whether a connection ended before it was taken, which says nothing about others.
+/// Whether the client closed a connection before it was accepted, which does not affect others.
 fn is_of_the_other_side(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
@@ -112,7 +112,7 @@ mod tests {
             let mut stream = TcpStream::connect(address).unwrap();
             stream.write_all(text.as_bytes()).unwrap();
             let mut answer = String::new();
-            _ = stream.read_to_string(&mut answer); // a reset is an end, too
+            _ = stream.read_to_string(&mut answer); // a reset also ends the stream
             (answer, began.elapsed())
         };
         for half in ["", "GET /slow HT", "GET /slow HTTP/1.1\r\nhost: a\r\nx-y: "] {
@@ -123,7 +123,7 @@ mod tests {
         }
         let (answer, _) = ask("GET /slow HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("done"), "{answer}");
-        // What is being answered when the server stops is answered.
+        // A request in progress when the server stops is answered.
         let last = thread::spawn(move || ask("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n"));
         thread::sleep(Duration::from_millis(200));
         stop.send(true).unwrap();

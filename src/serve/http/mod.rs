@@ -1,10 +1,10 @@
-//! HTTP before a [`Service`]: who may ask, what is asked, and how it is answered.
+//! The HTTP front end of a [`Service`]: authentication, parsing of requests, responses.
 //!
 //! ```text
 //! dialect of errors ─► count ─► Host and Origin ─► key ─► native | OpenAI | AUTOMATIC1111 ─► Service
 //! ```
 //!
-//! Handlers never touch a tensor, and what waits for the disk runs on threads of its own.
+//! Handlers never touch a tensor, and work that waits for the disk runs on separate threads.
 
 mod errors;
 mod host;
@@ -53,15 +53,15 @@ use crate::{
     stop,
 };
 
-/// How long running jobs have after a request to stop; streams and answers on their way have [`LINGER`] more. Together they stay
-/// below the 30 seconds after which supervisors kill.
+/// How long running jobs have after a request to stop; streams and responses in progress have [`LINGER`] more. Together this is less
+/// than the 30 seconds after which supervisors kill.
 const DRAIN: Duration = Duration::from_secs(24);
 const LINGER: Duration = Duration::from_secs(3);
 
-/// How often it is asked whether to stop.
+/// How often the server checks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Threads that answer, and threads that wait for the disk.
+/// The numbers of threads that answer requests, and of threads that wait for the disk.
 const THREADS: [usize; 2] = [2, 64];
 
 /// What all handlers share.
@@ -69,24 +69,24 @@ type App = Arc<Shared>;
 
 struct Shared {
     service: Service,
-    /// What the page shows beside jobs.
+    /// The parts of the page besides jobs.
     page: Page,
     keys: Keys,
-    /// As it is configured, for the check of `Host`.
+    /// The configured host, for the check of `Host`.
     host: String,
     origins: Vec<HeaderValue>,
     limits: LimitsConfig,
-    /// Turns of large bodies.
+    /// Limits the large bodies in memory.
     large: Semaphore,
-    /// Turns of images that are decoded for thumbnails.
+    /// Limits the images decoded for thumbnails at the same time.
     decoding: Semaphore,
     requests: Requests,
     automatic: Mutex<Automatic>,
-    /// Turns true when streams are to end.
+    /// Becomes true when streams must end.
     stopping: watch::Receiver<bool>,
 }
 
-/// Where a server listens, before anything else is known to work.
+/// The listening socket and keys of a server, opened before anything else.
 pub(super) struct Front {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
@@ -95,18 +95,18 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// Listens at the configured address; nobody is answered yet.
+    /// Listens on the configured address, without answering requests yet.
     ///
     /// # Errors
-    /// The address is not of this machine alone and there are no keys, a key or origin cannot be used, or the port is taken.
+    /// The address is open to other machines and there are no keys, a key or origin is invalid, or the port is taken.
     pub fn open(config: &ServeConfig) -> Result<Self> {
         let keys = config.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
         if keys.is_empty() && !config.host.is_loopback() {
             return Err(Error::setting(
                 "host",
-                format!("{} is open to other machines, and there are no keys", config.host),
+                format!("{} is open to other machines, but no keys are configured", config.host),
             )
-            .hint("name a file of keys as `keys`, or use `host = \"127.0.0.1\"`"));
+            .hint("set `keys` to a file of keys, or use `host = \"127.0.0.1\"`"));
         }
         let origins = config.origins.iter().map(|origin| listed(origin)).collect::<Result<_>>()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -118,16 +118,16 @@ impl Front {
             .map_err(|e| Error::setting("server", format!("cannot start its threads ({e})")))?;
         let address = SocketAddr::new(config.host, config.port);
         let listener = runtime.block_on(async { listener::listen(address) }).map_err(|e| {
-            Error::setting("port", format!("cannot listen at {address} ({e})"))
+            Error::setting("port", format!("cannot listen on {address} ({e})"))
                 .hint("choose another `port`; 0 takes a free one")
         })?;
         Ok(Self { runtime, listener, keys, origins })
     }
 
-    /// Answers until the process is asked to stop. `launch` makes processes of runs; `ready` is told the address.
+    /// Serves until the process is asked to stop. `launch` creates processes of runs; `ready` is called with the address.
     ///
     /// # Errors
-    /// `ready` refuses.
+    /// Those of `ready`.
     pub fn serve(self, service: Service, launch: Launch, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
         let Self { runtime, listener, keys, origins } = self;
         let address = listener.local_addr().map_err(|e| Error::setting("port", e.to_string()))?;
@@ -156,7 +156,7 @@ impl Front {
             _ = stop.send(true);
             _ = tokio::task::spawn_blocking(move || service.stop(DRAIN)).await;
             if tokio::time::timeout(LINGER, server).await.is_err() {
-                tracing::warn!("stopped while somebody was still being answered");
+                tracing::warn!("stopped with requests still in progress");
             }
         });
         runtime.shutdown_timeout(Duration::from_millis(500));
@@ -164,13 +164,13 @@ impl Front {
     }
 }
 
-/// An origin as browsers send it: a scheme and a name, perhaps a port, nothing else.
+/// Parses an origin as browsers send it: a scheme, a host and perhaps a port.
 fn listed(origin: &str) -> Result<HeaderValue> {
     let name = origin.split_once("://").map(|(_, name)| name);
     let is_one = name.is_some_and(|name| !name.is_empty() && !name.contains(['/', '*', '@', '?', '#', ' ']));
     let value = HeaderValue::from_str(&origin.to_ascii_lowercase()).ok().filter(|_| is_one);
     value.ok_or_else(|| {
-        Error::setting("origins", format!("`{origin}` is no origin"))
+        Error::setting("origins", format!("`{origin}` is not an origin"))
             .hint("write it as `https://example.org`, without a path")
     })
 }
@@ -180,7 +180,7 @@ fn router(app: App) -> Router {
     let (routes, description) = openapi::routes().split_for_parts();
     let routes = routes.merge(openapi::route(description)).merge(page::routes()).fallback(operations::nothing_here);
     let routes = routes.method_not_allowed_fallback(operations::wrong_method);
-    // The layer that is added last is asked first.
+    // The layer that is added last runs first.
     routes
         .layer(middleware::from_fn_with_state(app.clone(), auth::identify))
         .layer(middleware::from_fn_with_state(app.clone(), host::check))
@@ -189,8 +189,8 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Runs what waits for the disk on a thread of its own.
+/// Runs work that waits for the disk on a separate thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> errors::Answer<T> {
-    let failed = |_| errors::Failure::broken(&Error::setting("server", "a thread of it ended early"));
+    let failed = |_| errors::Failure::broken(&Error::setting("server", "one of its threads ended early"));
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }

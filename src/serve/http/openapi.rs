@@ -1,4 +1,4 @@
-//! The description of all routes, made from the handlers: `/openapi.json`.
+//! The OpenAPI description of all routes, generated from the handlers: `/openapi.json`.
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
 use serde_json::{Value, json};
@@ -18,17 +18,17 @@ use super::{App, adapters, datasets, events, jobs, models, openai, operations, r
         (name = "models", description = "Base models"),
         (name = "loras", description = "Adapters"),
         (name = "votes", description = "Pairs of images, votes on them, and the leaderboard"),
-        (name = "runs", description = "Runs of training"),
+        (name = "runs", description = "Training runs"),
         (name = "datasets", description = "Images with captions"),
-        (name = "openai", description = "As OpenAI's image API"),
-        (name = "automatic1111", description = "As much of AUTOMATIC1111's API as its clients call"),
-        (name = "operations", description = "For whoever runs the server"),
+        (name = "openai", description = "OpenAI's image API"),
+        (name = "automatic1111", description = "The part of AUTOMATIC1111's API that clients use"),
+        (name = "operations", description = "For operators of the server"),
     ),
     security(("key" = []), ("name_and_key" = []))
 )]
 struct Description;
 
-/// All routes, and what they are.
+/// All routes with their descriptions.
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(jobs::submit, jobs::list))
@@ -71,30 +71,30 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(operations::metrics))
 }
 
-/// The route of the description itself.
+/// The route that serves the description.
 pub(super) fn route(description: utoipa::openapi::OpenApi) -> Router<App> {
     let text = finished(description).to_string();
     let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], text).into_response() };
     Router::new().route("/openapi.json", get(answer))
 }
 
-/// What the derived description lacks.
+/// Adds what the derived description lacks.
 fn finished(mut description: utoipa::openapi::OpenApi) -> Value {
     let components = description.components.get_or_insert_default();
     for (name, scheme) in [("key", HttpAuthScheme::Bearer), ("name_and_key", HttpAuthScheme::Basic)] {
         components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
     }
     let mut description = serde_json::to_value(description).unwrap_or_else(|_| json!({}));
-    // Handlers of several modules have one name; a method and a path are unique.
+    // Handlers in different modules share names; method and path are unique.
     for (path, item) in description["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             let words = path.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
             operation["operationId"] = [method.as_str()].into_iter().chain(words).collect::<Vec<_>>().join("_").into();
         }
     }
-    // Handlers add it where they know the address.
+    // `url` is added by handlers.
     let image = &mut description["components"]["schemas"]["Made"];
-    image["properties"]["url"] = json!({"type": "string", "description": "Where it is to be had."});
+    image["properties"]["url"] = json!({"type": "string", "description": "The URL of the image."});
     if let Some(required) = image["required"].as_array_mut() {
         required.push("url".into());
     }

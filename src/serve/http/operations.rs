@@ -1,4 +1,4 @@
-//! What whoever runs the server asks: whether it lives, whether it is ready, what it counts.
+//! Routes for operators: liveness, readiness, metrics and status.
 
 use axum::{
     Json,
@@ -10,17 +10,17 @@ use axum::{
 use super::{App, errors::Failure};
 use crate::{error::Error, serve::StatusInfo};
 
-/// Whether the process answers
+/// Check that the process is alive
 #[utoipa::path(get, path = "/healthz", tag = "operations", security(()),
-    responses((status = 200, description = "It does", content_type = "text/plain", body = String)))]
+    responses((status = 200, description = "Alive", content_type = "text/plain", body = String)))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether jobs are taken and done
+/// Check that jobs are accepted and run
 #[utoipa::path(get, path = "/readyz", tag = "operations", security(()),
-    responses((status = 200, description = "They are", content_type = "text/plain", body = String),
-        (status = 503, description = "They are not, and why")))]
+    responses((status = 200, description = "Ready", content_type = "text/plain", body = String),
+        (status = 503, description = "Not ready, with the reason")))]
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let ready = match *app.stopping.borrow() {
         true => Err("is stopping".into()),
@@ -35,31 +35,31 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     }
 }
 
-/// Counts and times in the text format of Prometheus; nothing in them is from prompts
+/// Get metrics in the text format of Prometheus; nothing in them comes from prompts
 #[utoipa::path(get, path = "/metrics", tag = "operations",
     responses((status = 200, description = "Metrics", content_type = "application/openmetrics-text", body = String)))]
 pub(super) async fn metrics(State(app): State<App>) -> Response {
-    const END: &str = "# EOF\n"; // once, after all of them
+    const END: &str = "# EOF\n"; // only once, at the end
     let text = app.service.metrics();
     let text = format!("{}{}", text.strip_suffix(END).unwrap_or(&text), app.requests.text());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }
 
-/// What the server is doing
+/// Get the status of the server
 #[utoipa::path(get, path = "/kiln/v1/status", tag = "operations",
     responses((status = 200, description = "Queue, running jobs, memory", body = StatusInfo)))]
 pub(super) async fn status(State(app): State<App>) -> Json<StatusInfo> {
     Json(app.service.status())
 }
 
-/// No route has this path.
+/// The response if no route has this path.
 pub(super) async fn nothing_here(uri: Uri) -> Failure {
-    let error = Error::setting("path", format!("{} is not there", uri.path().chars().take(200).collect::<String>()));
-    Failure::new(StatusCode::NOT_FOUND, "not_found", &error.hint("`/openapi.json` lists what is"))
+    let error = Error::setting("path", format!("{} not found", uri.path().chars().take(200).collect::<String>()));
+    Failure::new(StatusCode::NOT_FOUND, "not_found", &error.hint("`/openapi.json` lists all paths"))
 }
 
-/// A route has this path, but not for this method.
+/// The response if a route has this path, but not this method.
 pub(super) async fn wrong_method() -> Failure {
-    let error = Error::setting("method", "is not one of this path").hint("`/openapi.json` lists them");
+    let error = Error::setting("method", "is not supported by this path").hint("`/openapi.json` lists them");
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", &error)
 }

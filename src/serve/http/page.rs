@@ -1,4 +1,4 @@
-//! The files of the page, which are part of the program.
+//! The files of the page, embedded in the program.
 
 use axum::{
     Router,
@@ -13,16 +13,16 @@ use super::{
     errors::{Answer, Failure},
 };
 
-/// As Vite has built them; `src/serve/web/build.sh` says how.
+/// The files built by Vite; see `src/serve/web/build.sh`.
 #[derive(Embed)]
 #[folder = "src/serve/web/dist"]
 struct Files;
 
-/// Nothing from elsewhere, nothing inline, and in no frame.
+/// Allows nothing from elsewhere, nothing inline, and no framing.
 const POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'";
 
-/// The page at `/`, and each of its files by its name.
+/// The page at `/`, and each of its files by name.
 pub(super) fn routes() -> Router<App> {
     let index = get(async |headers: HeaderMap| file("index.html", &headers));
     Files::iter().fold(Router::new().route("/", index), |router, name| {
@@ -32,7 +32,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 fn file(name: &str, headers: &HeaderMap) -> Answer<Response> {
-    let found = Files::get(name).ok_or_else(|| Failure::not_found("path", "is not there"))?;
+    let found = Files::get(name).ok_or_else(|| Failure::not_found("path", "not found"))?;
     let kind = match name.rsplit('.').next() {
         Some("html") => "text/html; charset=utf-8",
         Some("js") => "text/javascript; charset=utf-8",
@@ -45,7 +45,7 @@ fn file(name: &str, headers: &HeaderMap) -> Answer<Response> {
     let known = headers.get(header::IF_NONE_MATCH).is_some_and(|seen| seen.as_bytes() == tag.as_bytes());
     let always = [
         (header::ETAG, tag.as_str()),
-        (header::CACHE_CONTROL, "no-cache"), // asked for again each time, and sent only if it is another
+        (header::CACHE_CONTROL, "no-cache"), // revalidated each time, and sent only if it has changed
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),
     ];

@@ -1,4 +1,4 @@
-//! Runs of training: what they do, their curves, their samples.
+//! Training runs: state, metrics, samples.
 
 use axum::{
     Json,
@@ -24,17 +24,17 @@ use crate::{
 };
 
 fn no_run() -> Failure {
-    Failure::not_found("run", "is not there")
+    Failure::not_found("run", "not found")
 }
 
-/// Runs in the configured folders, those that changed last first
+/// List the runs in the configured folders, the most recently changed first
 #[utoipa::path(get, path = "/kiln/v1/runs", tag = "runs",
-    responses((status = 200, description = "All of them", body = Vec<RunSummary>)))]
+    responses((status = 200, description = "All runs", body = Vec<RunSummary>)))]
 pub(super) async fn list(State(app): State<App>) -> Answer<Json<Vec<RunSummary>>> {
     blocking(move || app.page.runs.list()).await.map(Json)
 }
 
-/// A run with its configuration, checkpoints and samples
+/// Get a run with its configuration, checkpoints and samples
 #[utoipa::path(get, path = "/kiln/v1/runs/{name}", tag = "runs", params(("name" = String, Path, description = "Name of the run")),
     responses((status = 200, description = "The run", body = RunDetail), (status = 404, description = "There is no such run")))]
 pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<RunDetail>> {
@@ -42,18 +42,18 @@ pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Ans
     detail.map(Json).ok_or_else(no_run)
 }
 
-/// From where on.
+/// Where to continue.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct After {
-    /// The `next` of the answer before. Default: from the start.
+    /// The `next` of the previous response. Default: from the start.
     after: Option<String>,
 }
 
-/// What a run has recorded, or has recorded since
+/// Get the metrics that a run has recorded, or has recorded since
 #[utoipa::path(get, path = "/kiln/v1/runs/{name}/metrics", tag = "runs", params(("name" = String, Path, description = "Name of the run"), After),
-    responses((status = 200, description = "Records as they stand in its file", body = Curve), (status = 404, description = "There is no such run")))]
+    responses((status = 200, description = "Records as in its file", body = Curve), (status = 404, description = "There is no such run")))]
 pub(super) async fn metrics(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -62,15 +62,15 @@ pub(super) async fn metrics(
     blocking(move || app.page.runs.metrics(&name, after.as_deref())).await?.map(Json).ok_or_else(no_run)
 }
 
-/// Grids of samples of a run, the oldest first
+/// List the grids of samples of a run, the oldest first
 #[utoipa::path(get, path = "/kiln/v1/runs/{name}/samples", tag = "runs", params(("name" = String, Path, description = "Name of the run")),
-    responses((status = 200, description = "All of them", body = Vec<SampleInfo>), (status = 404, description = "There is no such run")))]
+    responses((status = 200, description = "All grids", body = Vec<SampleInfo>), (status = 404, description = "There is no such run")))]
 pub(super) async fn samples(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Vec<SampleInfo>>> {
     let detail = blocking(move || app.page.runs.detail(&name)).await?.map_err(|e| Failure::broken(&e))?;
     detail.map(|detail| Json(detail.samples)).ok_or_else(no_run)
 }
 
-/// A grid of samples
+/// Get a grid of samples
 #[utoipa::path(get, path = "/kiln/v1/runs/{name}/samples/{file}", tag = "runs",
     params(("name" = String, Path, description = "Name of the run"), ("file" = String, Path, description = "Name of the grid")),
     responses((status = 200, description = "The grid", content_type = "image/png", body = Vec<u8>), (status = 404, description = "There is no such run or grid")))]
@@ -80,7 +80,7 @@ pub(super) async fn sample(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let read = blocking(move || {
-        let path = app.page.runs.sample(&name, &file).ok_or_else(|| Failure::not_found("sample", "is not there"))?;
+        let path = app.page.runs.sample(&name, &file).ok_or_else(|| Failure::not_found("sample", "not found"))?;
         std::fs::read(&path).map_err(|e| Failure::broken(&Error::io(path, e)))
     });
     let bytes = read.await??;
@@ -88,7 +88,7 @@ pub(super) async fn sample(
     Ok(tagged(&headers, tag, "image/png", bytes))
 }
 
-/// A file that a browser keeps and asks about each time; it is sent only if it is another one.
+/// A file that a browser caches and revalidates each time; it is sent only if it has changed.
 pub(super) fn tagged(headers: &HeaderMap, tag: String, kind: &'static str, bytes: Vec<u8>) -> Response {
     let known = headers.get(header::IF_NONE_MATCH).is_some_and(|seen| seen.as_bytes() == tag.as_bytes());
     let always = [(header::ETAG, tag), (header::CACHE_CONTROL, "private, no-cache".into())];
@@ -98,17 +98,17 @@ pub(super) fn tagged(headers: &HeaderMap, tag: String, kind: &'static str, bytes
     }
 }
 
-/// What a run does after it was asked.
+/// The state of a run that was asked to stop.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stopping {
     name: String,
     state: RunState,
 }
 
-/// Ask a run to stop after its step, with a checkpoint
+/// Ask a run to stop after its current step, with a checkpoint
 #[utoipa::path(post, path = "/kiln/v1/runs/{name}/stop", tag = "runs", params(("name" = String, Path, description = "Name of the run")),
-    responses((status = 202, description = "It is asked", body = Stopping), (status = 404, description = "There is no such run"),
-        (status = 409, description = "No process on this machine trains it")))]
+    responses((status = 202, description = "The run was asked to stop", body = Stopping), (status = 404, description = "There is no such run"),
+        (status = 409, description = "No process on this machine is training it")))]
 pub(super) async fn stop(State(app): State<App>, Path(name): Path<String>) -> Answer<(StatusCode, Json<Stopping>)> {
     let asked = name.clone();
     let state = blocking(move || app.page.stop(&asked)).await?.ok_or_else(no_run)?;
@@ -116,19 +116,19 @@ pub(super) async fn stop(State(app): State<App>, Path(name): Path<String>) -> An
     Ok((StatusCode::ACCEPTED, Json(Stopping { name, state })))
 }
 
-/// Serve the adapter of a checkpoint, as if it had been sent
+/// Serve the adapter of a checkpoint, as if it had been uploaded
 ///
-/// It is called `RUN-step-N`.
+/// Its name is `RUN-step-N`.
 #[utoipa::path(post, path = "/kiln/v1/runs/{name}/checkpoints/{step}/serve", tag = "runs",
     params(("name" = String, Path, description = "Name of the run"), ("step" = u64, Path, description = "Step of the checkpoint")),
-    responses((status = 201, description = "It can be asked for", body = LoraInfo), (status = 400, description = "It fits none of the models"),
+    responses((status = 201, description = "The adapter can be used", body = LoraInfo), (status = 400, description = "It fits none of the models"),
         (status = 404, description = "There is no such checkpoint, or it has no adapter")))]
 pub(super) async fn serve_checkpoint(
     State(app): State<App>,
     Path((name, step)): Path<(String, String)>,
 ) -> Answer<(StatusCode, Json<LoraInfo>)> {
     let served = blocking(move || {
-        let missing = || Failure::not_found("checkpoint", "is not there, or holds no adapter");
+        let missing = || Failure::not_found("checkpoint", "not found, or has no adapter");
         let step: u64 = step.parse().map_err(|_| missing())?;
         let path = app.page.runs.adapter(&name, step).ok_or_else(missing)?;
         let bytes = limited(&path, app.limits.upload_bytes.0)?;
@@ -140,12 +140,15 @@ pub(super) async fn serve_checkpoint(
 fn limited(path: &std::path::Path, limit: u64) -> Result<Vec<u8>> {
     let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     if bytes > limit {
-        return Err(Error::setting("checkpoint", format!("has {bytes} bytes, and adapters have at most {limit}")));
+        return Err(Error::setting(
+            "checkpoint",
+            format!("has {bytes} bytes, more than the maximum of {limit} for adapters"),
+        ));
     }
     std::fs::read(path).map_err(|e| Error::io(path, e))
 }
 
-/// The name of a folder as that of an adapter.
+/// Converts the name of a folder to a valid adapter name.
 fn as_name(folder: &str) -> String {
     let fits = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     let name: String = folder.chars().take(100).map(|letter| if fits(letter) { letter } else { '-' }).collect();

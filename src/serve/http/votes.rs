@@ -1,4 +1,4 @@
-//! Pairs of images, votes on them, and what these come to.
+//! Pairs of images, votes on them, and the leaderboard.
 
 use std::io::Cursor;
 
@@ -33,43 +33,43 @@ use crate::{
     },
 };
 
-/// What tells the people of one key apart.
+/// The cookie that tells apart the people who share a key.
 const COOKIE: &str = "kiln-voter";
 
-/// The most bytes of a request here.
+/// The largest request body here, in bytes.
 const LONGEST: u64 = 64 << 10;
 
-/// A pair to vote on. Nothing in it says who made which side.
+/// A pair to vote on, without the contestants.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Drawn {
     pair: String,
-    /// Of both images.
+    /// The prompt of both images.
     prompt: String,
-    /// Where the left image is.
+    /// The URL of the left image.
     left: String,
-    /// Where the right image is.
+    /// The URL of the right image.
     right: String,
 }
 
-/// Which votes.
+/// Selects votes.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
-    /// Only those on images of this prompt.
+    /// Only votes on images of this prompt.
     prompt: Option<String>,
 }
 
-/// A prompt, and how many votes there are on images of it.
+/// A prompt and the number of votes on its images.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Voted {
     prompt: String,
     votes: u64,
 }
 
-/// A pair of your images to vote on: equal but for who made them
+/// Draw a pair of your images to vote on, which differ only in base model or adapters
 ///
-/// In JSON, `prompt` asks for images of this prompt only. Who votes is known again by a cookie.
+/// In the JSON body, `prompt` selects images of this prompt. A cookie identifies the voter.
 #[utoipa::path(post, path = "/kiln/v1/pairs", tag = "votes", request_body = serde_json::Value,
     responses((status = 200, description = "A pair", body = Drawn), (status = 404, description = "No two images can be compared")))]
 pub(super) async fn draw(State(app): State<App>, caller: Caller, asked: Request) -> Answer<Response> {
@@ -89,8 +89,11 @@ pub(super) async fn draw(State(app): State<App>, caller: Caller, asked: Request)
         app.page.votes.draw(&candidates, prompt.as_deref(), &voter)
     });
     let pair = drawn.await?.map_err(|e| Failure::broken(&e))?.ok_or_else(|| {
-        let error = Error::setting("pair", "there are no two images of one prompt and seed by different makers");
-        Failure::not_there(&error.hint("make images with and without an adapter, of the same seed and settings"))
+        let error = Error::setting(
+            "pair",
+            "there are no two images of the same prompt and seed from different models or adapters",
+        );
+        Failure::not_there(&error.hint("generate images with and without an adapter, with the same seed and settings"))
     })?;
     let [left, right] = ["left", "right"].map(|side| format!("/kiln/v1/pairs/{}/{side}", pair.pair));
     let mut response = Json(Drawn { pair: pair.pair, prompt: pair.prompt, left, right }).into_response();
@@ -102,13 +105,13 @@ pub(super) async fn draw(State(app): State<App>, caller: Caller, asked: Request)
     Ok(response)
 }
 
-/// A side of a pair
+/// Get a side of a pair
 ///
 /// Both sides are PNG files of equal length, without compression or metadata.
 #[utoipa::path(get, path = "/kiln/v1/pairs/{pair}/{side}", tag = "votes",
     params(("pair" = String, Path, description = "Name of the pair"), ("side" = String, Path, description = "`left` or `right`")),
     responses((status = 200, description = "The image", content_type = "image/png", body = Vec<u8>),
-        (status = 404, description = "There is no such pair"), (status = 410, description = "The image has been removed to make room")))]
+        (status = 404, description = "There is no such pair"), (status = 410, description = "The image has expired and was removed")))]
 pub(super) async fn side(
     State(app): State<App>,
     caller: Caller,
@@ -121,7 +124,7 @@ pub(super) async fn side(
     };
     let bytes = blocking(move || {
         let image = app.page.votes.image(&pair, side, &caller.owner).map_err(|e| Failure::broken(&e))?;
-        let image = image.ok_or_else(|| Failure::not_found("pair", "is not there"))?;
+        let image = image.ok_or_else(|| Failure::not_found("pair", "not found"))?;
         let (id, number) = image.rsplit_once('/').unwrap_or_default();
         let place = id.parse::<JobId>().ok().zip(number.parse().ok());
         let (id, number) = place.ok_or_else(|| Failure::not_found("pair", "has no such image"))?;
@@ -131,7 +134,7 @@ pub(super) async fn side(
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], bytes.await??).into_response())
 }
 
-/// The image as a PNG whose length depends on its size alone.
+/// The image as a PNG whose length depends only on its dimensions.
 fn alike(png: &[u8]) -> Answer<Vec<u8>> {
     let broken = |e: image::ImageError| Failure::broken(&Error::setting("image", e.to_string()));
     let image = image::load_from_memory_with_format(png, ImageFormat::Png).map_err(broken)?.into_rgb8();
@@ -142,12 +145,12 @@ fn alike(png: &[u8]) -> Answer<Vec<u8>> {
     Ok(bytes.into_inner())
 }
 
-/// Vote on a pair; says who made which side
+/// Vote on a pair; the response reveals what made each side
 ///
-/// In JSON, `pair` and `choice`: `left`, `right`, `tie` or `both_bad`.
+/// The JSON body has `pair` and `choice`: `left`, `right`, `tie` or `both_bad`.
 #[utoipa::path(post, path = "/kiln/v1/votes", tag = "votes", request_body = serde_json::Value,
     responses((status = 200, description = "Counted", body = Revealed), (status = 404, description = "There is no such pair"),
-        (status = 409, description = "There was another vote on this pair before")))]
+        (status = 409, description = "There is already a different vote on this pair")))]
 pub(super) async fn vote(State(app): State<App>, caller: Caller, asked: Request) -> Answer<Json<Revealed>> {
     let id = voter(asked.headers()).unwrap_or_default();
     let mut fields = Fields::from_json(&body::read(&app, asked, LONGEST).await?)?;
@@ -156,9 +159,9 @@ pub(super) async fn vote(State(app): State<App>, caller: Caller, asked: Request)
     let voter = Voter { owner: caller.owner, id };
     let counted = blocking(move || app.page.votes.vote(&pair, choice, &voter)).await?;
     counted.map(Json).map_err(|why| match why {
-        NoVote::Unknown => Failure::not_found("pair", "is not there"),
+        NoVote::Unknown => Failure::not_found("pair", "not found"),
         NoVote::Already => {
-            let error = Error::setting("pair", "has another vote already");
+            let error = Error::setting("pair", "already has a different vote");
             Failure::new(StatusCode::CONFLICT, "voted", &error)
         }
         NoVote::Failed(error) => Failure::broken(&error),
@@ -170,9 +173,9 @@ async fn board(app: App, caller: Caller, which: Which) -> Answer<Vec<Standing>> 
     board.map_err(|e| Failure::broken(&e))
 }
 
-/// Who wins your votes: Bradley–Terry strengths with intervals, the strongest first
+/// Get the leaderboard of your votes: Bradley–Terry strengths with intervals, the strongest first
 #[utoipa::path(get, path = "/kiln/v1/leaderboard", tag = "votes", params(Which),
-    responses((status = 200, description = "All that were voted on", body = Vec<Standing>)))]
+    responses((status = 200, description = "All contestants with votes", body = Vec<Standing>)))]
 pub(super) async fn leaderboard(
     State(app): State<App>,
     caller: Caller,
@@ -181,9 +184,9 @@ pub(super) async fn leaderboard(
     board(app, caller, which).await.map(Json)
 }
 
-/// The same as CSV
+/// Get the leaderboard as CSV
 #[utoipa::path(get, path = "/kiln/v1/leaderboard.csv", tag = "votes", params(Which),
-    responses((status = 200, description = "A row for each", content_type = "text/csv", body = String)))]
+    responses((status = 200, description = "One row per contestant", content_type = "text/csv", body = String)))]
 pub(super) async fn leaderboard_csv(
     State(app): State<App>,
     caller: Caller,
@@ -193,15 +196,15 @@ pub(super) async fn leaderboard_csv(
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], text).into_response())
 }
 
-/// The prompts that you voted on, the most frequent first
+/// List the prompts that you voted on, the most frequent first
 #[utoipa::path(get, path = "/kiln/v1/leaderboard/prompts", tag = "votes",
-    responses((status = 200, description = "All of them", body = Vec<Voted>)))]
+    responses((status = 200, description = "All prompts", body = Vec<Voted>)))]
 pub(super) async fn prompts(State(app): State<App>, caller: Caller) -> Answer<Json<Vec<Voted>>> {
     let prompts = blocking(move || app.page.votes.prompts(&caller.owner)).await?.map_err(|e| Failure::broken(&e))?;
     Ok(Json(prompts.into_iter().map(|(prompt, votes)| Voted { prompt, votes }).collect()))
 }
 
-/// The name in the cookie of whoever votes.
+/// The voter's ID from the cookie.
 fn voter(headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));

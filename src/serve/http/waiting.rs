@@ -1,4 +1,4 @@
-//! Callers who wait for their images: a job that is cancelled when nobody waits for it any more.
+//! Callers that wait for their images; a job is cancelled when its caller is gone.
 
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use crate::{
     serve::job::{Job, JobId, JobRequest, Status},
 };
 
-/// How often a caller whose job still waits is told that the server stops.
+/// How often a waiting caller checks whether the server is stopping.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A job that somebody waits for. Dropped before it has ended, as it is when the caller's connection closes, it is cancelled.
+/// A job with a waiting caller. If this is dropped before the job has ended, as when the caller's connection closes, the job is
+/// cancelled.
 pub(super) struct Held {
     app: App,
     pub id: JobId,
@@ -30,10 +31,10 @@ impl Held {
     /// Submits a job.
     ///
     /// # Errors
-    /// It is not accepted.
+    /// The job is not accepted.
     pub async fn submit(app: &App, request: JobRequest, owner: &str) -> Answer<Self> {
         let (app, owner) = (app.clone(), owner.to_string());
-        // Held from where it is accepted: the caller may be gone before this thread has told.
+        // Created where the job is accepted: the caller may be gone before this thread responds.
         blocking(move || {
             let accepted = app.service.submit(request, &owner, None)?;
             Ok(Self { app, id: accepted.id, owner, ended: false })
@@ -41,10 +42,10 @@ impl Held {
         .await?
     }
 
-    /// The job once it is completed.
+    /// Waits for the job to complete, and returns it.
     ///
     /// # Errors
-    /// It failed or was cancelled, or it still waited when the server stopped.
+    /// It failed, was cancelled, or was still waiting when the server stopped.
     pub async fn wait(&mut self) -> Answer<Job> {
         let (app, id, owner) = (self.app.clone(), self.id, self.owner.clone());
         let job = tokio::select! {
@@ -55,12 +56,12 @@ impl Held {
         completed(job)
     }
 
-    /// Nothing is left to cancel.
+    /// Marks the job as ended: there is nothing left to cancel.
     pub fn end(&mut self) {
         self.ended = true;
     }
 
-    /// Ends when the server stops before the job began.
+    /// Returns when the server is stopping and the job has not started.
     async fn is_left_over(&self) {
         let mut stopping = self.app.stopping.clone();
         _ = stopping.wait_for(|stops| *stops).await;
@@ -68,7 +69,7 @@ impl Held {
             tokio::time::sleep(LOOK).await;
         }
         if self.app.service.job(self.id, &self.owner).is_ok_and(|job| job.status.is_final()) {
-            std::future::pending::<()>().await; // the other branch tells it
+            std::future::pending::<()>().await; // the other branch reports it
         }
     }
 }
@@ -78,7 +79,7 @@ impl Drop for Held {
         if self.ended {
             return;
         }
-        tracing::debug!(job = %self.id, "cancelled: nobody waits for it any more");
+        tracing::debug!(job = %self.id, "cancelled: its caller is gone");
         let (app, id, owner) = (self.app.clone(), self.id, std::mem::take(&mut self.owner));
         let cancel = move || drop(app.service.cancel(id, &owner));
         match Handle::try_current() {
@@ -88,7 +89,7 @@ impl Drop for Held {
     }
 }
 
-/// A job that has ended, if its images are there.
+/// Checks that an ended job is completed.
 ///
 /// # Errors
 /// It failed or was cancelled.
@@ -96,7 +97,7 @@ pub(super) fn completed(job: Job) -> Answer<Job> {
     match (&job.error, job.status) {
         (Some(failure), _) => Err(Failure::of_job(failure)),
         (None, Status::Completed) => Ok(job),
-        // The server stops before it was done.
+        // The server stopped before it was done.
         (None, status) if !status.is_final() => Err(Failure::stopping()),
         (None, status) => {
             let error = Error::setting("job", format!("was {}", status.word()));
@@ -108,7 +109,7 @@ pub(super) fn completed(job: Job) -> Answer<Job> {
 /// All images of a completed job in one format.
 ///
 /// # Errors
-/// One is not there any more.
+/// One has been removed.
 pub(super) async fn files(app: &App, job: &Job, format: Format, quality: u8) -> Answer<Vec<Vec<u8>>> {
     let (app, id, owner, count) = (app.clone(), job.id, job.owner.clone(), job.images.len());
     blocking(move || (0..count).map(|number| file(&app, id, &owner, number, format, quality)).collect()).await?
@@ -117,7 +118,7 @@ pub(super) async fn files(app: &App, job: &Job, format: Format, quality: u8) -> 
 /// One image of a completed job. Blocks.
 ///
 /// # Errors
-/// It is not there.
+/// It does not exist.
 pub(super) fn file(app: &App, id: JobId, owner: &str, number: usize, format: Format, quality: u8) -> Answer<Vec<u8>> {
     let png = app.service.image(id, owner, number).map_err(|missing| Failure::missing("image", missing))?;
     images::convert(png, format, quality, None).map_err(|error| Failure::broken(&error))

@@ -227,7 +227,7 @@ await go(last, "runs");
 await last.getByRole("button", { name: "Start a run" }).click();
 await last.getByRole("textbox", { name: "Name of the run" }).fill("../no");
 await last.getByRole("button", { name: "Start", exact: true }).click();
-await last.getByText("cannot be a name").waitFor();
+await last.getByText("is not a valid name").waitFor();
 last.wrong = last.wrong.filter((text) => !text.includes("400 (Bad Request)"));
 await check(last, "start");
 await shot(last, "start-light");

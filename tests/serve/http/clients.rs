@@ -1,4 +1,4 @@
-//! Programs that people have: what Open WebUI and SillyTavern send, in their order, and OpenAI's own client for Python.
+//! Clients in use: the requests of Open WebUI and SillyTavern, in their order, and OpenAI's own client for Python.
 
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn open_webui_connects_lists_chooses_and_makes() {
     }
     let info: Value = serde_json::from_str(answer["info"].as_str().unwrap()).unwrap();
     assert_eq!((info["sd_model_name"].as_str(), &info["ignored"]), (Some("tiny-sd"), &json!([])));
-    // As OpenAI's API, with the version of it in the address.
+    // As OpenAI's API, with its version in the URL.
     let key = "authorization: Bearer ann-has-a-long-key";
     let asked = json!({"model": "nano-flux", "prompt": "sun", "n": 1, "size": "64x64", "response_format": "b64_json", "steps": 2});
     let answer = server.ask(
@@ -55,7 +55,7 @@ fn open_webui_connects_lists_chooses_and_makes() {
         asked.to_string().as_bytes(),
     );
     assert_eq!(pixels(&from_base64(&answer.expect(200).json()["data"][0]["b64_json"])).dimensions(), (64, 64));
-    // An address of an image is fetched with the same key.
+    // The URL of an image is fetched with the same key.
     let mut asked = asked;
     asked["response_format"] = Value::Null;
     asked["response_format"] = "url".into();
@@ -121,7 +121,7 @@ fn silly_tavern_connects_chooses_makes_and_interrupts() {
         "url",
     ];
     assert_eq!(info["ignored"], json!(ignored));
-    // When its own client is gone, it interrupts and breaks off.
+    // When its own client is gone, it interrupts and disconnects.
     let mut long = asked;
     long["steps"] = 200.into();
     let stream = server.send("POST", "/sdapi/v1/txt2img", &[&key], long.to_string().as_bytes());
@@ -129,7 +129,7 @@ fn silly_tavern_connects_chooses_makes_and_interrupts() {
     post("/sdapi/v1/interrupt", &json!({})).expect(200);
     drop(stream);
     server.until(|| (get("/sdapi/v1/progress").expect(200).json()["state"]["job_count"] == 0).then_some(()));
-    // It is out of the count as soon as it is asked to end, and has ended before its next step.
+    // It is no longer counted as soon as it is cancelled, and ends before its next step.
     let cancelled = || get("/kiln/v1/jobs?status=cancelled").expect(200).json().as_array().unwrap().len();
     server.until(|| (cancelled() > 0).then_some(()));
     assert_eq!(cancelled(), 1);

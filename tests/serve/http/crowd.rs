@@ -17,9 +17,9 @@ use crate::support::server::{Answer, Server, model, parsed};
 const CLIENTS: usize = 1000;
 
 #[test]
-fn of_a_thousand_clients_as_many_are_accepted_as_the_queue_holds_and_the_rest_is_told_when_to_come_again() {
+fn of_a_thousand_clients_as_many_are_accepted_as_the_queue_holds_and_the_rest_is_told_when_to_try_again() {
     let server = Server::start(&(model("nano-flux") + "[limits]\nqueue = 64\nrows = 2\nsteps = 1000\n"), &[]);
-    // Nothing of this ends meanwhile.
+    // None of these ends in the meantime.
     let body = json!({"prompt": "sun", "width": 64, "height": 64, "steps": 1000}).to_string();
     let busy = server.submit(&serde_json::from_str(&body).unwrap());
     server.until(|| (server.get(&format!("/kiln/v1/jobs/{busy}")).json()["status"] == "running").then_some(()));
@@ -67,7 +67,7 @@ fn of_a_thousand_clients_as_many_are_accepted_as_the_queue_holds_and_the_rest_is
     let status = server.get("/kiln/v1/status").expect(200).json();
     let running = status["running"].as_array().unwrap().len();
     assert_eq!(status["queue"]["depth"], 64, "the queue is full: {status}");
-    // The one that was there before, those that began since, and a full queue.
+    // The earlier one, those that started since, and a full queue.
     assert_eq!(accepted + 1, 64 + running, "{status}");
     let mut alive = alive;
     alive.sort();

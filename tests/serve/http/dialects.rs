@@ -15,7 +15,7 @@ fn apple() -> Value {
     json!({"prompt": "red apple", "negative_prompt": "", "true_guidance": 3.0, "seed": 7, "steps": 4, "width": 64, "height": 64})
 }
 
-/// What `kiln generate` makes of [`apple`].
+/// The output of `kiln generate` for [`apple`].
 fn generated() -> image::RgbImage {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("images");
@@ -78,7 +78,7 @@ fn a_job_is_followed_event_by_event_and_its_image_is_that_of_generate() {
     let preview = all.iter().find(|(_, name, _)| name == "preview").unwrap();
     assert!(pixels(&from_base64(&preview.2["png"])).width() > 1);
 
-    // From a number on, whichever way it is said, and nothing twice.
+    // Resumes after a number, given either way, without repeats.
     let end = all.last().unwrap();
     assert_eq!(end.1, "completed");
     for answer in [
@@ -205,7 +205,7 @@ fn openais_dialect_makes_sends_and_refuses_as_openais_clients_expect() {
 fn an_image_is_edited_by_a_model_that_edits_and_changed_by_one_that_does_not() {
     let server = Server::start(&(model("nano-flux") + &model("ip2p")), &[]);
     let original = halves(64, 64);
-    // Without a model it is the one that edits.
+    // Without a model, the one that edits is used.
     let form = [
         ("prompt", None, &b"make it green"[..]),
         ("image", Some("a.png"), &original),
@@ -227,7 +227,7 @@ fn an_image_is_edited_by_a_model_that_edits_and_changed_by_one_that_does_not() {
     let url = again["images"][0]["url"].as_str().unwrap_or_else(|| panic!("{again}"));
     assert_eq!(pixels(&server.get(url).expect(200).body), image, "the same edit in both dialects");
 
-    // A mask that is transparent on the left: the right half stays as the autoencoder gives it back.
+    // A mask that is transparent on the left: the right half stays as the autoencoder reconstructs it.
     let mask = image::RgbaImage::from_fn(64, 64, |x, _| image::Rgba([0, 0, 0, if x < 32 { 0 } else { 255 }]));
     let mask = png(mask);
     let form = [
@@ -293,7 +293,7 @@ fn automatic1111s_dialect_changes_an_image_and_lists_what_it_ignores() {
     );
 
     for (change, status, said) in [
-        (json!({"init_images": ["http://169.254.169.254/latest"]}), 400, "fetches none"),
+        (json!({"init_images": ["http://169.254.169.254/latest"]}), 400, "does not fetch URLs"),
         (json!({"init_images": []}), 400, "must be one image"),
         (json!({"sampler_name": "Restart"}), 404, "`sampler_name`"),
         (json!({"override_settings": {"sd_model_checkpoint": "other"}}), 404, "`sd_model_checkpoint`"),
@@ -330,7 +330,7 @@ fn lora() -> Vec<u8> {
 }
 
 #[test]
-fn an_adapter_that_was_sent_is_worn_in_every_dialect() {
+fn an_uploaded_adapter_works_in_every_dialect() {
     let server = Server::start(&model("nano-flux"), &[]);
     let bytes = lora();
     let sent = server.ask("POST", "/kiln/v1/loras?name=ink", &[], &bytes).expect(201).json();
@@ -406,7 +406,7 @@ fn the_description_is_openapi_and_names_only_what_there_is() {
             let name = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}"));
             assert!(names.insert(name.to_string()), "{name} is there twice");
             assert!(operation["summary"].is_string() && operation["responses"].is_object(), "{method} {path}");
-            // What is described is there; this one stream would never end.
+            // Every described route exists; this one stream would never end.
             if path != "/kiln/v1/events" {
                 let answer = server.ask(&method.to_uppercase(), &path.replace(['{', '}'], ""), &[], b"{");
                 assert_ne!(answer.status, 405, "{method} {path}: {answer}");

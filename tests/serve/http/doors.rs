@@ -1,4 +1,4 @@
-//! Who is let in: keys, names of the machine, origins of pages, addresses to listen at.
+//! Access control: keys, host names, origins of pages, addresses to listen on.
 
 use serde_json::json;
 
@@ -40,7 +40,7 @@ fn only_who_has_a_key_gets_in_and_everyone_may_ask_whether_the_server_lives() {
         assert!(refused.header("www-authenticate").unwrap().starts_with("Basic "), "{refused}");
         assert_eq!(refused.json()["error"]["code"], "invalid_api_key");
     }
-    // In its dialect, for every path behind the door, there or not.
+    // In its dialect, for every protected path, whether it exists or not.
     for (path, pointer) in [
         ("/v1/models", "/error/code"),
         ("/v1/none", "/error/code"),
@@ -52,7 +52,7 @@ fn only_who_has_a_key_gets_in_and_everyone_may_ask_whether_the_server_lives() {
     for open in ["/healthz", "/readyz", "/openapi.json", "/metrics"] {
         server.get(open).expect(200);
     }
-    // A proxy on this machine passes on what comes from elsewhere.
+    // A proxy on this machine forwards requests from elsewhere.
     server.ask("GET", "/metrics", &["x-forwarded-for: 203.0.113.9"], &[]).expect(401);
     let metrics = String::from_utf8(server.get("/metrics").expect(200).body).unwrap();
     assert!(metrics.contains("kiln_http_refused_total{reason=\"invalid_api_key\"}"), "{metrics}");
@@ -95,7 +95,7 @@ fn a_page_of_another_site_reaches_the_server_neither_by_a_name_nor_across_origin
     assert!(asked.header("access-control-allow-headers").unwrap().contains("authorization"));
     let ask = ["origin: https://attacker.example", "access-control-request-method: POST"];
     server.ask("OPTIONS", "/kiln/v1/jobs", &ask, &[]).expect(403);
-    // What a form of another page can send without asking first.
+    // What a form of another page can send without a preflight request.
     let simple = ["origin: https://attacker.example", "content-type: text/plain"];
     server.ask("POST", "/kiln/v1/jobs", &simple, b"{\"prompt\": \"sun\"}").expect(403);
     assert_eq!(server.get("/kiln/v1/jobs").expect(200).json(), json!([]));
@@ -110,19 +110,19 @@ fn a_server_without_keys_listens_nowhere_else_and_one_that_cannot_listen_says_so
     let config = config.to_str().unwrap();
     for address in ["0.0.0.0", "::", "192.0.2.1"] {
         let said = fails(&["serve", "--config", config, "--host", address, "--port", "0"]);
-        assert!(said.contains("`--host`") && said.contains("there are no keys"), "{said}");
+        assert!(said.contains("`--host`") && said.contains("no keys are configured"), "{said}");
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let said = fails(&["serve", "--config", config, "--port", &port]);
-    assert!(said.contains("`--port`: cannot listen at 127.0.0.1"), "{said}");
+    assert!(said.contains("`--port`: cannot listen on 127.0.0.1"), "{said}");
     assert!(!folder.path().join("state").exists(), "nothing was begun");
     std::fs::write(folder.path().join("keys"), "ann short\n").unwrap();
     let keys = format!("keys='{}'", folder.path().join("keys").display());
     let said = fails(&["serve", "--config", config, "--set", &keys]);
-    assert!(said.contains("line 1: a key has at least 16 characters"), "{said}");
+    assert!(said.contains("line 1: a key must have at least 16 characters"), "{said}");
     let said = fails(&["serve", "--config", config, "--set", "origins=['*']", "--port", "0"]);
-    assert!(said.contains("`origins`: `*` is no origin"), "{said}");
+    assert!(said.contains("`origins`: `*` is not an origin"), "{said}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What nobody sends by accident: nothing enters, nothing breaks.
+//! Hostile input: nothing gets in, nothing breaks.
 
 use std::{
     io::{Read, Write},
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{base64, halves, say};
 use crate::support::server::{Answer, Server, form, model, parsed};
 
-/// A generator that gives the same numbers in every run.
+/// A random number generator with the same numbers in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -22,7 +22,7 @@ impl Dice {
         (self.0 >> 11) as usize % sides
     }
 
-    /// The bytes with a few of them changed, taken out, doubled or cut off.
+    /// The bytes with a few of them changed, removed, doubled or cut off.
     fn mutated(&mut self, bytes: &[u8]) -> Vec<u8> {
         const ODD: [&[u8]; 14] = [
             b"\"",
@@ -75,7 +75,7 @@ fn send(server: &Server, bytes: &[u8]) -> Answer {
     parsed(&answer)
 }
 
-/// A refusal, or an answer, but never a mistake of the server's own.
+/// A refusal or an answer, but never an internal error.
 #[track_caller]
 fn is_told(answer: &Answer, what: &[u8]) {
     let fine = (200..500).contains(&answer.status) || answer.status == 503;
@@ -128,7 +128,7 @@ fn broken_json_and_forms_are_refused_and_leave_the_server_as_it_was() {
     }
     say(format!("{refused} of {} were refused", 6 * rounds));
     assert!(refused > 3 * rounds);
-    // The same with broken heads.
+    // The same with broken headers.
     let head = format!(
         "POST /v1/images/edits HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: multipart/form-data; boundary=border\r\nlast-event-id: 3\r\nidempotency-key: a\r\ncontent-length: {}\r\n\r\n",
         server.address,
@@ -136,7 +136,7 @@ fn broken_json_and_forms_are_refused_and_leave_the_server_as_it_was() {
     );
     for _ in 0..rounds {
         let mut bytes = dice.mutated(head.as_bytes());
-        // A head that is not ended is waited for.
+        // The server waits for unfinished headers.
         bytes.extend_from_slice(b"\r\n\r\n");
         let stream = server.connect();
         stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();

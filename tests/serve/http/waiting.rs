@@ -1,4 +1,4 @@
-//! Callers who wait, and what becomes of their jobs when they do not wait any more.
+//! Callers who wait, and their jobs after they disconnect.
 
 use std::{io::Read, net::Shutdown, time::Instant};
 
@@ -36,7 +36,7 @@ fn a_job_that_nobody_waits_for_any_more_is_cancelled_in_every_dialect() {
         assert!(job["step"].as_u64().unwrap() < LONG as u64, "{job}");
         server.until(|| running(&server).is_none().then_some(()));
     }
-    // Who asks for a job by itself need not stay once it is accepted: before that, nobody may have read what was asked.
+    // A caller who submits a job need not stay once it is accepted; before that, the request may be unread.
     let jobs = || server.get("/kiln/v1/jobs").expect(200).json().as_array().unwrap().len();
     let (before, asked) = (jobs(), json!({"prompt": "sun", "width": 64, "height": 64, "steps": 2}));
     let stream = server.send("POST", "/kiln/v1/jobs", &[], asked.to_string().as_bytes());
@@ -168,7 +168,7 @@ fn a_server_that_is_asked_to_stop_finishes_what_runs_keeps_what_waits_and_is_gon
         (Some("stopping"), Some("30"))
     );
 
-    // What was accepted is done by the next one; what somebody waited for is not.
+    // Accepted jobs are done by the next server; those of waiting callers are not.
     let server = Server::start_in(folder, &tables, &[]);
     for id in [&first, &second] {
         assert_eq!(server.finished(id)["status"], "completed");

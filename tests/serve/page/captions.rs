@@ -53,7 +53,7 @@ fn of_two_tabs_that_edit_one_caption_no_word_is_lost() {
     let file = get(&server, "/datasets/set/images")["images"][0]["file"].as_str().unwrap().to_string();
     let text = set.join(&file).with_extension("txt");
     fs::write(&text, "start").unwrap();
-    // Each adds its words to what is there; who comes too late looks again.
+    // Each adds its words to the current text; whoever comes too late reads it again.
     std::thread::scope(|scope| {
         for tab in 0..2 {
             let (server, file) = (&server, &file);
@@ -105,7 +105,7 @@ fn a_server_that_is_killed_leaves_the_old_caption_or_the_new_one() {
 }
 
 #[test]
-fn replacing_is_looked_at_before_it_is_done() {
+fn replacing_is_previewed_before_it_is_done() {
     let folder = tempfile::tempdir().unwrap();
     let set = dataset(folder.path(), "set", 5);
     let server = serve(&[], &[&set]);

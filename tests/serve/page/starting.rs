@@ -52,7 +52,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_run_is_started_shown_stopped_and_goes_on_without_the_server() {
+fn a_run_is_started_shown_stopped_and_continues_without_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     fs::create_dir_all(here.join("configs")).unwrap();
@@ -118,8 +118,8 @@ fn what_cannot_be_started_is_refused_and_says_why() {
         (json!({"config": "little"}), 422, "memory"),
         (json!({"config": "missing"}), 422, "none"),
         (json!({"config": "elsewhere"}), 400, "run.output"),
-        (json!({"config": "../configs/little"}), 404, "not there"),
-        (json!({"config": "little", "name": "../x"}), 400, "cannot be a name"),
+        (json!({"config": "../configs/little"}), 404, "not found"),
+        (json!({"config": "little", "name": "../x"}), 400, "is not a valid name"),
         (json!({"config": "little", "toml": good}), 400, "not both"),
         (json!({}), 400, "toml"),
         (json!({"toml": "[run]\nname = 1\n"}), 400, "run"),
@@ -135,7 +135,7 @@ fn what_cannot_be_started_is_refused_and_says_why() {
     until("it has ended", || get(&server, "/configs")["started"]["is_running"] == false);
     assert_eq!(get(&server, "/runs")[0]["state"], "finished", "{}", get(&server, "/configs"));
 
-    // A server that is not told to starts nothing.
+    // By default a server starts nothing.
     let server = super::serve(&[&here.join("runs")], &[]);
     assert_eq!(get(&server, "/configs"), json!({"enabled": false, "takes_text": false, "configs": []}));
     for what in [json!({"config": "little"}), json!({"toml": good})] {

@@ -47,7 +47,7 @@ fn votes_are_blind_until_cast_and_count_once() {
             let headers: Vec<_> = answer.headers.iter().filter(|(name, _)| name != "date").cloned().collect();
             (headers, answer.body)
         });
-        // All but the pixels is the same, the length as well.
+        // Everything but the pixels is the same, including the length.
         assert_eq!(shown[0].0, shown[1].0);
         assert_eq!(shown[0].1.len(), shown[1].1.len());
         assert_ne!(shown[0].1, shown[1].1);
@@ -76,7 +76,7 @@ fn votes_are_blind_until_cast_and_count_once() {
     assert_eq!(String::from_utf8(csv.body).unwrap().lines().count(), 3);
 }
 
-/// Of all that a voter's browser gets before the vote, nothing but the pixels tells which side wears the adapter.
+/// Before the vote, only the pixels tell a voter's browser which side has the adapter.
 #[test]
 fn of_four_hundred_pairs_neither_address_nor_size_nor_headers_nor_time_tells_the_sides() {
     const PAIRS: usize = 400;
@@ -90,7 +90,7 @@ fn of_four_hundred_pairs_neither_address_nor_size_nor_headers_nor_time_tells_the
     for round in 0..PAIRS {
         let pair = draw(&server, &cookie);
         let mut shown = ["left", "right"].map(|side| (side, 0.0, Vec::new(), 0, String::new()));
-        // Either is asked for first equally often, as a browser does that asks for both.
+        // Each side is requested first equally often, like a browser that requests both.
         let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
         for at in order {
             let (side, seconds, headers, bytes, url) = &mut shown[at];
@@ -114,12 +114,12 @@ fn of_four_hundred_pairs_neither_address_nor_size_nor_headers_nor_time_tells_the
     let shares = [left, time].map(|count| count as f64 / PAIRS as f64);
     std::io::Write::write_all(&mut std::io::stdout(), format!("told by side and by time: {shares:?}\n").as_bytes())
         .unwrap();
-    // Four standard deviations of a coin.
+    // Four standard deviations of a fair coin.
     assert!(shares.iter().all(|share| (0.4..=0.6).contains(share)), "{shares:?}");
 }
 
 #[test]
-fn a_vote_that_cannot_be_meant_is_refused_by_name() {
+fn an_invalid_vote_is_refused_by_name() {
     let server = serve(&[], &[]);
     for (body, status) in [
         ("{\"pair\": \"x\", \"choice\": \"left\"}", 404),

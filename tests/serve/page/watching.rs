@@ -1,4 +1,4 @@
-//! Runs that are looked at through the server while they are written.
+//! Runs watched through the server while they are written.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! OpenAI's image API: generations, edits, and the same as streams. What kiln has beyond it goes beside OpenAI's parameters, as
-//! clients send with `extra_body`.
+//! OpenAI's image API: generations, edits, and both as streams. kiln's own parameters are sent beside OpenAI's, as clients do with
+//! `extra_body`.
 
 mod request;
 mod stream;
@@ -40,13 +40,13 @@ struct Model {
     id: String,
     /// `model`
     object: &'static str,
-    /// Always 0: nobody knows.
+    /// Always 0 (unknown).
     created: u64,
     /// `kiln`
     owned_by: &'static str,
 }
 
-/// The models
+/// List the models
 #[utoipa::path(get, path = "/v1/models", tag = "openai",
     responses((status = 200, description = "Models", body = ModelList)))]
 pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
@@ -55,37 +55,37 @@ pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
     Json(ModelList { object: "list", data })
 }
 
-/// Images that were made.
+/// Generated images.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Images {
-    /// When they were asked for, in seconds since 1970.
+    /// When they were requested, in seconds since 1970.
     created: u64,
     data: Vec<Image>,
     /// `opaque`
     background: &'static str,
     #[schema(inline)]
     output_format: images::Format,
-    /// Such as `1024x1024`.
+    /// Their size, such as `1024x1024`.
     size: String,
-    /// The job that made them.
+    /// The ID of the job that generated them.
     #[schema(value_type = String, format = "uuid")]
     job: String,
 }
 
-/// An image that was made.
+/// A generated image.
 #[derive(Serialize, ToSchema)]
 struct Image {
     /// The file in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     b64_json: Option<String>,
-    /// Where it is to be had, with the same key.
+    /// Its URL, which needs the same key.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
-    /// The seed that makes it again.
+    /// The seed that reproduces it.
     seed: u64,
 }
 
-/// Make images from a prompt
+/// Generate images from a prompt
 #[utoipa::path(post, path = "/v1/images/generations", tag = "openai", request_body = Generation,
     responses((status = 200, description = "The images; with `stream`, server-sent events `image_generation.*`", body = Images),
         (status = 400, description = "A parameter is unknown or does not fit"), (status = 404, description = "There is no such model"),
@@ -136,13 +136,13 @@ async fn images(app: &App, job: &Job, sending: &Sending, base: &str) -> Answer<I
     Ok(Images { created, data, background, output_format: format, size, job: job.id.to_string() })
 }
 
-/// As OpenAI writes it: `1024x1024`.
+/// The size as OpenAI writes it: `1024x1024`.
 fn size(job: &Job) -> String {
     let side = |side: Option<usize>| side.unwrap_or_default(); // jobs have both
     format!("{}x{}", side(job.request.width), side(job.request.height))
 }
 
-/// How this server was called: what addresses of images start with.
+/// The URL under which this server was called, the prefix of image URLs.
 fn base(headers: &HeaderMap) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let scheme = if text("x-forwarded-proto") == Some("https") { "https" } else { "http" };

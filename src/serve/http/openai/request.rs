@@ -1,4 +1,4 @@
-//! Requests in OpenAI's words.
+//! Requests in OpenAI's format.
 
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -16,38 +16,38 @@ use crate::{
     serve::job::{FileBytes, JobRequest, LoraChoice},
 };
 
-/// The most images of a request, and previews of a stream.
+/// The maximum number of images per request, and of previews per image of a stream.
 const MOST: [usize; 2] = [10, 3];
 
-/// A job, and how its images are to be sent.
+/// A job, and how to send its images.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub request: JobRequest,
     pub sending: Sending,
 }
 
-/// How images are to be sent.
+/// How to send images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sending {
     pub format: Format,
-    /// Of a JPEG.
+    /// The quality of a JPEG.
     pub quality: u8,
-    /// As addresses, not as base64.
+    /// Send URLs instead of base64.
     pub url: bool,
     pub stream: bool,
-    /// Previews of each image of a stream.
+    /// The number of previews per image of a stream.
     pub partial_images: usize,
 }
 
-/// What OpenAI's clients send, and kiln's own parameters beside it. Others are refused by name.
+/// OpenAI's parameters and kiln's own. Unknown ones are refused by name.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what is read parameter by parameter, so that a wrong one can be named")]
 pub(in super::super) struct Generation {
-    /// What to show.
+    /// The prompt.
     prompt: String,
     /// The name of a model. Default: the first.
     model: Option<String>,
-    /// How many images, from 1 to 10. Default 1.
+    /// Number of images, from 1 to 10. Default 1.
     n: Option<usize>,
     /// `auto`, or width and height in pixels such as `1024x1024`. Default: the model's native size.
     size: Option<String>,
@@ -59,31 +59,31 @@ pub(in super::super) struct Generation {
     output_compression: Option<u8>,
     /// Whether to send events instead of one answer.
     stream: Option<bool>,
-    /// Previews of each image of a stream, from 0 to 3. Default 0.
+    /// Number of previews per image of a stream, from 0 to 3. Default 0.
     partial_images: Option<usize>,
-    /// `auto` or `standard`: kiln has `steps` instead.
+    /// `auto` or `standard`; use `steps` instead.
     quality: Option<String>,
     /// `auto` or `opaque`.
     background: Option<String>,
-    /// Of no effect.
+    /// No effect.
     user: Option<String>,
-    /// kiln's: adapters, all worn at once.
+    /// kiln only: the adapters to apply, all at once.
     lora: Option<Vec<LoraChoice>>,
-    /// kiln's: the seed of the first image; the next has the next. Default: random.
+    /// kiln only: the seed of the first image; each further image uses the next seed. Default: random.
     seed: Option<u64>,
-    /// kiln's: denoising steps. Default: the model's.
+    /// kiln only: number of denoising steps. Default: the model's.
     steps: Option<usize>,
-    /// kiln's: guidance scale. Default: the model's.
+    /// kiln only: guidance scale. Default: the model's.
     guidance: Option<f64>,
-    /// kiln's: scale of classifier-free guidance with a negative prompt, where `guidance` is distilled. Default: the model's.
+    /// kiln only: scale of classifier-free guidance with a negative prompt, if `guidance` is distilled. Default: the model's.
     true_guidance: Option<f64>,
-    /// kiln's: negative prompt.
+    /// kiln only: the negative prompt.
     negative_prompt: Option<String>,
-    /// kiln's: the sampler. Default: the model's.
+    /// kiln only: the sampler. Default: the model's.
     scheduler: Option<String>,
-    /// kiln's: image guidance scale of a model that edits. Default: the model's.
+    /// kiln only: image guidance scale, for models that edit. Default: the model's.
     image_guidance: Option<f64>,
-    /// kiln's: denoising strength, where an image is changed.
+    /// kiln only: denoising strength, if an image is changed.
     strength: Option<f64>,
 }
 
@@ -93,22 +93,22 @@ pub(in super::super) struct Generation {
 pub(in super::super) struct Edit {
     #[serde(flatten)]
     generation: Generation,
-    /// PNG, JPEG or WebP. May also be called `image[]`.
+    /// The image: PNG, JPEG or WebP. May also be named `image[]`.
     #[schema(format = Binary, value_type = String)]
     image: Vec<u8>,
-    /// An image of the same size, transparent where it may change; without transparency, white there.
+    /// A mask of the same size: transparent where the image may change or, without an alpha channel, white there.
     #[schema(format = Binary, value_type = Option<String>)]
     mask: Option<Vec<u8>>,
 }
 
-/// A request for images from a prompt alone.
+/// Reads a request to generate images from a prompt.
 pub(super) fn generation(app: &App, mut fields: Fields) -> Answer<Wanted> {
     let wanted = parameters(app, &mut fields, false)?;
     fields.finish()?;
     Ok(wanted)
 }
 
-/// A request to edit an image.
+/// Reads a request to edit an image.
 pub(super) fn edit(app: &App, form: Form) -> Answer<Wanted> {
     let Form { mut fields, files } = form;
     let mut wanted = parameters(app, &mut fields, true)?;
@@ -118,11 +118,11 @@ pub(super) fn edit(app: &App, form: Form) -> Answer<Wanted> {
         let place = match name.as_str() {
             "image" | "image[]" => &mut wanted.request.image,
             "mask" => &mut wanted.request.mask,
-            _ => return Err(Failure::unknown_parameter(&Error::setting(name, "is not a file that this server knows"))),
+            _ => return Err(Failure::unknown_parameter(&Error::setting(name, "is not a known file parameter"))),
         };
         let field = name.trim_end_matches("[]");
         if place.is_some() {
-            return Err(Error::setting(field, "is there more than once").hint("send one image").into());
+            return Err(Error::setting(field, "occurs more than once").hint("send one image").into());
         }
         let bytes = match field {
             "mask" => images::mask_of_transparency(field, &bytes, most)?,
@@ -162,7 +162,7 @@ fn sending(fields: &mut Fields) -> Result<Sending> {
     let format: Format = fields.take("output_format")?.unwrap_or_default();
     let compression: Option<u8> = fields.take("output_compression")?;
     if compression.is_some_and(|quality| quality != 100) && format != Format::Jpeg {
-        let problem = format!("is not supported by {}, which kiln writes without loss", format.word());
+        let problem = format!("is not supported by {}, which kiln writes losslessly", format.word());
         return Err(Error::setting("output_compression", problem).hint("use `output_format` jpeg"));
     }
     let quality = within("output_compression", compression.unwrap_or(QUALITY).into(), 1, 100)? as u8;
@@ -174,7 +174,7 @@ fn sending(fields: &mut Fields) -> Result<Sending> {
     let stream: bool = fields.take("stream")?.unwrap_or_default();
     let partial_images = within("partial_images", fields.take("partial_images")?.unwrap_or(0), 0, MOST[1])?;
     match (stream, partial_images, url) {
-        (false, 1.., _) => Err(Error::setting("partial_images", "is of no use without `stream`")),
+        (false, 1.., _) => Err(Error::setting("partial_images", "requires `stream`")),
         (true, _, true) => Err(Error::setting("response_format", "must be `b64_json` in a stream")),
         _ => Ok(Sending { format, quality, url, stream, partial_images }),
     }
@@ -187,7 +187,7 @@ fn within(field: &str, number: usize, least: usize, most: usize) -> Result<usize
     }
 }
 
-/// The model that is asked for; where none is and an image is to be edited, the first that edits by instruction, if there is one.
+/// The requested model. Without one, an edit uses the first model that edits by instruction, if there is one.
 fn model(app: &App, name: Option<String>, edits: bool) -> Answer<Option<String>> {
     let models = app.service.models();
     let Some(name) = name else {
@@ -197,11 +197,11 @@ fn model(app: &App, name: Option<String>, edits: bool) -> Answer<Option<String>>
         return Ok(Some(name));
     }
     let known: Vec<_> = models.into_iter().map(|model| model.name).collect();
-    let error = Error::setting("model", "is not one of this server").hint(format!("use one of {}", known.join(", ")));
+    let error = Error::setting("model", "is not served here").hint(format!("use one of {}", known.join(", ")));
     Err(Failure::not_there(&error).with_code("model_not_found"))
 }
 
-/// Width and height.
+/// Parses width and height.
 fn size(text: Option<String>) -> Result<(Option<usize>, Option<usize>)> {
     let Some(text) = text.filter(|text| text != "auto") else { return Ok((None, None)) };
     let side = |side: &str| side.parse().ok().filter(|&side: &usize| side > 0);

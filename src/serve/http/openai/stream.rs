@@ -1,4 +1,4 @@
-//! Images as they become clear: OpenAI's events.
+//! Streams of previews and images as OpenAI's events.
 
 use axum::response::{Response, sse::Event as Message};
 use serde_json::{Value, json};
@@ -19,10 +19,10 @@ use crate::{
     serve::job::{Event, Job, Numbered},
 };
 
-/// Messages that may wait for a slow listener.
+/// How many messages may wait for a slow listener.
 const WAITING: usize = 8;
 
-/// The answer that sends previews and images of a job that was submitted; it is cancelled if nobody listens any more.
+/// A response that sends previews and images of a submitted job; the job is cancelled if the listener is gone.
 pub(super) fn answer(app: &App, held: Held, kind: &'static str, sending: Sending) -> Answer<Response> {
     let missing = |missing| Failure::missing("job", missing);
     let job = app.service.job(held.id, &held.owner).map_err(missing)?;
@@ -37,7 +37,7 @@ pub(super) fn answer(app: &App, held: Held, kind: &'static str, sending: Sending
     };
     tokio::spawn(async move {
         let (mut held, mut last) = (held, 0);
-        // A listener who falls behind is cut off, and listens again from where it was.
+        // A listener that falls behind is disconnected, and resumes from its last event.
         while let Ok(events) = told.app.service.events(held.id, &held.owner, last) {
             let mut events = std::pin::pin!(events);
             while let Some(Numbered { number, event, .. }) = tokio::select! {
@@ -67,16 +67,16 @@ pub(super) fn answer(app: &App, held: Held, kind: &'static str, sending: Sending
     Ok(events::answer(receiver))
 }
 
-/// What a listener is told of a job.
+/// The state of a listener to a job.
 struct Told {
     app: App,
     /// `image_generation` or `image_edit`.
     kind: &'static str,
     sending: Sending,
     job: Job,
-    /// Previews sent, of each image.
+    /// The number of previews sent, by image.
     previews: Vec<usize>,
-    /// Denoising steps of an image: fewer than were asked for where one is changed.
+    /// The denoising steps per image: fewer than requested if an image is changed.
     steps: usize,
 }
 
@@ -117,7 +117,7 @@ impl Told {
         }
     }
 
-    /// Whether a preview of an image comes at its time: they are spread evenly over its steps.
+    /// Whether a preview of an image is due: previews are spread evenly over the steps.
     fn is_due(&self, image: usize, step: usize) -> bool {
         let wanted = self.sending.partial_images;
         let sent = self.previews.get(image).copied().unwrap_or(wanted);

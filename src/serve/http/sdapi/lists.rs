@@ -1,4 +1,4 @@
-//! What there is to choose from, as AUTOMATIC1111 lists it.
+//! Lists of models, samplers and the like, as in AUTOMATIC1111.
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{
     names, session,
 };
 
-/// The models
+/// List the models
 #[utoipa::path(get, path = "/sdapi/v1/sd-models", tag = "automatic1111",
     responses((status = 200, description = "`title` and `model_name` of each", body = Vec<Object>)))]
 pub(in super::super) async fn models(State(app): State<App>) -> Json<Vec<Value>> {
@@ -16,7 +16,7 @@ pub(in super::super) async fn models(State(app): State<App>) -> Json<Vec<Value>>
     Json(app.service.models().into_iter().map(|model| entry(model.name)).collect())
 }
 
-/// The samplers of your model
+/// List the samplers of your model
 #[utoipa::path(get, path = "/sdapi/v1/samplers", tag = "automatic1111",
     responses((status = 200, description = "`name` of each", body = Vec<Object>)))]
 pub(in super::super) async fn samplers(State(app): State<App>, caller: Caller) -> Answer<Json<Vec<Value>>> {
@@ -25,7 +25,7 @@ pub(in super::super) async fn samplers(State(app): State<App>, caller: Caller) -
     Ok(Json(names.map(|name| json!({"name": name, "aliases": [], "options": {}})).collect()))
 }
 
-/// The noise levels that a sampler of your model can have in place of its own
+/// List the noise schedules that samplers of your model can use instead of their own
 #[utoipa::path(get, path = "/sdapi/v1/schedulers", tag = "automatic1111",
     responses((status = 200, description = "`name` and `label` of each", body = Vec<Object>)))]
 pub(in super::super) async fn schedulers(State(app): State<App>, caller: Caller) -> Answer<Json<Vec<Value>>> {
@@ -35,28 +35,28 @@ pub(in super::super) async fn schedulers(State(app): State<App>, caller: Caller)
     Ok(Json([("automatic", "Automatic")].into_iter().chain(karras).map(entry).collect()))
 }
 
-/// The upscalers: none
+/// List the upscalers: none
 #[utoipa::path(get, path = "/sdapi/v1/upscalers", tag = "automatic1111",
     responses((status = 200, description = "One called `None`", body = Vec<Object>)))]
 pub(in super::super) async fn upscalers() -> Json<Vec<Value>> {
     Json(vec![json!({"name": "None", "model_name": null, "model_path": null, "model_url": null, "scale": 1.0})])
 }
 
-/// The ways to upscale latents: none
+/// List the latent upscale modes: none
 #[utoipa::path(get, path = "/sdapi/v1/latent-upscale-modes", tag = "automatic1111",
     responses((status = 200, description = "An empty list", body = Vec<Object>)))]
 pub(in super::super) async fn latent_upscale_modes() -> Json<Vec<Value>> {
     Json(Vec::new())
 }
 
-/// The VAEs beside those of the models: none
+/// List the VAEs besides those of the models: none
 #[utoipa::path(get, path = "/sdapi/v1/sd-vae", tag = "automatic1111",
     responses((status = 200, description = "An empty list", body = Vec<Object>)))]
 pub(in super::super) async fn vaes() -> Json<Vec<Value>> {
     Json(Vec::new())
 }
 
-/// The adapters
+/// List the adapters
 #[utoipa::path(get, path = "/sdapi/v1/loras", tag = "automatic1111",
     responses((status = 200, description = "`name` of each", body = Vec<Object>)))]
 pub(in super::super) async fn loras(State(app): State<App>) -> Answer<Json<Vec<Value>>> {

@@ -1,7 +1,7 @@
-//! As much of AUTOMATIC1111's API as Open WebUI, SillyTavern and the like call. Its clients send dozens of parameters; those of no
-//! use here are listed in `info.ignored` of the answer.
+//! The part of AUTOMATIC1111's API that Open WebUI, SillyTavern and the like use. Its clients send dozens of parameters; those that
+//! kiln does not use are listed in `info.ignored` of the response.
 //!
-//! What is global there is the caller's own here: the model that was chosen, the progress, and which jobs `interrupt` reaches.
+//! What is global there is per caller here: the selected model, the progress, and the jobs that `interrupt` reaches.
 
 mod names;
 mod prompt;
@@ -50,20 +50,20 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(lists::loras))
 }
 
-/// Images that were made.
+/// Generated images.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AutomaticImages)]
 pub(super) struct Images {
     /// PNG files in base64; none with `send_images` false.
     images: Vec<String>,
-    /// What was used of the request.
+    /// The parameters that were used.
     #[schema(value_type = Object)]
     parameters: Value,
-    /// JSON as text: prompts, seeds, size, and as `ignored` the parameters that were of no use.
+    /// JSON as text: prompts, seeds, size, and as `ignored` the parameters that were not used.
     info: String,
 }
 
-/// Make images from a prompt, in which `<lora:NAME:SCALE>` puts on adapters
+/// Generate images from a prompt, in which `<lora:NAME:SCALE>` applies adapters
 #[utoipa::path(post, path = "/sdapi/v1/txt2img", tag = "automatic1111", request_body = FromText,
     responses((status = 200, description = "The images", body = Images), (status = 400, description = "A parameter does not fit"),
         (status = 429, description = "The queue is full")))]
@@ -97,7 +97,7 @@ async fn make(app: &App, caller: &Caller, wanted: Wanted) -> Answer<Json<Images>
     Ok(Json(Images { images, info: info(&job, &parameters, &ignored).to_string(), parameters }))
 }
 
-/// What a job was, in this dialect's words.
+/// The parameters of a job in this dialect.
 fn parameters(job: &Job) -> Value {
     let request = &job.request;
     json!({
@@ -108,7 +108,7 @@ fn parameters(job: &Job) -> Value {
     })
 }
 
-/// The same as its clients read it back.
+/// The `info` of a response.
 fn info(job: &Job, parameters: &Value, ignored: &[String]) -> Value {
     let mut info = parameters.clone();
     let repeated = |value: &Value| vec![value.clone(); job.images.len()];
@@ -123,7 +123,7 @@ fn info(job: &Job, parameters: &Value, ignored: &[String]) -> Value {
     info
 }
 
-/// The lines that other programs of this family write into their files.
+/// The generation parameters as text, as AUTOMATIC1111 writes them into PNG files.
 fn text(job: &Job, seed: u64) -> String {
     let request = &job.request;
     let number = |number: Option<usize>| number.map_or(String::new(), |number| number.to_string());
@@ -140,7 +140,7 @@ fn text(job: &Job, seed: u64) -> String {
     )
 }
 
-/// Whom a session is kept for.
+/// The key of a caller's session.
 fn session_of(caller: &Caller) -> (String, IpAddr) {
     (caller.owner.clone(), caller.address)
 }

@@ -1,8 +1,8 @@
-//! What AUTOMATIC1111 calls samplers.
+//! AUTOMATIC1111's names of samplers.
 
 use crate::schedulers::SchedulerName::{self, *};
 
-/// Its names, the usual one of each sampler first.
+/// The names, the usual one of each sampler first.
 const SAMPLERS: [(&str, SchedulerName); 12] = [
     ("Euler", Euler),
     ("Euler a", EulerAncestral),
@@ -18,30 +18,30 @@ const SAMPLERS: [(&str, SchedulerName); 12] = [
     ("PNDM", Pndm),
 ];
 
-/// The sampler of FLUX.1, which has no choice, and of a model's own schedule.
+/// The name of FLUX.1's only sampler, and of a model's default.
 const OWN: &str = "Euler";
 
-/// What a sampler is called; kiln's own name of it is known as well.
+/// The name of a sampler.
 pub(super) fn sampler(scheduler: Option<SchedulerName>) -> &'static str {
     let named = SAMPLERS.iter().find(|(_, own)| Some(*own) == scheduler);
     named.map_or(OWN, |(name, _)| name)
 }
 
-/// The sampler of a name, in capitals or not.
+/// The sampler with a name, AUTOMATIC1111's or kiln's own, ignoring case.
 pub(super) fn named(name: &str) -> Option<SchedulerName> {
     let wanted = |(known, _): &&(&str, SchedulerName)| known.eq_ignore_ascii_case(name);
     let own = || serde_json::from_value(name.to_ascii_lowercase().into()).ok();
     SAMPLERS.iter().find(wanted).map(|(_, scheduler)| *scheduler).or_else(own)
 }
 
-/// The names of a model's samplers, from kiln's own.
+/// The names of a model's samplers, given kiln's own names.
 pub(super) fn of_model(schedulers: &[String]) -> Vec<&'static str> {
     let names = schedulers.iter().filter_map(|name| named(name)).map(|name| sampler(Some(name)));
     let names: Vec<_> = names.collect();
     if names.is_empty() { vec![OWN] } else { names }
 }
 
-/// A sampler with the noise levels of this name in place of its own; `None` where there is no such pair.
+/// A sampler with the noise schedule of this name instead of its own; `None` if there is no such pair.
 pub(super) fn with_levels(scheduler: Option<SchedulerName>, levels: &str) -> Option<Option<SchedulerName>> {
     match (levels.to_ascii_lowercase().as_str(), scheduler) {
         ("" | "automatic", own) => Some(own),

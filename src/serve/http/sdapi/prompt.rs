@@ -1,14 +1,14 @@
-//! Prompts in which adapters are named: `a lighthouse <lora:ink:0.8>`.
+//! Prompts that name adapters: `a lighthouse <lora:ink:0.8>`.
 
 use crate::{
     error::{Error, Result},
     serve::job::LoraChoice,
 };
 
-/// The prompt without its tags, and the adapters that they name.
+/// Splits a prompt into its text without tags, and the adapters that these name.
 ///
 /// # Errors
-/// A scale is no number.
+/// A scale is not a number.
 pub(super) fn split(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
     const START: &str = "<lora:";
     let (mut text, mut loras, mut rest) = (String::new(), Vec::new(), prompt);
@@ -21,12 +21,12 @@ pub(super) fn split(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
     text.push_str(rest);
     match loras.is_empty() {
         true => Ok((text, loras)),
-        // What stood about the tags leaves single blanks.
+        // Collapses the spaces around the removed tags.
         false => Ok((text.split_whitespace().collect::<Vec<_>>().join(" "), loras)),
     }
 }
 
-/// `NAME` or `NAME:SCALE`; a second scale, for the text encoder alone, is none that kiln can do.
+/// Parses `NAME` or `NAME:SCALE`; a second scale, for the text encoder alone, is not supported.
 fn choice(tag: &str) -> Result<LoraChoice> {
     let mut parts = tag.split(':');
     let name = parts.next().unwrap_or_default().trim().to_string();
@@ -36,10 +36,8 @@ fn choice(tag: &str) -> Result<LoraChoice> {
     };
     match (scale, parts.next()) {
         (Some(scale), None) => Ok(LoraChoice { name, scale }),
-        _ => {
-            Err(Error::setting("prompt", "names an adapter with a scale that is no number")
-                .hint("write `<lora:NAME:0.8>`"))
-        }
+        _ => Err(Error::setting("prompt", "names an adapter with a scale that is not a number")
+            .hint("write `<lora:NAME:0.8>`")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Requests in AUTOMATIC1111's words.
+//! Requests in AUTOMATIC1111's format.
 
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -21,49 +21,49 @@ use crate::{
     },
 };
 
-/// A job, and what else its caller is told.
+/// A job, and what goes into its response.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub request: JobRequest,
-    /// Whether images are to be in the answer.
+    /// Whether to include images in the response.
     pub sends: bool,
-    /// The names of parameters that were of no use.
+    /// The names of parameters that were not used.
     pub ignored: Vec<String>,
 }
 
-/// What is used of a request. Others are listed in `info.ignored` unless they ask for nothing.
+/// The parameters that kiln uses. Others are listed in `info.ignored` unless they have no effect.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what is read parameter by parameter, so that a wrong one can be named")]
 pub(in super::super) struct FromText {
-    /// What to show; `<lora:NAME:SCALE>` puts on an adapter.
+    /// The prompt; `<lora:NAME:SCALE>` applies an adapter.
     prompt: Option<String>,
     negative_prompt: Option<String>,
-    /// -1 for a random one, which is the default.
+    /// The seed; -1 (default) for a random one.
     seed: Option<i64>,
-    /// Default: the model's.
+    /// Number of denoising steps. Default: the model's.
     steps: Option<usize>,
-    /// Guidance scale; of FLUX.1 the distilled one, unless `distilled_cfg_scale` is there. Default: the model's.
+    /// Guidance scale; for FLUX.1 the distilled one, unless `distilled_cfg_scale` is given. Default: the model's.
     cfg_scale: Option<f64>,
-    /// Guidance scale of FLUX.1; `cfg_scale` is then that against the negative prompt, and 1 is none.
+    /// Distilled guidance scale of FLUX.1; `cfg_scale` is then the scale for the negative prompt, where 1 turns it off.
     distilled_cfg_scale: Option<f64>,
-    /// Default: the model's.
+    /// Width in pixels. Default: the model's.
     width: Option<usize>,
-    /// Default: the model's.
+    /// Height in pixels. Default: the model's.
     height: Option<usize>,
-    /// Images, together with `n_iter` at most 10. Default 1.
+    /// Images per iteration; times `n_iter` at most 10. Default 1.
     batch_size: Option<usize>,
-    /// Default 1.
+    /// Number of iterations. Default 1.
     n_iter: Option<usize>,
-    /// Default: the model's.
+    /// The sampler. Default: the model's.
     sampler_name: Option<String>,
     /// The old name of `sampler_name`.
     sampler_index: Option<String>,
     /// `Automatic`, or `Karras` with the sampler `DPM++ 2M`.
     scheduler: Option<String>,
-    /// `sd_model_checkpoint`: the model of this request.
+    /// Settings for this request; kiln uses `sd_model_checkpoint`, the model.
     #[schema(value_type = Option<Object>)]
     override_settings: Option<Value>,
-    /// Whether images are to be in the answer. Default true.
+    /// Whether to include images in the response. Default true.
     send_images: Option<bool>,
 }
 
@@ -73,25 +73,25 @@ pub(in super::super) struct FromText {
 pub(in super::super) struct FromImage {
     #[serde(flatten)]
     text: FromText,
-    /// One image in base64, or as a data URL. Addresses are never fetched.
+    /// One image in base64, or as a data URL. Other URLs are never fetched.
     init_images: Vec<String>,
-    /// The share of the steps to run. Default 0.75.
+    /// Denoising strength: the share of the steps to run. Default 0.75.
     denoising_strength: Option<f64>,
-    /// Where to change the image: white in an image in base64.
+    /// The mask in base64: the image changes where it is white.
     mask: Option<String>,
-    /// 1 exchanges black and white of the mask.
+    /// 1 swaps black and white in the mask.
     inpainting_mask_invert: Option<u8>,
-    /// Image guidance scale of a model that edits.
+    /// Image guidance scale, for models that edit.
     image_cfg_scale: Option<f64>,
 }
 
-/// Images from a prompt alone.
+/// Reads a request to generate images from a prompt.
 pub(super) fn from_text(app: &App, caller: &Caller, mut fields: Fields) -> Answer<Wanted> {
     let (wanted, _) = common(app, caller, &mut fields)?;
     Ok(with_rest(wanted, fields))
 }
 
-/// An image to change.
+/// Reads a request to change an image.
 pub(super) fn from_image(app: &App, caller: &Caller, mut fields: Fields) -> Answer<Wanted> {
     let (mut wanted, model) = common(app, caller, &mut fields)?;
     let originals: Vec<String> = fields.take("init_images")?.unwrap_or_default();
@@ -125,7 +125,7 @@ fn with_rest(mut wanted: Wanted, fields: Fields) -> Wanted {
 fn common(app: &App, caller: &Caller, fields: &mut Fields) -> Answer<(Wanted, ModelInfo)> {
     let (text, loras) = prompt::split(&fields.take::<String>("prompt")?.unwrap_or_default())?;
     let mut ignored = Vec::new();
-    // Which `progress` shows.
+    // `progress` shows previews.
     let mut request = JobRequest { loras, previews: true, ..JobRequest::new(text) };
     let model = model(app, caller, fields, &mut ignored)?;
     request.model = Some(model.name.clone());
@@ -142,7 +142,7 @@ fn common(app: &App, caller: &Caller, fields: &mut Fields) -> Answer<(Wanted, Mo
     Ok((Wanted { request, sends, ignored }, model))
 }
 
-/// The model that `override_settings` names, or that was chosen as an option, or the default one.
+/// The model in `override_settings`, or the one chosen as an option, or the default one.
 fn model(app: &App, caller: &Caller, fields: &mut Fields, ignored: &mut Vec<String>) -> Answer<ModelInfo> {
     const KEY: &str = "sd_model_checkpoint";
     let mut settings: Map<String, Value> = fields.take("override_settings")?.unwrap_or_default();
@@ -150,7 +150,7 @@ fn model(app: &App, caller: &Caller, fields: &mut Fields, ignored: &mut Vec<Stri
     ignored.extend(settings.keys().map(|name| format!("override_settings.{name}")));
     match named {
         None => session::model(app, caller),
-        Some(name) => session::find(app, &name).ok_or_else(|| Failure::not_found(KEY, "is not a model of this server")),
+        Some(name) => session::find(app, &name).ok_or_else(|| Failure::not_found(KEY, "is not served here")),
     }
 }
 
@@ -164,7 +164,7 @@ fn guidance(fields: &mut Fields, request: &mut JobRequest, model: &ModelInfo) ->
                 request.true_guidance = scale;
                 request.negative_prompt.get_or_insert_default();
             } else {
-                request.negative_prompt = None; // a scale of 1 leaves it without effect
+                request.negative_prompt = None; // it has no effect at a scale of 1
             }
         }
         _ => request.guidance = scale,
@@ -177,11 +177,11 @@ fn sampler(fields: &mut Fields, request: &mut JobRequest, model: &ModelInfo, ign
     let name = name.or(old).filter(|name| !name.is_empty());
     let levels = fields.take::<String>("scheduler")?.unwrap_or_default();
     let known = match name.as_deref().map(names::named) {
-        Some(None) => return Err(Failure::not_found("sampler_name", "is not a sampler that this server knows")),
+        Some(None) => return Err(Failure::not_found("sampler_name", "is not a known sampler")),
         known => known.flatten(),
     };
     if model.schedulers.is_empty() {
-        // Its own is Euler's method, and has its own noise levels.
+        // The model has a fixed sampler, Euler's method with its own noise schedule.
         let other = name.as_deref().is_some_and(|_| names::sampler(known) != names::sampler(None));
         ignored.extend(other.then(|| "sampler_name".into()));
         ignored.extend((names::with_levels(None, &levels) != Some(None)).then(|| "scheduler".into()));

@@ -1,5 +1,5 @@
-//! What AUTOMATIC1111 keeps for everyone, kept for each caller: the chosen model and the jobs that are waited for. A caller is a key
-//! and the address that it asks from.
+//! State that is global in AUTOMATIC1111, kept per caller: the selected model and the jobs in progress. A caller is a key together
+//! with an address.
 
 use std::{
     collections::BTreeMap,
@@ -32,10 +32,10 @@ use crate::serve::{
     record::now,
 };
 
-/// The most callers whose model is kept; then the first in order is forgotten.
+/// The maximum number of callers whose model is kept; beyond that, the first in order is forgotten.
 const CALLERS: usize = 10_000;
 
-/// What is kept for all callers.
+/// The state of all callers.
 #[derive(Debug, Default)]
 pub(in super::super) struct Automatic {
     chosen: BTreeMap<(String, IpAddr), String>,
@@ -46,7 +46,7 @@ fn automatic(app: &App) -> MutexGuard<'_, Automatic> {
     app.automatic.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A job that its caller waits for: progress shows it and interrupt reaches it, as long as this lives.
+/// A job with a waiting caller: `progress` shows it and `interrupt` reaches it, as long as this lives.
 pub(super) struct Shown {
     app: App,
     id: JobId,
@@ -71,7 +71,7 @@ fn shown(app: &App, caller: &Caller) -> Vec<JobId> {
     automatic(app).shown.iter().filter(|(own, _)| *own == session).map(|(_, id)| *id).collect()
 }
 
-/// The model of this name.
+/// The model with this name.
 pub(super) fn find(app: &App, name: &str) -> Option<ModelInfo> {
     app.service.models().into_iter().find(|model| model.name == name)
 }
@@ -79,24 +79,24 @@ pub(super) fn find(app: &App, name: &str) -> Option<ModelInfo> {
 /// The model that a caller chose, or the default one.
 ///
 /// # Errors
-/// There is none, which cannot be.
+/// There is no model; a running server always has one.
 pub(super) fn model(app: &App, caller: &Caller) -> Answer<ModelInfo> {
     let chosen = automatic(app).chosen.get(&session_of(caller)).cloned();
     let chosen = chosen.and_then(|name| find(app, &name));
     let model = chosen.or_else(|| app.service.models().into_iter().next());
-    model.ok_or_else(|| Failure::not_found("sd_model_checkpoint", "is not a model of this server"))
+    model.ok_or_else(|| Failure::not_found("sd_model_checkpoint", "is not served here"))
 }
 
-/// Cancel the jobs that you wait for in this dialect, and nobody else's
+/// Cancel your own jobs in progress in this dialect
 #[utoipa::path(post, path = "/sdapi/v1/interrupt", tag = "automatic1111",
-    responses((status = 200, description = "They are cancelled, or will be within one step", body = Object)))]
+    responses((status = 200, description = "Cancelled, or will be within one step", body = Object)))]
 pub(in super::super) async fn interrupt(State(app): State<App>, caller: Caller) -> Answer<Json<Value>> {
-    // One may have ended meanwhile, which is as good.
+    // One may have ended in the meantime, which is fine.
     let cancel = move || shown(&app, &caller).into_iter().for_each(|id| drop(app.service.cancel(id, &caller.owner)));
     blocking(cancel).await.map(|()| Json(json!({})))
 }
 
-/// What is wanted of the progress.
+/// Options of the progress.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(in super::super) struct Shows {
@@ -105,38 +105,38 @@ pub(in super::super) struct Shows {
     skip_current_image: bool,
 }
 
-/// How far the jobs are that you wait for in this dialect.
+/// The progress of your jobs in this dialect.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AutomaticProgress)]
 pub(in super::super) struct Progress {
-    /// From 0 to 1 for the job that runs; 0 where none does.
+    /// Progress of the running job, from 0 to 1; 0 if none is running.
     progress: f64,
-    /// Seconds that are left, about; 0 where nothing runs.
+    /// Estimated remaining time in seconds; 0 if nothing is running.
     eta_relative: f64,
     state: State1111,
-    /// A small PNG in base64 of what an image of the running job will look like, once there is one.
+    /// The latest preview of the running job, a small PNG in base64.
     current_image: Option<String>,
     textinfo: Option<String>,
 }
 
-/// The rest of it.
+/// Further details of the progress.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AutomaticState)]
 struct State1111 {
     skipped: bool,
     interrupted: bool,
-    /// The name of the job.
+    /// The ID of the job.
     job: String,
-    /// Jobs that are not done.
+    /// The number of unfinished jobs.
     job_count: usize,
     job_no: usize,
     sampling_step: usize,
     sampling_steps: usize,
 }
 
-/// How far the jobs are that you wait for in this dialect
+/// Get the progress of your jobs in this dialect
 #[utoipa::path(get, path = "/sdapi/v1/progress", tag = "automatic1111", params(Shows),
-    responses((status = 200, description = "How far they are", body = Progress)))]
+    responses((status = 200, description = "The progress", body = Progress)))]
 pub(in super::super) async fn progress(
     State(app): State<App>,
     caller: Caller,
@@ -164,17 +164,17 @@ pub(in super::super) async fn progress(
     Json(Progress { progress, eta_relative, state, current_image, textinfo: None })
 }
 
-/// Your options: the model
+/// Get your options: the model
 #[utoipa::path(get, path = "/sdapi/v1/options", tag = "automatic1111",
-    responses((status = 200, description = "`sd_model_checkpoint`, the name of the model, and what never changes", body = Object)))]
+    responses((status = 200, description = "`sd_model_checkpoint`, the name of the model, and fixed options", body = Object)))]
 pub(in super::super) async fn options(State(app): State<App>, caller: Caller) -> Answer<Json<Value>> {
     let model = model(&app, &caller)?;
     Ok(Json(json!({"sd_model_checkpoint": model.name, "samples_format": "png", "sd_vae": "Automatic"})))
 }
 
-/// Choose your model as `sd_model_checkpoint`; other options are ignored, and listed in the answer
+/// Select your model as `sd_model_checkpoint`; other options are ignored, and listed in the response
 #[utoipa::path(post, path = "/sdapi/v1/options", tag = "automatic1111", request_body(content = Object),
-    responses((status = 200, description = "`ignored`: the options that are of no use", body = Object),
+    responses((status = 200, description = "`ignored`: the options that were not used", body = Object),
         (status = 404, description = "There is no such model")))]
 pub(in super::super) async fn set_options(
     State(app): State<App>,
@@ -184,14 +184,14 @@ pub(in super::super) async fn set_options(
     const KEY: &str = "sd_model_checkpoint";
     let mut fields = Fields::from_json(&body::read(&app, asked, app.limits.body_bytes.0).await?)?.leniently();
     if let Some(name) = fields.take::<String>(KEY)? {
-        let model = find(&app, &name).ok_or_else(|| Failure::not_found(KEY, "is not a model of this server"))?;
+        let model = find(&app, &name).ok_or_else(|| Failure::not_found(KEY, "is not served here"))?;
         let mut automatic = automatic(&app);
         if automatic.chosen.len() >= CALLERS {
             automatic.chosen.pop_first();
         }
         automatic.chosen.insert(session_of(&caller), model.name);
     }
-    // Clients send back all options that they were given.
+    // Clients send back all options that they received.
     for own in ["samples_format", "sd_vae"] {
         fields.take::<Value>(own)?;
     }
