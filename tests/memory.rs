@@ -1,4 +1,4 @@
-//! What a stage took, it gives back. One test, so that nothing else allocates in this process meanwhile.
+//! Stages release their memory. A single test, so that nothing else allocates in this process at the same time.
 #![cfg(target_os = "linux")]
 
 mod support;

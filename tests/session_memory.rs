@@ -1,4 +1,4 @@
-//! What a session leaves in memory. One test, so that nothing else allocates in this process meanwhile.
+//! Sessions leave nothing in memory. A single test, so that nothing else allocates in this process at the same time.
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -53,7 +53,7 @@ fn back_at(level: f64, what: &str) {
     }
 }
 
-/// An adapter for the model of this class that makes numbers which are not finite.
+/// An adapter for the model of this class that produces values which are not finite.
 fn broken(class: &str) -> Lora {
     let (model, device, dtype) = (&goldens(class)[0].model, Device::flex(), burn::tensor::FloatDType::F32);
     let layers = match class {
@@ -78,7 +78,7 @@ fn memory_is_back_at_its_level_after_success_error_cancelling_and_unloading() {
             let made = session.make(&images(seed, side), &mut |_| ControlFlow::Continue(()));
             made.unwrap().finished().expect("nobody cancelled it")
         };
-        // A session before it, for what a process makes once: also the threads' own room for large products.
+        // A session before it, for one-time allocations, such as the threads' buffers for large products.
         let mut session = open();
         [64, 512, 64].into_iter().for_each(|side| drop(generate(&mut session, 0, side)));
         drop(session);
@@ -93,7 +93,7 @@ fn memory_is_back_at_its_level_after_success_error_cancelling_and_unloading() {
         }
         back_at(level, &format!("{class}: after 100 images"));
 
-        // Large ones, and several times: what one of them left behind would add up.
+        // Large ones, several times, so that leaks add up.
         const TIMES: usize = 5;
         (0..TIMES).for_each(|_| drop(generate(&mut session, 0, 512)));
         back_at(level, &format!("{class}: after success"));
@@ -125,7 +125,7 @@ fn memory_is_back_at_its_level_after_success_error_cancelling_and_unloading() {
         session.release().unwrap();
         drop(session);
         memory::release(&device);
-        // Embeddings and code that was paged in stay; the weights are a few MiB themselves.
+        // Embeddings and paged-in code stay; the weights themselves are a few MiB.
         back_at(unloaded + 2.0 * SLACK, &format!("{class}: after unloading"));
     }
 }

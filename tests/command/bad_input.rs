@@ -1,4 +1,4 @@
-//! Files and settings that cannot be used: one clear error each, that names what it is about and, mostly, the next move.
+//! Files and settings that cannot be used: one clear error each, which names its subject and, usually, the next step.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
     workshop
 });
 
-/// Errors under their names, in the order in which they were come across: what a person reads, as a whole.
+/// Errors with their names, in the order in which they occurred, as a user reads them.
 #[derive(Default)]
 struct Errors(String);
 
@@ -35,7 +35,7 @@ impl Errors {
     }
 }
 
-/// Says `kiln train` with these settings; it must fail, name all of `parts`, and leave no run folder behind.
+/// Runs `kiln train` with these settings; it must fail, name all of `parts`, and leave no run folder behind.
 #[track_caller]
 fn train_fails(errors: &mut Errors, name: &str, settings: &[&str], parts: &[&str]) {
     let said = fails(&with_overrides("train", &overrides(&WORKSHOP, name, settings)));
@@ -54,7 +54,7 @@ fn model(name: &str, change: impl Fn(&Path)) -> PathBuf {
     folder
 }
 
-/// `--prompt p` to a model: the least that needs all of it.
+/// `--prompt p` for a model: the smallest command that needs all of it.
 fn generate<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let size = ["--width", "32", "--height", "32", "--steps", "1", "--latents", "never.safetensors"];
     [&["generate", "--model", model, "--prompt", "p"], &size[..], more].concat()
@@ -130,7 +130,7 @@ fn weights_that_do_not_fit_their_config_are_listed_together() {
 }
 
 #[test]
-fn broken_pictures_and_captions_are_listed_together_before_any_work() {
+fn broken_images_and_captions_are_listed_together_before_any_work() {
     let data = WORKSHOP.join("bad-data");
     copy("tests/fixtures/pictures", &data);
     truncate(data.join("apple.png"));
@@ -224,7 +224,7 @@ fn lora_files_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn what_is_no_run_cannot_be_validated_exported_or_continued() {
+fn what_is_not_a_run_cannot_be_validated_exported_or_resumed() {
     let folder = WORKSHOP.join("no-run");
     std::fs::create_dir_all(folder.join("step-000001")).unwrap(); // without a state: never complete
     let mut errors = Errors::default();
@@ -247,7 +247,7 @@ fn what_is_no_run_cannot_be_validated_exported_or_continued() {
 }
 
 #[test]
-fn without_held_out_pictures_there_is_nothing_to_validate() {
+fn without_held_out_images_there_is_nothing_to_validate() {
     let run = train(&WORKSHOP, "all-trained", &["data.validation_split=0", "training.max_steps=1"]);
     let said = fails(&["validate", run.to_str().unwrap()]);
     assert!(said.contains("`data.validation_split`") && said.contains("\nhint: "), "{said}");

@@ -1,4 +1,4 @@
-//! `kiln bench`, as a person runs it: every case, a peer in turns, and what it says of what it cannot do.
+//! `kiln bench`, as a user runs it: every case, a peer in alternation, and errors for what it cannot do.
 
 use std::{path::Path, process::Output};
 
@@ -18,7 +18,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The least models with every kind of layer.
+/// The smallest models with every kind of layer.
 const TINY: [&str; 9] = ["--small", "--model", "all", "--layers", "1,1", "--size", "64", "--batch", "1"];
 
 #[test]
@@ -26,7 +26,7 @@ const TINY: [&str; 9] = ["--small", "--model", "all", "--layers", "1,1", "--size
 fn every_case_is_measured_beside_a_peer() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
-    // Answers what it was asked for; of text encoders it knows nothing.
+    // Answers requests, but does not support text encoders.
     let peer = at("peer.sh");
     let answer = r#"{"variants": [{"name": "eager", "seconds": [2.0, 1.0, 3.0], "host_peak_bytes": 1048576, "more": 1},
         {"name": "compiled", "error": "no compiler"}], "versions": {"torch": "9.9"}}"#;
@@ -73,7 +73,7 @@ fn every_case_is_measured_beside_a_peer() {
     assert!(of("flux", "attention".into()) && of("flux", "all".into()) && of("unet", "attention".into()));
     assert!(of("unet", Value::Null), "a UNet is trained whole, too");
 
-    // The peer was asked for each case as it stands in the report.
+    // The peer was asked for each case as it appears in the report.
     let asked = std::fs::read_to_string(at("asked")).unwrap();
     let asked: Vec<Value> = asked.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let cases: Vec<_> = rows.iter().map(|row| row["case"].clone()).collect();
@@ -97,7 +97,7 @@ fn every_case_is_measured_beside_a_peer() {
 
 #[test]
 #[cfg(unix)]
-fn a_peer_that_ends_is_said_once_and_kiln_goes_on() {
+fn a_peer_that_ends_is_reported_once_and_kiln_continues() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("a.json");
     let files = ["--only", "clip,gelu_tanh,copy", "--repeats", "1", "--json", json.to_str().unwrap(), "--peer", "true"];

@@ -27,7 +27,7 @@ fn refused(arguments: &[impl AsRef<str>], option: &str) {
 }
 
 #[test]
-fn numbers_of_the_command_line_beyond_all_bounds_are_refused_at_once() {
+fn numbers_on_the_command_line_beyond_all_bounds_are_refused_at_once() {
     let output = WORKSHOP.join("never");
     let output = output.to_str().unwrap();
     for model in [MODEL, "tests/fixtures/tiny-sd"] {
@@ -65,7 +65,7 @@ fn numbers_of_the_command_line_beyond_all_bounds_are_refused_at_once() {
 }
 
 #[test]
-fn numbers_of_a_configuration_beyond_all_bounds_are_refused_at_once() {
+fn numbers_in_a_configuration_beyond_all_bounds_are_refused_at_once() {
     for key in [
         "training.max_steps",
         "training.gradient_accumulation",
@@ -101,7 +101,7 @@ fn changed(model: &str, name: &str, file: &str, change: impl FnOnce(&mut Value))
     folder
 }
 
-/// The least that needs all of a model.
+/// The smallest command that needs all of a model.
 fn generate(model: &Path) -> Vec<String> {
     let arguments =
         ["generate", "--model", model.to_str().unwrap(), "--prompt", "x y", "--width", "32", "--height", "32"];
@@ -165,8 +165,8 @@ fn a_tokenizer_with_ids_or_parts_that_cannot_be_is_named() {
 }
 
 #[test]
-fn many_pictures_take_no_more_memory_than_a_batch() {
-    // A hundred pictures of 256² at once would take several times the limit.
+fn many_images_take_no_more_memory_than_a_batch() {
+    // A hundred images of 256² at once would take several times the limit.
     let output = WORKSHOP.join("many.safetensors");
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd");
     let line = format!(

@@ -110,17 +110,17 @@ fn damaged(bytes: &[u8], draws: &mut Draws) -> Vec<u8> {
     bytes
 }
 
-/// A safetensors file whose header is damaged as text, and its length told right.
+/// A safetensors file whose header is damaged as text, with the correct length.
 fn damaged_header(bytes: &[u8], draws: &mut Draws) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = damaged(&bytes[8..8 + length], draws);
     [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat()
 }
 
-/// Damages the file `name` below `folder` `rounds` times, and hands each to `read`.
+/// Damages the file `name` in `folder` `rounds` times, and passes each version to `read`.
 pub fn fuzz(rounds: u64, folder: &Path, name: &str, read: impl Fn(&Path)) {
     let rounds = rounds * std::env::var("KILN_FUZZ").map_or(1, |times| times.parse::<u64>().unwrap());
-    // What the readers catch themselves is not told, as in the program.
+    // Panics that the readers catch themselves are not reported, as in the program.
     static QUIET: std::sync::Once = std::sync::Once::new();
     QUIET.call_once(|| {
         let usual = std::panic::take_hook();
@@ -295,7 +295,7 @@ fn images() {
     }
 }
 
-/// Prepares a folder with encoders that do next to nothing.
+/// Prepares a folder with trivial encoders.
 fn prepared(folder: &Path, kind: DatasetKind) {
     let config =
         DataConfig { path: folder.into(), resolution: 64, cache: Some(folder.join(".cache")), ..Default::default() };
@@ -332,7 +332,7 @@ fn metadata() {
         fuzz(300, &folder, file, |_| prepared(&folder, DatasetKind::Captions));
         fs::remove_file(folder.join(file)).unwrap();
     }
-    // Texts beside images, and the index of what is encoded already.
+    // Texts beside images, and the index of what is already encoded.
     fs::write(folder.join("a.txt"), "a cat, \u{e9}\r\n on a mat").unwrap();
     fs::write(folder.join("b.txt"), b"\xff\xfea\0 \0b\0").unwrap();
     ["a.txt", "b.txt"].iter().for_each(|file| fuzz(100, &folder, file, |_| prepared(&folder, DatasetKind::Captions)));

@@ -1,4 +1,4 @@
-//! A short fuzz of what kiln itself writes and reads again: runs with their checkpoints, the server's configuration, journal and
+//! A short fuzz of files that kiln itself writes and reads: runs with their checkpoints, the server's configuration, journal and
 //! votes.
 
 use std::{fs, path::Path};

@@ -1,4 +1,4 @@
-//! The program as a person meets it, and what people and damaged disks put in: one clear error, nothing read past in silence.
+//! The program as a user meets it, and bad input from people and damaged disks: one clear error, nothing silently skipped.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Paths and variables mean what people mean, and results that cannot be written are known before the work.
+//! Paths and variables mean what users expect, and results that cannot be written are detected before the work.
 
 use std::{
     fs,
@@ -171,7 +171,7 @@ fn results_that_cannot_be_written_are_known_before_the_work() {
         let mut arguments = training(&data, WORKSHOP.join("never").to_str().unwrap());
         arguments.extend(["--set".to_string(), settings[0].clone()]);
         if settings[1].is_empty() {
-            // Something to encode, so that the order shows.
+            // Something to encode, so that the order is visible.
             arguments.extend(["--set".to_string(), format!("data.cache='{}'", WORKSHOP.join("new-cache").display())]);
         }
         let output = run_in(here(), &[], &arguments);
@@ -224,7 +224,7 @@ fn a_run_knows_where_it_was_started() {
     assert!(Path::new(run).join("step-000002").is_dir());
     let left: Vec<_> = fs::read_dir(&elsewhere).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["lora.safetensors"], "nothing but the export is left there");
-    // What the file says about itself holds no path of this machine.
+    // The file's metadata has no path of this machine.
     let file = kiln::weights::TensorFile::open(&lora).unwrap();
     let project = project.to_str().unwrap();
     assert!(file.metadata().values().all(|value| !value.contains(project)), "{:?}", file.metadata());
@@ -269,7 +269,7 @@ fn a_name_that_is_no_text_is_named_as_far_as_it_can_be() {
     let settings = overrides(&WORKSHOP, "any", &settings.each_ref().map(String::as_str));
     let said = fails(&with_overrides("prepare", &settings));
     assert!(said.contains("x\u{fffd}.png: its name is not UTF-8: rename it"), "{said}");
-    // Where nothing has to be named in a file, such a name is as good as any.
+    // Where no file has to name it, such a name works like any other.
     let output = WORKSHOP.join("odd-results");
     let arguments =
         ["batch", data.to_str().unwrap(), "--model", MODEL, "--prompt", "x", "--steps", "1", "--strength", "1"];

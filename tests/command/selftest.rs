@@ -1,4 +1,4 @@
-//! `kiln selftest`, as a person runs it.
+//! `kiln selftest`, as a user runs it.
 
 use std::{
     collections::BTreeMap,
@@ -60,7 +60,7 @@ fn the_cpu_computes_what_diffusers_computes() {
 }
 
 #[test]
-fn what_differs_fails_by_name_and_the_rest_goes_on() {
+fn what_differs_fails_by_name_and_the_rest_continues() {
     let folder = fixtures("selftest_corrupt");
     let more = |data: TensorData| {
         let shape = data.shape.to_vec();
@@ -82,7 +82,7 @@ fn what_differs_fails_by_name_and_the_rest_goes_on() {
     let named = |what: &str| failed.iter().filter(|row| row["what"] == what).count();
     assert_eq!((named("flux clip.pooled"), named("flux text"), failed.len()), (2, 2, 4), "{failed:?}");
     assert!(said.contains(&format!("4 of {} checks failed", rows.len())), "{said}");
-    // What panicked says so, and nothing after it is missing.
+    // A panic is reported, and nothing after it is missing.
     let panicked = |row: &&&Value| row["note"].as_str().is_some_and(|note| note.starts_with("panicked ("));
     assert_eq!(failed.iter().filter(panicked).count(), 2, "{failed:?}");
     assert!(rows.iter().any(|row| row["what"] == "ip2p clip.pooled" && row["ok"] == true), "{rows:?}");

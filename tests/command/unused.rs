@@ -1,4 +1,4 @@
-//! What is not used is refused or said, once, with the count.
+//! What is not used is refused or reported, once, with the count.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::support::program::{MODEL, copy, fails, overrides, succeeds, tensors, 
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("inputs-unused"));
 
-/// A folder of these files; what ends in `.png` is an image of its own colour.
+/// A folder of these files; each `.png` is an image of its own color.
 fn data(name: &str, files: &[(&str, &str)]) -> PathBuf {
     let folder = WORKSHOP.join(name);
     for (number, (file, content)) in (1..).zip(files) {
@@ -45,13 +45,13 @@ fn prepare(folder: &Path) -> Vec<String> {
     with_overrides("prepare", &overrides(&WORKSHOP, "any", &settings.each_ref().map(String::as_str)))
 }
 
-/// What `kiln prepare` warns of.
+/// The warnings of `kiln prepare`.
 fn warnings(folder: &Path) -> Vec<String> {
     let (_, said) = succeeds(&prepare(folder));
     said.lines().filter(|line| line.contains("WARN")).map(String::from).collect()
 }
 
-/// `kiln generate` with the least work there is.
+/// `kiln generate` with as little work as possible.
 fn generate(model: &Path, latents: &Path, more: &[&str]) -> Vec<String> {
     let (model, latents) = (model.to_str().unwrap(), latents.to_str().unwrap());
     let steps: &[&str] = if more.contains(&"--steps") { &[] } else { &["--steps", "2"] };
@@ -154,7 +154,7 @@ fn of_two_copies_of_the_weights_the_shards_are_read_and_the_other_is_named() {
     let (_, said) = succeeds(&generate(&model, &found, &["--prompt", "a boat"]));
     succeeds(&generate(Path::new(MODEL), &wanted, &["--prompt", "a boat"]));
     assert_eq!(tensors(&found), tensors(&wanted));
-    let lines: Vec<_> = said.lines().filter(|line| line.contains("not read, 1")).collect();
+    let lines: Vec<_> = said.lines().filter(|line| line.contains("not reading 1")).collect();
     let [line] = &lines[..] else { panic!("{said}") };
     assert!(line.contains(&format!("`{shard}`")) && line.contains(&format!("`{single}`")), "{line}");
 }
@@ -294,7 +294,7 @@ fn what_a_lora_holds_for_text_encoders_is_left_out_only_when_asked_and_said() {
     }
     let said = fails(&generate("only", &["--lora", &only, "--no-lora-text-encoders"]));
     assert!(said.contains("text encoders only"), "{said}");
-    // Where the model can wear all of it, nothing else is offered; and a file without such a part loses nothing.
+    // If the model supports all of it, nothing else is offered; and a file without such a part loses nothing.
     let (_, said) = succeeds(&generate("kept", &["--lora", &alone, "--no-lora-text-encoders"]));
     assert!(!said.contains("left out"), "{said}");
     let said = fails(&generate("only", &["--lora", &only]));

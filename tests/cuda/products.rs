@@ -1,5 +1,5 @@
-//! Linear layers and adapters on the stand-in GPU of `tests/cuda/standin`, with NVIDIA's library of products and without: both are
-//! what the CPU computes, and the library's stand-in says that it was asked.
+//! Linear layers and adapters on the stand-in GPU of `tests/cuda/standin`, with cuBLASLt and without: both match the CPU, and the
+//! library's stand-in counts its calls.
 
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
@@ -8,8 +8,8 @@ use std::{path::Path, process::Command};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How often each of the library's kernels ran in the self-test of the kernels whose names have `only` in them, which must
-/// pass; none where there is no compiler for the stand-in.
+/// How often each of the library's kernels ran in the self-test of the kernels whose names contain `only`, which must pass;
+/// `None` if there is no compiler for the stand-in.
 fn selftest(only: &str, paths: Option<&str>) -> Option<[u64; 3]> {
     if Command::new("g++").arg("--version").output().is_err() {
         kiln::training::print_error("skipped: the stand-in needs g++");
@@ -35,10 +35,10 @@ fn selftest(only: &str, paths: Option<&str>) -> Option<[u64; 3]> {
 
 #[test]
 fn products_go_through_the_library_or_not_and_are_the_same() {
-    // Of each linear layer, in two types: forward, and the gradients of input and weight.
+    // For each linear layer, in two dtypes: forward, and the gradients of input and weight.
     let Some(counts) = selftest("kernel linear", None) else { return };
     assert_eq!(counts, [3 * 2 * 2, 3 * 2, 0]);
-    // Of each adapter: forward one, and one onto the output; backward one in the middle, and one for each of three inputs.
+    // For each adapter: forward one, and one onto the output; backward one in the middle, and one for each of three inputs.
     assert_eq!(selftest("kernel low_rank", Some("products")), Some([2 * 2 * 5, 0, 2 * 2]));
     assert_eq!(selftest("kernel linear", Some("attention")), Some([0; 3]));
 }

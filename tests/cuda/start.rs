@@ -1,12 +1,12 @@
-//! `--device cuda` where something of CUDA is missing or does not fit: one clear error with the next move.
+//! `--device cuda` where part of CUDA is missing or does not match: one clear error with the next step.
 //!
-//! A driver and a compiler that do nothing but answer questions stand in for NVIDIA's, built from the texts below.
+//! A driver and a compiler that only answer queries stand in for NVIDIA's, built from the sources below.
 
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Starts a command that opens the device first and then fails on its model; what it says.
+/// Starts a command that opens the device first and then fails on its model; returns its output.
 fn start(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.args(["generate", "--model", "/no/model", "--prompt", "a", "--output", "a.png", "-v"]).args(arguments);
@@ -93,7 +93,7 @@ fn number(name: &str) -> i32 { std::env::var(name).map_or(0, |value| value.parse
 }
 "#;
 
-    /// Says its version and that of its CUDA, as `LIBRARY_VERSION` and `LIBRARY_CUDA` have them.
+    /// Reports its version and that of its CUDA from `LIBRARY_VERSION` and `LIBRARY_CUDA`.
     const LIBRARY: &str = r#"
 fn number(name: &str, otherwise: usize) -> usize { std::env::var(name).map_or(otherwise, |value| value.parse().unwrap()) }
 fn version() -> usize { number("LIBRARY_VERSION", 130002) }
@@ -129,7 +129,7 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
             std::fs::write(file, text).unwrap();
         }
 
-        /// Compiles a library that calls itself `soname`.
+        /// Compiles a library with this `soname`.
         fn library(&self, name: &str, soname: &str, text: &str) {
             self.write(&format!("{name}.rs"), text);
             let file = self.at(name);
@@ -155,7 +155,7 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
         }
     }
 
-    /// Whether this machine has nothing of NVIDIA's, which would be found beside the stand-ins or in their place.
+    /// Whether this machine has no NVIDIA software, which would be found beside the stand-ins or instead of them.
     fn bare() -> bool {
         let any = ["/proc/driver/nvidia", "/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc", "/usr/lib/wsl"];
         !any.iter().any(|place| Path::new(place).exists())
@@ -264,7 +264,7 @@ fn cuda() -> usize { number("LIBRARY_CUDA", 13000) }
                 "`pip install \"nvidia-cudnn-cu13>=9.19\"`",
             ],
         );
-        // What is not wanted is not missed.
+        // A library that is not requested is not reported as missing.
         let said = opened(&[("KILN_CUDA_PATHS", "")]);
         says(&said, &["; no cuBLASLt, no cuDNN; kernels in "]);
         assert!(!said.contains("pip install"), "{said}");

@@ -29,7 +29,7 @@ use tempfile::TempDir;
 
 use crate::support::encoders::{Fake, silent};
 
-/// An edit, its pictures as PNG files.
+/// An edit, its images as PNG files.
 #[derive(Clone)]
 struct Edit {
     original: Vec<u8>,
@@ -83,7 +83,7 @@ fn listed(edits: &[Edit]) -> TempDir {
     folder
 }
 
-/// A folder with `metadata.csv` and the columns of a Hugging Face folder of pictures.
+/// A folder with `metadata.csv` and the columns of a Hugging Face folder of images.
 fn listed_as_csv(edits: &[Edit]) -> TempDir {
     let folder = listed(edits);
     fs::remove_file(folder.path().join("metadata.jsonl")).unwrap();
@@ -95,7 +95,7 @@ fn listed_as_csv(edits: &[Edit]) -> TempDir {
     folder
 }
 
-/// Two folders with sub-folders, the instructions beside the edited pictures, the originals, or in a folder of their own.
+/// Two folders with sub-folders, the instructions beside the edited images, the originals, or in a folder of their own.
 fn paired(edits: &[Edit]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (i, edit) in edits.iter().enumerate() {
@@ -117,7 +117,7 @@ fn renamed(edits: &[Edit]) -> TempDir {
     folder
 }
 
-/// `metadata.jsonl` and its pictures in a folder below, as Hugging Face's folders of pictures have it.
+/// `metadata.jsonl` and its images in a folder below, as Hugging Face's folders of images have it.
 fn nested(edits: &[Edit]) -> TempDir {
     let (folder, listed) = (tempfile::tempdir().unwrap(), listed(edits));
     let train = folder.path().join("train");
@@ -214,7 +214,7 @@ fn config(folder: &TempDir) -> DataConfig {
     DataConfig { path: folder.path().into(), resolution: 64, batch_size: 2, ..Default::default() }
 }
 
-/// Prepares; also says how many prompts and pictures were encoded for it.
+/// Prepares; also returns how many prompts and images were encoded.
 fn run(config: &DataConfig) -> (LatentDataset, usize, usize) {
     let mut fake = Fake::default();
     let dataset = prepare(config, DatasetKind::Edits, &[], &mut fake, &silent).unwrap();
@@ -238,7 +238,7 @@ fn assert_problems(folder: &TempDir, expected: &[&str]) {
     }
 }
 
-/// The samples in an order that follows from their content: instruction, moments of the original and of the edited picture,
+/// The samples in an order that follows from their content: instruction, moments of the original and of the edited image,
 /// embeddings, what the original shows.
 type Content = Vec<(String, Vec<f32>, Vec<f32>, Vec<f32>, Option<String>)>;
 
@@ -277,7 +277,7 @@ fn every_source_gives_the_same_samples() {
             samples.iter_mut().for_each(|sample| sample.4 = None);
         }
         if config.path.join("data").is_dir() {
-            // The things of a table are counted from its first row.
+            // Rows of a table are counted from its first one.
             samples.iter_mut().for_each(|sample| {
                 let number: usize = sample.0.rsplit(' ').next().unwrap().parse().unwrap();
                 sample.4 = Some(format!("thing {}", number % 10));
@@ -329,7 +329,7 @@ fn tables_hold_bytes_or_name_files_and_are_compressed_in_any_usual_way() {
 }
 
 #[test]
-fn the_edited_picture_chooses_the_size_of_a_pair() {
+fn the_edited_image_chooses_the_size_of_a_pair() {
     let mut all = edits(3);
     all[0].original = png(128, 128, |x, y| [x as u8, y as u8, 9]); // larger, of the same shape
     all[1].original = png(64, 64, |x, y| [x as u8, y as u8, 9]); // a square beside 80 × 48
@@ -396,7 +396,7 @@ fn a_sample_knows_its_places_and_captions() {
 
 #[test]
 fn rows_of_a_long_table_are_found_by_number() {
-    // More windows than are kept, in groups that do not fall together with them.
+    // More windows than are kept, in groups that do not align with them.
     let edits: Vec<Edit> = (0..300u32)
         .map(|i| Edit {
             original: png(16, 16, |x, _| [i as u8, (i / 256) as u8, x as u8]),
@@ -418,7 +418,7 @@ fn rows_of_a_long_table_are_found_by_number() {
     }
 }
 
-/// `tests/fixtures/tables/make.py` says what they hold; `KILN_TABLES` names another folder of such.
+/// `tests/fixtures/tables/make.py` describes their contents; `KILN_TABLES` names another folder of such tables.
 #[test]
 fn tables_of_other_programs_are_read() {
     let folder = std::env::var_os("KILN_TABLES")
@@ -465,7 +465,7 @@ fn an_original_of_several_edits_is_encoded_once_and_stays_on_one_side() {
 }
 
 #[test]
-fn a_batch_holds_both_pictures_and_what_is_dropped_is_empty() {
+fn a_batch_holds_both_images_and_what_is_dropped_is_empty() {
     let folder = listed(&edits(8));
     let dataset = run(&config(&folder)).0;
     let samples = [0, 3, 6].map(|sample| SampleIndex { sample, flipped: false });
@@ -491,8 +491,8 @@ fn a_batch_holds_both_pictures_and_what_is_dropped_is_empty() {
 }
 
 #[test]
-fn both_pictures_are_mirrored_together() {
-    // Red grows from left to right in the original, and falls in the edited picture.
+fn both_images_are_mirrored_together() {
+    // Red grows from left to right in the original, and falls in the edited image.
     let (original, edited) =
         (png(64, 64, |x, _| [(x * 3) as u8, 0, 0]), png(64, 64, |x, _| [255 - (x * 3) as u8, 0, 0]));
     let folder = listed(&[Edit { original, edited, instruction: "turn the light around".into() }]);
@@ -644,7 +644,7 @@ fn all_that_is_wrong_with_tables_is_found_together() {
         ],
     );
     let whole = fs::read(folder.path().join("a.parquet")).unwrap();
-    // A table that is damaged anywhere is a problem, or has bad pictures, or is read; it never ends the program.
+    // A damaged table is a problem, or has bad images, or is read; it never crashes the program.
     for place in (0..whole.len()).step_by(whole.len() / 60) {
         let mut damaged = whole.clone();
         damaged[place] ^= 0x55;

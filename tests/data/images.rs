@@ -1,4 +1,4 @@
-//! Preparing a folder of pictures with captions.
+//! Preparing a folder of images with captions.
 
 use std::{
     cell::RefCell,
@@ -20,7 +20,7 @@ use kiln::{
 
 use crate::support::encoders::{Fake, silent};
 
-/// A folder of pictures in three shapes, each with a caption of its own, and a configuration for it.
+/// A folder of images in three shapes, each with a caption of its own, and a configuration for it.
 fn folder(pictures: u32) -> (tempfile::TempDir, DataConfig) {
     let folder = tempfile::tempdir().unwrap();
     for i in 0..pictures {
@@ -39,7 +39,7 @@ fn add(folder: &Path, name: &str, image: DynamicImage, caption: &str) {
 
 const KEPT: [Dropped; 1] = [Dropped { text: false, image: false }];
 
-/// Prepares and says which prompts and how many pictures were encoded for it.
+/// Prepares, and returns which prompts and how many images were encoded.
 fn run(config: &DataConfig, mut fake: Fake) -> (LatentDataset, Vec<String>, usize) {
     let dataset = prepare(config, DatasetKind::Captions, &[], &mut fake, &silent).unwrap();
     assert!(!fake.text_loaded && !fake.vae_loaded, "encoders are still in memory");
@@ -104,7 +104,7 @@ fn the_index_of_captions_is_that_of_the_first_release() {
 }
 
 #[test]
-fn changing_one_caption_reencodes_one_caption_and_no_picture() {
+fn changing_one_caption_reencodes_one_caption_and_no_image() {
     let (folder, config) = folder(6);
     let before = run(&config, Fake::default()).0;
     std::fs::write(folder.path().join("03.txt"), "something else").unwrap();
@@ -133,7 +133,7 @@ fn equal_captions_are_encoded_once() {
 }
 
 #[test]
-fn changing_one_picture_or_the_vae_rebuilds_that_part() {
+fn changing_one_image_or_the_vae_rebuilds_that_part() {
     let (folder, config) = folder(6);
     run(&config, Fake::default());
     // A copy under another name and a renamed file are known by content; a repainted one is new.
@@ -209,7 +209,7 @@ fn an_entry_that_rots_during_training_is_an_error_and_then_rebuilt() {
             let place = place(bytes.len());
             bytes[place] ^= 4;
             std::fs::write(&entry, bytes).unwrap();
-            // As if the disk had done it: the time of change does not give it away.
+            // As if the disk had done it: the modification time does not reveal it.
             std::fs::File::options().write(true).open(&entry).unwrap().set_modified(older).unwrap();
         }
         for sample in 0..3 {
@@ -221,7 +221,7 @@ fn an_entry_that_rots_during_training_is_an_error_and_then_rebuilt() {
 }
 
 #[test]
-fn mirror_images_are_cached_beside_the_pictures() {
+fn mirror_images_are_cached_beside_the_images() {
     let (_folder, plain) = folder(3);
     run(&plain, Fake::default());
     let config = DataConfig { flip: true, ..plain };
@@ -236,7 +236,7 @@ fn mirror_images_are_cached_beside_the_pictures() {
 }
 
 #[test]
-fn held_out_pictures_are_never_trained_on() {
+fn held_out_images_are_never_trained_on() {
     let (_folder, config) = folder(24);
     let config = DataConfig { flip: true, repeats: 3, validation_split: 0.25, ..config };
     let (dataset, ..) = run(&config, Fake::default());
@@ -297,7 +297,7 @@ fn half_the_disk_holds_the_same_within_bf16() {
 }
 
 #[test]
-fn embeddings_are_kept_in_the_type_the_encoders_give() {
+fn embeddings_keep_the_dtype_of_the_encoders() {
     let (_folder, config) = folder(3);
     let exact = content(&run(&config, Fake::default()).0);
     let half = Fake { text: "bf16".into(), text_dtype: Some(FloatDType::BF16), ..Default::default() };
@@ -362,7 +362,7 @@ fn a_jpeg_without_its_end_marker_is_read_if_no_pixel_is_missing() {
 
 #[test]
 fn exif_orientation_is_applied() {
-    // Stored lying on its side, with orientation 6: to be turned a quarter clockwise. So its left edge is meant as the top.
+    // Stored on its side, with orientation 6: to be rotated by 90° clockwise, so that its left edge becomes the top.
     let stored = RgbImage::from_fn(128, 64, |x, _| Rgb([if x < 64 { 250 } else { 5 }; 3]));
     let exif: &[u8] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let mut bytes = Vec::new();
@@ -455,7 +455,7 @@ fn progress_is_reported_from_nothing_to_everything() {
 }
 
 #[test]
-fn the_pictures_are_ready_to_train_on() {
+fn the_images_are_ready_to_train_on() {
     let cache = tempfile::tempdir().unwrap();
     let config = DataConfig {
         path: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures"),
@@ -472,10 +472,10 @@ fn the_pictures_are_ready_to_train_on() {
     assert!(dataset.samples().iter().all(|sample| sample.caption.starts_with("two-drum print, ")));
 }
 
-/// Some programs write other bytes of the same length and set the time back: the system's own time of the change tells.
+/// Some programs write other bytes of the same length and reset the modification time: the system's change time reveals it.
 #[cfg(unix)]
 #[test]
-fn a_picture_whose_bytes_changed_is_read_again_though_its_size_and_time_stayed() {
+fn an_image_whose_bytes_changed_is_read_again_though_its_size_and_time_stayed() {
     let (folder, config) = folder(3);
     let path = folder.path().join("00.png");
     // From long ago, so that nothing is too new to be trusted.

@@ -1,5 +1,5 @@
-//! The configurations for people's cards fit them, and their comments say what the plan says: of FLUX.1-dev's and Stable
-//! Diffusion 1.5's own layers, whose files are written with headers only.
+//! The configurations for cards fit them, and their comments match the plan: for FLUX.1-dev's and Stable Diffusion 1.5's own
+//! layers, whose files are written with headers only.
 
 use std::{
     collections::BTreeMap,

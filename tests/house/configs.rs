@@ -1,4 +1,4 @@
-//! Every configuration that is shipped can be used, and says what the code says.
+//! Every shipped configuration can be used, and matches the code.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use kiln::{
 
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/serve.toml");
 
-/// Those of trainings.
+/// The configurations of trainings.
 fn shipped() -> Vec<PathBuf> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -76,7 +76,7 @@ fn the_shipped_server_says_what_the_code_says() {
     assert!(error.contains("`limits.qeue`: unknown key `qeue`") && error.ends_with("did you mean `queue`?"), "{error}");
 }
 
-/// The keys of both kinds of training: those of the second after what stands before them there.
+/// The keys of both kinds of training; those of only the second follow the key before them there.
 fn merged(mut keys: Vec<KeyReference>, others: Vec<KeyReference>) -> Vec<KeyReference> {
     let mut place = 0;
     for key in others {

@@ -1,5 +1,5 @@
-//! The source keeps its shape: modules import only from those above them, in `src/lib.rs` and in their own room; files stay short, and
-//! nothing is called `utils`.
+//! The structure of the source: modules import only from those above them, in `src/lib.rs` and in their own folder; files stay short,
+//! and nothing is called `utils`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,7 +67,7 @@ fn tree(start: &[String], list: &str, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// All paths from `crate::`, `super::` or `self::` on, and all that are brought in by `use`, name by name.
+/// All paths that begin with `crate::`, `super::` or `self::`, and all that `use` imports, name by name.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let (mut found, mut rest) = (Vec::new(), String::new());
     for (number, piece) in code.split("use ").enumerate() {
@@ -183,7 +183,7 @@ fn imports_are_found_in_every_spelling() {
     );
 }
 
-/// Rooms in which modules still go in circles, or are not in order yet. Every other room is held to its order.
+/// Folders whose modules still have cycles or are out of order. All other folders are checked.
 const UNORDERED: [&str; 1] = ["weights"];
 
 #[test]

@@ -1,4 +1,4 @@
-//! The repository keeps its shape: modules in their order, configurations that can be read, plans that fit the cards they name.
+//! The structure of the repository: modules in order, configurations that can be read, plans that fit the cards they name.
 
 mod cards;
 mod configs;

@@ -1,4 +1,4 @@
-//! `kiln batch`: names, sizes and draws, and a report of what it took.
+//! `kiln batch`: names, sizes and random choices, and a report of time and memory.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::support::{
 const SIZES: [(&str, (u32, u32)); 5] =
     [("a.png", (64, 48)), ("b.jpg", (200, 150)), ("c.webp", (40, 90)), ("d.png", (64, 48)), ("e.JPEG", (30, 30))];
 
-/// A folder of pictures of several formats and sizes, a file that is none, and one that is cut short.
+/// A folder of images of several formats and sizes, a file that is none, and one that is cut short.
 fn pictures(folder: &Path) -> PathBuf {
     let pictures = folder.join("pictures");
     std::fs::create_dir(&pictures).unwrap();
@@ -68,7 +68,7 @@ fn names_and_sizes_stay_what_cannot_be_read_is_left_out_and_all_is_reported() {
 }
 
 #[test]
-fn what_is_drawn_for_a_picture_depends_on_seed_and_name_alone() {
+fn what_is_drawn_for_an_image_depends_on_seed_and_name_alone() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = pictures(folder.path());
     let config = folder.path().join("batch.toml");
@@ -101,7 +101,7 @@ fn what_is_drawn_for_a_picture_depends_on_seed_and_name_alone() {
     assert_eq!(drawn(&alone), [drawn(&all)[1].clone()]);
     same_picture(&folder.path().join("alone/b.jpg"), &folder.path().join("all/b.jpg"));
 
-    // What is said on the command line is not drawn.
+    // What is given on the command line is not chosen at random.
     let said = run("said", &["--prompt", "fog", "--model", &makes, "--strength", "0.7"]);
     assert!(drawn(&said).iter().all(|[_, model, prompt, strength]| {
         model == makes.as_str() && prompt == "fog" && strength.as_f64() == Some(0.7)
@@ -109,7 +109,7 @@ fn what_is_drawn_for_a_picture_depends_on_seed_and_name_alone() {
 }
 
 #[test]
-fn bad_input_is_named_and_nothing_is_written_over() {
+fn bad_input_is_named_and_nothing_is_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let pictures = pictures(folder.path());
@@ -154,7 +154,7 @@ fn bad_input_is_named_and_nothing_is_written_over() {
 }
 
 #[test]
-fn a_dry_run_says_what_each_model_takes_and_writes_nothing() {
+fn a_dry_run_shows_the_memory_of_each_model_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (pictures, output) = (pictures(folder.path()), folder.path().join("out"));
     let models = [model(MAKES), model(EDITS)];
@@ -168,12 +168,12 @@ fn a_dry_run_says_what_each_model_takes_and_writes_nothing() {
             line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
         })
         .collect();
-    // Of a file that is cut short the header still tells the size.
+    // The header of a truncated file still has the size.
     assert_eq!(counts.iter().sum::<usize>(), SIZES.len() + 1, "{out}");
     assert_eq!(out.matches("memory at level `ultra`").count(), 2, "{out}");
     assert!(out.contains("denoise") && out.contains("left out: ") && out.contains("empty.jpg: "), "{out}");
     assert!(!output.exists());
-    // What is wrong is said as without it.
+    // Errors are reported as without it.
     let said = fails(&[&start[..], &["--model", "nowhere", "--prompt", "snow"]].concat());
     assert!(said.contains("nowhere"), "{said}");
     let said = fails(&[&start[..], &["--model", &models[0], "--prompt", "snow", "--memory-limit", "1KB"]].concat());

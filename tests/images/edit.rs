@@ -1,4 +1,4 @@
-//! `kiln edit`: the latents of diffusers, what seeds and batches mean, and pictures of every size.
+//! `kiln edit`: the latents of diffusers, what seeds and batches mean, and images of every size.
 
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,7 @@ fn equal_seeds_give_equal_bytes_and_other_seeds_guidance_or_samplers_do_not() {
 }
 
 #[test]
-fn a_folder_is_edited_as_its_pictures_are_alone_and_every_size_comes_back() {
+fn a_folder_is_edited_as_its_images_are_alone_and_every_size_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("pictures");
     std::fs::create_dir(&pictures).unwrap();
@@ -121,7 +121,7 @@ fn a_turned_photo_is_edited_as_it_is_seen() {
 }
 
 #[test]
-fn several_instructions_make_several_pictures_and_none_is_written_over() {
+fn several_instructions_make_several_images_and_none_is_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let picture = draw(&folder.path().join("a.png"), 32, 32, 0);
     let output = folder.path().join("out");
@@ -134,7 +134,7 @@ fn several_instructions_make_several_pictures_and_none_is_written_over() {
 }
 
 #[test]
-fn a_picture_and_its_latents_are_edited_alike_and_edits_can_be_edited() {
+fn an_image_and_its_latents_are_edited_alike_and_edits_can_be_edited() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let picture = draw(&at("picture.png"), 64, 48, 0);

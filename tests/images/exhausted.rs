@@ -1,5 +1,4 @@
-//! A device without memory left for the work: the work is done again at the next memory level, or there is one error. The device
-//! is made to fail.
+//! Out of device memory: the work is repeated at the next memory level, or there is one error. The failure is injected.
 
 use std::{
     panic::catch_unwind,

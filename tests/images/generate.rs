@@ -16,7 +16,7 @@ use crate::support::{
     sampling::{EDITS, MAKES, draw, model, start, write},
 };
 
-/// What `model_max_length` of the model's second tokenizer says.
+/// The `model_max_length` of the model's second tokenizer.
 const T5_TOKENS: usize = 64;
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("generate"));
@@ -48,7 +48,7 @@ fn noise_and_ids_of_a_golden_give_its_latents_with_and_without_lora_files() {
         for (section, lora) in cases {
             let number = |key: &str| golden.section(&section)[key].as_f64().unwrap();
             let start: Tensor<3> = golden.tensor(&format!("{section}.latents"));
-            // The places of the noise follow from its tokens and the shape of the picture.
+            // The places of the noise follow from its tokens and the shape of the image.
             let ratio = number("width") / number("height");
             let rows = ((start.dims()[1] as f64 / ratio).sqrt().round() as usize) * 2;
             let noise = unpack(start.clone(), rows, start.dims()[1] * 4 / rows);
@@ -68,7 +68,7 @@ fn noise_and_ids_of_a_golden_give_its_latents_with_and_without_lora_files() {
     }
 }
 
-/// Generates into a folder of its own with these arguments added; returns the pictures' bytes.
+/// Generates into a folder of its own with these arguments added; returns the images' bytes.
 fn pictures(more: &[&str]) -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let mut arguments = vec!["generate", "--model", MODEL, "--output", folder.path().to_str().unwrap()];
@@ -96,7 +96,7 @@ fn equal_seeds_give_equal_bytes_and_other_seeds_do_not() {
 }
 
 #[test]
-fn each_prompt_gets_as_many_pictures_as_are_asked_for() {
+fn each_prompt_gets_as_many_images_as_are_asked_for() {
     let many = pictures(&["--prompt", "another", "--count", "3"]);
     assert_eq!(many.len(), 6);
     assert!((1..6).all(|i| !many[..i].contains(&many[i])), "two images are the same");
@@ -116,7 +116,7 @@ fn a_prompt_and_its_ids_are_the_same() {
 }
 
 #[test]
-fn strengths_scale_an_adapter_and_several_add_up() {
+fn scales_apply_to_adapters_and_several_add_up() {
     let [half, none] = ["0.5", "0"].map(|scale| format!("{}@{scale}", *LORA));
     let plain = pictures(&[]);
     let full = pictures(&["--lora", &LORA]);
@@ -132,10 +132,10 @@ fn strengths_scale_an_adapter_and_several_add_up() {
 }
 
 #[test]
-fn a_negative_prompt_changes_the_picture() {
+fn a_negative_prompt_changes_the_image() {
     let negative = ["--negative-prompt", "a blue square"];
     assert_ne!(pictures(&negative), pictures(&[]));
-    // At strength one the negative prompt has no say.
+    // At a guidance scale of one the negative prompt has no effect.
     let one = pictures(&[&negative[..], &["--true-guidance", "1"]].concat());
     let pixels = |bytes: &[u8]| image::load_from_memory(bytes).unwrap().into_rgb8().into_raw();
     let pairs = pixels(&one[0]).into_iter().zip(pixels(&pictures(&[])[0]));
@@ -143,7 +143,7 @@ fn a_negative_prompt_changes_the_picture() {
 }
 
 #[test]
-fn pictures_that_are_there_are_not_written_over() {
+fn existing_images_are_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().to_str().unwrap();
     let arguments = ["generate", "--model", MODEL, "--prompt", "p", "--width", "32", "--height", "32", "--steps", "1"];
@@ -211,7 +211,7 @@ fn wrong_sizes_ids_and_noise_are_named() {
 }
 
 #[test]
-fn the_pictures_of_a_folder_are_not_all_made_together() {
+fn the_images_of_a_folder_are_not_all_made_together() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("pictures");
     std::fs::create_dir(&pictures).unwrap();
@@ -229,7 +229,7 @@ fn the_pictures_of_a_folder_are_not_all_made_together() {
 }
 
 #[test]
-fn pictures_to_start_from_and_masks_give_what_diffusers_makes_of_them() {
+fn images_to_start_from_and_masks_give_what_diffusers_makes_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for class in ["FluxPipeline", MAKES] {
@@ -280,7 +280,7 @@ fn pictures_to_start_from_and_masks_give_what_diffusers_makes_of_them() {
 }
 
 #[test]
-fn a_model_of_stable_diffusion_makes_pictures_of_its_own_size() {
+fn a_model_of_stable_diffusion_makes_images_of_its_own_size() {
     let folder = tempfile::tempdir().unwrap();
     let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));
     let make = |output: &PathBuf, more: &[&str]| {
@@ -327,7 +327,7 @@ fn latents_that_were_written_are_read_again() {
 }
 
 #[test]
-fn options_that_mean_nothing_to_a_model_are_named() {
+fn options_that_a_model_does_not_support_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     let picture = draw(&folder.path().join("picture.png"), 40, 24, 0);

@@ -70,7 +70,7 @@ fn every_level_trains_the_same_adapter() {
 }
 
 #[test]
-fn a_run_goes_on_at_another_level_as_if_nothing_had_happened() {
+fn a_run_resumes_at_another_level_bit_for_bit() {
     let whole = train(&WORKSHOP, "whole", &["training.max_steps=6"]);
     let half = train(&WORKSHOP, "half", &["training.max_steps=3", "memory.level=none"]);
     let mut arguments =
@@ -104,7 +104,7 @@ fn planned(table: &str) -> (String, f64) {
 }
 
 #[test]
-fn a_dry_run_says_what_a_run_takes_and_leaves_nothing_behind() {
+fn a_dry_run_shows_the_memory_of_a_run_and_leaves_nothing_behind() {
     let workshop = workshop("levels_dry");
     let mut arguments = with_overrides("train", &overrides(&workshop, "dry", &["validation.prompts=['a cat']"]));
     arguments.push("--dry-run".into());

@@ -30,7 +30,7 @@ fn open(model: &Path) -> Session {
     Session::open(model.to_str().unwrap(), &Device::flex()).unwrap()
 }
 
-/// A smooth picture.
+/// A smooth image.
 fn original(width: usize, height: usize) -> RgbImage {
     RgbImage::from_fn(width as u32, height as u32, |x, y| image::Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8]))
 }

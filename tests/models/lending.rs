@@ -1,4 +1,4 @@
-//! Wherever weights lie and whoever wears which adapters, the numbers are the same, bit for bit.
+//! Wherever weights lie and whichever adapters are attached, the results are the same, bit for bit.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
@@ -40,7 +40,7 @@ fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
     tensor.into_data().iter::<f32>().map(f32::to_bits).collect()
 }
 
-/// What one backward pass gives: the loss and every gradient by its name.
+/// The result of one backward pass: the loss and every gradient, by name.
 fn step<M: Network>(model: &M, subject: Subject, inputs: &M::Inputs, groups: &[std::ops::Range<usize>]) -> Step {
     let (loss, gradients) = backward(model, subject, inputs, groups, |prediction| prediction.square().mean());
     assert!(!gradients.is_empty(), "something is trained");
@@ -49,7 +49,7 @@ fn step<M: Network>(model: &M, subject: Subject, inputs: &M::Inputs, groups: &[s
 
 type Step = (Vec<u32>, Vec<(String, Vec<u32>)>);
 
-/// Asserts that all four ways to a gradient are one.
+/// Asserts that all four ways to compute gradients agree bit for bit.
 fn all_ways_are_one<M: Network>(models: [&M; 2], inputs: &M::Inputs, subject: Subject) {
     let count = models[0].len();
     let expected = step(models[0], subject, inputs, &full(count));
@@ -136,7 +136,7 @@ fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the
     }
 }
 
-/// Random embeddings for `rows` pictures.
+/// Random embeddings for `rows` images.
 fn text(rows: usize, tokens: usize, width: usize, pooled: usize) -> PromptEmbeds {
     let draw = |name: &str, count| Seed(7).named(Purpose::Noise, name).normal(count);
     let prompt = TensorData::new(draw("prompt", rows * tokens * width), [rows, tokens, width]);
@@ -145,14 +145,14 @@ fn text(rows: usize, tokens: usize, width: usize, pooled: usize) -> PromptEmbeds
     PromptEmbeds { prompt: Tensor::from_data(prompt, &device), pooled: Tensor::from_data(pooled, &device) }
 }
 
-/// Four pictures, 40 × 56, each of its own prompt and noise.
+/// Four images, 40 × 56, each of its own prompt and noise.
 fn request(pipeline: &dyn Pipeline, text: PromptEmbeds) -> Request {
     let step = pipeline.sizes().step;
     let noise = (0..4).map(|seed| pipeline.start_noise(seed, 5 * step, 7 * step));
     Request::new(text, Tensor::cat(noise.collect(), 0), vec![0, 1, 2, 3], 2)
 }
 
-/// The same for one picture of it.
+/// The same for one image of it.
 fn alone(request: &Request, row: usize) -> Request {
     let one = |embeds: &PromptEmbeds| PromptEmbeds {
         prompt: embeds.prompt.clone().narrow(0, row, 1),
@@ -172,7 +172,7 @@ fn latents(pipeline: &dyn Pipeline, request: &Request) -> Vec<u32> {
     bits(pipeline.generate(request, &mut |_| ()).unwrap())
 }
 
-/// Asserts that pictures are the same from both, and that each of a batch is the one that it is alone.
+/// Asserts that images are the same from both, and that each of a batch is the one that it is alone.
 fn pictures_are_the_same(pipelines: [&dyn Pipeline; 2], request: &Request) {
     let [resident, streamed] = pipelines.map(|pipeline| latents(pipeline, request));
     assert_eq!(resident, streamed, "from resident and from streamed weights");
@@ -188,7 +188,7 @@ fn pictures_are_the_same(pipelines: [&dyn Pipeline; 2], request: &Request) {
 }
 
 #[test]
-fn four_rows_of_flux_wear_four_adapters_and_each_is_the_picture_it_is_alone() {
+fn four_rows_of_flux_with_four_adapters_give_the_images_they_give_alone() {
     for golden in goldens("FluxPipeline") {
         let [resident, streamed] = [Resident, Streamed].map(|residence| {
             FluxPipeline::open_as(residence, &golden.model, &Device::flex(), FloatDType::F32).unwrap()
@@ -203,7 +203,7 @@ fn four_rows_of_flux_wear_four_adapters_and_each_is_the_picture_it_is_alone() {
 }
 
 #[test]
-fn four_rows_of_a_unet_wear_four_adapters_and_each_is_the_picture_it_is_alone() {
+fn four_rows_of_a_unet_with_four_adapters_give_the_images_they_give_alone() {
     for golden in UNETS.into_iter().flat_map(goldens) {
         let [resident, streamed] = [Resident, Streamed].map(|residence| {
             StableDiffusionPipeline::open_as(residence, &golden.model, &Device::flex(), FloatDType::F32).unwrap()
@@ -212,7 +212,7 @@ fn four_rows_of_a_unet_wear_four_adapters_and_each_is_the_picture_it_is_alone() 
         let ranks = [4, 8, 16].map(|rank| adapters(&resident.unet, rank));
         let adapters = ranks.into_iter().chain([Adapters::default()]).collect();
         let request = Request { adapters, ..request(&resident, text(4, 9, width, 1)) };
-        // Guidance makes each picture two or three rows of one batch.
+        // Guidance makes each image two or three rows of one batch.
         let request = Request {
             negative: Some((self::text(1, 9, width, 1), 5.0)),
             original: resident.edits().then(|| (request.noise.clone() * 0.3, 1.5)),
@@ -223,7 +223,7 @@ fn four_rows_of_a_unet_wear_four_adapters_and_each_is_the_picture_it_is_alone() 
 }
 
 #[test]
-fn a_batch_of_adapters_that_are_not_one_for_each_picture_is_refused() {
+fn a_batch_without_one_set_of_adapters_per_image_is_refused() {
     let golden = &goldens("FluxPipeline")[0];
     let pipeline = FluxPipeline::open(&golden.model, &Device::flex(), FloatDType::F32).unwrap();
     let config = &pipeline.transformer.config;

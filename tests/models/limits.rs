@@ -1,4 +1,4 @@
-//! How much is computed at once changes no result: on the CPU in f32 every limit gives the bits of none.
+//! Limits on how much is computed at once change no result: on the CPU in f32 they give the same bits as without limits.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
@@ -25,7 +25,7 @@ use kiln::{
 
 use crate::support::{Golden, goldens};
 
-/// Every limit by itself, as low as it may be, and all of them.
+/// Every limit by itself, as low as possible, and all of them together.
 fn each_limit() -> [(&'static str, Limits); 5] {
     let attention_scores = Some(1);
     let feed_forward_tokens = Some(1);
@@ -109,7 +109,7 @@ fn images_have_the_bits_of_their_batch_one_by_one() {
     }
 }
 
-/// In bf16 the backend adds up in its own order, so bands may round otherwise: within what its eight digits are worth.
+/// In bf16 the backend sums in its own order, so bands may round differently: within the precision of bf16's eight bits.
 #[test]
 fn a_vae_in_bf16_is_nearly_the_same_in_bands() {
     for vae in vaes(FloatDType::BF16) {

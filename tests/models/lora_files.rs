@@ -118,7 +118,7 @@ fn metadata_is_kept_and_formats_add_theirs() {
     assert_eq!((metadata["dataset"].as_str(), metadata["format"].as_str()), ("cats", "pt"));
 }
 
-/// Ranks, scales and targets as no trainer would choose them: some layers of each fused group, of different ranks.
+/// Unusual ranks, scales and targets: some layers of each fused group, of different ranks.
 fn uneven(golden: &Golden) -> Lora {
     let patterns = [
         "transformer_blocks.0.attn.to_q",
@@ -342,7 +342,7 @@ fn full_changes_and_fused_kronecker_products_come_apart_by_rows() {
 }
 
 #[test]
-fn floats_of_eight_bits_are_read() {
+fn fp8_files_are_read() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("eight.safetensors");
     let module = "transformer.transformer_blocks.0.attn.to_q";
@@ -399,7 +399,7 @@ fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
         assert!(apart < 1e-5, "{suffix}: {apart}");
         top += rows;
     }
-    // And it can be written again, each layer now with a block of its own.
+    // And it can be written again, each layer now with its own block.
     for format in FORMATS {
         export(&lora, &path, format, FloatDType::F32).unwrap();
         assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6);

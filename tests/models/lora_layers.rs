@@ -72,7 +72,7 @@ fn exact(layers: &mut Layers) -> Layers {
 }
 
 #[test]
-fn wearing_merging_and_adding_the_change_are_the_same() {
+fn attaching_merging_and_adding_the_change_are_the_same() {
     each(|golden, folder| {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
         let deltas = deltas(&lora);

@@ -1,4 +1,4 @@
-//! Models and adapters in files and in memory: what is read, lent, limited, quantized and written.
+//! Models and adapters in files and in memory: reading, lending, limits, quantization and writing.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! Quantized weights: what `kiln quantize` writes, what is refused, and that training on them is training on the numbers that they
-//! stand for.
+//! Quantized weights: the output of `kiln quantize`, what is refused, and that training on them equals training on the dequantized
+//! values.
 
 use std::{
     collections::BTreeMap,
@@ -131,7 +131,7 @@ fn the_same_model_is_quantized_to_the_same_bytes_and_read_back() {
         let config = fs::read_to_string(Path::new(&outputs[0]).join("transformer/config.json")).unwrap();
         let method = if to == "fp8" { "fp8" } else { "bitsandbytes" };
         assert!(config.contains(&format!("\"quant_method\": \"{method}\"")), "{config}");
-        // It makes images, and again is not quantized.
+        // It generates images, and cannot be quantized again.
         let pictures = folder.path().join(format!("{to}-pictures")).to_string_lossy().into_owned();
         let size = ["--width", "64", "--height", "64", "--steps", "1"];
         let mut generate = vec!["generate", "--model", &outputs[0], "--prompt", "a red circle", "--output", &pictures];
@@ -193,7 +193,7 @@ fn ends_norms_embeddings_and_biases_stay_as_they_are() {
     }
 }
 
-/// What a side tensor can be: gone, of another size, of another type.
+/// Problems of a tensor beside a weight: missing, of another size, of another dtype.
 #[test]
 fn side_tensors_that_do_not_fit_are_found_at_the_start_by_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -251,7 +251,7 @@ fn side_tensors_that_do_not_fit_are_found_at_the_start_by_name() {
 }
 
 #[test]
-fn an_adapter_trains_on_quantized_weights_as_on_the_numbers_that_they_stand_for() {
+fn an_adapter_trains_on_quantized_weights_as_on_their_values() {
     let workshop = workshop("quantized");
     let model = Path::new("tests/fixtures/tiny-flux");
     for to in ALL {
@@ -289,7 +289,7 @@ fn training_the_weights_themselves_is_refused_by_name() {
     assert!(!workshop.join("runs/quickstart_edit").exists(), "no run was begun");
 }
 
-/// A single safetensors file with fp8 weights, as the writer of kiln does not make them: bytes by hand.
+/// A single safetensors file with fp8 weights of a kind that kiln does not write, built by hand.
 fn fp8_file(path: &Path, tensors: &[(String, &str, Vec<usize>, Vec<u8>)]) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {

@@ -1,5 +1,4 @@
-//! GGUF, scaled fp8 and nf4 of FLUX in single files: the model is, bit for bit, the one whose weights are the values that they
-//! stand for.
+//! FLUX in single files as GGUF, scaled fp8 and nf4: the model is, bit for bit, that of the dequantized weights.
 
 use std::{fs, path::Path};
 
@@ -39,7 +38,7 @@ fn inputs(model: &FluxTransformer, dtype: FloatDType) -> FluxInputs {
     }
 }
 
-/// What the transformer of a model says, and how its weights are stored.
+/// The output of a model's transformer, and the format of its weights.
 fn outcome(model: &str, residence: kiln::lending::Residence, dtype: FloatDType) -> (TensorData, Option<&'static str>) {
     let folder = hub::resolve(model).unwrap().join("transformer");
     let model = FluxTransformer::open_as(residence, folder, &Device::flex(), Some(dtype)).unwrap();
@@ -68,7 +67,7 @@ fn a_transformer_in_any_format_is_that_of_its_values() {
                 path
             }
             _ => {
-                // As ComfyUI has them: below a prefix, with a mark, with scales of inputs and notes.
+                // As in ComfyUI: below a prefix, with a marker, input scales and notes.
                 file.raw.push(Raw::new("scaled_fp8", "F8_E4M3", &[2], vec![0; 2]));
                 if name == "fp8-noted" {
                     let note = br#"{"format": "float8_e4m3fn"}"#.to_vec();
@@ -155,11 +154,11 @@ fn a_file_that_cannot_be_used_gives_one_error_that_says_why() {
 
     let path = folder.path().join("cut.gguf");
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    refused(&path, &["beyond the end of the file", "cut short"]);
+    refused(&path, &["past the end of the file", "cut short"]);
     fs::write(&path, &whole[..100]).unwrap();
     refused(&path, &["header is cut short"]);
 
-    // The type of the first tensor, which stands after its name and sizes.
+    // The type of the first tensor, which follows its name and sizes.
     let Raw { name, shape, .. } = &file.raw[0];
     let at = whole.windows(name.len()).position(|bytes| bytes == name.as_bytes()).unwrap();
     let at = at + name.len() + 4 + 8 * shape.len();
@@ -187,7 +186,7 @@ fn a_file_that_cannot_be_used_gives_one_error_that_says_why() {
     write_safetensors(&path, &scaled);
     refused(&path, &["`double_blocks.0.img_attn.qkv.scale_weight`", "[5]"]);
 
-    // Alone it lacks the rest; to train it itself is refused.
+    // Alone it lacks the other parts; training its own weights is refused.
     let path = folder.path().join("whole.gguf").display().to_string();
     let error = fails(&["generate", "--model", &path, "--prompt", "a cat", "--output", "nowhere"]);
     assert!(error.contains("whole.gguf") && error.contains("@FOLDER"), "{error}");

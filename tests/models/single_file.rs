@@ -1,4 +1,4 @@
-//! Single-file checkpoints are the models that diffusers makes of them: the maps of names are checked by diffusers' own conversion.
+//! Single-file checkpoints give the same models as in diffusers: the name maps are checked against diffusers' own conversion.
 
 use std::{
     collections::BTreeMap,
@@ -105,7 +105,7 @@ fn stable_diffusion_of_either_version_is_what_diffusers_makes_of_it() {
         ClipTextModel::open(folder.join("text_encoder"), &Device::flex(), None).unwrap();
         assert_eq!(resolve(&file, &model), folder, "the same folder again");
     }
-    // What the file lacks is that of the folder.
+    // What the file lacks comes from the folder.
     let file = temporary.path().join("unet.safetensors");
     single("sd_v1", &model, "", &["unet"], &file);
     let folder = resolve(&file, &model);

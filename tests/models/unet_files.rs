@@ -240,7 +240,7 @@ fn what_does_not_fit_is_refused_and_leaves_nothing_behind() {
     let parts = [
         "4 problems",
         "`conv_in.bias` of the base",
-        "`conv_in.baas` is none",
+        "`conv_in.baas` is not in the base model",
         "`conv_out.weight`",
         "`time_embedding.linear_1.weight`",
     ];

@@ -1,4 +1,4 @@
-//! Adapters that are no plain LoRA do to the model what they do in PEFT and LyCORIS, which wrote the files.
+//! Adapters other than plain LoRA act on the model as in PEFT and LyCORIS, which wrote the files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ fn adapters(model: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Whether `got` is what the other program computed: within four times the noise of its own f32, or 1e-4 of the largest value.
+/// Whether `got` matches the other program: within four times the noise of its own f32, or 1e-4 of the largest value.
 #[track_caller]
 fn check<const D: usize>(outputs: &TensorFile, case: &str, what: &str, got: Tensor<D>) {
     let wanted = outputs.read_f32(&format!("{case}.f64")).unwrap();
@@ -48,7 +48,7 @@ fn check<const D: usize>(outputs: &TensorFile, case: &str, what: &str, got: Tens
     assert!(apart <= 1e-4 * largest, "{case} {what}: {apart} of {largest}");
 }
 
-/// Worn and merged, each adapter of `model` gives what its own program computed.
+/// Attached and merged, each adapter of `model` gives the output of its own program.
 fn run<N: Network + Clone, const D: usize>(
     name: &str,
     model: &N,
@@ -66,7 +66,7 @@ fn run<N: Network + Clone, const D: usize>(
         let changed: f32 = (worn.clone() - base.clone()).abs().max().into_scalar();
         assert!(changed > 1e-3, "{case} changes nothing");
         check(&outputs, &case, "worn", worn.clone());
-        // What was computed when it was first worn serves again.
+        // The gain computed on first use is used again.
         check(&outputs, &case, "worn again", shape(model.predict(inputs, &[adapters])));
         let mut merged = model.clone();
         lora.merge(&mut merged, 1.0).unwrap();
@@ -74,7 +74,7 @@ fn run<N: Network + Clone, const D: usize>(
         let summary = inspect(&path).unwrap().lora.unwrap();
         assert!(summary.problems.is_empty(), "{case}: {:?}", summary.problems);
         seen.extend(summary.kinds.into_keys());
-        // At no strength it is not there, but for the lengths of rows that DoRA sets.
+        // At scale zero it has no effect, except for the row norms that DoRA sets.
         if lora.foreign.iter().all(|layer| layer.magnitude.is_none()) {
             let none = lora.adapters_for(&model.wearable(), &Device::flex(), 0.0).unwrap();
             let apart: f32 = (shape(model.predict(inputs, &[none])) - base.clone()).abs().max().into_scalar();

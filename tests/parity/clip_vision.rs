@@ -1,4 +1,4 @@
-//! CLIP models and the similarities of edits are those of transformers.
+//! CLIP models and the similarities of edits match transformers.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ fn features_in_bf16_stay_within_its_precision() {
 }
 
 #[test]
-fn pictures_are_prepared_as_pillow_does_it() {
+fn images_are_prepared_as_pillow_does_it() {
     for golden in goldens("CLIPModel") {
         let size = ClipConfig::open(&golden.model).unwrap().vision.image_size;
         let processor = ClipImageProcessor::open(&golden.model, size).unwrap();
@@ -57,7 +57,7 @@ fn pictures_are_prepared_as_pillow_does_it() {
         {
             let differences = got.iter().zip(want).map(|(g, w)| (g - w).abs());
             let (sum, most) = differences.fold((0.0, 0.0f32), |(sum, most), d| (sum + d, most.max(d)));
-            // Nothing is resampled where the size is right already; else a few values are rounded the other way.
+            // Nothing is resampled if the size is already right; else a few values are rounded the other way.
             let allowed = if picture.dimensions() == (size as u32, size as u32) { 1e-5 } else { 1.1 * step };
             let mean = sum / got.len() as f32;
             assert!(most <= allowed && mean <= allowed / 50.0, "{name}: {most:.4} at most, {mean:.6} on average");
@@ -90,7 +90,7 @@ fn similarities_agree_with_the_papers_code() {
 
         let without = similarity.measure(&original, &edited, None).unwrap();
         assert_eq!((without.image, without.direction), (score.image, None));
-        // Backwards, both directions turn; and an edit that does nothing has none.
+        // With original and edit swapped, both directions flip; an edit that changes nothing has none.
         let back = similarity.measure(&edited, &original, Some((captions[1], captions[0]))).unwrap();
         assert!((back.direction.unwrap() - score.direction.unwrap()).abs() < 1e-5);
         let nothing = similarity.measure(&original, &original, Some((captions[0], captions[1]))).unwrap();
@@ -147,7 +147,7 @@ fn impossible_sizes_are_refused_by_name() {
         let error = refusal(folder.path());
         assert!(error.contains(named), "{error}");
     }
-    // Pictures of another size than the model's.
+    // Images of another size than the model's.
     let folder = with_config(&golden.model, |_| {});
     std::fs::write(folder.path().join("preprocessor_config.json"), r#"{"size": 40, "crop_size": 40}"#).unwrap();
     assert!(refusal(folder.path()).contains("preprocessor_config.json"));

@@ -1,4 +1,4 @@
-//! Whole sampling runs of InstructPix2Pix: every step of diffusers from the same start, and its pictures.
+//! Whole sampling runs of InstructPix2Pix: every step of diffusers from the same start, and its images.
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
@@ -17,7 +17,7 @@ use crate::support::{
 const CLASS: &str = "StableDiffusionInstructPix2PixPipeline";
 const SECTIONS: [&str; 2] = ["pipe.ip2p", "pipe.ip2p_dpmpp"];
 
-/// What diffusers was asked for in a section.
+/// The settings of a section.
 fn request(golden: &Golden, section: &str, pipeline: &InstructPix2PixPipeline) -> Request {
     sampling::edit_request(golden, section, pipeline).unwrap()
 }
@@ -37,7 +37,7 @@ fn steps(golden: &Golden, section: &str, pipeline: &InstructPix2PixPipeline, req
 }
 
 #[test]
-fn every_step_the_output_and_the_picture_match() {
+fn every_step_the_output_and_the_image_match() {
     for golden in goldens(CLASS) {
         for section in SECTIONS {
             let of = |name: &str| format!("{section}.{name}");
@@ -52,7 +52,7 @@ fn every_step_the_output_and_the_picture_match() {
 }
 
 #[test]
-fn guidance_is_off_without_text_or_with_less_than_the_picture() {
+fn guidance_is_off_without_text_or_with_less_than_the_image() {
     let golden = &goldens(CLASS)[0];
     let pipeline = open(golden, "pipe.ip2p_dpmpp");
     let run = |text_guidance: f64, image_guidance: f64, negative: bool| {

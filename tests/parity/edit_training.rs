@@ -1,4 +1,4 @@
-//! Five steps of diffusers' InstructPix2Pix script, replayed: dropout, losses, first gradients, final weights, running mean.
+//! Five steps of diffusers' InstructPix2Pix script, replayed: dropout, losses, first gradients, final weights, EMA.
 
 use burn::tensor::{Device, FloatDType};
 use kiln::{

@@ -1,4 +1,4 @@
-//! LoRA files of diffusers and kohya, and our own, do to the model what they do in diffusers.
+//! LoRA files of diffusers and kohya, and our own, act on the model as in diffusers.
 
 use std::path::PathBuf;
 
@@ -35,18 +35,18 @@ fn files(golden: &Golden, case: &str) -> Vec<PathBuf> {
         .into()
 }
 
-/// An adapter at a strength, for `model` to wear.
+/// An adapter with a scale, for the layers of `model`.
 fn worn(model: &FluxTransformer, lora: &Lora, strength: f64) -> Adapters {
     lora.adapters_for(&model.layers(), &Device::flex(), strength).unwrap()
 }
 
-/// What `model` makes of `inputs` with an adapter at a strength.
+/// The output of `model` for `inputs` with an adapter at a scale.
 fn output(model: &FluxTransformer, lora: &Lora, strength: f64, inputs: &FluxInputs) -> Tensor<3> {
     model.predict(inputs, &[worn(model, lora, strength)]).squeeze_dim(1)
 }
 
 #[test]
-fn attached_files_give_the_output_of_diffusers_at_full_and_half_strength() {
+fn attached_files_give_the_output_of_diffusers_at_full_and_half_scale() {
     for golden in goldens("FluxPipeline") {
         let model = open(&golden);
         let inputs = inputs(&golden, &model);

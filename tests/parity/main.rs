@@ -1,4 +1,4 @@
-//! What diffusers, transformers and PEFT compute, kiln computes: every part beside a golden that a script of this folder wrote.
+//! kiln computes what diffusers, transformers and PEFT compute: every part against a golden written by a script of this folder.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Whole sampling runs of FLUX.1: every step of diffusers from the same start, and its pictures.
+//! Whole sampling runs of FLUX.1: every step of diffusers from the same start, and its images.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
@@ -34,7 +34,7 @@ fn embeds(golden: &Golden, section: &str, kind: &str) -> PromptEmbeds {
     }
 }
 
-/// What diffusers was asked for in a section.
+/// The settings of a section.
 fn request(golden: &Golden, section: &str, pipeline: &FluxPipeline) -> Request {
     let number = |key: &str| golden.section(section)[key].as_f64();
     let of = |name: &str| format!("{section}.{name}");
@@ -53,7 +53,7 @@ fn request(golden: &Golden, section: &str, pipeline: &FluxPipeline) -> Request {
 }
 
 #[test]
-fn every_step_the_output_and_the_picture_match() {
+fn every_step_the_output_and_the_image_match() {
     for golden in goldens("FluxPipeline") {
         let pipeline = open(&golden);
         for section in SECTIONS {
@@ -106,7 +106,7 @@ fn token_ids_lead_to_the_embeddings_and_the_output() {
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_others_of_its_batch() {
+fn an_image_does_not_depend_on_the_others_of_its_batch() {
     for golden in goldens("FluxPipeline") {
         let pipeline = open(&golden);
         let one = request(&golden, "pipe.txt2img", &pipeline);

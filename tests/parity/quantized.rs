@@ -1,4 +1,4 @@
-//! What bitsandbytes, torch and gguf make of the same numbers: `tests/parity/quantized.py`.
+//! Quantization matches bitsandbytes, torch and gguf on the same values: `tests/parity/quantized.py`.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn same_bits(found: &[f32], expected: &[f32], what: &str) {
 }
 
 #[test]
-fn four_bits_are_those_of_bitsandbytes() {
+fn four_bit_codes_match_bitsandbytes() {
     let file = golden();
     for matrix in MATRICES {
         let values = floats(&file, &format!("{matrix}.values"));
@@ -50,7 +50,7 @@ fn four_bits_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn four_bits_stand_for_what_they_do_in_bitsandbytes() {
+fn four_bit_values_match_bitsandbytes() {
     let file = golden();
     for (matrix, kind) in MATRICES.iter().flat_map(|m| [(m, FourBitKind::Nf4), (m, FourBitKind::Fp4)]) {
         let of = |side: &str| format!("{matrix}.{}.{side}", kind.name());
@@ -81,7 +81,7 @@ fn four_bits_stand_for_what_they_do_in_bitsandbytes() {
 }
 
 #[test]
-fn int8_is_that_of_bitsandbytes() {
+fn int8_matches_bitsandbytes() {
     let file = golden();
     for matrix in MATRICES {
         let of = |side: &str| format!("{matrix}.int8.{side}");
@@ -96,7 +96,7 @@ fn int8_is_that_of_bitsandbytes() {
 }
 
 #[test]
-fn floats_of_eight_bits_are_those_of_torch() {
+fn fp8_values_match_torch() {
     let file = golden();
     for (kind, levels) in [("e4m3", &E4M3), ("e5m2", &E5M2)] {
         for (found, expected) in levels.iter().zip(floats(&file, &format!("{kind}.levels"))) {
@@ -111,18 +111,18 @@ fn floats_of_eight_bits_are_those_of_torch() {
 }
 
 #[test]
-fn the_levels_of_scales_are_those_of_bitsandbytes() {
+fn levels_of_scales_match_bitsandbytes() {
     let (found, expected) = (*DynamicMap::Signed.levels(), floats(&golden(), "dynamic"));
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.into_iter().zip(expected) {
-        // The last bits depend on the width of torch's vectors. Files carry the levels that they were made with.
+        // The last bits depend on torch's vector width. Files contain the levels that they were made with.
         assert!((found - expected).abs() <= 2.5e-7 * expected.abs(), "{found:e} {expected:e}");
     }
     assert_eq!([127, 255].map(|i| DynamicMap::Signed.levels()[i]), [0.0, 1.0]);
 }
 
 #[test]
-fn blocks_of_ggml_stand_for_what_they_do_in_gguf() {
+fn values_of_ggml_blocks_match_gguf() {
     let file = golden();
     for kind in Ggml::ALL {
         let (bytes, dense) = (format!("{}.bytes", kind.name()), format!("{}.dense", kind.name()));
@@ -132,7 +132,7 @@ fn blocks_of_ggml_stand_for_what_they_do_in_gguf() {
 }
 
 #[test]
-fn a_piece_is_decoded_as_it_is_in_the_whole() {
+fn a_piece_is_decoded_as_part_of_the_whole() {
     let dims = [300, 130];
     let values = kiln::rng::Seed(0).named(kiln::rng::Purpose::Weights, "w").normal(dims[0] * dims[1]);
     let (bytes, scales) = quantize_fp8(&values, dims[1], 128);
@@ -148,7 +148,7 @@ fn a_piece_is_decoded_as_it_is_in_the_whole() {
 }
 
 #[test]
-fn some_rows_are_those_of_the_whole() {
+fn a_range_of_rows_matches_the_whole() {
     let file = golden();
     let dims = [256, 128];
     let values = kiln::rng::Seed(0).named(kiln::rng::Purpose::Weights, "w").normal(dims[0] * dims[1]);

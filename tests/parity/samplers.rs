@@ -21,7 +21,7 @@ fn stable_diffusion() -> Vec<Golden> {
         .collect()
 }
 
-/// The configuration that a file with these settings gives.
+/// The configuration read from a file with these settings.
 fn config(settings: &Value) -> kiln::error::Result<SchedulerConfig> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("scheduler_config.json"), settings.to_string()).unwrap();
@@ -53,7 +53,7 @@ fn sigmas(config: &SchedulerConfig, steps: usize) -> Option<Vec<f64>> {
     }
 }
 
-/// Asserts equality but for the last bits of f32.
+/// Asserts equality up to the last bits of f32.
 #[track_caller]
 fn check_table(name: &str, got: &[f64], want: &[f64]) {
     assert_eq!(got.len(), want.len(), "{name}: {got:?} {want:?}");
@@ -62,7 +62,7 @@ fn check_table(name: &str, got: &[f64], want: &[f64]) {
     }
 }
 
-/// A table of the goldens, which has whole numbers as integers.
+/// A table of the goldens, in which whole numbers are integers.
 fn table(golden: &Golden, name: &str) -> Vec<f64> {
     let file = TensorFile::open(golden.folder.join("golden.safetensors")).unwrap();
     match file.dtype(name).unwrap().as_str() {
@@ -79,7 +79,7 @@ fn check_tables(golden: &Golden, section: &str, config: &SchedulerConfig, steps:
     }
 }
 
-/// What a run of `outputs` from call `begin` on leads through: the model's inputs and the latents after each call.
+/// Runs `outputs` from call `begin` on; returns the model's inputs and the latents after each call.
 fn run(
     scheduler: &mut dyn Scheduler,
     begin: usize,

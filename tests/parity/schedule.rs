@@ -1,4 +1,4 @@
-//! Learning rates and AdamW are those of diffusers and torch; with moments in 8 bits, of bitsandbytes.
+//! Learning rates and AdamW match diffusers and torch; with moments in 8 bits, bitsandbytes.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use kiln::{
@@ -61,7 +61,7 @@ fn adamw_matches_step_by_step() {
     }
 }
 
-/// Beside `adamw8bit.py`. Its arithmetic differs from kiln's in the last bit, so a moment may fall on the level beside.
+/// Against `adamw8bit.py`. Its arithmetic differs from kiln's in the last bit, so a moment may fall on an adjacent level.
 #[test]
 fn adamw_with_moments_in_eight_bits_matches_step_by_step() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/adamw8bit.safetensors");

@@ -1,4 +1,4 @@
-//! Whole sampling runs of Stable Diffusion: every step of diffusers from the same start, and its pictures.
+//! Whole sampling runs of Stable Diffusion: every step of diffusers from the same start, and its images.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
@@ -17,7 +17,7 @@ use crate::support::{
 const SECTIONS: [&str; 6] =
     ["pipe.txt2img", "pipe.txt2img_dpmpp", "pipe.img2img", "pipe.img2img_dpmpp", "pipe.inpaint", "pipe.inpaint_dpmpp"];
 
-/// What diffusers was asked for in a section.
+/// The settings of a section.
 fn request(golden: &Golden, section: &str, pipeline: &StableDiffusionPipeline) -> Request {
     let number = |key: &str| golden.section(section)[key].as_f64().unwrap();
     let of = |name: &str| format!("{section}.{name}");
@@ -30,7 +30,7 @@ fn request(golden: &Golden, section: &str, pipeline: &StableDiffusionPipeline) -
 }
 
 #[test]
-fn every_step_the_output_and_the_picture_match() {
+fn every_step_the_output_and_the_image_match() {
     for golden in goldens("StableDiffusionPipeline") {
         for section in SECTIONS {
             let of = |name: &str| format!("{section}.{name}");
@@ -60,7 +60,7 @@ fn texts_lead_to_the_embeddings() {
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_others_of_its_batch() {
+fn an_image_does_not_depend_on_the_others_of_its_batch() {
     for golden in goldens("StableDiffusionPipeline") {
         let mut pipeline = open(&golden, "");
         pipeline.scheduler = pipeline.scheduler.with_name(SchedulerName::EulerAncestral); // draws noise between steps

@@ -116,7 +116,7 @@ fn text_encoders_in_bf16_stay_within_its_precision() {
     }
 }
 
-/// A copy of a text encoder's folder with its tensors renamed, and more beside them.
+/// A copy of a text encoder's folder with its tensors renamed, and further ones added.
 fn renamed(folder: &Path, rename: impl Fn(&str) -> String, more: &[(&str, TensorData)]) -> tempfile::TempDir {
     let copied = tempfile::tempdir().unwrap();
     std::fs::copy(folder.join("config.json"), copied.path().join("config.json")).unwrap();
@@ -179,7 +179,7 @@ fn a_padding_token_of_the_special_tokens_map_is_used() {
     let mut expected = vec![id("<|startoftext|>"), id("<|endoftext|>")];
     expected.resize(9, id("!"));
     assert_eq!((ids.clip, ids.t5), (expected, vec![]));
-    // As in transformers, it is a token of its own wherever it stands.
+    // As in transformers, it is a separate token wherever it occurs.
     let ids = tokenizers.tokenize("a!").unwrap().clip;
     assert_eq!(ids[1..4], [id("a</w>"), id("!"), id("<|endoftext|>")]);
 }

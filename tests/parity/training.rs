@@ -71,7 +71,7 @@ fn blockwise_and_full_gradients_are_the_same_bits() {
     }
 }
 
-/// What torch and diffusers compute, with how far their float32 is from their float64.
+/// The results of torch and diffusers, with the distance of their float32 from their float64.
 struct Full(TensorFile);
 
 impl Full {

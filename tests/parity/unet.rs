@@ -68,7 +68,7 @@ fn every_level_matches() {
 }
 
 #[test]
-fn weights_keep_their_own_type_or_take_the_one_asked_for() {
+fn weights_keep_their_own_dtype_or_take_the_requested_one() {
     for (golden, _) in every() {
         let exact = inputs(&golden, "unet.0");
         let rounded = UNetInputs {
@@ -102,7 +102,7 @@ fn weights_keep_their_own_type_or_take_the_one_asked_for() {
     }
 }
 
-/// The factors of a LoRA file of diffusers, for a model to wear.
+/// The factors of a LoRA file of diffusers, as adapters.
 fn adapters(model: &UNet, file: &TensorFile, scale: f64) -> Adapters {
     let factor = |layer: &str, names: [&str; 2]| {
         let name = names.map(|name| format!("unet.{layer}.{name}.weight")).into_iter().find(|name| file.has(name))?;

@@ -1,4 +1,4 @@
-//! Files of UNets do to the model what they do in diffusers: adapters of every format, and folders of trained weights.
+//! Files of UNets act on the model as in diffusers: adapters of every format, and folders of trained weights.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -38,13 +38,13 @@ fn open(model: &Path) -> UNet {
     UNet::open(model.join("unet"), &Device::flex(), Some(FloatDType::F32)).unwrap()
 }
 
-/// What `model` makes of `inputs` with an adapter at a strength.
+/// The output of `model` for `inputs` with an adapter at a scale.
 fn with(model: &UNet, lora: &Lora, strength: f64, inputs: &UNetInputs) -> Tensor<4> {
     let adapters = lora.adapters_for(&model.layers(), &Device::flex(), strength).unwrap();
     model.predict(inputs, &[adapters])
 }
 
-/// What training a UNet replaces.
+/// The part that training a UNet replaces.
 fn part() -> TrainedPart {
     STABLE_DIFFUSION.trained_part()
 }
@@ -59,7 +59,7 @@ fn values(model: &UNet) -> BTreeMap<String, Values> {
 }
 
 #[test]
-fn adapters_give_the_output_of_diffusers_worn_merged_and_written_again() {
+fn adapters_give_the_output_of_diffusers_attached_merged_and_written_again() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("out.safetensors");
     for (golden, model, inputs) in every() {

@@ -1,4 +1,4 @@
-//! Encoders that count what they are asked for.
+//! Encoders that record their inputs.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
@@ -8,16 +8,16 @@ use kiln::{
     tokenizer::PromptIds,
 };
 
-/// Encoders that do something simple and write down what they did.
+/// Trivial encoders that record what they encoded.
 #[derive(Default)]
 pub struct Fake {
     pub vae: String,
     pub text: String,
     pub prompts: Vec<String>,
     pub pictures: usize,
-    /// Fail when this many pictures have been encoded.
+    /// Fails when this many images have been encoded.
     pub fail_after: Option<usize>,
-    /// The element type of embeddings, if not f32.
+    /// The dtype of embeddings, if not f32.
     pub text_dtype: Option<FloatDType>,
     pub text_loaded: bool,
     pub vae_loaded: bool,
@@ -65,5 +65,5 @@ impl Encoders for Fake {
     }
 }
 
-/// Tells nobody.
+/// Reports nothing.
 pub fn silent(_: Progress) {}

@@ -1,5 +1,5 @@
-//! FLUX transformers with made-up weights in single files under their original names, quantized or not, and as folders with what
-//! these weights stand for.
+//! FLUX transformers with random weights in single files under their original names, quantized or not, and as folders with the
+//! dequantized weights.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::support::program::{MODEL, copy};
 
-/// One tensor on its way to a file.
+/// One tensor to write.
 #[derive(Clone)]
 pub struct Raw {
     pub name: String,
@@ -81,7 +81,7 @@ fn normal(name: &str, count: usize) -> Vec<f32> {
     Seed(11).named(Purpose::Weights, name).normal(count)
 }
 
-/// Blocks of ggml with ordinary scales: any other bytes of them are weights.
+/// ggml blocks with ordinary scales; all other bytes may be arbitrary.
 fn blocks(kind: Ggml, name: &str, values: usize) -> Vec<u8> {
     let count = values / kind.values();
     let bytes = normal(name, count * kind.bytes()).into_iter().map(|value| (value * 1e4) as i64 as u8);
@@ -116,9 +116,9 @@ pub enum Stored {
 
 /// A transformer in a file, and the same as a model folder.
 pub struct FluxFile {
-    /// What is in the file, under the original names.
+    /// The contents of the file, under the original names.
     pub raw: Vec<Raw>,
-    /// What they stand for, under diffusers' names.
+    /// The dequantized values, under diffusers' names.
     pub dense: BTreeMap<String, TensorData>,
     /// The model folder that has the rest: its transformer has a configuration and no weights.
     pub rest: PathBuf,
@@ -173,7 +173,7 @@ impl FluxFile {
         made
     }
 
-    /// Stores one tensor; returns what it stands for.
+    /// Stores one tensor; returns its dequantized values.
     fn store(&mut self, stored: Stored, name: &str, shape: &[usize]) -> Vec<f32> {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match shape {
@@ -192,7 +192,7 @@ impl FluxFile {
                 self.raw.push(Raw::new(name, kind.name(), shape, bytes.clone()));
                 Packed { dims, code: Code::Ggml(kind, bytes.into()) }.to_f32()
             }
-            // As such files have what has no whole blocks.
+            // As such files store tensors that do not divide into blocks.
             Stored::Ggml(_) => self.half("BF16", name, shape, &values),
             Stored::Dense("F32") => {
                 self.raw.push(Raw::floats(name, shape, &values));

@@ -29,7 +29,7 @@ pub fn transformer(golden: &Golden) -> Layers {
     layers(&golden.model.join("transformer"))
 }
 
-/// Those of a component's folder. Of a UNet `proj_in` and `proj_out` are among them, stored as 1×1 convolutions.
+/// The linear layers of a component's folder; for a UNet including `proj_in` and `proj_out`, stored as 1×1 convolutions.
 pub fn layers(folder: &Path) -> Layers {
     let mut layers = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -55,12 +55,12 @@ pub fn layers(folder: &Path) -> Layers {
 }
 
 impl Layers {
-    /// What LoRA asks of a network.
+    /// The linear layers of a network, for LoRA.
     pub fn shapes(&mut self) -> Vec<LayerShape> {
         LayerShape::all("", self)
     }
 
-    /// The matrix of each.
+    /// The matrix of each layer.
     pub fn weights(&mut self) -> Vec<(String, Tensor<2>)> {
         let mut all = Vec::new();
         for (name, layer) in &mut self.0 {

@@ -27,7 +27,7 @@ use kiln::{
     selftest::{self, Found},
 };
 
-/// A golden on the CPU whose parts are there, or the test fails.
+/// A golden on the CPU; the test fails if a part is missing.
 pub struct Golden(selftest::Golden);
 
 /// All golden pairs of a pipeline class (`FluxPipeline`), from `KILN_FIXTURES` or from `tests/fixtures`.
@@ -83,7 +83,7 @@ impl Golden {
         self.check_data(name, got.into_data());
     }
 
-    /// [`check`](Self::check) for values as one row.
+    /// [`check`](Self::check) for flattened values.
     #[track_caller]
     pub fn check_data(&self, name: &str, got: TensorData) {
         let difference = self.compare(name, got).unwrap();

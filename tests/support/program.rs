@@ -1,4 +1,4 @@
-//! The program as a person runs it: the quickstart with other settings, in a folder of its own.
+//! The program as a user runs it: the quickstart with other settings, in its own folder.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ pub const EDITING: &str = "tests/fixtures/tiny_edit.toml";
 /// Its model.
 pub const MODEL: &str = "tests/fixtures/tiny-flux";
 
-/// Makes the quickstart short and quick: few steps, one noise level, no pictures. What comes after wins.
+/// Makes the quickstart short and fast: few steps, one noise level, no images. Later settings win.
 pub const SHORT: [&str; 5] = [
     "training.max_steps=3",
     "training.log_every=1",
@@ -61,7 +61,7 @@ pub fn command(arguments: &[impl AsRef<str>]) -> Command {
     command
 }
 
-/// What the program answers.
+/// The output of the program.
 pub fn kiln(arguments: &[impl AsRef<str>]) -> Output {
     command(arguments).output().unwrap()
 }
@@ -77,7 +77,7 @@ pub fn succeeds(arguments: &[impl AsRef<str>]) -> (String, String) {
 }
 
 /// Runs a command that must fail as bad input does: exit code 1, nothing on standard output, one `error:` line, no panic.
-/// Returns what it says.
+/// Returns its standard error.
 #[track_caller]
 pub fn fails(arguments: &[impl AsRef<str>]) -> String {
     let mut quiet = vec!["-q"];

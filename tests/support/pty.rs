@@ -1,4 +1,4 @@
-//! A terminal that a program can be started on, and that can be closed under it.
+//! A terminal on which a program can be started, and which can be closed while it runs.
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Starts `command` on a new terminal, which is its own to control: closing it hangs the program up.
+    /// Starts `command` with a new controlling terminal: closing it sends the program SIGHUP.
     pub fn start(mut command: Command) -> (Self, Child) {
         let (mut master, mut slave) = (-1, -1);
         let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };

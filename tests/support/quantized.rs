@@ -1,4 +1,4 @@
-//! Model folders with quantized weights, and the same with what these stand for.
+//! Model folders with quantized weights, and the same with dequantized weights.
 
 use std::{
     collections::BTreeMap,

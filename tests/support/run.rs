@@ -1,4 +1,4 @@
-//! What a run leaves, to be compared with what another one leaves.
+//! The results of a run, for comparison with another.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ pub fn state(run: &Path, step: u64) -> [Vec<(String, TensorData)>; 2] {
     ["adapter", "optimizer"].map(|name| tensors(folder.join(name).with_extension("safetensors")))
 }
 
-/// What does not depend on the clock: losses, learning rates and lengths of gradients, by step.
+/// Everything that does not depend on the clock: losses, learning rates and gradient norms, by step.
 pub fn numbers(run: &Path) -> Vec<(u64, String, f64)> {
     let mut all = Vec::new();
     for record in Metrics::read(run).unwrap() {
@@ -51,7 +51,7 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// What a process leaves that dies in the middle of writing or removing.
+/// The leftovers of a process that died while writing or removing.
 pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let unfinished = |path: &PathBuf| {
         path.iter().any(|part| [".partial", ".removed"].iter().any(|end| part.to_string_lossy().ends_with(end)))
@@ -59,7 +59,7 @@ pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
     files(folder).into_iter().filter(unfinished).collect()
 }
 
-/// TensorBoard's curves as it draws them, `(step, value)` in order of their coming; a picture is a point of value 0. An event
+/// TensorBoard's curves as it draws them, `(step, value)` in order of their coming; an image is a point of value 0. An event
 /// that says that a session starts takes away the points from its step on, as in TensorBoard's `EventAccumulator`.
 pub fn curves(run: &Path) -> BTreeMap<String, Vec<(i64, f32)>> {
     let mut curves: BTreeMap<String, Vec<(i64, f32)>> = BTreeMap::new();

@@ -16,7 +16,7 @@ use super::{Golden, goldens};
 /// The class of models that edit.
 pub const EDITS: &str = "StableDiffusionInstructPix2PixPipeline";
 
-/// The class of models that make pictures from text.
+/// The class of models that generate images from text.
 pub const MAKES: &str = "StableDiffusionPipeline";
 
 /// The folder of the first tiny model of a class.
@@ -46,7 +46,7 @@ pub fn write(path: &Path, content: Vec<(&str, TensorData)>) -> String {
     path.to_str().unwrap().to_string()
 }
 
-/// A smooth picture, a little different for each `number`; returns its path.
+/// A smooth image, a little different for each `number`; returns its path.
 pub fn draw(path: &Path, width: u32, height: u32, number: u32) -> String {
     let level = |at: u32, side: u32| (at * 255 / side) as u8;
     let pixel = |x, y| Rgb([level(x, width), level(y, height), (number * 40 + x + y) as u8]);
@@ -54,7 +54,7 @@ pub fn draw(path: &Path, width: u32, height: u32, number: u32) -> String {
     path.to_str().unwrap().into()
 }
 
-/// Asserts that two pictures are the same but for rounding: no pixel is off by more than one level.
+/// Asserts that two images are the same but for rounding: no pixel is off by more than one level.
 #[track_caller]
 pub fn same_picture(one: &Path, other: &Path) {
     let open = |path| image::open(path).unwrap().into_rgb8();
@@ -63,14 +63,14 @@ pub fn same_picture(one: &Path, other: &Path) {
     assert!(one.as_raw().iter().zip(other.as_raw()).all(|(a, b)| a.abs_diff(*b) <= 1));
 }
 
-/// The picture, posterior noise, strength and mask of a section, if it starts from a picture.
+/// The image, posterior noise, strength and mask of a section, if it starts from an image.
 pub fn start(golden: &Golden, section: &str, pipeline: &dyn Pipeline) -> Option<Start> {
     let of = |name: &str| format!("{section}.{name}");
     let strength = golden.section(section)["strength"].as_f64()?;
     let moments = pipeline.vae().encode(golden.tensor::<4>(&of("image")) * 2.0 - 1.0);
     let latents = pipeline.vae().latent_scale().normalize(moments.sample(golden.tensor(&of("noise.0"))));
     let mask = golden.has(&of("mask_image")).then(|| {
-        // As diffusers makes it smaller: the first of the pixels that a latent pixel stands for.
+        // As diffusers downscales it: the first of the pixels of each latent pixel.
         let [_, _, height, width] = latents.dims();
         let whole = golden.floats(&of("mask_image"));
         let factor = pipeline.vae().downsampling();
@@ -82,7 +82,7 @@ pub fn start(golden: &Golden, section: &str, pipeline: &dyn Pipeline) -> Option<
     Some(Start { latents, strength, mask })
 }
 
-/// Asserts that scaled latents give the golden's picture, as numbers and as bytes.
+/// Asserts that scaled latents give the golden's image, as numbers and as bytes.
 #[track_caller]
 pub fn check_picture(golden: &Golden, name: &str, pipeline: &dyn Pipeline, latents: Tensor<4>) {
     let raw = pipeline.vae().latent_scale().denormalize(latents.clone());

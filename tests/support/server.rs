@@ -1,4 +1,4 @@
-//! `kiln serve` as a person runs it, on a free port, in a folder of its own.
+//! `kiln serve` as a user runs it, on a free port, in its own folder.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::program::command;
 
-/// Longer than anything here takes on a machine that has other work, too.
+/// Longer than anything here takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A model of this repository.
@@ -23,19 +23,19 @@ pub fn model(name: &str) -> String {
     format!("[[models]]\nname = \"{name}\"\npath = '{}'\n", path.display())
 }
 
-/// A running server, which ends with this.
+/// A running server, which is stopped when this is dropped.
 pub struct Server {
     process: Child,
-    /// Such as `127.0.0.1:41234`.
+    /// Its address, such as `127.0.0.1:41234`.
     pub address: String,
     /// Its configuration, state, log and keys.
     pub folder: tempfile::TempDir,
     started: Instant,
-    /// From its start until it said its address.
+    /// The time from its start until it printed its address.
     pub ready_after: Duration,
 }
 
-/// What a server answers.
+/// The response of a server.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -181,7 +181,7 @@ impl Server {
         })
     }
 
-    /// What `look` finds at last.
+    /// Waits until `look` finds something, and returns it.
     #[track_caller]
     pub fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
@@ -200,7 +200,7 @@ impl Server {
         unsafe { libc::kill(self.process.id() as i32, signal) };
     }
 
-    /// Asks the server to stop; how it ended, how long that took, and its folder.
+    /// Asks the server to stop; returns how it ended, how long that took, and its folder.
     pub fn stop(mut self) -> (ExitStatus, Duration, tempfile::TempDir) {
         let began = Instant::now();
         self.signal(libc::SIGTERM);

@@ -83,7 +83,7 @@ pub fn images(service: &Service, id: JobId) -> Vec<Vec<u8>> {
     (0..job.images.len()).map(|number| service.image(id, LOCAL, number).unwrap()).collect()
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 #[track_caller]
 pub fn until(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
@@ -101,7 +101,7 @@ pub fn metric(service: &Service, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
 }
 
-/// What can wear adapters in a FLUX.1.
+/// The layers of a FLUX.1 that can have adapters.
 pub fn layers(model: &str) -> Vec<LayerShape> {
     FluxPipeline::open(root(model), &Device::flex(), FloatDType::F32).unwrap().layers()
 }

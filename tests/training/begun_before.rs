@@ -1,8 +1,8 @@
-//! Runs that were begun before blocks were lent go on and end as they would have then.
+//! Runs that were started before blocks were lent resume and end as they would have then.
 //!
 //! `tests/fixtures/begun_before` holds, of one run with FLUX.1 and one with a UNet, the checkpoint after step 2 and that after
 //! step 6 of the same run uninterrupted, both written by kiln at commit bf5538c: dropout, flips, dropped captions or conditions,
-//! accumulation and a running mean are on. Only the paths in `config.toml` have changed since: models and images have moved.
+//! accumulation and an EMA are on. Only the paths in `config.toml` have changed since: models and images have moved.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn floats(data: &TensorData) -> Vec<f32> {
     data.clone().convert_dtype(DType::F32).into_vec().unwrap()
 }
 
-/// Goes on with a run of the fixtures and compares what it ends with.
+/// Resumes a run of the fixtures and compares its results.
 fn goes_on(name: &str) {
     let fixtures = Path::new("tests/fixtures/begun_before");
     let workshop = workshop(&format!("begun_before_{name}"));
@@ -55,11 +55,11 @@ fn goes_on(name: &str) {
 }
 
 #[test]
-fn a_flux_run_goes_on_in_the_same_bits() {
+fn a_flux_run_resumes_bit_for_bit() {
     goes_on("flux");
 }
 
 #[test]
-fn a_unet_run_goes_on_in_the_same_bits() {
+fn a_unet_run_resumes_bit_for_bit() {
     goes_on("unet");
 }

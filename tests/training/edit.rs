@@ -32,7 +32,7 @@ fn settings(name: &str, more: &[&str]) -> Vec<String> {
     settings_in(&WORKSHOP, name, more)
 }
 
-/// The editing quickstart, shorter, in a workshop. What comes after wins.
+/// The editing quickstart, shorter, in a workshop. Later settings win.
 fn settings_in(workshop: &Path, name: &str, more: &[&str]) -> Vec<String> {
     let mut all = vec![
         format!("run.name={name}"),
@@ -176,7 +176,7 @@ fn a_model_from_random_weights_has_the_tensors_of_one_that_diffusers_wrote() {
 }
 
 #[test]
-fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
+fn the_finished_model_is_the_ema_and_the_raw_weights_can_be_exported() {
     let folder = WORKSHOP.join("exports");
     std::fs::create_dir_all(&folder).unwrap();
     let (run, raw) = (WHOLE.to_str().unwrap(), folder.join("raw"));
@@ -198,7 +198,7 @@ fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
     let lora = ["training.mode=lora", "lora.rank=2", "training.ema_decay=0.9", &base];
     let run = train(&config("adapter", &lora), None).unwrap();
     assert!(run.join("adapter.safetensors").is_file());
-    // In the names that all programs read, not only diffusers.
+    // Under the names that all programs read, not only diffusers.
     let kohyas = |(name, _): &(String, TensorData)| name.starts_with("lora_unet_");
     assert!(tensors(run.join("adapter.safetensors")).iter().all(kohyas));
     let again = train(&config("adapter-half", &[&lora[..], &["training.max_steps=4"]].concat()), None).unwrap();
@@ -208,7 +208,7 @@ fn the_finished_model_is_the_running_mean_and_the_raw_one_can_be_had() {
 }
 
 #[test]
-fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_pictures() {
+fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_images() {
     let base = WHOLE.join("model").to_str().unwrap().to_string();
     let lora = ["training.mode=lora", "lora.rank=2", "training.max_steps=2", &format!("model.path='{base}'")];
     let run = train(&config("attached", &lora), None).unwrap().to_str().unwrap().to_string();

@@ -1,5 +1,5 @@
-//! The editing quickstart as a person sees it: what it makes of held-out originals is what the instruction asks for, and what the
-//! model could do before, it still can.
+//! The editing quickstart as a user sees it: its edits of held-out originals follow the instructions, and the model can still do
+//! what it could before.
 //!
 //! Every edit of the data set was made exactly, so it is known what an edit should look like, and what the other instructions would
 //! have made of the same original.
@@ -41,7 +41,7 @@ struct Pair {
     instruction: String,
 }
 
-/// A held-out pair and what was made of its original.
+/// A held-out pair and the edits of its original.
 struct Edited {
     pair: Pair,
     /// Before the training, by each seed.
@@ -90,7 +90,7 @@ fn rows(grid: &Path) -> Vec<Vec<RgbImage>> {
     (0..count).map(|row| (0..SEEDS + 2).map(|column| cell(row, column)).collect()).collect()
 }
 
-/// What the quickstart makes of its held-out pairs.
+/// The quickstart's edits of its held-out pairs.
 static EDITED: LazyLock<Vec<Edited>> = LazyLock::new(|| {
     let workshop = workshop("edits");
     let output = format!("run.output='{}'", workshop.join("runs").display());
@@ -103,7 +103,7 @@ static EDITED: LazyLock<Vec<Edited>> = LazyLock::new(|| {
     let [before, after] = [grids.first(), grids.last()].map(|grid| rows(grid.unwrap()));
     assert!(grids.len() == 2 && before.len() == after.len());
     let edited = before.into_iter().zip(after).map(|(before, after)| {
-        // Both are in the grid as the autoencoder gives them back.
+        // Both are in the grid as the autoencoder reconstructs them.
         let original = &nearest(&before[0], &PAIRS, |pair| &pair.original).original;
         let edits: Vec<_> = PAIRS.iter().filter(|pair| pair.original == *original).cloned().collect();
         let pair = nearest(&before[SEEDS + 1], &edits, |pair| &pair.edited).clone();

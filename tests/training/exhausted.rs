@@ -1,5 +1,5 @@
-//! A device without memory left while training: the run goes on from its newest checkpoint at the next memory level, with the
-//! same bits. The device is made to fail.
+//! Out of device memory while training: the run continues from its newest checkpoint at the next memory level, bit for bit. The
+//! failure is injected.
 
 use std::path::{Path, PathBuf};
 

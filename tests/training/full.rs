@@ -98,7 +98,7 @@ fn validation_does_not_change_what_is_trained() {
     let settings = [&["model.init=random", &bare], &more[..]].concat();
     let validated = train(&config("validated", &settings), None).unwrap();
     assert_eq!(state(&validated, 4), state(&WHOLE, 4));
-    // The picture of each seed alone: there is no adapter to compare it without.
+    // The image of each seed alone: there is no adapter to compare it without.
     let grid = image::open(validated.join("samples/step-000004.png")).unwrap();
     assert_eq!((grid.width(), grid.height()), (2 * 68 + 4, 68 + 4));
 }

@@ -1,4 +1,4 @@
-//! Runs from their first step to their export: what they learn, how they stop, and that they go on bit for bit.
+//! Runs from their first step to their export: what they learn, how they stop, and that they resume bit for bit.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! A run that is interrupted and taken up again is the run that was not.
+//! A run that is interrupted and resumed equals one that was not.
 
 use std::{
     path::{Path, PathBuf},
@@ -268,7 +268,7 @@ fn what_an_interrupted_save_leaves_is_passed_over() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_an_older_one_goes_on() {
+fn a_damaged_checkpoint_is_named_and_an_older_one_can_be_resumed() {
     for file in ["adapter.safetensors", "optimizer.safetensors", "state.json"] {
         let run = copy_of(&WHOLE, file);
         truncate(run.join("step-000006").join(file));
@@ -294,7 +294,7 @@ fn a_checkpoint_with_half_an_optimizer_is_not_taken() {
     assert!(error.contains(&format!("optimizer.safetensors: tensor `{lost}` is missing")), "{error}");
 }
 
-/// Makes a checkpoint one of a version that wrote no checksums.
+/// Converts a checkpoint to a version without checksums.
 fn forget_checksums(checkpoint: &Path) {
     let path = checkpoint.join("state.json");
     let mut state: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
@@ -399,7 +399,7 @@ fn curves_have_each_step_once_after_a_resume() {
 /// `kill -INT`, what ctrl-c does.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
+fn ctrl_c_ends_a_run_with_a_checkpoint_from_which_it_resumes() {
     use std::process::{Command, Stdio};
     let endless = ["training.max_steps=100000", "checkpoint.every=100000", "validation.every=0"];
     let settings: Vec<_> = EVERYTHING.iter().chain(&endless).copied().collect();

@@ -1,4 +1,4 @@
-//! Work is not lost: not when nobody reads what kiln says, not when it is asked to stop, not when it is killed.
+//! Work is not lost: not when nobody reads kiln's output, not when it is asked to stop, not when it is killed.
 #![cfg(unix)]
 
 use std::{
@@ -24,7 +24,7 @@ static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
     workshop
 });
 
-/// A run that goes on until somebody ends it.
+/// A run that continues until it is stopped.
 const ENDLESS: [&str; 3] = ["training.max_steps=1000000", "checkpoint.every=1000000", "validation.every=0"];
 
 fn endless(name: &str) -> Vec<String> {
@@ -171,7 +171,7 @@ fn ctrl_c_that_takes_the_reader_of_the_log_with_it_leaves_a_checkpoint() {
 #[test]
 fn a_second_ctrl_c_ends_at_once_without_a_checkpoint() {
     use std::os::unix::process::ExitStatusExt;
-    // A step of which nobody sees the end: all pictures, over and over, before one update.
+    // A step that practically never ends: all images, over and over, before one update.
     let mut arguments = endless("twice");
     arguments.extend(["--set", "training.gradient_accumulation=100000"].map(String::from));
     let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -204,8 +204,8 @@ fn nohup_keeps_its_meaning() {
 }
 
 #[test]
-fn preparation_ends_after_the_picture_at_hand_and_goes_on_where_it_stopped() {
-    // Pictures that take the encoder some time.
+fn preparation_stops_after_the_current_image_and_resumes_there() {
+    // Images that take the encoder some time.
     const PICTURES: usize = 12;
     let data = WORKSHOP.join("large");
     std::fs::create_dir_all(&data).unwrap();
@@ -344,7 +344,7 @@ fn a_run_on_a_terminal_that_is_closed_ends_with_a_checkpoint() {
 }
 
 #[test]
-fn colours_and_moving_bars_are_only_for_terminals_that_want_them() {
+fn colors_and_moving_bars_are_only_for_terminals_that_want_them() {
     let said = |i: usize, environment: (&str, &str)| {
         let arguments =
             with_overrides("train", &overrides(&WORKSHOP, &format!("colours-{i}"), &["training.max_steps=1"]));
@@ -397,7 +397,7 @@ fn one_process_writes_in_a_run_folder_and_others_may_read() {
     // The same name without --resume is another run.
     let other = train(&WORKSHOP, name, &[]);
     assert_eq!(other, run("shared-2"));
-    // What is killed locks nothing.
+    // A killed process leaves no lock.
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(first.join(".lock").exists());
@@ -431,7 +431,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_starts_again_in_its_folder(
         assert!(names(&run(&name).join("samples")).is_empty() && leftovers(&run(&name)).is_empty());
         check_curves(&run(&name));
     }
-    // A folder with anything else in it is somebody's.
+    // A folder with anything else in it belongs to somebody.
     std::fs::create_dir_all(run("foreign")).unwrap();
     std::fs::write(run("foreign").join("notes.txt"), "mine").unwrap();
     assert_eq!(train(&WORKSHOP, "foreign", &[]), run("foreign-2"));
@@ -490,7 +490,7 @@ fn a_full_disk_leaves_the_checkpoint_before_and_nothing_half() {
 
 // Killed.
 
-/// Numbers that look random and are not.
+/// Pseudo-random numbers.
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -509,14 +509,14 @@ const ALL_FILES: [&str; 7] = [
     "validation.steps=1",
 ];
 
-/// The run that nothing harms, and how long it takes.
+/// The undisturbed run, and how long it takes.
 static UNHARMED: LazyLock<(PathBuf, Duration)> = LazyLock::new(|| {
     let started = Instant::now();
     (train(&WORKSHOP, "unharmed", &ALL_FILES), started.elapsed())
 });
 
-/// Starts a run and resumes it, and kills it each time when the next of `moments` has come; then lets it end, and compares it with
-/// the run that nothing harmed.
+/// Starts a run and resumes it, and kills it each time at the next of `moments`; then lets it end, and compares it with the
+/// undisturbed run.
 #[track_caller]
 fn harm(name: &str, moments: &mut dyn Iterator<Item = Box<dyn Fn() -> bool>>) {
     let (whole, killed) = (&UNHARMED.0, run(name));
@@ -583,12 +583,12 @@ fn a_run_that_is_killed_between_two_writes_ends_as_the_one_that_was_not() {
         "samples/step-000012.png",
     ];
     let folder = run("killed");
-    // One that has passed already is no moment.
+    // One that has already passed does not count.
     let moments = moments.map(|name| folder.join(name)).into_iter().filter(|path| !path.exists());
     harm("killed", &mut moments.map(|path| Box::new(move || path.exists()) as Box<dyn Fn() -> bool>));
 }
 
-/// A checkpoint that was cut in half by an older kiln's removal is passed over, and said.
+/// A checkpoint that an older kiln removed only in part is skipped, and reported.
 #[test]
 fn a_folder_without_a_state_is_no_checkpoint() {
     let run = train(&WORKSHOP, "stateless", &["checkpoint.every=1"]);

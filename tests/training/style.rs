@@ -1,4 +1,4 @@
-//! The quickstart as a person sees it: with the adapter the images at held-out prompts are in the second style, without it they
+//! The quickstart as a user sees it: with the adapter the images at held-out prompts are in the second style, without it they
 //! are not, and each still shows its own thing.
 //!
 //! Icons of the second style are in blue ink. So what is measured is how much redder than blue a pixel is, which in blue ink none
@@ -47,7 +47,7 @@ static PAIRS: LazyLock<Vec<[RgbImage; 2]>> = LazyLock::new(|| {
     places.map(|(row, column)| [cell(row, column), cell(row, column + 1)]).collect()
 });
 
-/// The mean of a number of each pixel.
+/// The mean of a value over all pixels.
 fn mean(image: &RgbImage, of: impl Fn([f64; 3]) -> f64) -> f64 {
     let all = image.pixels().map(|pixel| of(pixel.0.map(|channel| f64::from(channel) / 255.0)));
     all.sum::<f64>() / f64::from(image.width() * image.height())
@@ -63,7 +63,7 @@ fn ink([r, g, b]: [f64; 3]) -> f64 {
     1.0 - (r + g + b) / 3.0
 }
 
-/// Of the drawings of a folder: the least and the most of their ink, and the most of their warmth.
+/// For the drawings of a folder: the minimum and maximum of their ink, and the maximum of their warmth.
 fn drawings(folder: &str) -> [f64; 3] {
     let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let images = paths.filter(|path| path.extension().is_some_and(|kind| kind == "png"));
@@ -98,7 +98,7 @@ fn the_adapter_draws_in_blue_ink_and_the_model_does_not() {
     }
 }
 
-/// How alike the ink of two images lies: the correlation over all pixels.
+/// The similarity of the ink of two images: the correlation over all pixels.
 fn alike(one: &RgbImage, other: &RgbImage) -> f64 {
     let values = |image: &RgbImage| -> Vec<f64> {
         let middle = mean(image, ink);

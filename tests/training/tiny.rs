@@ -70,7 +70,7 @@ fn a_run_folder_holds_everything_and_the_held_out_loss_falls() {
     }
     let grids = ["step-000000.png", "step-000010.png", "step-000020.png", "step-000030.png"];
     assert_eq!(names(&run.join("samples")), grids.map(String::from).into());
-    // Two prompts below each other; for each of two seeds a picture without and one with the adapter.
+    // Two prompts below each other; for each of two seeds an image without and one with the adapter.
     let grid = image::open(run.join("samples/step-000030.png")).unwrap();
     assert_eq!((grid.width(), grid.height()), (4 * 68 + 4, 2 * 68 + 4));
     assert_ne!(grid, image::open(run.join("samples/step-000000.png")).unwrap());
@@ -243,7 +243,7 @@ fn only_the_newest_checkpoints_are_kept() {
     }
 }
 
-/// Trains with these settings; returns what was learned. The loss is finite and every layer has changed.
+/// Trains with these settings; returns the adapter. The loss is finite and every layer has changed.
 fn learned(name: &str, settings: &[&str]) -> Lora {
     let run = train(&WORKSHOP, name, settings);
     for record in Metrics::read(&run).unwrap() {
