@@ -94,7 +94,7 @@ function ServerState() {
 }
 
 const THEMES: { value: Theme; text: string; icon: string }[] = [
-  { value: "system", text: "As the system", icon: "system" },
+  { value: "system", text: "System", icon: "system" },
   { value: "light", text: "Light", icon: "sun" },
   { value: "dark", text: "Dark", icon: "moon" },
 ];

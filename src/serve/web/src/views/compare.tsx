@@ -138,7 +138,7 @@ function CopyLink() {
       onClick={() => {
         navigator.clipboard?.writeText(location.href).then(
           () => note("Link copied"),
-          () => note("Copy the address of this page: it asks for the same images"),
+          () => note("Copy the address of this page: it leads to the same images"),
         );
       }}
     >

@@ -15,7 +15,7 @@ export function LeaderboardView({ query }: { query: URLSearchParams }) {
   if (standings.length === 0 && !prompt) {
     return (
       <Empty title="No votes yet">
-        <p>Strengths are worked out from blind votes on pairs of images.</p>
+        <p>Strengths are computed from blind votes on pairs of images.</p>
         <a class="button primary" href="#/vote">
           Vote
         </a>

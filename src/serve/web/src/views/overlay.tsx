@@ -40,7 +40,7 @@ export function Overlay({
         </Field>
       </div>
       {!one || !other ? (
-        <p class="muted">Both images have to be there first.</p>
+        <p class="muted">Waiting for both images.</p>
       ) : flickers ? (
         <Flicker images={[one, other]} names={[names[left]!, names[right]!]} />
       ) : (

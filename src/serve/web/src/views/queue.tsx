@@ -38,7 +38,7 @@ export function QueueView() {
         </header>
         {listed.length === 0 ? (
           <Empty title={shown === "all" ? "No jobs" : "None of these"}>
-            {shown === "all" && <p>Jobs of this page and of every API client show up here as they come.</p>}
+            {shown === "all" && <p>Jobs from this page and from all API clients appear here.</p>}
           </Empty>
         ) : (
           <ul class="job-list">
@@ -188,7 +188,7 @@ function Adapters() {
       const name = file.name.replace(/\.safetensors$/, "").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 128);
       try {
         await api.uploadLora(name, file);
-        note(`${name} is served`);
+        note(`${name} can be used now`);
       } catch (error) {
         complain(error);
       }
@@ -198,7 +198,7 @@ function Adapters() {
   const remove = async (lora: Lora) => {
     try {
       await api.removeLora(lora.name);
-      note(`${lora.name} is removed`);
+      note(`${lora.name} was removed`);
     } catch (error) {
       complain(error);
     }

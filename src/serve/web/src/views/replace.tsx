@@ -25,7 +25,7 @@ export function ReplaceDialog({ dataset, onClose, onDone }: { dataset: string; o
     for (const { file, before, etag } of done.changes) {
       await api.saveCaption(dataset, file, before, etag).catch(() => (failed += 1));
     }
-    note(failed ? `${plural(failed, "caption")} had changed since, and stayed` : "Undone");
+    note(failed ? `${plural(failed, "caption")} had changed since and were kept` : "Undone");
     onDone();
   };
   const apply = async () => {
@@ -39,7 +39,7 @@ export function ReplaceDialog({ dataset, onClose, onDone }: { dataset: string; o
     } catch (error) {
       if (error instanceof ApiError && error.status === 409) {
         setPreview((error.body as { error: { current: Replaced } }).error.current);
-        note("Captions changed meanwhile: look again");
+        note("Captions have changed: check the preview again");
       } else {
         complain(error);
       }

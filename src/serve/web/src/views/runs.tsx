@@ -1,4 +1,4 @@
-// Runs of training: what they do, how the loss falls, what they draw.
+// Training runs: their state, losses and samples.
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, sampleUrl, type Run, type RunDetail } from "../api";
 import { Chart, smoothed, type Series } from "../chart";
@@ -84,7 +84,7 @@ function RunPage({ run }: { run: Run }) {
         <Tile name="Step" value={run.max_steps > 0 ? `${run.step} / ${run.max_steps}` : String(run.step)} />
         <Tile name="Training loss" value={number(run.loss)} />
         <Tile name="Held-out loss" value={number(run.validation_loss)} />
-        <Tile name="Time a step" value={run.seconds_per_step === undefined ? "–" : duration(run.seconds_per_step)} />
+        <Tile name="Time per step" value={run.seconds_per_step === undefined ? "–" : duration(run.seconds_per_step)} />
         {run.eta_seconds !== undefined && <Tile name="Time left" value={duration(run.eta_seconds)} />}
         {run.memory_mib !== undefined && <Tile name="Memory" value={bytes(run.memory_mib * 1048576)} />}
         {run.device_memory_mib !== undefined && <Tile name="GPU memory" value={bytes(run.device_memory_mib * 1048576)} />}
@@ -129,7 +129,7 @@ function Stop({ run }: { run: Run }) {
               kind="danger"
               onClick={() => {
                 setAsks(false);
-                api.stopRun(run.name).then(() => note("It stops after this step"), complain);
+                api.stopRun(run.name).then(() => note("Stops after this step"), complain);
               }}
             >
               Stop
@@ -219,7 +219,7 @@ function Loss({ name }: { name: string }) {
           )}
         </div>
       </div>
-      {records.length > 0 ? <Chart series={series} log={log} label={`${KINDS.find((one) => one.value === kind)!.text} of ${name}`} /> : <p class="muted">Nothing is recorded yet.</p>}
+      {records.length > 0 ? <Chart series={series} log={log} label={`${KINDS.find((one) => one.value === kind)!.text} of ${name}`} /> : <p class="muted">Nothing recorded yet.</p>}
     </section>
   );
 }
@@ -256,7 +256,7 @@ function Samples({ run }: { run: RunDetail }) {
       <button type="button" class="sample" onClick={() => setLarge(true)} aria-label={`${label}: enlarge`}>
         <img src={sampleUrl(run.name, sample.file)} alt={label} />
       </button>
-      <p class="muted small">A row for each prompt. Of each two columns, the left one is without what was learned, the right one with it.</p>
+      <p class="muted small">One row per prompt. In each pair of columns, the left is without the trained weights, the right with them.</p>
       {large && (
         <Dialog title={label} onClose={() => setLarge(false)} wide>
           <img class="sample-large" src={sampleUrl(run.name, sample.file)} alt={label} />

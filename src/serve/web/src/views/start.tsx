@@ -31,7 +31,7 @@ export function StartRun({ runs, again }: { runs: Run[]; again: () => void }) {
       {waits && (
         <p class="small muted" role="status">
           {started.run} is preparing its data.{" "}
-          <Button kind="quiet" onClick={() => void api.stopRun(started.run).then(() => note("It is asked to stop"), complain)}>
+          <Button kind="quiet" onClick={() => void api.stopRun(started.run).then(() => note("Asked to stop"), complain)}>
             Stop
           </Button>
         </p>

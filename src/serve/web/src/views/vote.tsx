@@ -110,7 +110,7 @@ export function VoteView({ query }: { query: URLSearchParams }) {
   if (error instanceof ApiError && error.status === 404 && !shown) {
     return (
       <Empty title="No pairs to vote on yet">
-        <p>A pair needs two images of one prompt and one seed, by different adapters or by an adapter and the base model.</p>
+        <p>A pair needs two images with the same prompt and seed, from different adapters or from an adapter and the base model.</p>
         <a class="button primary" href="#/compare">
           Make some in Compare
         </a>
@@ -159,7 +159,7 @@ export function VoteView({ query }: { query: URLSearchParams }) {
               ))}
             </div>
           )}
-          <p class="muted small center">Names appear after the vote. Sides are random, files are alike.</p>
+          <p class="muted small center">Names appear after the vote. Sides are random.</p>
         </>
       )}
     </div>
