@@ -1,4 +1,4 @@
-//! The optimizer's update, one pass over the numbers.
+//! The optimizer's update, in one pass over the parameters.
 
 use burn::tensor::Tensor;
 
@@ -7,17 +7,17 @@ use super::{composed, cpu, dispatch::by_way, formulas::AdamWFactors};
 /// Adam with decoupled weight decay (Loshchilov & Hutter 2019), with the semantics of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// Of this step.
+    /// The learning rate of this step.
     pub learning_rate: f64,
-    /// How much of the mean gradient is kept from step to step.
+    /// Decay of the first moment, the moving average of the gradient.
     pub beta1: f64,
-    /// How much of the mean squared gradient is kept from step to step.
+    /// Decay of the second moment, the moving average of the squared gradient.
     pub beta2: f64,
-    /// Added to the root of the mean square.
+    /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Share of the parameter taken away per step, times the learning rate.
+    /// Decoupled weight decay: each step shrinks the parameter by this times the learning rate.
     pub weight_decay: f64,
-    /// The number of this step, from 1: the means start at zero and are scaled up for it.
+    /// The number of this step, from 1, for bias correction: the moments start at zero.
     pub step: u64,
 }
 
@@ -36,8 +36,8 @@ impl AdamW {
     }
 }
 
-/// One update of `parameter` from its gradient and the running means `m` of the gradient and `v` of its square; returns all
-/// three. Plain f32 tensors of one shape:
+/// One update of `parameter` from its gradient and the moments `m` and `v`; returns parameter and moments. Off-tape f32 tensors
+/// of the same shape:
 /// `p ← p·(1 - lr·decay) - lr/(1-β₁ᵗ)·m / (√v/√(1-β₂ᵗ) + ε)`.
 pub fn adamw<const D: usize>(
     parameter: Tensor<D>,
@@ -55,7 +55,7 @@ pub fn adamw<const D: usize>(
     outputs.into()
 }
 
-/// The sum of the squares of all numbers of all `rows`, of which there is at least one. Plain tensors of one type.
+/// The sum of the squares of all elements of all `rows`, of which there must be at least one. Off-tape tensors of one dtype.
 pub fn sum_of_squares(rows: impl IntoIterator<Item = Tensor<1>>) -> Tensor<1> {
     #[cfg(feature = "cuda")]
     let rows = match super::cuda::all(rows.into_iter().map(Tensor::into_dispatch).collect()) {

@@ -12,7 +12,7 @@ use super::{
     operation::{Operation, Plain, apply, assert_one_dtype},
 };
 
-/// `softmax(q·kᵀ/√K)·v`, every query seeing every key.
+/// `softmax(q·kᵀ/√K)·v`, where every query attends to every key.
 ///
 /// `q` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]` → `[B, N, L, K]`; the softmax is computed in f32. The scores of no more
 /// than a few rows of each head (CPU, f32; 16 bits with cuDNN) or of a few heads (elsewhere) exist at a time, and the backward
@@ -21,7 +21,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     attention_within(q, k, v, None)
 }
 
-/// The same with no more scores at a time than [`Limits::attention_scores`](crate::limits::Limits::attention_scores) says.
+/// The same with at most [`Limits::attention_scores`](crate::limits::Limits::attention_scores) scores at a time.
 pub fn attention_within(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scores: Option<usize>) -> Tensor<4> {
     assert_one_dtype("attention", &[q.dtype(), k.dtype(), v.dtype()]);
     let scores = scores.unwrap_or(AT_ONCE).min(AT_ONCE);
@@ -43,7 +43,7 @@ pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<T
 
 #[derive(Clone, Debug)]
 struct Attention {
-    /// That exist at a time.
+    /// The maximum number of scores that exist at a time.
     scores: usize,
 }
 
@@ -56,7 +56,7 @@ struct Saved {
     kept: Kept,
 }
 
-/// What is kept beside the inputs, by the way in which the output was computed.
+/// What is kept besides the inputs, depending on how the output was computed.
 #[derive(Clone, Debug)]
 enum Kept {
     Nothing,

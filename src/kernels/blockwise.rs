@@ -1,4 +1,4 @@
-//! Rows of numbers in eight bits, block by block: an optimizer's moments between two steps.
+//! Blockwise 8-bit storage of f32 values: an optimizer's moments between two steps.
 
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
 
@@ -7,19 +7,19 @@ use crate::{
     quantization::{DynamicMap, MOMENT_BLOCK},
 };
 
-/// A row of f32 numbers, each as the nearest of 256 levels relative to the largest magnitude of its block. Cheap to clone.
+/// Flattened f32 values, each stored as the nearest of 256 levels relative to the largest magnitude of its block. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Blockwise {
-    /// `[count]`, u8.
+    /// The indices of the levels, `[count]`, u8.
     pub codes: Tensor<1, Int>,
     /// The largest magnitude of each block of [`MOMENT_BLOCK`], f32.
     pub largest: Tensor<1>,
-    /// The levels.
+    /// The set of levels.
     pub map: DynamicMap,
 }
 
 impl Blockwise {
-    /// What is nearest to `values`, f32, where they are. Every device has the same levels.
+    /// Quantizes `values` (f32) on their device. Every device gives the same levels.
     pub fn of(values: Tensor<1>, map: DynamicMap) -> Self {
         let device = values.device();
         if !device::is_cpu(&device) {
@@ -30,7 +30,7 @@ impl Blockwise {
         Self::from_parts(codes, largest, map, &device)
     }
 
-    /// Of what [`DynamicMap::encode`] makes.
+    /// Takes the output of [`DynamicMap::encode`].
     pub fn from_parts(codes: Vec<u8>, largest: Vec<f32>, map: DynamicMap, device: &Device) -> Self {
         let (count, blocks) = (codes.len(), largest.len());
         Self {
@@ -40,7 +40,7 @@ impl Blockwise {
         }
     }
 
-    /// The numbers, f32.
+    /// The dequantized values, f32.
     pub fn dense(&self) -> Tensor<1> {
         let device = self.codes.device();
         if !device::is_cpu(&device) {
@@ -52,14 +52,14 @@ impl Blockwise {
         Tensor::from_data(TensorData::new(values, [count]), (&device, DType::F32))
     }
 
-    /// By what every backend has: a search that halves the levels eight times.
+    /// Quantizes with operations that every backend has: a binary search over the levels.
     fn by_operations(values: Tensor<1>, map: DynamicMap) -> Self {
         let (device, [count]) = (values.device(), values.dims());
         let blocks = count.div_ceil(MOMENT_BLOCK);
         let rest = Tensor::zeros([blocks * MOMENT_BLOCK - count], (&device, DType::F32));
         let values = Tensor::cat(vec![values, rest], 0).reshape([blocks, MOMENT_BLOCK]);
         let largest = values.clone().abs().max_dim(1);
-        // Of a block of zeros the inverse is no number, and is not used.
+        // The inverse of a block of zeros is not finite, and not used.
         let inverse = largest.clone().recip().mask_fill(largest.clone().equal_elem(0.0), 0.0);
         let values = (values * inverse).reshape([blocks * MOMENT_BLOCK]);
         let levels = levels(map, &device);
@@ -93,8 +93,8 @@ mod tests {
     use super::*;
     use crate::weights::TensorFile;
 
-    /// The levels of the golden are those of one build of torch, whose last bit another may round otherwise: of two levels that are
-    /// as near but for that, either is right.
+    /// The levels of the golden come from one build of torch; another may round the last bit differently. Of two levels that are
+    /// equally near up to that, either is right.
     #[test]
     fn levels_codes_and_values_are_those_of_bitsandbytes_on_every_path() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/adamw8bit.safetensors");

@@ -11,14 +11,14 @@ use super::{
 };
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus `bias` `[out]`: `[B, out, H', W']` with
-/// `H' = (H + 2·padding - k) / stride + 1`, which must be positive. Panics where the channels do not fit each other.
+/// `H' = (H + 2·padding - k) / stride + 1`, which must be positive. Panics if the channels do not match.
 ///
-/// Weight and bias get gradients where they are tracked. Where the weight is not, `x` is not kept.
+/// Weight and bias get gradients if they are on a tape. If the weight is not, `x` is not kept.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
     convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company: Company::Any, trained: false })
 }
 
-/// [`conv2d`], where on the CPU in f32 each sample has the bits that it has alone.
+/// [`conv2d`], but on the CPU in f32 each sample gets the same bits as alone.
 pub fn conv2d_by_sample(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -29,11 +29,11 @@ pub fn conv2d_by_sample(
     convolve(x, weight, bias, Conv2d { stride, padding: [padding; 2], company: Company::OfSample, trained: false })
 }
 
-/// [`conv2d`] of whole pictures or of some of their rows, with so many zeros above and below `x` and at either side: of some rows
-/// none above and below, as the caller brings the rows that they see. `height` is that of the whole output.
+/// [`conv2d`] of whole images or of a band of rows. `padding` is the number of zeros above and below, and at the left and right:
+/// for a band, none above and below, since the caller provides the neighboring rows. `height` is that of the whole output.
 ///
-/// On the CPU in f32 a row has the same bits whatever rows and samples are with it, if those of a stride of 1 begin with an even
-/// row of the whole, and if 3×3 kernels have at most 512 input channels.
+/// On the CPU in f32 a row gets the same bits whatever rows and samples are processed with it, provided that bands with stride 1
+/// begin at an even row of the image, and that 3×3 kernels have at most 512 input channels.
 pub fn conv2d_rows(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -49,7 +49,7 @@ pub fn conv2d_rows(
         let company = Company::None { height };
         return convolve(x, weight, bias, Conv2d { stride, padding, company, trained: false });
     }
-    // Elsewhere a convolution has as many zeros above as beside.
+    // Other backends pad all sides equally.
     let [above, beside] = padding;
     let [batch, channels, rows, _] = x.dims();
     let x = match beside.checked_sub(above).expect("there are zeros above only where there are some beside") {
@@ -82,7 +82,7 @@ fn convolve(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, operation:
 #[derive(Clone, Debug)]
 struct Conv2d {
     stride: usize,
-    /// Above and below, and at either side.
+    /// Zeros above and below, and at the left and right.
     padding: [usize; 2],
     company: Company,
     /// Whether the weight may need a gradient.
@@ -92,10 +92,10 @@ struct Conv2d {
 /// What the backward pass needs.
 #[derive(Clone, Debug)]
 struct Saved {
-    /// Only where the weight is trained.
+    /// The input, only if the weight is trained.
     x: Option<Plain>,
     weight: Plain,
-    /// Of `x`.
+    /// The shape of `x`.
     shape: [usize; 4],
 }
 
@@ -119,7 +119,7 @@ impl Conv2d {
     }
 }
 
-/// Of `x`, the weight and perhaps a bias.
+/// The inputs are `x`, the weight and perhaps a bias.
 impl<const N: usize> Operation<N> for Conv2d {
     type Saved = Saved;
 
@@ -145,7 +145,7 @@ impl<const N: usize> Operation<N> for Conv2d {
         let Saved { x, weight, shape } = saved;
         let wanted @ [_, wants_weight, _] = [0, 1, 2].map(|i| wanted.get(i) == Some(&true));
         let x = x.filter(|_| wants_weight);
-        // Where `x` is not needed, something else stands in its place.
+        // A placeholder if `x` is not needed.
         let gradients = by_way!([x.clone().unwrap_or_else(|| gradient.clone()), weight, gradient],
             Cpu(all) => cpu::conv::backward(&self.sizes(shape, cpu::dims(&all[1])), all, wanted),
             Composed([_, weight, g]) => composed::conv::backward(x, weight, g, shape, wanted, self.options()),

@@ -1,5 +1,5 @@
-//! Which code computes an operation: that for f32 on the CPU, that for NVIDIA GPUs, or what Burn's operations compose, which every
-//! backend and dtype has.
+//! Chooses the implementation of an operation: the one for f32 on the CPU, the one for NVIDIA GPUs, or the one composed of Burn's
+//! operations, which works on every backend and dtype.
 
 use burn_flex::FlexTensor;
 
@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use super::cuda::{self, CudaTensor};
 use super::{cpu, operation::Plain};
 
-/// The inputs of an operation, as the code that is to compute it takes them.
+/// The inputs of an operation, in the form that its implementation takes.
 pub enum Way<const N: usize> {
     /// All are f32 on the CPU.
     Cpu([FlexTensor; N]),
@@ -19,7 +19,7 @@ pub enum Way<const N: usize> {
 }
 
 impl<const N: usize> Way<N> {
-    /// Where and what the inputs are says by which way.
+    /// Chooses by the device and dtype of the inputs.
     pub fn of(inputs: [Plain; N]) -> Self {
         let inputs = match cpu::floats(inputs) {
             Ok(inputs) => return Self::Cpu(inputs),
@@ -34,8 +34,8 @@ impl<const N: usize> Way<N> {
     }
 }
 
-/// Computes by the way of the inputs; a way without an arm is not gone, and `Composed` takes its inputs. In the arm `Cuda`, which only
-/// a build with the feature has, `cuda` is the module.
+/// Runs the arm that suits the inputs; if an implementation has no arm, `Composed` takes its inputs. In the arm `Cuda`, which exists
+/// only in builds with the feature, `cuda` is the module.
 macro_rules! by_way {
     ($inputs:expr, Cpu($a:pat) => $cpu:expr, Cuda($b:pat) => $cuda:expr, Composed($c:pat) => $composed:expr $(,)?) => {
         match $crate::kernels::dispatch::Way::of($inputs) {
@@ -69,11 +69,11 @@ macro_rules! by_way {
 }
 pub(super) use by_way;
 
-/// The inputs as tensors of a GPU, if all are on one in a dtype that its kernels read; otherwise the inputs again.
+/// The inputs as GPU tensors, if all are on one in a dtype that its kernels read; otherwise returns them unchanged.
 #[cfg(feature = "cuda")]
 pub(super) use super::cuda::floats as on_gpu;
 
-/// The inputs again: this build knows no GPU.
+/// Returns the inputs unchanged: this build has no GPU support.
 #[cfg(not(feature = "cuda"))]
 pub fn on_gpu<const N: usize>(inputs: [Plain; N]) -> Result<std::convert::Infallible, [Plain; N]> {
     Err(inputs)

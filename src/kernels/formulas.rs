@@ -1,4 +1,4 @@
-//! The parameters of formulas that are computed in more than one way.
+//! The parameters of formulas that have several implementations.
 
 /// An activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,7 +9,7 @@ pub enum Activation {
 
 /// √(2/π).
 pub const ROOT: f32 = 0.797_884_6;
-/// Of the cube in the tanh form of GELU.
+/// The coefficient of the cube in the tanh form of GELU.
 pub const CUBIC: f32 = 0.044715;
 
 /// Normalization over groups of channels.
@@ -23,11 +23,11 @@ pub struct GroupNorm {
 
 /// The factors of an AdamW update.
 pub struct AdamWFactors {
-    /// Share of the parameter that weight decay leaves.
+    /// The share of the parameter that remains after weight decay.
     pub keep: f64,
-    /// The learning rate, corrected for the mean's start at zero.
+    /// The learning rate, with the bias correction of the first moment.
     pub rate: f64,
-    /// The root of the correction of the mean square.
+    /// The root of the bias correction of the second moment.
     pub root: f64,
     pub beta1: f64,
     pub beta2: f64,

@@ -1,4 +1,4 @@
-//! The gated unit of the transformer blocks of a UNet.
+//! The gated feed-forward unit of a UNet's transformer blocks (GEGLU).
 
 use burn::tensor::Tensor;
 
@@ -8,7 +8,7 @@ use super::{
     operation::{Operation, Plain, apply},
 };
 
-/// `a·gelu(b)` of the halves `a` and `b` of the last axis, with the exact `gelu(b) = b·Φ(b)` (Shazeer 2020; diffusers'
+/// `a·gelu(b)` for the halves `a` and `b` of the last axis, with the exact `gelu(b) = b·Φ(b)` (Shazeer 2020; diffusers'
 /// `GEGLU`).
 ///
 /// `[…, 2·D]` → `[…, D]`. The backward pass keeps the input and nothing else.

@@ -1,5 +1,5 @@
-//! Normalisation over groups of neighbouring channels and all places (Wu & He 2018), alone or with the SiLU that follows it
-//! in convolutional blocks. Statistics are computed in f32 whatever the input is; the output has the input's type.
+//! Normalization over groups of adjacent channels and all pixels (Wu & He 2018), alone or with the SiLU that follows it in
+//! convolutional blocks. Statistics are computed in f32 whatever the input's dtype; the output has the input's dtype.
 
 use burn::tensor::Tensor;
 
@@ -13,7 +13,7 @@ use super::{
 
 /// `(x − mean)/√(variance + ε)·weight + bias`, with the statistics of each sample and group of channels.
 ///
-/// `x` `[B, C, H, W]`, `weight` and `bias` `[C]` → `[B, C, H, W]`; `groups` divides `C`. All that is on a tape gets a gradient.
+/// `x` `[B, C, H, W]`, `weight` and `bias` `[C]` → `[B, C, H, W]`; `groups` divides `C`. All inputs on a tape get gradients.
 pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, epsilon: f64) -> Tensor<4> {
     apply(GroupNorm { groups, epsilon, silu: false }, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()])
 }
@@ -23,9 +23,9 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
     apply(GroupNorm { groups, epsilon, silu: true }, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()])
 }
 
-/// [`group_norm`], or with `silu` [`group_norm_silu`], of some rows of pictures whose `statistics` are known. Not for a tape.
+/// [`group_norm`], or with `silu` [`group_norm_silu`], of a band of rows of images whose `statistics` are known. Not for a tape.
 ///
-/// On the CPU in f32 the result has the bits that it has with the whole picture.
+/// On the CPU in f32 the result has the same bits as with the whole image.
 pub fn group_norm_rows(
     x: Tensor<4>,
     weight: Tensor<1>,
@@ -46,7 +46,7 @@ pub fn group_norm_rows(
 }
 
 impl Operation<3> for GroupNorm {
-    /// `x`, weight, bias, and the statistics; where the operation is composed, in place of these something that exists.
+    /// `x`, weight, bias, and the statistics; if the operation is composed, a placeholder for these.
     type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, Self::Saved) {

@@ -1,4 +1,4 @@
-//! The statistics of group norm, at once or from parts of pictures that come one after the other.
+//! The statistics of group norm, at once or accumulated from bands of images.
 
 use burn::tensor::{FloatDType, Tensor};
 use rayon::prelude::*;
@@ -8,8 +8,7 @@ use super::{
     dispatch::by_way,
 };
 
-/// What is known of some rows: how many numbers of a group they have, the mean, and the mean square distance from it, each
-/// `[B, G, 1, 1]`, f32.
+/// A summary of some rows: the number of values per group, and their means and variances, each `[B, G, 1, 1]`, f32.
 #[derive(Clone, Debug)]
 struct Part {
     count: usize,
@@ -17,8 +16,8 @@ struct Part {
     squares: Tensor<4>,
 }
 
-/// The statistics of each sample and group of channels of pictures, for `group_norm_rows`: all rows are
-/// [added](Self::add), each once, then it is [finished](Self::finish).
+/// The statistics of each sample and group of channels, for `group_norm_rows`: every row is [added](Self::add) once, then they
+/// are [finished](Self::finish).
 #[derive(Clone, Debug)]
 pub struct GroupStatistics {
     groups: usize,
@@ -30,26 +29,26 @@ pub struct GroupStatistics {
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a few at a time, never moved
 enum State {
-    /// In f32 on the CPU: of each group of each sample.
+    /// For f32 on the CPU: the values of each group of each sample.
     Gathering(Vec<Gathered>),
     Parts(Vec<Part>),
     Known(Vec<Statistics>),
-    /// The mean and 1 over the deviation, `[B, G, 1, 1]`.
+    /// The mean and the reciprocal of the standard deviation, `[B, G, 1, 1]`.
     Tensors([Tensor<4>; 2]),
 }
 
 const MISFIT: &str = "rows are normalized by the statistics of pictures like them, which are finished";
 
 impl GroupStatistics {
-    /// Of pictures `shape` `[B, C, H, W]`; `groups` divides `C`.
+    /// Empty statistics for images of `shape` `[B, C, H, W]`; `groups` divides `C`.
     pub fn new(shape: [usize; 4], groups: usize, epsilon: f64) -> Self {
         Self { groups, epsilon, shape, state: State::Parts(Vec::new()) }
     }
 
-    /// Takes the rows `x` `[B, C, rows, W]` from row `first` of the pictures on.
+    /// Adds the rows `x` `[B, C, rows, W]`, which begin at row `first` of the images.
     ///
     /// # Panics
-    /// They are other pictures' rows, or it was finished.
+    /// If the rows do not fit the images, or the statistics are finished.
     pub fn add(&mut self, x: Tensor<4>, first: usize) {
         let [batch, channels, height, width] = self.shape;
         let [of, each, rows, across] = x.dims();
@@ -84,7 +83,7 @@ impl GroupStatistics {
                 let State::Parts(parts) = &mut self.state else { panic!("all rows are of one kind") };
                 let x = Tensor::<4>::from_dispatch(x).cast(FloatDType::F32);
                 let x = x.reshape([batch, self.groups, each * rows, width]);
-                // Means of means: one sum over millions of numbers would lose digits.
+                // Means of means: one sum over millions of values would lose digits.
                 let mean = |x: Tensor<4>| x.mean_dim(3).mean_dim(2);
                 let middle = mean(x.clone());
                 let squares = mean((x - middle.clone()).square());
@@ -93,10 +92,10 @@ impl GroupStatistics {
         )
     }
 
-    /// The same, ready for use.
+    /// Finishes the statistics for use.
     ///
     /// # Panics
-    /// A row was not added.
+    /// If a row was not added.
     pub fn finish(self) -> Self {
         let [_, channels, height, width] = self.shape;
         let state = match self.state {
@@ -125,13 +124,13 @@ impl GroupStatistics {
         self.groups
     }
 
-    /// Of each group of each sample, on the CPU in f32.
+    /// The statistics of each group of each sample, on the CPU in f32.
     pub(super) fn known(&self) -> &[Statistics] {
         let State::Known(statistics) = &self.state else { panic!("{MISFIT}") };
         statistics
     }
 
-    /// The mean and 1 over the deviation for each channel, `[B, C, 1, 1]`, f32; elsewhere than on the CPU in f32.
+    /// The mean and the reciprocal of the standard deviation for each channel, `[B, C, 1, 1]`, f32; not for f32 on the CPU.
     pub(super) fn of_channels(&self, channels: usize) -> [Tensor<4>; 2] {
         let State::Tensors(tensors) = &self.state else { panic!("{MISFIT}") };
         let (batch, each) = (self.shape[0], channels / self.groups);

@@ -1,4 +1,4 @@
-//! Matrix products with a weight as checkpoints store it, `[out, in]`.
+//! Matrix products with weights as stored in checkpoints, `[out, in]`.
 
 use burn::tensor::Tensor;
 
@@ -10,13 +10,13 @@ use super::{
 
 /// `x·Wᵀ + b`.
 ///
-/// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. All that is on a tape gets a gradient; `x` is kept only
-/// for that of the weight.
+/// `x` `[M, in]`, `weight` `[out, in]`, `bias` `[out]` → `[M, out]`. All inputs on a tape get gradients; `x` is kept only for
+/// that of the weight.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     linear_by_sample(x, weight, bias, 1)
 }
 
-/// [`linear`] of `samples` samples, equally many rows of `x` each: on the CPU in f32 each sample has the bits that it has alone.
+/// [`linear`] of `samples` samples with equally many rows of `x`: on the CPU in f32 each sample gets the same bits as alone.
 pub fn linear_by_sample(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, samples: usize) -> Tensor<2> {
     assert_one_dtype("a linear layer", &[x.dtype(), weight.dtype(), bias.as_ref().map_or(x.dtype(), Tensor::dtype)]);
     let operation = Linear { trained: weight.device().is_autodiff(), samples };
@@ -27,8 +27,8 @@ pub fn linear_by_sample(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>
     }
 }
 
-/// The same weight `[out, in]`, laid out in memory as [`linear`] wants it: on the CPU in f32, column after column. There
-/// it is turned around once instead of with every product. A backward pass turns it back.
+/// Prepacks a weight `[out, in]` for [`linear`]: on the CPU in f32 it is stored column-major, so that it is transposed once and not
+/// for every product. The backward pass transposes it back.
 pub fn laid_out(weight: Tensor<2>) -> Tensor<2> {
     by_way!([weight.into_dispatch()],
         Cpu([weight]) => cpu::linear::laid_out(weight),
@@ -40,11 +40,11 @@ pub fn laid_out(weight: Tensor<2>) -> Tensor<2> {
 pub struct Linear {
     /// Whether the weight is on a tape.
     pub trained: bool,
-    /// Of which the rows are, if each is to have the bits that it has alone; else 1.
+    /// The number of samples in the rows if each must get the same bits as alone; else 1.
     pub samples: usize,
 }
 
-/// Of `x`, the weight and perhaps a bias.
+/// The inputs are `x`, the weight and perhaps a bias.
 impl<const N: usize> Operation<N> for Linear {
     /// `x` if the weight is trained, and the weight.
     type Saved = (Option<Plain>, Plain);
@@ -67,7 +67,7 @@ impl<const N: usize> Operation<N> for Linear {
 
     fn backward(self, (x, weight): Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
         let wanted @ [_, wants_weight, _] = [0, 1, 2].map(|i| wanted.get(i) == Some(&true));
-        // In place of an `x` that was not kept, something that exists.
+        // A placeholder if `x` was not kept.
         let x = x.filter(|_| wants_weight).unwrap_or_else(|| gradient.clone());
         let gradients = by_way!([gradient, weight, x],
             Cpu(all) => cpu::linear::backward(all, wanted),

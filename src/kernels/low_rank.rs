@@ -1,4 +1,4 @@
-//! What LoRA adapters add to their layers.
+//! LoRA adapters applied to the outputs of their layers.
 
 use burn::tensor::Tensor;
 
@@ -8,30 +8,30 @@ use super::{
     operation::{Operation, Plain, apply, assert_one_dtype},
 };
 
-/// `y + scale·(x·Aᵀ)·Bᵀ`: what a LoRA adapter adds to the output `y` of its layer.
+/// `y + scale·(x·Aᵀ)·Bᵀ`: a LoRA adapter applied to the output `y` of its layer.
 ///
 /// The adapter acts on the activation, never on the weight: a dense `W + s·B·A` per layer would have to be kept for the
-/// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever `x` is.
+/// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever the dtype of `x`.
 pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
     let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
     apply(LowRank { scale }, inputs)
 }
 
-/// The factors of what a LoRA adapter adds, for [`low_rank_by_sample`].
+/// The factors of a LoRA adapter, for [`low_rank_by_sample`].
 #[derive(Clone, Copy, Debug)]
 pub struct Factors<'a> {
     /// `[rank, in]`, f32.
     pub a: &'a Tensor<2>,
     /// `[out, rank]`, f32.
     pub b: &'a Tensor<2>,
-    /// What the product is multiplied with.
+    /// The scale of the product.
     pub scale: f64,
 }
 
-/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with factors of each sample's own, of any ranks and any number: those of the samples in turn. `y`
-/// `[M, out]`, `x` `[M, in]`, equally many rows of each of `samples` samples. On the CPU in f32 each sample has the bits that it
-/// has alone. Not for a tape.
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each sample, of any ranks and any number. `y` `[M, out]`, `x` `[M, in]`,
+/// with equally many rows for each of `samples` samples. On the CPU in f32 each sample gets the same bits as alone. Not for a
+/// tape.
 pub fn low_rank_by_sample(y: Tensor<2>, x: Tensor<2>, samples: usize, each: &[Vec<Factors<'_>>]) -> Tensor<2> {
     assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
     let samples_in_turn = samples.min(each.len());
@@ -63,7 +63,7 @@ struct LowRank {
 }
 
 impl Operation<4> for LowRank {
-    /// `x`, `x·Aᵀ`, `A`, `B`. On a GPU `A` and `B`, where the operation is composed `A` and `scale·B`, in the dtype of `x`.
+    /// `x`, `x·Aᵀ`, `A`, `B`. On a GPU `A` and `B`, and if composed `A` and `scale·B`, have the dtype of `x`.
     type Saved = [Plain; 4];
 
     fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {

@@ -9,14 +9,13 @@ use super::{
     operation::{Operation, Plain, apply},
 };
 
-/// `lhs·rhs` over the last two axes, the others broadcasting: the only home of Burn's own `matmul`, which `.clippy.toml`
-/// keeps out of everywhere else.
+/// `lhs·rhs` over the last two axes, the others broadcasting: the only use of Burn's own `matmul`, which `.clippy.toml`
+/// forbids everywhere else.
 ///
 /// On a GPU, products of f32 are exact, as torch's are by default.
 ///
 /// # Panics
-/// The two are of different dtypes. Burn's CUDA backend would read the one as if it held the other's numbers, and
-/// answer with garbage.
+/// If the dtypes differ. Burn's CUDA backend would misread one of the two and return garbage.
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     assert_one_dtype("a matrix product", &[lhs.dtype(), rhs.dtype()]);
     #[cfg(feature = "cuda")]
@@ -51,7 +50,7 @@ impl<const D: usize> Operation<2> for Product<D> {
         let product = |a: Tensor<D>, b: Tensor<D>, shape: [usize; D]| {
             let whole =
                 Tensor::<D>::from_dispatch(cuda::matmul::product(cuda::tensors([a, b].map(Tensor::into_dispatch))));
-            // What was used for all matrices along an axis gets the sum of their gradients.
+            // A factor that was broadcast along an axis gets the sum of the gradients.
             let shared = (0..D).filter(|&axis| shape[axis] != whole.dims()[axis]).collect::<Vec<_>>();
             shared.into_iter().fold(whole, Tensor::sum_dim).into_dispatch()
         };

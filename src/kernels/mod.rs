@@ -1,7 +1,7 @@
-//! The operations a transformer block spends its time on, each one function from tensors to tensors.
+//! The operations on which a transformer block spends its time, each as one function from tensors to tensors.
 //!
-//! Chains of elementwise operations cost one pass over memory each on a CPU and one launch each on a GPU; behind these
-//! functions they can be one. Everything here works on plain and on autodiff tensors alike.
+//! In a chain of elementwise operations, each costs one pass over memory on a CPU and one launch on a GPU; behind these functions
+//! they can be fused. Everything here works with off-tape and with autodiff tensors.
 
 mod operation;
 mod formulas;
@@ -52,8 +52,8 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-/// Brings a constant to where `like` lives: onto its autodiff device if it is being tracked. The pinned Burn panics when
-/// a plain tensor meets a tracked one.
+/// Moves a constant to the autodiff device of `like` if that is tracked: the pinned version of Burn panics when an off-tape tensor
+/// meets a tracked one.
 pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E>) -> Tensor<D> {
     if like.device().is_autodiff() && !constant.device().is_autodiff() {
         Tensor::from_inner(constant)
@@ -62,7 +62,8 @@ pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E
     }
 }
 
-/// `count` things in as few parts as have `most` each, if none must have fewer than `least`; the parts differ by one at most.
+/// Divides `count` items into as few parts as possible of at most `most` each, unless a part would have fewer than `least`; the sizes
+/// differ by at most one.
 pub(crate) fn even_parts(count: usize, most: usize, least: usize) -> Vec<Range<usize>> {
     let parts = count.div_ceil(most.max(1)).min(count / least.max(1)).max(1);
     (0..parts).map(|part| part * count / parts..(part + 1) * count / parts).collect()

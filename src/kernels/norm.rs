@@ -1,4 +1,4 @@
-//! Normalisation over the last axis, with weights of its own or modulated. All statistics are computed in f32.
+//! Normalization over the last axis, with learned weights or modulated. All statistics are computed in f32.
 
 use burn::tensor::Tensor;
 
@@ -8,7 +8,7 @@ use super::{
     operation::{Operation, Plain, apply},
 };
 
-/// `LayerNorm(x)·(1 + scale) + shift`, the norm without weights of its own (AdaLN, Peebles & Xie 2022).
+/// `LayerNorm(x)·(1 + scale) + shift`, where the norm has no weights (AdaLN, Peebles & Xie 2022).
 ///
 /// `x` `[B, L, D]`, `shift` and `scale` `[B, D]` → `[B, L, D]`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, epsilon: f64) -> Tensor<3> {
@@ -17,7 +17,7 @@ pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps
 
 /// `(x − mean)/√(variance + ε)·weight + bias` over the last axis (Ba et al. 2016).
 ///
-/// `x` `[…, D]`, `weight` and `bias` `[D]` → `[…, D]`; all that is on a tape gets a gradient.
+/// `x` `[…, D]`, `weight` and `bias` `[D]` → `[…, D]`; all inputs on a tape get gradients.
 pub fn layer_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<N> {
     let shape = x.dims();
     let width = shape[N - 1];
@@ -35,8 +35,8 @@ struct LayerNorm {
 }
 
 impl Operation<3> for LayerNorm {
-    /// `x`, `scale`, and `[B·L, 2]` with the mean of each row and 1 over its deviation; where the operation is composed,
-    /// in place of these something that exists.
+    /// `x`, `scale`, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation; if the operation is
+    /// composed, a placeholder for these.
     type Saved = [Plain; 3];
 
     fn forward(&self, [x, shift, scale]: [Plain; 3]) -> (Plain, Self::Saved) {

@@ -1,7 +1,7 @@
-//! Operations with a backward pass of their own: the bridge between plain tensors and Burn's autodiff.
+//! Operations with custom backward passes: the bridge between off-tape tensors and Burn's autodiff.
 //!
-//! Burn's `backend_extension` macro would ask for every operation once per backend on backend primitives. Here an operation
-//! is a value with a forward and a backward on plain tensors, whatever their backend, and one function puts it on the tape.
+//! Burn's `backend_extension` macro would require every operation once per backend, on backend primitives. Here an operation is a
+//! value with a forward and a backward pass on off-tape tensors of any backend, and one function records it on the tape.
 
 use std::fmt::Debug;
 
@@ -19,19 +19,19 @@ use burn::tensor::{DType, Tensor};
 /// A tensor of any rank that is not on a tape.
 pub(super) type Plain = DispatchTensor;
 
-/// A function of `N` tensors that may ask for gradients; everything constant is a field of the value.
+/// A function of `N` tensors that may need gradients; all constants are fields of the value.
 pub(super) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// What the backward pass needs of the forward pass.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The output and what to keep for [`backward`](Self::backward).
+    /// The output, and what [`backward`](Self::backward) needs.
     fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
 
     /// The gradients of the inputs that are `wanted`, from the gradient of the output.
     fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N];
 }
 
-/// Runs `operation`, on the tape if an input is on one.
+/// Runs `operation`, recording it if an input is on a tape.
 pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>, inputs: [Plain; N]) -> Tensor<D> {
     let taped = inputs.iter().find_map(|input| match &input.kind {
         DispatchTensorKind::Autodiff(kind) => Some(kind.as_ref()),
@@ -47,12 +47,12 @@ pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>
     Tensor::from_dispatch(output)
 }
 
-/// A tensor without its tape: what constants are.
+/// Detaches a tensor from its tape.
 pub(super) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
 }
 
-/// A backend whose tensors can be told from others at run time.
+/// A backend whose tensors can be recognized at run time.
 trait Concrete: Backend {
     fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind;
     fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>>;
@@ -113,7 +113,7 @@ fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [
         DispatchTensorKind::Autodiff(kind) => {
             B::unwrap(*kind).expect("the inputs of an operation are on one device").autodiff()
         }
-        // A plain tensor beside a tracked one is a constant.
+        // An off-tape tensor beside a tracked one is a constant.
         kind => Autodiff::<B>::from_inner(B::unwrap_plain(Plain { kind, checkpointing: None })),
     });
     let nodes = std::array::from_fn(|i| inputs[i].node.clone());

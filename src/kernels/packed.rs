@@ -1,4 +1,4 @@
-//! Products with a quantized weight, which becomes dense for one of them at a time.
+//! Products with a quantized weight, which is dequantized for one product at a time.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{device, quantization::Packed};
 
-/// A quantized matrix `[out, in]` where it is used. Cheap to clone.
+/// A quantized matrix `[out, in]` on the device that uses it. Cheap to clone.
 ///
-/// For the CPU it stays where it is, in the mapped file; on another device its bytes lie as they are in the file, or nearly so.
+/// For the CPU it stays in the mapped file; on other devices its bytes are stored as in the file, or nearly so.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
     packed: Packed,
@@ -23,26 +23,26 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// On `device`, for products in `dtype`.
+    /// Uploads it to `device`, for products in `dtype`.
     pub fn new(packed: Packed, device: &Device, dtype: FloatDType) -> Self {
         let uploaded = (!device::is_cpu(device)).then(|| {
-            // It lasts as long as the model: memory of its exact size.
+            // It lasts as long as the model, so memory of its exact size is allocated.
             Arc::new(device.memory_persistent_allocations((), |()| Unpack::new(&packed, device)))
         });
         Self { packed, uploaded, dtype, device: device.clone() }
     }
 
-    /// The same for a look at what is stored: nothing is put on the device.
+    /// The same without uploading anything, for inspecting what is stored.
     pub fn unread(packed: Packed, device: &Device, dtype: FloatDType) -> Self {
         Self { packed, uploaded: None, dtype, device: device.clone() }
     }
 
-    /// How it is stored: `nf4`, `int8`, `fp8`, `Q4_K`, …
+    /// Its format: `nf4`, `int8`, `fp8`, `Q4_K`, …
     pub fn format(&self) -> &'static str {
         self.packed.format()
     }
 
-    /// The bytes that it takes.
+    /// Its size in bytes.
     pub fn bytes(&self) -> usize {
         self.packed.bytes()
     }
@@ -52,12 +52,12 @@ impl PackedMatrix {
         self.dtype
     }
 
-    /// Where products are computed.
+    /// The device on which products are computed.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The matrix as numbers: decoded in f32, rounded once to the dtype.
+    /// The dequantized matrix: decoded in f32, rounded once to the dtype.
     pub fn dense(&self) -> Tensor<2> {
         self.make(|packed, device| {
             let data = TensorData::new(packed.to_f32(), packed.dims);
@@ -65,7 +65,7 @@ impl PackedMatrix {
         })
     }
 
-    /// The same, laid out as the product of a forward pass wants it on the CPU: column after column.
+    /// The same, prepacked for forward products on the CPU: column-major.
     fn laid_out(&self) -> Tensor<2> {
         self.make(|packed, device| {
             let [rows, columns] = packed.dims;
@@ -83,13 +83,13 @@ impl PackedMatrix {
     }
 }
 
-/// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. `x` and the bias get gradients where they are on a tape; the weight has
-/// none. It is dense while a product is computed, and again for that of the backward pass, but not between them.
+/// `x·Wᵀ + b`: `x` `[M, in]`, `bias` `[out]` → `[M, out]`. `x` and the bias get gradients if they are on a tape; the weight gets
+/// none. It is dense during a product, and again during that of the backward pass, but not in between.
 pub fn linear_packed(x: Tensor<2>, weight: &PackedMatrix, bias: Option<Tensor<1>>) -> Tensor<2> {
     linear_packed_by_sample(x, weight, bias, 1)
 }
 
-/// [`linear_packed`] of `samples` samples, equally many rows of `x` each: on the CPU in f32 each sample has the bits that it has
+/// [`linear_packed`] of `samples` samples with equally many rows of `x`: on the CPU in f32 each sample gets the same bits as
 /// alone.
 pub fn linear_packed_by_sample(
     x: Tensor<2>,
@@ -112,7 +112,7 @@ struct LinearPacked {
     samples: usize,
 }
 
-/// Of `x` and perhaps a bias.
+/// The inputs are `x` and perhaps a bias.
 impl<const N: usize> Operation<N> for LinearPacked {
     type Saved = ();
 
@@ -130,7 +130,7 @@ impl<const N: usize> Operation<N> for LinearPacked {
 
     fn backward(self, (): (), gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
         let [wants_x, wants_bias] = [0, 1].map(|i| wanted.get(i) == Some(&true));
-        // In place of a weight that is not asked for, something that exists.
+        // A placeholder if the weight is not needed.
         let weight = if wants_x { self.weight.dense().into_dispatch() } else { gradient.clone() };
         let [x, _, bias] =
             Linear { trained: false, samples: 1 }.backward((None, weight), gradient, [wants_x, false, wants_bias]);

@@ -1,12 +1,12 @@
-//! The start of a backward pass in the middle of a network.
+//! Starts a backward pass in the middle of a network.
 
 use burn::tensor::{DType, Tensor};
 
 use super::operation::{Operation, Plain, apply};
 
-/// A scalar whose gradient with respect to `y` is `gradient`, a plain tensor of the same shape and element type: what is known
-/// about the output of a part of a network is pulled back through that part (a vector-Jacobian product). The scalar itself
-/// is 0; nothing is computed.
+/// A scalar whose gradient with respect to `y` is `gradient`, an off-tape tensor of the same shape and dtype: its backward pass
+/// computes the vector–Jacobian product of a part of a network with the upstream gradient. The scalar itself is 0; nothing is
+/// computed.
 pub fn pull_back<const D: usize>(y: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
     apply(Pull(gradient), [y.into_dispatch()])
 }

@@ -1,4 +1,4 @@
-//! What happens to queries and keys before attention: norm per head, rotation by position.
+//! Queries and keys before attention: RMS norm per head, then rotary position embedding.
 
 use burn::tensor::Tensor;
 
@@ -8,10 +8,10 @@ use super::{
     operation::{Operation, Plain, apply, constant},
 };
 
-/// Root-mean-square norm over each head with a learned weight, then rotation by position, then heads before tokens.
+/// Root-mean-square norm over each head with a learned weight, then rotation by position, then transposition to heads before tokens.
 ///
-/// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` with each angle twice in a row → `[B, N, L, K]`. Neighbours
-/// `(2i, 2i+1)` of the last axis are the real and imaginary part of one rotated number (RoFormer, Su et al. 2021).
+/// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` with each angle twice in a row → `[B, N, L, K]`. Elements
+/// `(2i, 2i+1)` of the last axis are the real and imaginary part of one complex number (RoFormer, Su et al. 2021).
 /// `x` and `weight` get gradients.
 pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tensor<2>, epsilon: f64) -> Tensor<4> {
     assert!(x.dims()[3].is_multiple_of(2), "the numbers of a head are rotated in pairs");

@@ -1,4 +1,4 @@
-//! Every operation against its formula written out in tensors, with gradients by Burn's autodiff.
+//! Every operation against its formula composed of tensor operations, with gradients by Burn's autodiff.
 
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ mod unet;
 
 type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;
 
-/// Numbers of a few inputs, each given by its count.
+/// Random values for a few inputs, given their counts.
 fn draw(counts: &[usize], spread: f32) -> Vec<TensorData> {
     let numbers = |(i, &n): (usize, &usize)| {
         let numbers = Seed(7).draw(Purpose::Noise, 0, i as u64).normal(n);
@@ -31,7 +31,7 @@ fn normal<const D: usize>(shape: [usize; D], sample: u64) -> Tensor<D> {
     Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
 }
 
-/// The GPU on which the operations are held against the CPU's composed form too, where `KILN_TEST_DEVICE=cuda` asks for it.
+/// The GPU on which operations are also compared with the CPU's composed form, if `KILN_TEST_DEVICE=cuda` is set.
 fn gpu() -> Option<Device> {
     match std::env::var("KILN_TEST_DEVICE").as_deref() {
         Ok("cuda") => {
@@ -49,7 +49,7 @@ fn devices() -> impl Iterator<Item = Device> {
     [Device::flex()].into_iter().chain(gpu())
 }
 
-/// The output and the gradients of all inputs, for an output gradient that differs everywhere.
+/// The output and the gradients of all inputs, for an output gradient with distinct elements.
 fn run(f: Function, inputs: &[TensorData], dtype: FloatDType) -> Vec<Tensor<1>> {
     run_on(&Device::flex(), f, inputs, dtype)
 }
@@ -76,13 +76,13 @@ fn close(got: &Tensor<1>, want: &Tensor<1>, tolerance: f32, what: &str) {
     assert!(difference <= tolerance * largest.max(0.1), "{what}: differs by {difference} of {largest}");
 }
 
-/// `fused` is `composed`, in value and every gradient, in f32 and in bf16, with and without a tape, and twice the same.
+/// Asserts that `fused` equals `composed` in value and every gradient, in f32 and in bf16, with and without a tape, and twice.
 #[track_caller]
 fn agree(counts: &[usize], fused: Function, composed: Function) {
     agree_within(1e-5, counts, fused, composed);
 }
 
-/// As [`agree`], for products of matrices: a GPU multiplies f32 with the ten binary digits of TF32.
+/// As [`agree`], for matrix products: a GPU multiplies f32 with TF32's mantissa of ten bits.
 #[track_caller]
 fn agree_in_products(counts: &[usize], fused: Function, composed: Function) {
     agree_within(2e-3, counts, fused, composed);
@@ -119,7 +119,7 @@ fn agree_within(on_gpu: f32, counts: &[usize], fused: Function, composed: Functi
     }
 }
 
-/// The numbers as `[B, L, D]`, in order or as a view of a transposed tensor.
+/// The values as `[B, L, D]`, contiguous or as a view of a transposed tensor.
 fn view(t: &Tensor<1>, [batch, tokens, width]: [usize; 3], in_order: bool) -> Tensor<3> {
     match in_order {
         true => t.clone().reshape([batch, tokens, width]),
@@ -159,7 +159,7 @@ fn activations() {
 }
 
 trait Map: Sized {
-    /// For a function that takes its inputs as a slice.
+    /// Applies a function that takes its inputs as a slice.
     fn map(self, f: impl Fn(&[Self]) -> Self) -> Self {
         f(&[self])
     }
@@ -196,7 +196,7 @@ fn linear_layers() {
                 &[rows * outputs, rows * inputs, rank * inputs, outputs * rank],
                 &|t| {
                     let (y, x, a, b) = parts(t, in_order);
-                    // The factors are f32 beside activations of any dtype.
+                    // The factors are f32 whatever the dtype of the activations.
                     flat(low_rank(y, x, a.cast(FloatDType::F32), b.cast(FloatDType::F32), 0.7))
                 },
                 &|t| {

@@ -1,4 +1,4 @@
-//! Images of twice the size.
+//! Upsampling of images by two.
 
 use burn::tensor::Tensor;
 
@@ -8,7 +8,7 @@ use super::{
     operation::{Operation, Plain, apply},
 };
 
-/// Every pixel four times: `[B, C, H, W]` → `[B, C, 2H, 2W]`.
+/// Nearest-neighbor upsampling by two: `[B, C, H, W]` → `[B, C, 2H, 2W]`.
 pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
     apply(UpsampleNearest, [x.into_dispatch()])
 }

@@ -4,7 +4,7 @@ use burn::tensor::{FloatDType, Tensor, activation};
 
 use crate::kernels::formulas::{Activation, CUBIC, ROOT};
 
-/// The activation of each number.
+/// The activation of each element.
 pub fn forward<const D: usize>(kind: Activation, x: Tensor<D>) -> Tensor<D> {
     match kind {
         Activation::GeluTanh => activation::gelu_approximate(x),
@@ -12,7 +12,7 @@ pub fn forward<const D: usize>(kind: Activation, x: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// The slope of the activation at each `x`, computed in f32, times the gradient.
+/// The derivative of the activation at each `x`, computed in f32, times the gradient.
 pub fn backward<const D: usize>(kind: Activation, x: Tensor<D>, g: Tensor<D>) -> Tensor<D> {
     let dtype: FloatDType = x.dtype().into();
     let x = x.cast(FloatDType::F32);

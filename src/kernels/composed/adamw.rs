@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use crate::kernels::formulas::AdamWFactors;
 
-/// Updates a parameter from its gradient and the means of the gradient and of its square; returns all but the gradient.
+/// Updates a parameter and its moments from its gradient; returns parameter and moments.
 pub fn update<const D: usize>([p, g, m, v]: [Tensor<D>; 4], factors: &AdamWFactors) -> [Tensor<D>; 3] {
     let &AdamWFactors { keep, rate, root, beta1, beta2, epsilon } = factors;
     let m = m * beta1 + g.clone() * (1.0 - beta1);

@@ -1,22 +1,22 @@
 //! Attention as matrix products over a few heads at a time, on any backend and dtype.
 //!
-//! On a GPU the scores go through memory, which costs as much as the products: of FLUX at 1024² (24 heads, 4608 tokens)
-//! 4 GB a block forward and 9 GB backward, 1 and 2.2 ms of an H200, beside 0.26 and 0.65 TFLOP. Burn's flash attention
-//! avoids the traffic but is not called: for every 16 keys it takes each accumulator through shared memory between
-//! barriers of all its threads, it rounds f32 to f16, and it has no backward pass.
+//! On a GPU the scores go through memory, which costs as much as the products: for FLUX at 1024² (24 heads, 4608 tokens)
+//! 4 GB per block forward and 9 GB backward, 1 and 2.2 ms on an H200, besides 0.26 and 0.65 TFLOP. Burn's flash attention
+//! avoids the traffic but is not used: for every 16 keys it moves each accumulator through shared memory between barriers
+//! of all its threads, it rounds f32 to f16, and it has no backward pass.
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
 use crate::kernels::{dispatch::by_way, even_parts, matmul, operation::Plain};
 
-/// Scores that exist at a time, where one head does not have more: 0.5 GiB in f16, of which the backward pass has two.
-/// So many that the narrow products fill a GPU (at 1024² FLUX has 21 million a head).
+/// The maximum number of scores that exist at a time, unless one head has more: 0.5 GiB in f16, twice that in the backward
+/// pass. Large enough for the narrow products to fill a GPU (at 1024² FLUX has 21 million per head).
 pub const AT_ONCE: usize = 1 << 28;
 
-/// Queries of a head that are taken together at least. Of fewer, a matrix product may add up in another order.
+/// The minimum number of queries of a head in one product. With fewer, a matrix product may sum in another order.
 const FEWEST_QUERIES: usize = 128;
 
-/// The output, in memory `[B, L, N, K]`. The queries of one head are divided, too, where it has more than `at_once` scores.
+/// The output, stored as `[B, L, N, K]`. A head with more than `at_once` scores is also split by queries.
 pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
     let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| {
         let ([batch, heads, queries, _], [_, _, keys, _]) = (q.dims(), k.dims());
@@ -44,8 +44,8 @@ pub fn backward(inputs: [Plain; 4], at_once: usize) -> [Plain; 3] {
     gradients.map(Tensor::into_dispatch)
 }
 
-/// `f` of a few heads of the inputs at a time. Its outputs lie in memory with the heads of each token side by side: the
-/// model joins them next, for free.
+/// Applies `f` to a few heads of the inputs at a time. In the outputs the heads of each token are adjacent: the model joins
+/// them next, which is then free.
 fn by_heads<const I: usize, const O: usize>(
     inputs: [Tensor<4>; I],
     at_once: usize,
@@ -53,7 +53,7 @@ fn by_heads<const I: usize, const O: usize>(
 ) -> [Tensor<4>; O] {
     let ([batch, heads, queries, _], [_, _, keys, _]) = (inputs[0].dims(), inputs[1].dims());
     let most = (at_once / (batch * queries * keys).max(1)).clamp(1, heads);
-    // Equal parts, so that no small one is left over.
+    // Equal parts, so that there is no small remainder.
     let each = heads.div_ceil(heads.div_ceil(most));
     let mut parts: [Vec<Tensor<4>>; O] = std::array::from_fn(|_| Vec::new());
     for first in (0..heads).step_by(each) {
@@ -65,7 +65,7 @@ fn by_heads<const I: usize, const O: usize>(
     parts.map(|parts| Tensor::cat(parts, 2).swap_dims(1, 2))
 }
 
-/// The tensor in an order of memory that the products of each part can take as it is.
+/// The tensor in a memory layout that the products of each part can use without a copy.
 fn laid_out(tensor: Plain) -> Tensor<4> {
     let tensor = by_way!([tensor],
         Cuda([tensor]) => cuda::softmax::laid_out(tensor),
@@ -103,7 +103,7 @@ fn slopes(inputs: [Tensor<4>; 4]) -> [Tensor<4>; 2] {
     )
 }
 
-/// In f32, as scores are added up: in bf16 a score of 20 would be off by a few percent of `p`.
+/// In f32, including the scores: rounding a score of 20 to bf16 would change `p` by a few percent.
 fn exact_probabilities(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
     let scale = scale(&q);
     let [q, k] = [q, k].map(|t| t.cast(FloatDType::F32));

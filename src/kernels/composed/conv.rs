@@ -5,7 +5,7 @@ use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 
 use crate::kernels::{dispatch::by_way, matmul, operation::Plain};
 
-/// The output, by Burn's convolution or as a product.
+/// The output, computed by Burn's convolution or as a product.
 pub fn forward(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options: ConvOptions<2>) -> Tensor<4> {
     let [batch, inputs, height, width] = x.dims();
     if !is_product(weight.dims(), &options) {
@@ -29,7 +29,7 @@ pub fn forward(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options
     y.reshape([batch, outputs, height, width])
 }
 
-/// The gradients that are wanted of `x` of `shape`, weight and bias.
+/// The `wanted` gradients of `x` (of `shape`), weight and bias.
 pub fn backward(
     x: Option<Plain>,
     weight: Plain,
@@ -41,7 +41,7 @@ pub fn backward(
     let [g4, w4] = [&g, &weight].map(|t| Tensor::<4>::from_dispatch(t.clone()));
     let (dtype, [batch, inputs, height, width], [outputs, ..]) = (g4.dtype(), shape, w4.dims());
     let product = is_product(w4.dims(), &options);
-    // What stands at the places of a picture, channel by channel.
+    // The pixels of an image, channel by channel.
     let places = |t: Tensor<4>, channels| t.reshape([batch, channels, height * width]);
     let dx = || match product {
         true => {
@@ -76,16 +76,16 @@ pub fn backward(
     [wants_x.then(dx), wants_weight.then(dw), wants_bias.then(db)]
 }
 
-/// A sum of many numbers, which would lose what is small in bf16: added up in f32, then of the type that it had.
+/// Computes a long sum in f32, where bf16 would lose small terms; the result has the dtype of `x`.
 fn in_f32<const D: usize>(x: Tensor<D>, sum: impl Fn(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
     let dtype: FloatDType = x.dtype().into();
     sum(x.cast(FloatDType::F32)).cast(dtype)
 }
 
-/// Whether each place is a product of the weight with what is at that place.
+/// Whether each output pixel is a product of the weight with the input pixel.
 ///
-/// Where there is no kernel of our own, it is computed as one: a pointwise convolution on CUDA is known to go wrong on
-/// wide inputs (cubek#519).
+/// Where kiln has no kernel of its own, it is computed as such a product: pointwise convolutions on CUDA give wrong results
+/// on wide inputs (cubek#519).
 fn is_product([_, _, height, width]: [usize; 4], options: &ConvOptions<2>) -> bool {
     (height, width, options.stride, options.padding) == (1, 1, [1; 2], [0; 2])
 }

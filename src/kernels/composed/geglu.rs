@@ -1,10 +1,10 @@
-//! The gated unit of a UNet.
+//! The gated feed-forward unit of a UNet (GEGLU).
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-/// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
+/// `a·gelu(b)` for the halves of each row: `[M, 2·D]` → `[M, D]`.
 pub fn forward(x: Tensor<2>) -> Tensor<2> {
     let dtype: FloatDType = x.dtype().into();
     let [a, b] = chunked(x);

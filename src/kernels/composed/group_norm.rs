@@ -4,7 +4,7 @@ use burn::tensor::{FloatDType, Tensor, activation};
 
 use crate::kernels::{formulas::GroupNorm, operation::Plain};
 
-/// What computes SiLU of the output, in f32.
+/// A function that computes SiLU of the output, in f32.
 type Silu = fn(Tensor<4>) -> Tensor<4>;
 
 /// The output.
@@ -17,7 +17,7 @@ pub fn forward(norm: GroupNorm, [x, weight, bias]: [Plain; 3], silu: Silu) -> Pl
     y.cast(dtype).into_dispatch()
 }
 
-/// The output for rows of pictures, of whose channels the mean and 1 over the deviation are known: `[B, C, 1, 1]`, f32.
+/// The output for a band of rows, given each channel's mean and reciprocal standard deviation, `[B, C, 1, 1]`, f32.
 pub fn of_rows([x, weight, bias]: [Plain; 3], [mean, inverse]: [Tensor<4>; 2], silu: Option<Silu>) -> Plain {
     let x = Tensor::<4>::from_dispatch(x);
     let dtype: FloatDType = x.dtype().into();
@@ -61,8 +61,8 @@ fn standardize(norm: GroupNorm, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     (centred * inverse.clone(), inverse)
 }
 
-/// The means of each group, at all its numbers. Means of means: one sum over the millions of places of a large picture
-/// would lose digits.
+/// The mean of each group, expanded to its elements. Computed as means of means: one sum over the millions of pixels of a
+/// large image would lose digits.
 fn mean(norm: GroupNorm, x: Tensor<4>) -> Tensor<4> {
     let shape @ [batch, channels, height, width] = x.dims();
     let each = channels / norm.groups;
@@ -71,7 +71,7 @@ fn mean(norm: GroupNorm, x: Tensor<4>) -> Tensor<4> {
     means.expand([batch, norm.groups, each, height * width]).reshape(shape)
 }
 
-/// A number for each channel, in f32.
+/// One value per channel, in f32.
 fn per_channel(t: Plain) -> Tensor<4> {
     let t = Tensor::<1>::from_dispatch(t).cast(FloatDType::F32);
     let channels = t.dims()[0];

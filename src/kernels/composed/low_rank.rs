@@ -1,21 +1,21 @@
-//! What LoRA adapters add to their layers.
+//! LoRA adapters applied to the outputs of their layers.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::kernels::{matmul, operation::Plain};
 
-/// `y + scale·(x·Aᵀ)·Bᵀ` of `y` `[M, out]`, `x` `[M, in]`, and in f32 `A` `[rank, in]` and `B` `[out, rank]`; and what the
-/// [gradients](backward) need: `x`, `x·Aᵀ`, and `A` and `scale·B` in the dtype of `x`.
+/// `y + scale·(x·Aᵀ)·Bᵀ` for `y` `[M, out]`, `x` `[M, in]`, and `A` `[rank, in]` and `B` `[out, rank]` in f32; and what the
+/// [backward pass](backward) needs: `x`, `x·Aᵀ`, and `A` and `scale·B` in the dtype of `x`.
 pub fn forward([y, x, a, b]: [Tensor<2>; 4], scale: f64) -> (Plain, [Plain; 4]) {
     let dtype: FloatDType = x.dtype().into();
-    // The scale goes where there is least to multiply.
+    // The scale is applied to the smallest factor.
     let [a, b] = [a, scaled(b, scale)].map(|t| t.cast(dtype));
     let u = matmul(x.clone(), a.clone().transpose());
     let y = y + matmul(u.clone(), b.clone().transpose());
     (y.into_dispatch(), [x, u, a, b].map(Tensor::into_dispatch))
 }
 
-/// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`forward`] left.
+/// The `wanted` gradients of `x`, `A` and `B`, from that of the output and what [`forward`] saved.
 pub fn backward(
     [g, x, u, a, b]: [Tensor<2>; 5],
     scale: f64,
@@ -38,13 +38,13 @@ fn scaled(t: Tensor<2>, scale: f64) -> Tensor<2> {
 /// The factors of one adapter: `A` `[rank, in]`, `B` `[out, rank]`, and the scale of their product.
 pub type Factors = (Tensor<2>, Tensor<2>, f64);
 
-/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with the factors of each of `samples` samples, those of `each` in turn, as one product of all samples.
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each of `samples` samples, in `each`, as one product of all samples.
 pub fn by_sample([y, x]: [Tensor<2>; 2], samples: usize, each: &[Vec<Factors>]) -> Tensor<2> {
     let of = |sample: usize| each[sample % each.len()].as_slice();
     let ([_, inputs], [_, outputs]) = (x.dims(), y.dims());
     let (dtype, device): (FloatDType, _) = (x.dtype().into(), x.device());
     let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
-    // All of a sample as one, and of as many ranks as the largest has.
+    // All factors of a sample are joined, and padded to the largest rank.
     let rank = |factors: &[Factors]| factors.iter().map(|(a, ..)| a.dims()[0]).sum::<usize>();
     let most = (0..samples).map(|sample| rank(of(sample))).max().unwrap_or(0);
     if most == 0 {

@@ -1,5 +1,5 @@
-//! The operations as Burn's own compose them, on any backend and dtype: what the others are held against, and what computes where
-//! there is no kernel.
+//! The operations composed of Burn's own, on any backend and dtype: the reference for the other forms, and the fallback where there
+//! is no kernel.
 
 mod tokens;
 pub mod activation;

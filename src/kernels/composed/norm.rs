@@ -19,7 +19,7 @@ pub fn forward([x, shift, scale]: [Plain; 3], base: f32, epsilon: f64) -> Plain 
     let [shift, scale] = [shift, scale].map(|t| per_token(Tensor::from_dispatch(t)));
     let dtype: FloatDType = x.dtype().into();
     let normed = standardize(x, epsilon).0;
-    // Rounded to the dtype where torch does it: after the norm, with the norm's own weights.
+    // Rounded to the dtype where torch does: after the norm, including its weights.
     let output = if base == 0.0 {
         let [scale, shift] = [scale, shift].map(|t| t.cast(FloatDType::F32));
         (normed * scale + shift).cast(dtype)
@@ -29,7 +29,7 @@ pub fn forward([x, shift, scale]: [Plain; 3], base: f32, epsilon: f64) -> Plain 
     output.into_dispatch()
 }
 
-/// The gradients that are `wanted` of `x`, shift and scale, from `x`, scale and the gradient of the output.
+/// The `wanted` gradients of `x`, shift and scale, from `x`, scale and the gradient of the output.
 pub fn backward(
     [x, scale, g]: [Plain; 3],
     base: f32,

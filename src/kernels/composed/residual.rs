@@ -11,7 +11,7 @@ pub fn forward([x, gate, y]: [Plain; 3]) -> Plain {
     (x + y * per_token(Tensor::from_dispatch(gate))).into_dispatch()
 }
 
-/// The gradients of `gate` and `y` that are wanted, from `gate`, `y` and the gradient of the output.
+/// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
 pub fn backward([gate, y, g]: [Plain; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
     let [y, g]: [Tensor<3>; 2] = [y, g].map(Tensor::from_dispatch);
     let gate = per_token(Tensor::from_dispatch(gate));

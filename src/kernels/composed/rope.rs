@@ -1,10 +1,10 @@
-//! Norm per head and rotation by position.
+//! RMS norm per head and rotary position embedding.
 
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::kernels::operation::Plain;
 
-/// `x` in f32, 1 over the root of its mean square, and the constants as `[1, L, 1, K]` or `[1, 1, 1, K]`.
+/// `x` in f32, its reciprocal root mean square, and the constants as `[1, L, 1, K]` or `[1, 1, 1, K]`.
 fn prepared(x: Tensor<4>, [weight, cos, sin]: [Plain; 3], epsilon: f64) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
     let [_, tokens, _, width] = x.dims();
     let x = x.cast(FloatDType::F32);
@@ -39,14 +39,14 @@ pub fn input_gradient([x, g, weight, cos, sin]: [Plain; 5], epsilon: f64) -> Pla
     let dtype: FloatDType = x.dtype().into();
     let (x, inverse, [weight, cos, sin]) = prepared(x, [weight, cos, sin], epsilon);
     let g = g.swap_dims(1, 2).cast(FloatDType::F32);
-    // The transpose of a quarter turn is the quarter turn the other way.
+    // The transpose of a quarter turn is the opposite quarter turn.
     let d = g.clone() * cos - quarter_turn(g * sin);
     let d = d * weight.cast(FloatDType::F32);
     let slope = (d.clone() * x.clone()).mean_dim(3) * inverse.clone().square();
     ((d - x * slope) * inverse).cast(dtype).into_dispatch()
 }
 
-/// The sum over all rows of the gradient turned back, times the normed input; in the dtype of the weight.
+/// The sum over all rows of the gradient rotated back, times the normalized input; in the dtype of the weight.
 pub fn weight_gradient([x, g, weight, cos, sin]: [Plain; 5], epsilon: f64) -> Plain {
     let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
     let width = x.dims()[3];

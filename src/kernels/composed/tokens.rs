@@ -1,8 +1,8 @@
-//! Numbers that each sample has once, beside its tokens.
+//! Values per sample, expanded to its tokens.
 
 use burn::tensor::Tensor;
 
-/// A number per sample and channel, at every token.
+/// Expands one value per sample and channel to every token.
 pub fn per_token(t: Tensor<2>) -> Tensor<3> {
     t.unsqueeze_dim(1)
 }

@@ -1,7 +1,7 @@
-//! Quantized matrices on any device, made dense by operations that every backend has. What comes out is, bit for bit, what
-//! [`Packed::to_f32`] decodes on the CPU: the same products of the same numbers.
+//! Dequantizes matrices on any device, with operations that every backend has. The result is, bit for bit, that of
+//! [`Packed::to_f32`] on the CPU: the same products of the same numbers.
 //!
-//! Beside the dense matrix it takes four bytes a value for the codes while it runs.
+//! Besides the dense matrix it temporarily takes four bytes per value for the codes.
 
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
 
@@ -18,7 +18,7 @@ pub struct Unpack {
 #[allow(clippy::large_enum_variant)] // behind one pointer
 enum Uploaded {
     FourBit {
-        /// Two values each.
+        /// Two values per byte.
         bytes: Tensor<1, Int>,
         levels: Tensor<1>,
         block: usize,
@@ -27,7 +27,7 @@ enum Uploaded {
     EightBit {
         bytes: Tensor<1, Int>,
         levels: Tensor<1>,
-        /// One for each block of the grid.
+        /// One scale per block of the grid.
         scales: Tensor<2>,
         block: [usize; 2],
         factor: f32,
@@ -54,12 +54,12 @@ fn floats<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) ->
     Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, DType::F32))
 }
 
-/// For arithmetic: in bytes it would wrap around.
+/// Widens bytes for arithmetic, which would otherwise wrap around.
 fn wide<const D: usize>(bytes: Tensor<D, Int>) -> Tensor<D, Int> {
     bytes.cast(IntDType::I32)
 }
 
-/// Each number as often as `times`, the copies side by side; `count` of them.
+/// Repeats each value `times` times, the copies adjacent; returns the first `count`.
 fn spread(values: Tensor<1>, times: usize, count: usize) -> Tensor<1> {
     let all = values.dims()[0];
     values.reshape([all, 1]).repeat_dim(1, times).reshape([all * times]).narrow(0, 0, count)
@@ -98,7 +98,7 @@ impl Unpack {
         Self { dims: packed.dims, code }
     }
 
-    /// In f32.
+    /// The dequantized matrix in f32.
     pub fn dense(&self) -> Tensor<2> {
         let [rows, columns] = self.dims;
         let count = rows * columns;
@@ -115,7 +115,7 @@ impl Unpack {
                 let mut scales = scales.clone();
                 for (axis, size) in self.dims.into_iter().enumerate() {
                     let count = scales.dims()[axis];
-                    // One scale for a whole axis, or one for each of its places, needs no copies.
+                    // One scale for a whole axis, or one per element of it, needs no copies.
                     if count > 1 && block[axis] > 1 {
                         let each = scales.unsqueeze_dim::<3>(axis + 1).repeat_dim(axis + 1, block[axis]);
                         scales = each.flatten::<2>(axis, axis + 1).narrow(axis, 0, size);
@@ -172,7 +172,7 @@ fn ggml(kind: Ggml, blocks: Tensor<2, Int>) -> Tensor<2> {
         Ggml::Q6K => {
             let lower = part(0, 128).reshape([count, 2, 64]);
             let halves = [lower.clone().bitwise_and_scalar(15), lower.bitwise_right_shift_scalar(4)];
-            // [blocks, 2, 2, 64]: either half of a block, either half of its bytes.
+            // [blocks, 2, 2, 64]: halves of a block, halves of its bytes.
             let lower = Tensor::stack::<4>(halves.to_vec(), 2).reshape([count, 256]);
             let upper = part(128, 64).reshape([count, 2, 32]);
             let pairs = (0..4).map(|pair| upper.clone().bitwise_right_shift_scalar(2 * pair).bitwise_and_scalar(3));
@@ -190,7 +190,7 @@ fn signed(bytes: Tensor<2, Int>) -> Tensor<2> {
     (bytes - sign * 256).float()
 }
 
-/// The two lists of eight numbers of six bits that are in 12 bytes.
+/// Unpacks the two lists of eight 6-bit numbers in 12 bytes.
 fn scales(bytes: Tensor<2, Int>) -> [Tensor<2, Int>; 2] {
     let part = |start: usize| bytes.clone().narrow(1, start, 4);
     let six = |bytes: Tensor<2, Int>| bytes.bitwise_and_scalar(63);
@@ -207,7 +207,7 @@ fn half(bytes: Tensor<2, Int>) -> Tensor<2> {
     let exponent = high.clone().bitwise_right_shift_scalar(2).bitwise_and_scalar(31);
     let mantissa = (high.clone().bitwise_and_scalar(3) * 256 + low).float();
     let sign = high.bitwise_right_shift_scalar(7).float() * -2.0 + 1.0;
-    // Of exponent 0 and 1 the unit is the same; numbers of exponent 0 lack the leading one.
+    // Exponents 0 and 1 have the same unit; numbers with exponent 0 lack the leading one.
     let leading = exponent.clone().clamp(0, 1).float() * 1024.0;
     let units: Vec<f32> = (0..32).map(|exponent: i32| 2f32.powi(exponent.max(1) - 25)).collect();
     let units = Tensor::<1>::from_data(TensorData::new(units, [32]), (&sign.device(), DType::F32));

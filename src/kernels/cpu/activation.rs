@@ -31,9 +31,9 @@ pub fn silu_slope(x: f32) -> f32 {
     (x * s).mul_add(t, s)
 }
 
-/// `f(x, g)` of each pair of numbers.
+/// `f(x, g)` of each pair of elements.
 fn map(x: &[f32], g: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    // Rows of a length of our choice: an activation does not care about the shape.
+    // Any row length works: an activation does not depend on the shape.
     const ROW: usize = 1024;
     build(
         x.len(),
@@ -57,7 +57,7 @@ pub fn swish(x: f32) -> f32 {
     x * sigmoid(x).0
 }
 
-/// The activation of each number.
+/// The activation of each element.
 pub fn forward<const D: usize>(kind: Activation, x: FlexTensor) -> Plain {
     let x = in_order(x);
     let numbers = numbers(&x);
@@ -78,7 +78,7 @@ pub fn forward<const D: usize>(kind: Activation, x: FlexTensor) -> Plain {
     plain(tensor::<D>(y, dims(&x)))
 }
 
-/// The slope of the activation at each `x` times the gradient.
+/// The derivative of the activation at each `x` times the gradient.
 pub fn backward<const D: usize>(kind: Activation, both: [FlexTensor; 2]) -> Plain {
     let [x, g] = both.map(in_order);
     let dx = match kind {

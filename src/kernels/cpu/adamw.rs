@@ -9,7 +9,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// Updates a parameter from its gradient and the means of the gradient and of its square; returns all but the gradient.
+/// Updates a parameter and its moments from its gradient; returns parameter and moments.
 /// The factors are `[keep, rate, root, 1 - β₁, β₂, 1 - β₂, ε]`.
 pub fn update(inputs: [FlexTensor; 4], factors: [f32; 7]) -> [Plain; 3] {
     let [parameter, gradient, m, v] = inputs.map(in_order);

@@ -1,4 +1,4 @@
-//! Attention in f32 on the CPU, each head on a core, a few rows of its scores at a time.
+//! Attention in f32 on the CPU: each head on one core, a few rows of scores at a time.
 
 use burn::tensor::Shape;
 use burn_flex::{FlexTensor, Layout};
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// Queries whose scores exist at a time, for each head.
+/// The number of queries per head whose scores exist at a time.
 const TILE: usize = 64;
 
-/// What the backward pass needs beside the inputs.
+/// What the backward pass needs besides the inputs.
 #[derive(Clone, Debug)]
 pub struct Saved {
     output: Plain,
@@ -49,14 +49,14 @@ pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> 
     [tokens_first(dq, shape), tokens_first(dk, key_shape), tokens_first(dv, key_shape)]
 }
 
-/// A tensor `[B, N, L, K]` whose numbers lie as `[B, L, N, K]`: the model joins the heads of each token next, for free.
+/// A tensor `[B, N, L, K]` stored as `[B, L, N, K]`: the model joins the heads of each token next, which is then free.
 fn tokens_first(data: Vec<f32>, shape: [usize; 4]) -> Plain {
     let [_, heads, tokens, width] = shape;
     let strides = [tokens * heads * width, width, heads * width, 1].map(|s| s as isize).to_vec();
     plain(strided(data, Layout::new(Shape::from(shape), strides, 0)))
 }
 
-/// Memory `[B, L, N, K]` that the heads fill from several threads, each its own rows.
+/// Memory `[B, L, N, K]` that threads fill in parallel, each the rows of its own heads.
 #[derive(Clone, Copy)]
 struct Heads {
     data: *mut f32,
@@ -65,7 +65,7 @@ struct Heads {
     width: usize,
 }
 
-// SAFETY: a pointer to plain numbers; that no two threads touch the same ones is asked of those who use it.
+// SAFETY: a pointer to f32s; its users guarantee that no two threads access the same ones.
 unsafe impl Send for Heads {}
 // SAFETY: as above.
 unsafe impl Sync for Heads {}
@@ -83,7 +83,7 @@ impl Heads {
     /// The indices are inside the shape, and no other thread uses the same head of the same sample.
     unsafe fn rows(&self, batch: usize, head: usize, token: usize) -> Target {
         let start = ((batch * self.tokens + token) * self.heads + head) * self.width;
-        // SAFETY: inside the memory by the promise above.
+        // SAFETY: inside the memory, as guaranteed by the caller.
         Target { data: unsafe { self.data.add(start) }, stride: self.heads * self.width }
     }
 }
@@ -130,8 +130,8 @@ fn attend(shape: [usize; 4], keys: usize, q: Rows, k: Rows, v: Rows) -> (Vec<f32
                 },
             );
             let p = Matrix::new(scores, rows, keys);
-            // SAFETY: this thread alone has this head of this sample; its rows lie in the memory of the output, which
-            // outlives this scope, and the product initializes them before they are seen as numbers.
+            // SAFETY: only this thread has this head of this sample; its rows lie in the memory of the output, which
+            // outlives this scope, and the product initializes them before they are read.
             unsafe {
                 let place = place.rows(b, n, start);
                 let (data, stride) = (place.data, place.stride);
@@ -162,7 +162,7 @@ fn gradients(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], lo
         let (b, n) = (head / heads, head % heads);
         let log_sums = &log_sums[head * queries..][..queries];
         let k = k.matrix(b, n, keys);
-        // The products need these the other way round.
+        // The products need the transposes.
         let (kt, vt) = (transposed(k), transposed(v.matrix(b, n, keys)));
         let (kt, vt) = (Matrix::new(&kt, width, keys), Matrix::new(&vt, width, keys));
         let mut tiles = [vec![0.0; TILE.min(queries) * keys], vec![0.0; TILE.min(queries) * keys]];
@@ -202,7 +202,7 @@ fn gradients(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], lo
             );
             let (p, ds) = (Matrix::new(p, rows, keys), Matrix::new(ds, rows, keys));
             let onto = if start == 0 { Onto::Nothing } else { Onto::Sum };
-            // SAFETY: this thread alone has this head of this sample; the first tile initializes what later ones add to.
+            // SAFETY: only this thread has this head of this sample; the first tile initializes what later ones add to.
             unsafe {
                 product(to_v.rows(b, n, 0), onto, 1.0, p.t(), dy, Parallelism::None);
                 product(to_k.rows(b, n, 0), onto, scale, ds.t(), q, Parallelism::None);
@@ -220,7 +220,7 @@ fn gradients(shape: [usize; 4], keys: usize, [q, k, v, output, g]: [Rows; 5], lo
     [dq, dk, dv]
 }
 
-/// One head, `[S, K]`, its rows side by side.
+/// A copy of one head, `[S, K]`, row-major.
 fn copied(rows: Rows, b: usize, n: usize, tokens: usize) -> Vec<f32> {
     (0..tokens).flat_map(|token| rows.row([b, n, token])).copied().collect()
 }

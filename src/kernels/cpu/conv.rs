@@ -1,4 +1,4 @@
-//! Convolutions, by whichever way is the faster for their sizes.
+//! Convolutions, by whichever method is faster for their sizes.
 
 use burn_flex::FlexTensor;
 
@@ -19,7 +19,7 @@ pub fn forward(sizes: &Sizes, [x, weight]: [FlexTensor; 2], bias: Option<FlexTen
     plain(tensor(y, [sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]))
 }
 
-/// The gradients that are wanted of `x`, weight and bias. `x` is read for that of the weight only.
+/// The wanted gradients of `x`, weight and bias. `x` is read only for that of the weight.
 pub fn backward(
     sizes: &Sizes,
     [x, weight, g]: [FlexTensor; 3],
@@ -41,7 +41,7 @@ pub fn backward(
     ]
 }
 
-/// The sums over all places of a channel, sample after sample: `[out]`.
+/// The sum over all pixels of each channel, sample after sample: `[out]`.
 fn bias_gradient(sizes: &Sizes, g: &[f32]) -> FlexTensor {
     let places = sizes.to[0] * sizes.to[1];
     let channel = |channel: usize| {

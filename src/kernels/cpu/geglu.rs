@@ -1,4 +1,4 @@
-//! The gated unit of a UNet.
+//! The gated feed-forward unit of a UNet (GEGLU).
 
 use burn_flex::FlexTensor;
 
@@ -15,7 +15,7 @@ fn halves(x: &[f32], row: usize, width: usize) -> (&[f32], &[f32]) {
     x[2 * width * row..][..2 * width].split_at(width)
 }
 
-/// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
+/// `a·gelu(b)` for the halves of each row: `[M, 2·D]` → `[M, D]`.
 pub fn forward(x: FlexTensor) -> Plain {
     let x = in_order(x);
     let [rows, width] = dims(&x);

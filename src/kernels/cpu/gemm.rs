@@ -1,4 +1,4 @@
-//! Matrix products on numbers in memory.
+//! Matrix products on slices.
 
 use std::mem::MaybeUninit;
 
@@ -7,31 +7,31 @@ use rayon::prelude::*;
 
 use super::{loops::build, matrix::Matrix};
 
-/// Products add up in another order where both sides are at most [`NARROW`] and more than this many values are added up for
-/// each element. In no other way do the bits of a row depend on how many rows are with it, unless it is alone: a product with
-/// one row takes a way of its own.
+/// Products sum in another order if both sides are at most [`NARROW`] and each element is a sum of more than this many terms.
+/// Otherwise the bits of a row do not depend on how many rows are multiplied with it, unless it is alone: a product with a
+/// single row takes another path.
 pub const SHORT_SUMS: usize = 512;
 pub const NARROW: usize = 64;
 
-/// Where a product goes: rows of `stride` numbers.
+/// The destination of a product: rows `stride` elements apart.
 pub struct Target {
     pub data: *mut f32,
     pub stride: usize,
 }
 
 impl Target {
-    /// Fresh memory, row after row of `columns` numbers.
+    /// Uninitialized memory, row-major with `columns` columns.
     pub fn fresh(data: &mut [MaybeUninit<f32>], columns: usize) -> Self {
         Self { data: data.as_mut_ptr().cast(), stride: columns }
     }
 
-    /// Numbers in memory, row after row of `columns` numbers.
+    /// Initialized memory, row-major with `columns` columns.
     pub fn new(data: &mut [f32], columns: usize) -> Self {
         Self { data: data.as_mut_ptr(), stride: columns }
     }
 }
 
-/// What happens to the numbers that are already in the target.
+/// What happens to the values in the target.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Onto {
     /// They are overwritten, and may be uninitialized.
@@ -43,11 +43,11 @@ pub enum Onto {
 /// `target (+)= scale·a·b`, on all cores or on this one.
 ///
 /// # Safety
-/// `target` holds `a.rows` rows of `b.columns` numbers that nothing else reads or writes meanwhile.
+/// `target` has `a.rows` rows of `b.columns` elements that nothing else reads or writes at the same time.
 pub unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, b: Matrix, threads: Parallelism) {
     assert!(a.columns == b.rows && a.fits() && b.fits(), "the factors of a product fit each other and their memory");
     let stride = |n: usize| n as isize;
-    // SAFETY: the factors lie inside their slices (asserted), the target is the caller's promise.
+    // SAFETY: the factors lie inside their slices (asserted); the caller guarantees the target.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -78,7 +78,7 @@ pub fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut data = Vec::with_capacity(count);
     let target = Target::fresh(&mut data.spare_capacity_mut()[..count], b.columns);
-    // SAFETY: the target is ours and of that size; the product writes all of it.
+    // SAFETY: the target is owned and of that size; the product writes all of it.
     unsafe {
         product(target, Onto::Nothing, scale, a, b, Parallelism::Rayon(0));
         data.set_len(count);
@@ -86,11 +86,11 @@ pub fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     data
 }
 
-/// `a·b + bias` as a new row-major matrix, on all cores. The rows of `a` are those of `samples` samples, equally many of each;
-/// each sample has the bits that it has alone.
+/// `a·b + bias` as a new row-major matrix, on all cores. The rows of `a` belong to `samples` samples, equally many of each;
+/// each sample gets the same bits as alone.
 ///
-/// The product runs at more than twice the speed where `b` lies row after row, and turning it around takes a small part of
-/// that; so it is turned around if need be.
+/// The product is more than twice as fast if `b` is row-major, and transposing it takes a small part of that time; so it is
+/// transposed if necessary.
 pub fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize) -> Vec<f32> {
     let turned;
     let b = if b.strides.1 == 1 {
@@ -115,7 +115,7 @@ pub fn affine(a: Matrix, b: Matrix, bias: Option<&[f32]>, samples: usize) -> Vec
     y
 }
 
-/// How many of `rows` rows go into one product with `b`, if each is to have the bits that it has in a product with `alone` of
+/// How many of `rows` rows can go into one product with `b` such that each gets the same bits as in a product with `alone` of
 /// them.
 fn together(alone: usize, rows: usize, b: Matrix) -> usize {
     if alone == 1 || b.columns == 1 {
@@ -127,14 +127,14 @@ fn together(alone: usize, rows: usize, b: Matrix) -> usize {
     }
 }
 
-/// `a·b` with so many rows of `a` at a time.
+/// `a·b` with `each` rows of `a` at a time.
 fn by_parts(a: Matrix, b: Matrix, each: usize) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut data = Vec::with_capacity(count);
     let parts = data.spare_capacity_mut()[..count].par_chunks_mut(each * b.columns).enumerate();
     parts.for_each(|(part, place)| {
         let a = a.rows(part * each, place.len() / b.columns);
-        // SAFETY: the place is ours and of that size; the product writes all of it.
+        // SAFETY: the memory is owned and of that size; the product writes all of it.
         unsafe { product(Target::fresh(place, b.columns), Onto::Nothing, 1.0, a, b, Parallelism::Rayon(0)) };
     });
     // SAFETY: all parts were written.
@@ -144,7 +144,7 @@ fn by_parts(a: Matrix, b: Matrix, each: usize) -> Vec<f32> {
 
 /// The transpose as a new row-major matrix.
 pub fn transposed(matrix: Matrix) -> Vec<f32> {
-    // A few rows at a time: they are read from the nearest cache, and written in runs.
+    // A few rows at a time: they are read from the L1 cache and written contiguously.
     const RUN: usize = 16;
     let Matrix { data, rows, columns, strides: (stride, 1) } = matrix else {
         unreachable!("only row-major matrices are turned around")

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::kernels::{formulas::GroupNorm, operation::Plain};
 
-/// The output, and the mean of each group and 1 over its deviation, side by side.
+/// The output, and for each group its mean and reciprocal standard deviation, interleaved.
 pub fn forward(norm: GroupNorm, inputs: [FlexTensor; 3]) -> (Plain, Plain) {
     let [x, weight, bias] = inputs.map(in_order);
     let groups = Groups::new(norm, &x, &weight, &bias);
@@ -24,7 +24,7 @@ pub fn forward(norm: GroupNorm, inputs: [FlexTensor; 3]) -> (Plain, Plain) {
     (plain(tensor::<4>(y, dims(&x))), plain(tensor(statistics, [count])))
 }
 
-/// The output for rows of pictures whose `statistics` are known.
+/// The output for a band of rows of images with known `statistics`.
 pub fn of_rows(norm: GroupNorm, inputs: [FlexTensor; 3], statistics: &[Statistics]) -> Plain {
     let [x, weight, bias] = inputs.map(in_order);
     let groups = Groups::new(norm, &x, &weight, &bias);
@@ -70,27 +70,27 @@ fn long_sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f
     total
 }
 
-/// One channel of one sample, on the way back.
+/// One channel of one sample, in the backward pass.
 struct Plane<'a> {
     x: &'a [f32],
-    /// First the gradient of the norm, then that of `x`.
+    /// Initially the gradient of the norm's output, then that of `x`.
     dx: &'a mut [f32],
     weight: f32,
-    /// The sums that are this sample's part of the gradients of weight and bias.
+    /// This sample's contributions to the gradients of weight and bias.
     of_weight: f64,
     of_bias: f64,
 }
 
-/// A tensor of numbers in order, and how they are grouped.
+/// A contiguous tensor, and how its elements are grouped.
 struct Groups<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     bias: &'a [f32],
-    /// Groups of a sample.
+    /// Groups per sample.
     groups: usize,
-    /// Channels of a group.
+    /// Channels per group.
     channels: usize,
-    /// Numbers of a channel of a sample.
+    /// Pixels per channel of a sample.
     plane: usize,
 }
 
@@ -110,7 +110,7 @@ impl<'a> Groups<'a> {
         planes.zip(affine).map(|(x, (weight, bias))| (x, *weight, *bias))
     }
 
-    /// `activation` of the normalized numbers, and the statistics of each group.
+    /// `activation` of the normalized values, and the statistics of each group.
     fn forward(&self, epsilon: f64, activation: impl Fn(f32) -> f32 + Sync) -> (Vec<f32>, Vec<Statistics>) {
         let size = self.channels * self.plane;
         build_noting(
@@ -125,7 +125,7 @@ impl<'a> Groups<'a> {
         )
     }
 
-    /// `activation` of the numbers normalized by `statistics`, of each group.
+    /// `activation` of the values normalized by the `statistics` of each group.
     fn apply(&self, statistics: &[Statistics], activation: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
         build(
             self.x.len(),
@@ -135,7 +135,7 @@ impl<'a> Groups<'a> {
         )
     }
 
-    /// `activation` of the normalized numbers of one group.
+    /// `activation` of the normalized values of one group.
     #[inline(always)]
     fn normalize(
         &self,
@@ -155,8 +155,8 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// The gradients of `x`, weight and bias from `g`, that of the output, and the `slope` of the activation. With `n` the
-    /// normalized numbers and `d` the gradient of `n·weight + bias`: `dx = (weight·d − mean(weight·d) −
+    /// The gradients of `x`, weight and bias from `g`, that of the output, and the `slope` (derivative) of the activation. With `n` the
+    /// normalized values and `d` the gradient of `n·weight + bias`: `dx = (weight·d − mean(weight·d) −
     /// n·mean(weight·d·n))/deviation`.
     fn backward(&self, statistics: &[Statistics], g: &[f32], slope: impl Fn(f32) -> f32 + Sync) -> [Vec<f32>; 3] {
         let size = self.channels * self.plane;

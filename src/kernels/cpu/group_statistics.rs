@@ -1,13 +1,13 @@
-//! The statistics of groups of numbers, at once or from parts.
+//! The statistics of groups of values, at once or accumulated from parts.
 
 use std::collections::BTreeMap;
 
 use super::simd::sum;
 
-/// large picture has millions of numbers.
+/// The number of values that are summed in f32, which fit in the L1 cache; these sums are summed in f64.
 pub const CHUNK: usize = 4096;
 
-/// The mean of a group and 1 over its deviation.
+/// The mean of a group and the reciprocal of its standard deviation.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics {
     pub mean: f32,
@@ -15,13 +15,13 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// In one pass over memory.
+    /// Computes them in one pass over memory.
     #[inline(always)]
     pub fn of(group: &[f32], epsilon: f64) -> Self {
         Self::joined(group.chunks(CHUNK).map(Chunk::of), epsilon)
     }
 
-    /// Of the chunks of a group in their order, by the formula of Chan, Golub & LeVeque 1983.
+    /// Combines the chunks of a group in order, by the formula of Chan, Golub & LeVeque 1983.
     #[inline(always)]
     fn joined(chunks: impl Iterator<Item = Chunk>, epsilon: f64) -> Self {
         let (mut n, mut mean, mut squares) = (0.0, 0.0, 0.0);
@@ -35,7 +35,7 @@ impl Statistics {
     }
 }
 
-/// What is known of a chunk of numbers: how many they are, their mean, and the sum of the squares of their distances from it.
+/// A summary of a chunk of values: their number, their mean, and the sum of squared deviations from it.
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     count: f64,
@@ -63,14 +63,14 @@ impl Chunk {
     }
 }
 
-/// The numbers of one group as they come, in chunks that are the same whatever comes together.
+/// Accumulates the values of one group in chunks that do not depend on how the values arrive.
 #[derive(Clone, Debug)]
 pub struct Gathered {
-    /// How many there will be.
+    /// The total number of values.
     total: usize,
-    /// Of each chunk that is complete.
+    /// The summary of each complete chunk.
     chunks: Vec<Option<Chunk>>,
-    /// The numbers of those that are not, by number, and how many of them are there.
+    /// The values of incomplete chunks, by index, and how many are present.
     open: BTreeMap<usize, (Vec<f32>, usize)>,
 }
 
@@ -79,7 +79,7 @@ impl Gathered {
         Self { total, chunks: vec![None; total.div_ceil(CHUNK)], open: BTreeMap::new() }
     }
 
-    /// Takes `numbers`, which stand at `at` in the group.
+    /// Adds `numbers`, which are at position `at` of the group.
     #[inline(always)]
     pub fn add(&mut self, mut at: usize, mut numbers: &[f32]) {
         while !numbers.is_empty() {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// `x·Wᵀ + b` of `x` `[M, in]`, `W` `[out, in]` and perhaps a bias `[out]`; each of `samples` samples has the bits that it has alone.
+/// `x·Wᵀ + b` of `x` `[M, in]`, `W` `[out, in]` and perhaps a bias `[out]`; each of `samples` samples gets the same bits as alone.
 pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, samples: usize) -> Plain {
     let (x, weight, bias) = (in_order(x), either_way(weight), bias.map(in_order));
     let (x, weight) = (Matrix::of(&x), Matrix::of(&weight));
@@ -20,7 +20,7 @@ pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, samp
     plain(tensor(y, [x.rows, weight.rows]))
 }
 
-/// The gradients that are `wanted` of `x`, weight and bias, from that of the output, the weight and `x`.
+/// The `wanted` gradients of `x`, weight and bias, from that of the output, the weight and `x`.
 pub fn backward([g, weight, x]: [FlexTensor; 3], [wants_x, wants_weight, wants_bias]: [bool; 3]) -> [Option<Plain>; 3] {
     let (g, weight, x) = (in_order(g), either_way(weight), in_order(x));
     let [g, weight, x] = [&g, &weight, &x].map(Matrix::of);
@@ -32,7 +32,7 @@ pub fn backward([g, weight, x]: [FlexTensor; 3], [wants_x, wants_weight, wants_b
     ]
 }
 
-/// The weight `[out, in]` laid out column after column.
+/// The weight `[out, in]` in column-major order.
 pub fn laid_out(weight: FlexTensor) -> Tensor<2> {
     let weight = in_order(weight);
     let weight = Matrix::of(&weight);
@@ -40,7 +40,7 @@ pub fn laid_out(weight: FlexTensor) -> Tensor<2> {
     Tensor::<2>::from_dispatch(plain(turned)).transpose()
 }
 
-/// The weight with its rows or its columns one after the other, copied only if neither is.
+/// The weight in row-major or column-major order; copied only if it is in neither.
 fn either_way(weight: FlexTensor) -> FlexTensor {
     let strides = weight.layout().strides();
     if strides.contains(&1) && strides.iter().all(|&stride| stride > 0) { weight } else { weight.to_contiguous() }

@@ -1,4 +1,4 @@
-//! Loops over many numbers that use every core.
+//! Parallel loops over slices.
 
 use std::mem::MaybeUninit;
 
@@ -6,21 +6,21 @@ use rayon::prelude::*;
 
 use super::simd::vectorized;
 
-/// Work below this many numbers is not worth waking another core for.
+/// Below this many elements, work is not worth another core.
 const SERIAL: usize = 16 * 1024;
-/// Numbers in one piece of parallel work. A constant, so that sums over pieces never depend on the number of cores.
+/// The number of elements per parallel task. A constant, so that sums over tasks never depend on the number of cores.
 const PIECE: usize = 16 * 1024;
 
-/// Numbers that a loop is about to write.
+/// Uninitialized elements that a loop is about to write.
 pub type Fresh = [MaybeUninit<f32>];
 
-/// `count` new numbers, in rows of `width` of which the last may be shorter. `write` gets the index of a row and its place,
+/// Builds `count` elements in rows of `width`, of which the last may be shorter. `write` gets the index and the memory of a row,
 /// runs vectorized, and must write all of it.
 pub fn build(count: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Sync) -> Vec<f32> {
     build_noting(count, width, write).0
 }
 
-/// As [`build`], with what `write` notes about each row.
+/// As [`build`], also collecting what `write` returns for each row.
 pub fn build_noting<T: Send>(
     count: usize,
     width: usize,
@@ -48,12 +48,12 @@ pub fn build_noting<T: Send>(
         let notes: Vec<Vec<T>> = fresh.par_chunks_mut(each * width).enumerate().map(piece).collect();
         notes.into_iter().flatten().collect()
     };
-    // SAFETY: every row was handed to `write`, which writes all of it.
+    // SAFETY: every row was passed to `write`, which writes all of it.
     unsafe { data.set_len(count) };
     (data, notes)
 }
 
-/// `Σ` over rows of what `add` adds to `sums`, `columns` numbers; the order of the additions is fixed.
+/// The sums over rows of what `add` adds to its `columns` sums; the order of the additions is fixed.
 pub fn column_sums(rows: usize, columns: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let each = (PIECE / columns.max(1)).max(1);
     let piece = |piece: usize| {

@@ -1,4 +1,4 @@
-//! What LoRA adapters add to their layers.
+//! LoRA adapters applied to the outputs of their layers.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -10,20 +10,20 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// `y + scale·(x·Aᵀ)·Bᵀ` of `y` `[M, out]`, `x` `[M, in]`, `A` `[rank, in]` and `B` `[out, rank]`; and what the
-/// [gradients](backward) need: `x`, `x·Aᵀ`, `A` and `B`.
+/// `y + scale·(x·Aᵀ)·Bᵀ` for `y` `[M, out]`, `x` `[M, in]`, `A` `[rank, in]` and `B` `[out, rank]`; and what the
+/// [backward pass](backward) needs: `x`, `x·Aᵀ`, `A` and `B`.
 pub fn forward(inputs: [FlexTensor; 4], scale: f64) -> (Plain, [Plain; 4]) {
     let [mut y, x, a, b] = inputs.map(in_order);
     let (xm, am, bm) = (Matrix::of(&x), Matrix::of(&a), Matrix::of(&b));
     let (rows, rank) = (xm.rows, am.rows);
     let u = matmul(xm, am.t(), 1.0);
-    // In place where nothing else holds `y`, otherwise on a copy.
+    // In place if nothing else holds `y`, otherwise on a copy.
     y = exactly(y);
     add_matmul(y.storage_mut(), Matrix::new(&u, rows, rank), bm.t(), scale as f32);
     (plain(y), [x, tensor(u, [rows, rank]), a, b].map(plain))
 }
 
-/// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`forward`] left.
+/// The `wanted` gradients of `x`, `A` and `B`, from that of the output and what [`forward`] saved.
 pub fn backward(all: [FlexTensor; 5], scale: f64, [wants_x, wants_a, wants_b]: [bool; 3]) -> [Option<Plain>; 3] {
     let [g, x, u, a, b] = all.map(in_order);
     let [g, x, u, a, b] = [&g, &x, &u, &a, &b].map(Matrix::of);
@@ -34,7 +34,7 @@ pub fn backward(all: [FlexTensor; 5], scale: f64, [wants_x, wants_a, wants_b]: [
     [
         wants_x.then(|| product(du, a, 1.0)),
         wants_a.then(|| product(du.t(), x, 1.0)),
-        // The narrow product is the fast one; its transpose is small.
+        // The narrow product is faster; its transpose is small.
         wants_b.then(|| {
             let turned = matmul(u.t(), g, scale);
             let db = transposed(Matrix::new(&turned, u.columns, g.columns));
@@ -46,7 +46,7 @@ pub fn backward(all: [FlexTensor; 5], scale: f64, [wants_x, wants_a, wants_b]: [
 /// The factors of one adapter: `A` `[rank, in]`, `B` `[out, rank]`, and the scale of their product.
 pub type Factors = (FlexTensor, FlexTensor, f32);
 
-/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with the `factors` of each of `samples` samples in turn, which all have as many rows.
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate `factors` for each of `samples` samples, which have equally many rows.
 pub fn by_sample([y, x]: [FlexTensor; 2], samples: usize, factors: &[Vec<Factors>]) -> Plain {
     let (mut y, x) = (exactly(y), in_order(x));
     let ([_, outputs], [rows, inputs]) = (dims(&y), dims(&x));

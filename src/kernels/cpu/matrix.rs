@@ -1,4 +1,4 @@
-//! Matrices in memory.
+//! Matrices in slices.
 
 use burn_flex::FlexTensor;
 
@@ -14,7 +14,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// A tensor of two axes whose numbers lie row after row or column after column.
+    /// A row-major or column-major tensor with two axes.
     pub fn of(tensor: &'a FlexTensor) -> Self {
         let [rows, columns] = dims(tensor);
         let layout = tensor.layout();
@@ -22,22 +22,22 @@ impl<'a> Matrix<'a> {
         Self { data: &tensor.storage()[layout.start_offset()..], rows, columns, strides: (down, across) }
     }
 
-    /// Row after row.
+    /// A row-major matrix.
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         Self { data, rows, columns, strides: (columns, 1) }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, as a view.
     pub fn t(self) -> Self {
         Self { rows: self.columns, columns: self.rows, strides: (self.strides.1, self.strides.0), ..self }
     }
 
-    /// The rows from `start`, `count` of them.
+    /// `count` rows from `start` on.
     pub fn rows(self, start: usize, count: usize) -> Self {
         Self { data: &self.data[start * self.strides.0..], rows: count, ..self }
     }
 
-    /// The columns from `start`, `count` of them.
+    /// `count` columns from `start` on.
     pub fn columns(self, start: usize, count: usize) -> Self {
         Self { data: &self.data[start * self.strides.1..], columns: count, ..self }
     }

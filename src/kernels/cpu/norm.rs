@@ -12,7 +12,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// The mean of a row and 1 over its deviation.
+/// The mean of a row and the reciprocal of its standard deviation.
 #[inline(always)]
 fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
     let n = x.len() as f32;
@@ -29,7 +29,7 @@ fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-/// The output, and `[B·L, 2]` with the mean of each row and 1 over its deviation.
+/// The output, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation.
 pub fn forward([x, shift, scale]: [FlexTensor; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
     let (x, shift, scale) = (in_rows(x), in_rows(shift), in_rows(scale));
     let shape @ [batch, tokens, width] = dims(&x);
@@ -55,7 +55,7 @@ pub fn forward([x, shift, scale]: [FlexTensor; 3], base: f32, epsilon: f64) -> (
     (plain(tensor(y, shape)), plain(statistics))
 }
 
-/// The gradients that are `wanted` of `x`, shift and scale, from `x`, scale, the gradient of the output and the statistics.
+/// The `wanted` gradients of `x`, shift and scale, from `x`, scale, the gradient of the output and the statistics.
 pub fn backward(all: [FlexTensor; 4], base: f32, [wants_x, wants_shift, wants_scale]: [bool; 3]) -> [Option<Plain>; 3] {
     let [x, scale, g, statistics] = all.map(in_rows);
     let (statistics, _) = numbers(&statistics).as_chunks::<2>();
@@ -94,7 +94,7 @@ pub fn backward(all: [FlexTensor; 4], base: f32, [wants_x, wants_shift, wants_sc
             },
         )
     });
-    // Both in one pass, side by side.
+    // Both in one pass.
     let sums = (wants_shift || wants_scale).then(|| {
         Tensor::<2>::from_dispatch(sum_tokens(
             [batch, tokens, 2 * width],

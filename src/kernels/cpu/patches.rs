@@ -1,7 +1,7 @@
-//! Convolutions as matrix products: `y = W·patches`, where a column of patches holds what one place of the output sees.
+//! Convolutions as matrix products: `y = W·patches`, where a column of patches holds the input window of one output pixel.
 //!
-//! All patches of a picture would be `k²` pictures. Only a few rows of places and a few channels are laid out at a time, so
-//! that they stay in the cache; the places of all samples stand in one line, so that small pictures make wide products.
+//! A full im2col buffer is `k²` times the input. It is built in cache-sized tiles (a few output rows × a few channels), and the
+//! pixels of all samples are concatenated, so that small feature maps still give wide products.
 
 use std::ops::Range;
 
@@ -25,24 +25,24 @@ pub struct Sizes {
     pub to: [usize; 2],
     pub kernel: [usize; 2],
     pub stride: usize,
-    /// Zeros above and below, and at either side.
+    /// Zeros above and below, and at the left and right.
     pub padding: [usize; 2],
     pub company: Company,
-    /// Pairs of rows of places, those of all samples or, where company does not count, of one whole image: by them the way is
-    /// chosen.
+    /// The number of pairs of output rows, of all samples or, if results must not depend on the batch, of one whole image: it decides
+    /// between this method and Winograd's.
     pub pairs: usize,
 }
 
-/// Of what company, within one product, the bits of the output may depend.
+/// Which other rows of the same product the bits of an output row may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
-    /// Of all samples and rows.
+    /// On all samples and rows.
     Any,
-    /// Of the rows of the same sample: each sample has the bits that it has alone.
+    /// On the rows of the same sample: each sample gets the same bits as alone.
     OfSample,
-    /// Of none: so has each part of a sample's rows, of an image whose whole output has this height.
+    /// On none: a band of an image, whose whole output has this height, gets the same bits as in the whole image.
     None {
-        /// In places.
+        /// In pixels.
         height: usize,
     },
 }
@@ -53,26 +53,26 @@ impl Company {
     }
 }
 
-/// Numbers of patches that exist at a time, if those of one row of places are no more.
+/// The maximum number of patch elements that exist at a time, unless one output row needs more.
 const AT_A_TIME: usize = 2 << 20;
-/// Places and channels of the output that one piece of work multiplies.
+/// Output pixels and channels per task.
 const PLACES: usize = 256;
 const OUTPUTS: usize = 64;
-/// Numbers of patches whose gradients are one piece of work: products are fastest if their sides are multiples of 64.
+/// Patch elements whose gradients are one task: products are fastest if their sides are multiples of 64.
 const DEPTH: usize = 128;
 
 impl Sizes {
-    /// Numbers of a kernel.
+    /// The number of elements of a kernel.
     fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// Rows of places, all samples.
+    /// The number of output rows of all samples.
     fn lines(&self) -> usize {
         self.batch * self.to[0]
     }
 
-    /// Places of a product, of which `places` are wanted: so many that its sums do not depend on their number, where that counts.
+    /// The columns of a product for `places` pixels: padded, where necessary, so that its sums do not depend on their number.
     fn columns(&self, places: usize) -> usize {
         match self.company.is_none() && self.has_long_sums() {
             true => places.max(NARROW + 1),
@@ -80,13 +80,13 @@ impl Sizes {
         }
     }
 
-    /// Whether the sums of a product depend on how many places it has.
+    /// Whether the sums of a product depend on how many pixels it has.
     fn has_long_sums(&self) -> bool {
         self.inputs * self.taps() > SHORT_SUMS
     }
 
-    /// Rows of places that a piece of work may multiply together: in narrow samples those of several, but no more than leave the
-    /// product narrow where that counts.
+    /// The number of output rows that a task may multiply together: several if samples are narrow, but few enough to keep the
+    /// product narrow where that matters.
     fn rows_together(&self) -> usize {
         let (places, rows) = (self.to[0] * self.to[1], PLACES / self.to[1].max(1));
         match self.company == Company::OfSample && self.has_long_sums() && places <= NARROW {
@@ -95,11 +95,11 @@ impl Sizes {
         }
     }
 
-    /// Rows of places, as many at a time as keep their patches, and the gradients of the output, within bounds.
+    /// Bands of output rows, as large as their patches and the gradients of the output allow.
     fn bands(&self) -> impl Iterator<Item = Range<usize>> {
         let numbers = (self.inputs * self.taps()).max(self.outputs) * self.to[1];
         let each = (AT_A_TIME / numbers.max(1)).max(1);
-        // Bands begin with a sample where products must not have places of a part of one.
+        // Bands begin at a sample if products must not contain part of one.
         let rows = self.to[0].max(1);
         let (each, run) = match self.company == Company::OfSample && self.has_long_sums() {
             true if rows * self.to[1] <= NARROW && rows <= each => (each / rows * rows, self.lines()),
@@ -109,18 +109,18 @@ impl Sizes {
         bands(self.lines(), run, each)
     }
 
-    /// Channels of the input whose gradients are one piece of work.
+    /// The number of input channels whose gradients are one task.
     fn channels_at_a_time(&self) -> usize {
         (DEPTH / self.taps()).clamp(1, self.inputs.max(1))
     }
 
-    /// The same places, each seeing only itself: for laying out the gradient of the output.
+    /// The same sizes with a 1×1 kernel: for the layout of the output's gradient.
     fn pointwise(&self) -> Self {
         Self { inputs: self.outputs, from: self.to, kernel: [1, 1], stride: 1, padding: [0; 2], ..*self }
     }
 }
 
-/// `lines` in order, at most `each` at a time, and none that reaches over the end of a run of `run` of them.
+/// Divides `lines` in order into bands of at most `each`, none of which crosses a multiple of `run`.
 pub fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item = Range<usize>> {
     (0..lines).step_by(run.max(1)).flat_map(move |first| {
         let end = lines.min(first + run);
@@ -128,7 +128,7 @@ pub fn bands(lines: usize, run: usize, each: usize) -> impl Iterator<Item = Rang
     })
 }
 
-/// `y` `[B, out, H', W']` of `x` `[B, in, H, W]` and the weight `[out, in, k, k]`, in order.
+/// `y` `[B, out, H', W']` from `x` `[B, in, H, W]` and the weight `[out, in, k, k]`, all contiguous.
 pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let [height, width] = sizes.to;
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
@@ -156,7 +156,7 @@ pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -
                 for (row, sums) in rows.clone().zip(sums.chunks_exact(width.max(1))) {
                     let row = band.start + row;
                     let at = ((row / height * sizes.outputs + output) * height + row % height) * width;
-                    // SAFETY: inside `y`; a row of a channel belongs to one piece.
+                    // SAFETY: inside `y`; a row of a channel belongs to one task.
                     let y = unsafe { place.fresh(at, width) };
                     y.iter_mut().zip(sums).for_each(|(y, sum)| {
                         y.write(sum + bias);
@@ -172,7 +172,7 @@ pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -
     y
 }
 
-/// The gradient `[B, in, H, W]` of `x` from that of `y`: what each place of the output saw gets its share.
+/// The gradient `[B, in, H, W]` of `x` from that of `y`: each output pixel contributes to its window.
 pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     let plane = sizes.from[0] * sizes.from[1];
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
@@ -204,7 +204,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
                         #[inline(always)]
                         |run, patch| {
                             let Some(Run { place: at, first, count }) = run else { return };
-                            // SAFETY: inside `dx`, and `count` is positive; a channel belongs to one piece of work.
+                            // SAFETY: inside `dx`, and `count` is positive; a channel belongs to one task.
                             let dx = unsafe { place.numbers(at, (count - 1) * sizes.stride + 1) };
                             let patches = &patches[patch + first..][..count];
                             if sizes.stride == 1 {
@@ -222,7 +222,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     dx
 }
 
-/// The gradient of the weight, `[out, in, k, k]`: `Σ g·patchesᵀ` over all places, band after band.
+/// The gradient of the weight, `[out, in, k, k]`: `Σ g·patchesᵀ` over all pixels, band after band.
 pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let columns = sizes.inputs * sizes.taps();
     let mut dw = vec![0.0; sizes.outputs * columns];
@@ -234,7 +234,7 @@ pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
         let piece = |start: usize| {
             let depth = DEPTH.min(columns - start);
             let patches = patches.matrix().rows(start, depth).t();
-            // SAFETY: these columns of `dw` belong to this piece of work.
+            // SAFETY: these columns of `dw` belong to this task.
             unsafe { product(place.target(start, columns), Onto::Sum, 1.0, laid.matrix(), patches, Parallelism::None) };
         };
         (0..columns.div_ceil(DEPTH)).into_par_iter().for_each(|i| piece(i * DEPTH));
@@ -242,13 +242,13 @@ pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     dw
 }
 
-/// The patches of some rows of places, `[channels·k·k, places]`.
+/// The patches of some output rows, `[channels·k·k, pixels]`.
 #[derive(Default)]
 struct Patches {
     data: Vec<f32>,
     depth: usize,
     places: usize,
-    /// Columns after the places. What stands there is read, but counts for nothing.
+    /// Padding columns after the pixels. They are read, but have no effect.
     room: usize,
 }
 
@@ -263,8 +263,8 @@ impl Patches {
         channels.for_each(|(channel, patches)| lay_out_channel(sizes, x, channel, rows.clone(), pitch, patches));
     }
 
-    /// From one row to the next: with some room, because rows that are a power of two apart displace each other from the
-    /// cache, and for the places that a product has [beyond those wanted](Sizes::columns).
+    /// The distance between rows: padded, because rows that are a power of two apart evict each other from the cache, and for
+    /// the [padding columns](Sizes::columns) of a product.
     fn pitch(&self) -> usize {
         self.places + self.room
     }
@@ -274,7 +274,7 @@ impl Patches {
     }
 }
 
-/// Numbers that are copied faster than it is found out how many to copy.
+/// A fixed length that is copied faster than a variable number of elements.
 const SHORT: usize = 16;
 
 /// The patches of one channel.
@@ -294,7 +294,7 @@ fn lay_out_channel(sizes: &Sizes, x: &[f32], channel: usize, rows: Range<usize>,
             if sizes.stride > 1 {
                 places[..count].iter_mut().zip(x.iter().step_by(sizes.stride)).for_each(|(place, x)| *place = *x);
             } else if count <= SHORT && x.len() >= SHORT && places.len() >= SHORT {
-                // A short row is copied as one of fixed length; what is too much is overwritten by the next row.
+                // A short row is copied with a fixed length; the excess is overwritten by the next row.
                 places[..SHORT].copy_from_slice(&x[..SHORT]);
             } else {
                 places[..count].copy_from_slice(&x[..count]);
@@ -306,21 +306,21 @@ fn lay_out_channel(sizes: &Sizes, x: &[f32], channel: usize, rows: Range<usize>,
     );
 }
 
-/// What one number of the kernel sees from one row of places: `count` numbers of the picture from `place` on, a stride apart,
-/// from the `first` place of the row on. The other places see zeros.
+/// What one kernel element sees for one output row: `count` input pixels from `place` on, a stride apart, for the output pixels
+/// from `first` on. The other pixels see zeros.
 struct Run {
     place: usize,
     first: usize,
     count: usize,
 }
 
-/// Calls `f` for each number of the kernel, whose patches are `pitch` apart, and row of places, with what is seen of one channel
-/// and where it stands in the patches.
+/// Calls `f` for each kernel element (their patches are `pitch` apart) and output row, with what is seen of one channel and its
+/// position in the patches.
 #[inline(always)]
 fn visit(sizes: &Sizes, channel: usize, rows: Range<usize>, pitch: usize, mut f: impl FnMut(Option<Run>, usize)) {
     let &Sizes { inputs, from: [height, width], to, kernel, stride, padding, .. } = sizes;
     let [above, beside] = padding;
-    // The places that see something other than zeros, at this distance from the edge.
+    // The pixels that see something other than zeros, at this distance from the edge.
     let inside = |at: usize, length: usize, places: usize| {
         let padding = beside;
         let first = padding.saturating_sub(at).div_ceil(stride).min(places);

@@ -30,7 +30,7 @@ pub fn forward(all: [FlexTensor; 3]) -> Plain {
     )
 }
 
-/// The gradients of `gate` and `y` that are wanted, from `gate`, `y` and the gradient of the output.
+/// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
 pub fn backward(all: [FlexTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
     let [gate, y, g] = all.map(in_rows);
     let [batch, tokens, width] = dims(&y);

@@ -1,4 +1,4 @@
-//! Norm per head and rotation by position.
+//! RMS norm per head and rotary position embedding.
 
 use burn_flex::FlexTensor;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// 1 over the root of the mean square.
+/// The reciprocal root mean square.
 #[inline(always)]
 fn inverse_root(x: &[f32], epsilon: f32) -> f32 {
     let squares = sum(
@@ -21,7 +21,7 @@ fn inverse_root(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (squares / x.len() as f32 + epsilon).sqrt()
 }
 
-/// Turns each pair of numbers by its angle.
+/// Rotates each pair of elements by its angle.
 #[inline(always)]
 fn rotate(row: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (pairs, _) = row.as_chunks_mut::<2>();
@@ -31,7 +31,7 @@ fn rotate(row: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Turns each pair back: the transpose of [`rotate`].
+/// Rotates each pair back: the transpose of [`rotate`].
 #[inline(always)]
 fn rotate_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (pairs, _) = row.as_chunks_mut::<2>();

@@ -1,10 +1,10 @@
-//! The rows of a tensor, wherever they lie.
+//! The rows of a tensor with any strides.
 
 use burn_flex::FlexTensor;
 
 use super::matrix::Matrix;
 
-/// Rows of a tensor of up to four axes that is [in rows](in_rows).
+/// The rows of a tensor of up to four axes whose [rows are contiguous](in_rows).
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     storage: &'a [f32],
@@ -26,7 +26,7 @@ impl<'a> Rows<'a> {
         Self { storage: tensor.storage(), start: layout.start_offset(), strides, width }
     }
 
-    /// The row at these indices of the axes before the last; a tensor of fewer axes has leading ones.
+    /// The row at these indices of the axes before the last; tensors with fewer axes are padded with leading ones.
     #[inline(always)]
     pub fn row(&self, [i, j, k]: [usize; 3]) -> &'a [f32] {
         let start = self.start + i * self.strides[0] + j * self.strides[1] + k * self.strides[2];

@@ -1,4 +1,4 @@
-//! Loops compiled for the widest vectors of the machine they run on, and the functions the C library is too slow for.
+//! Loops compiled for the widest vectors of the machine, and mathematical functions that vectorize.
 
 use std::mem::MaybeUninit;
 
@@ -34,12 +34,12 @@ enum Vectors {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Those of the target.
+    /// The target's own features.
     Plain,
 }
 
 impl Vectors {
-    /// The widest of this machine. The answers of the processor are kept by the standard library.
+    /// The widest vectors of this machine. The standard library caches the detection.
     #[inline]
     fn widest() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -54,7 +54,7 @@ impl Vectors {
     }
 }
 
-/// The vectors that loops on the CPU use on this machine, in words.
+/// The name of the vectors that loops on the CPU use on this machine.
 pub fn vectors() -> &'static str {
     match Vectors::widest() {
         #[cfg(target_arch = "x86_64")]
@@ -65,7 +65,7 @@ pub fn vectors() -> &'static str {
     }
 }
 
-/// `e^x` to two units in the last place, for `x` in [-87, 88] and the value at the bound beyond it; NaN stays NaN.
+/// `e^x` to two units in the last place, with `x` clamped to [-87, 88]; NaN stays NaN.
 ///
 /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, then a polynomial for `e^r` (coefficients of Cephes' expf) times `2^n`.
 #[inline(always)]
@@ -75,7 +75,7 @@ pub fn exp(x: f32) -> f32 {
     let x = if x > 88.0 { 88.0 } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    // ln 2 in two parts, so that n·ln 2 is exact enough.
+    // ln 2 in two parts, so that n·ln 2 is accurate enough.
     let r = n.mul_add(-0.693_359_4, x);
     let r = n.mul_add(2.121_944_4e-4, r);
     let p = 1.987_569_1e-4_f32;
@@ -97,7 +97,7 @@ pub fn sigmoid(x: f32) -> (f32, f32) {
     (s, e * s)
 }
 
-/// `(Φ(x), φ(x))`, the distribution of the standard normal and its density, to one or two units in the last place of 1.
+/// `(Φ(x), φ(x))`, the standard normal distribution function and density, to one or two units in the last place of 1.
 ///
 /// `Φ(-t) = φ(t)·M(t)` for `t ≥ 0`. Mills' ratio `M` is smooth and falls slowly, so a polynomial in `1/(1 + 0.35·t)` gives
 /// `M/√(2π)` to 3e-8 of itself for `t` up to 14 (fitted for this; the form is Abramowitz & Stegun's 7.1.26).
@@ -120,10 +120,10 @@ pub fn normal(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, 0.398_942_3 * e)
 }
 
-/// How many sums run side by side: two of the widest vectors.
+/// The number of parallel partial sums: two of the widest vectors.
 const LANES: usize = 32;
 
-/// `Σ f` over rows of one length, in an order that vectorizes and does not depend on the machine.
+/// `Σ f` over rows of equal length, in an order that vectorizes and does not depend on the machine.
 #[inline(always)]
 pub fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     reduce(
@@ -136,7 +136,7 @@ pub fn sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f3
     )
 }
 
-/// The largest number of a row, NaN left out.
+/// The maximum of a row, ignoring NaN.
 #[inline(always)]
 pub fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -177,7 +177,7 @@ fn reduce<const N: usize>(
     join(lanes[0], rest)
 }
 
-/// Writes `f` of rows of one length to a fresh place of that length, and gives it back as numbers.
+/// Writes `f` of rows of equal length to uninitialized memory of that length, and returns it initialized.
 #[inline(always)]
 pub fn fill<'a, const N: usize>(
     place: &'a mut [MaybeUninit<f32>],
@@ -188,11 +188,11 @@ pub fn fill<'a, const N: usize>(
     for (i, place) in place.iter_mut().enumerate() {
         place.write(f(at(&rows, i)));
     }
-    // SAFETY: every number was just written.
+    // SAFETY: every element was just written.
     unsafe { place.assume_init_mut() }
 }
 
-/// Writes both numbers that `f` makes of rows of one length, each to its own fresh place of that length.
+/// Writes both results of `f` for rows of equal length, each to its own uninitialized memory of that length.
 #[inline(always)]
 pub fn fill_both<const N: usize>(
     [first, second]: [&mut [MaybeUninit<f32>]; 2],
@@ -208,7 +208,7 @@ pub fn fill_both<const N: usize>(
     }
 }
 
-/// Replaces the numbers of a row by `f` of them and of rows of the same length.
+/// Replaces the elements of a row by `f` of them and of rows of the same length.
 #[inline(always)]
 pub fn update<const N: usize>(row: &mut [f32], rows: [&[f32]; N], f: impl Fn(f32, [f32; N]) -> f32) {
     assert!(rows.iter().all(|other| other.len() == row.len()), "rows of one length");
@@ -228,7 +228,7 @@ fn same_length<const N: usize>(rows: &[&[f32]; N]) -> usize {
 fn at<const N: usize>(rows: &[&[f32]; N], i: usize) -> [f32; N] {
     let mut values = [0.0; N];
     for (value, row) in values.iter_mut().zip(rows) {
-        // SAFETY: the callers above stay within the one length of the rows, which they checked.
+        // SAFETY: the callers above stay within the common length of the rows, which they checked.
         *value = unsafe { *row.get_unchecked(i) };
     }
     values

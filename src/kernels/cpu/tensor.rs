@@ -1,4 +1,4 @@
-//! Tensors of the CPU backend and the numbers in them.
+//! Tensors of the CPU backend and their data.
 
 use burn::backend::{BackendTensor, DispatchTensorKind};
 use burn::tensor::{Bytes, DType, Shape};
@@ -6,7 +6,7 @@ use burn_flex::{FlexTensor, Layout};
 
 use crate::kernels::operation::Plain;
 
-/// The inputs as tensors of the CPU backend, if all of them are that and f32; otherwise the inputs again.
+/// The inputs as tensors of the CPU backend, if all of them are f32 on the CPU; otherwise returns them unchanged.
 pub fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; N], [Plain; N]> {
     let ours =
         |t: &Plain| matches!(&t.kind, DispatchTensorKind::Flex(BackendTensor::Float(t)) if t.dtype() == DType::F32);
@@ -19,7 +19,7 @@ pub fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; N], [Pl
     }))
 }
 
-/// Whether all of these are tensors of the CPU backend in f32, on a tape or not.
+/// Whether all of these are f32 tensors of the CPU backend, on a tape or not.
 pub fn are_floats(tensors: &[&Plain]) -> bool {
     let ours = |kind: &DispatchTensorKind| match kind {
         DispatchTensorKind::Flex(BackendTensor::Float(t)) => t.dtype() == DType::F32,
@@ -32,33 +32,33 @@ pub fn are_floats(tensors: &[&Plain]) -> bool {
     })
 }
 
-/// A tensor of the CPU backend for the rest of the program.
+/// Wraps a tensor of the CPU backend.
 pub fn plain(tensor: FlexTensor) -> Plain {
     Plain { kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)), checkpointing: None }
 }
 
-/// A tensor of these numbers.
+/// A contiguous tensor with this data.
 pub fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     strided(data, Layout::contiguous(Shape::from(shape)))
 }
 
-/// A tensor of these numbers in an order of our choice.
+/// A tensor with this data and layout.
 pub fn strided(data: Vec<f32>, layout: Layout) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(data), layout, DType::F32)
 }
 
-/// The sizes of a tensor of known rank.
+/// The shape of a tensor of known rank.
 pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     let shape: &[usize] = tensor.layout().shape();
     shape.try_into().expect("the public function fixes the rank")
 }
 
-/// The tensor with its numbers in order, copied only if they are not.
+/// The tensor made contiguous; copied only if it is not.
 pub fn in_order(tensor: FlexTensor) -> FlexTensor {
     if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
-/// The tensor with nothing but its numbers, in order, in memory that nothing else holds: for an update in place.
+/// The tensor made contiguous, in memory that nothing else holds: for an update in place.
 pub fn exactly(mut tensor: FlexTensor) -> FlexTensor {
     let whole = tensor.is_contiguous() && tensor.storage::<f32>().len() == tensor.layout().num_elements();
     if !whole {
@@ -68,12 +68,12 @@ pub fn exactly(mut tensor: FlexTensor) -> FlexTensor {
     tensor
 }
 
-/// The numbers of a tensor that is [in order](in_order).
+/// The data of a tensor that is [contiguous](in_order).
 pub fn numbers(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("the tensor was brought in order")
 }
 
-/// The tensor with the numbers of each row (its last axis) side by side; rows may lie anywhere. Copied only if they are not.
+/// The tensor with contiguous rows (last axis), wherever the rows lie. Copied only if they are not.
 pub fn in_rows(tensor: FlexTensor) -> FlexTensor {
     let strides = tensor.layout().strides();
     if strides.last() == Some(&1) && strides.iter().all(|&s| s >= 0) { tensor } else { tensor.to_contiguous() }

@@ -1,4 +1,4 @@
-//! Loops over the tokens of a batch, `[B, L, D]`, beside numbers that each sample has once, `[B, D]`.
+//! Loops over the tokens of a batch, `[B, L, D]`, with values per sample, `[B, D]`.
 
 use super::{
     loops::{Fresh, build, column_sums},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// `[B, L, D]`: for each token the row that `write` makes.
+/// Builds `[B, L, D]`, where `write` fills the row of each token.
 pub fn build_tokens([batch, tokens, width]: [usize; 3], write: impl Fn(usize, usize, &mut Fresh) + Sync) -> Plain {
     let numbers = build(
         batch * tokens * width,
@@ -17,7 +17,7 @@ pub fn build_tokens([batch, tokens, width]: [usize; 3], write: impl Fn(usize, us
     plain(tensor(numbers, [batch, tokens, width]))
 }
 
-/// `[B, D]`: for each sample the sums over its tokens that `add` builds up.
+/// Builds `[B, D]`: for each sample the sums over its tokens that `add` accumulates.
 pub fn sum_tokens([batch, tokens, width]: [usize; 3], add: impl Fn(usize, usize, &mut [f32]) + Sync) -> Plain {
     let mut sums = Vec::with_capacity(batch * width);
     for b in 0..batch {

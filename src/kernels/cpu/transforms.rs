@@ -1,7 +1,6 @@
-//! The transforms of Winograd's F(2×2, 3×3), for several tiles or kernels side by side; `winograd` says what the matrices
-//! are.
+//! The transforms of Winograd's F(2×2, 3×3), for several tiles or kernels at once; `winograd` documents the matrices.
 
-/// The numbers of some tiles or kernels that are next to each other, at the same place of each.
+/// The elements at the same position of adjacent tiles or kernels.
 pub type Lanes = [f32; LANES];
 pub const LANES: usize = 8;
 
@@ -44,7 +43,7 @@ fn half(a: Lanes) -> Lanes {
     )
 }
 
-/// `f` of each column, then of each row of what that gives.
+/// Applies `f` to each column, then to each row of the result.
 #[inline(always)]
 pub fn both_ways<const M: usize, const N: usize>(
     x: &[[Lanes; M]; M],
@@ -68,32 +67,32 @@ pub fn both_ways<const M: usize, const N: usize>(
     y
 }
 
-/// `Bᵀ` on a column.
+/// `Bᵀ` applied to a column.
 #[inline(always)]
 pub fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
     [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
 }
 
-/// `A` on a column.
+/// `A` applied to a column.
 #[inline(always)]
 pub fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
     [a, plus(a, b), minus(a, b), minus([0.0; LANES], b)]
 }
 
-/// `Aᵀ` on a column.
+/// `Aᵀ` applied to a column.
 #[inline(always)]
 pub fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
     [plus(plus(a, b), c), minus(minus(b, c), d)]
 }
 
-/// `G` on a column.
+/// `G` applied to a column.
 #[inline(always)]
 pub fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
     let (edges, middle) = (half(plus(a, c)), half(b));
     [a, plus(edges, middle), minus(edges, middle), c]
 }
 
-/// `Gᵀ` on a column.
+/// `Gᵀ` applied to a column.
 #[inline(always)]
 pub fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
     let sum = half(plus(b, c));

@@ -1,4 +1,4 @@
-//! Images of twice the size.
+//! Upsampling of images by two.
 
 use burn_flex::FlexTensor;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::kernels::operation::Plain;
 
-/// Every pixel four times.
+/// Nearest-neighbor upsampling by two.
 pub fn forward(x: FlexTensor) -> Plain {
     let x = in_order(x);
     let [batch, channels, height, width] = dims(&x);
@@ -30,7 +30,7 @@ pub fn forward(x: FlexTensor) -> Plain {
     plain(tensor(y, [batch, channels, 2 * height, 2 * width]))
 }
 
-/// The sums of each four pixels.
+/// The sum of each square of four pixels.
 pub fn backward(g: FlexTensor) -> Plain {
     let g = in_order(g);
     let [batch, channels, height, width] = dims(&g);

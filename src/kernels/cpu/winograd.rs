@@ -1,6 +1,6 @@
 //! Convolutions of 3×3 with 4 multiplications where the definition has 9 (Winograd's F(2×2, 3×3); Lavin & Gray 2015).
 //!
-//! A tile is 2×2 neighbouring places of the output and sees 4×4 of the picture. With
+//! A tile is 2×2 adjacent pixels of the output and sees 4×4 of the input. With
 //!
 //! ```text
 //!      1  0 −1  0         2  0  0          1  1  1  0
@@ -9,10 +9,10 @@
 //!      0  1  0 −1         0  0  2
 //! ```
 //!
-//! the transforms `v = BᵀxB` of what a tile sees and `u = GwGᵀ` of a kernel give `y = Aᵀ(Σ u∘v)A`, summed over the channels:
-//! 16 matrix products, one for each number of the transforms. Its gradients are `dw = Gᵀ(Σ (A·dy·Aᵀ)∘v)G`, summed over the
-//! tiles, and for `x` the convolution of `dy` with the kernels turned by half a circle. The factors are 0, ±1 and ½: the
-//! result is as exact as that of the definition.
+//! the transforms `v = BᵀxB` of a tile's input and `u = GwGᵀ` of a kernel give `y = Aᵀ(Σ u∘v)A`, summed over the channels:
+//! 16 matrix products, one for each element of the transforms. The gradients are `dw = Gᵀ(Σ (A·dy·Aᵀ)∘v)G`, summed over the
+//! tiles, and for `x` the convolution of `dy` with the kernels rotated by 180°. The factors are 0, ±1 and ½: the result is as
+//! accurate as that of the definition.
 
 use std::ops::Range;
 
@@ -29,34 +29,34 @@ use super::{
     transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
 };
 
-/// Numbers of a transform.
+/// The number of elements of a transform.
 const POINTS: usize = 16;
-/// Numbers of the transformed picture that exist at a time, if one row of tiles has no more.
+/// The maximum number of transformed elements that exist at a time, unless one row of tiles has more.
 const AT_A_TIME: usize = 4 << 20;
-/// Channels of the output and tiles that one piece of work multiplies.
+/// Output channels and tiles per task.
 const OUTPUTS: usize = 64;
 const TILES: usize = 128;
-/// Below this many tiles, or from more kernels than fit the cache, the transforms of the kernels cost more than they save; below
-/// this many channels, those of the picture.
+/// Below this many tiles, or with more kernels than fit the cache, transforming the kernels costs more than it saves; below this
+/// many channels, transforming the input does.
 const FEWEST_TILES: usize = 128;
 const MOST_KERNELS: usize = 1 << 20;
 const FEWEST_CHANNELS: usize = 16;
 
-/// How far the numbers of one point are from those of the next, if there are `count` of each point: with some room, because
-/// places that are a power of two apart displace each other from the cache.
+/// The distance between the elements of one point and the next, if there are `count` of each: padded, because addresses that
+/// are a power of two apart evict each other from the cache.
 fn apart(count: usize) -> usize {
     count.next_multiple_of(1024) + 2 * LANES
 }
 
-/// Pictures as rows of tiles: `[B, C, H, W]`.
+/// Images `[B, C, H, W]` as rows of tiles.
 #[derive(Clone, Copy)]
 struct Tiles {
     batch: usize,
     height: usize,
     width: usize,
-    /// Rows of the picture of which these are convolutions: as many, or, where there are no zeros above and below, two more.
+    /// The number of input rows: as many as output rows, or two more if nothing is padded above and below.
     seen: usize,
-    /// Whether products must not have tiles of two samples.
+    /// Whether a product must not contain tiles of two samples.
     apart: bool,
 }
 
@@ -80,7 +80,7 @@ impl Tiles {
         self.batch * self.down()
     }
 
-    /// Rows of tiles, as many at a time as keep their transforms, of this many channels, within bounds.
+    /// Bands of rows of tiles, as large as their transforms for this many channels allow.
     fn bands(self, channels: usize) -> impl Iterator<Item = Range<usize>> {
         let each = (AT_A_TIME / (POINTS * channels * self.across())).max(1);
         let run = if self.apart { self.down() } else { self.rows() };
@@ -88,7 +88,7 @@ impl Tiles {
     }
 }
 
-/// Whether this way is the faster one.
+/// Whether this method is the faster one.
 pub fn suits(sizes: &Sizes) -> bool {
     sizes.kernel == [3, 3]
         && sizes.stride == 1
@@ -99,12 +99,12 @@ pub fn suits(sizes: &Sizes) -> bool {
         && sizes.inputs * sizes.outputs <= MOST_KERNELS
 }
 
-/// Whether there are gradients this way: not without zeros above and below.
+/// Whether this method supports gradients: not without padding above and below.
 pub fn suits_gradients(sizes: &Sizes) -> bool {
     suits(sizes) && sizes.padding == [1, 1]
 }
 
-/// `y` `[B, out, H, W]` of `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, in order.
+/// `y` `[B, out, H, W]` from `x` `[B, in, H, W]` and the weight `[out, in, 3, 3]`, all contiguous.
 pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let kernels = transform_weight(weight, sizes.inputs);
     let step = apart(sizes.outputs * sizes.inputs);
@@ -116,7 +116,7 @@ pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -
 pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     let kernels = transform_weight(weight, sizes.inputs);
     let step = apart(sizes.outputs * sizes.inputs);
-    // A kernel turned by half a circle has the same transform with its first and last rows and columns exchanged.
+    // A kernel rotated by 180° has the same transform with its first and last rows and columns swapped.
     let turned = |i: usize| [3, 1, 2, 0][i];
     let kernel = |point: usize| {
         let point = turned(point / 4) * 4 + turned(point % 4);
@@ -125,7 +125,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     convolve(Tiles::of(sizes), [sizes.outputs, sizes.inputs], g, kernel, None)
 }
 
-/// `y` from what it is a convolution of; `kernel` gives the transformed kernels of a point, `[outputs, inputs]`.
+/// Computes `y` from its input; `kernel` returns the transformed kernels of a point, `[outputs, inputs]`.
 fn convolve<'a>(
     tiles: Tiles,
     [inputs, outputs]: [usize; 2],
@@ -165,7 +165,7 @@ fn convolve<'a>(
                             let (sample, line) = (row / tiles.down(), row % tiles.down() * 2);
                             let at = ((sample * outputs + channel) * tiles.height + line) * tiles.width;
                             let lines = (tiles.height - line).min(2);
-                            // SAFETY: these lines of `y` belong to this piece of work, which writes all of them.
+                            // SAFETY: these lines of `y` belong to this task, which writes all of them.
                             let y = unsafe { place.fresh(at, lines * tiles.width) };
                             let sums = &sums[i * count + j * tiles.across()..];
                             write_lines(tiles.width, sums, step, bias, y);
@@ -214,19 +214,19 @@ struct Transformed {
     data: Vec<f32>,
     channels: usize,
     columns: usize,
-    /// Room for one vector more than there are columns.
+    /// The number of columns, padded by one vector.
     pitch: usize,
 }
 
 impl Transformed {
-    /// Of the point's matrix, `[channels, tiles]`.
+    /// The matrix of a point, `[channels, tiles]`.
     fn point(&self, point: usize) -> Matrix<'_> {
         let data = &self.data[point * apart(self.channels * self.pitch)..];
         Matrix { data, rows: self.channels, columns: self.columns, strides: (self.pitch, 1) }
     }
 
-    /// `transform`, along columns and rows, of the `N`×`N` numbers of `x` `[B, C, H, W]` around each tile; there are zeros
-    /// around a picture.
+    /// Applies `transform`, along columns and rows, to the `N`×`N` elements of `x` `[B, C, H, W]` around each tile; images are
+    /// padded with zeros.
     fn fill<const N: usize>(
         &mut self,
         tiles: Tiles,
@@ -243,11 +243,11 @@ impl Transformed {
         let step = apart(channels * pitch);
         self.data.resize(POINTS * step, 0.0);
         let place = Shared::new(&mut self.data);
-        // Numbers before the first of a tile, and lines.
+        // The number of elements, and of lines, before the first of a tile.
         let before = N / 2 - 1;
         let above = if N == 2 { 0 } else { 1 - (tiles.seen - tiles.height) / 2 };
         let seen = if N == 2 { tiles.height } else { tiles.seen };
-        // A line as its numbers at even and at odd places, with room for whole vectors.
+        // A line split into elements at even and at odd positions, padded to whole vectors.
         let half = across.next_multiple_of(LANES) + LANES;
         let fill = |lines: &mut Vec<f32>, channel: usize| {
             vectorized(
@@ -273,8 +273,8 @@ impl Transformed {
                             }
                             for (point, lanes) in both_ways(&seen, &transform).as_flattened().iter().enumerate() {
                                 let at = point * step + channel * pitch + at * across + start;
-                                // SAFETY: inside this channel's row, which is one piece of work. What a vector writes
-                                // beyond a row of tiles is the next row's, which comes later, or in the room at the end.
+                                // SAFETY: inside this channel's row, which is one task. What a vector writes beyond a
+                                // row of tiles belongs to the next row, which is written later, or to the padding.
                                 unsafe { place.numbers(at, LANES) }.copy_from_slice(lanes);
                             }
                         }
@@ -286,7 +286,7 @@ impl Transformed {
     }
 }
 
-/// The numbers of a line, or zeros, at even and at odd places, with `before` zeros (none or one) before them.
+/// The elements of a line, or zeros, at even and at odd positions, preceded by `before` zeros (none or one).
 #[inline(always)]
 fn part(x: Option<&[f32]>, before: usize, (even, odd): (&mut [f32], &mut [f32])) {
     let Some(x) = x else {
@@ -304,7 +304,7 @@ fn part(x: Option<&[f32]>, before: usize, (even, odd): (&mut [f32], &mut [f32]))
     }
 }
 
-/// One or two lines of `y` from a row of products, of which one point's stand `step` after the other's.
+/// One or two lines of `y` from a row of products, in which points are `step` apart.
 #[inline(always)]
 fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Fresh) {
     for start in (0..width).step_by(2 * LANES) {
@@ -347,7 +347,7 @@ fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
                         }
                     }
                     for (point, u) in both_ways(&w, g).as_flattened().iter().enumerate() {
-                        // SAFETY: the kernels of one channel of the output are one piece of work.
+                        // SAFETY: the kernels of one output channel are one task.
                         let place = unsafe { place.numbers(point * step + output * inputs + start, count) };
                         place.copy_from_slice(&u[..count]);
                     }

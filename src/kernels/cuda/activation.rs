@@ -9,7 +9,7 @@ use burn_cubecl::cubecl::{
 use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, vector_size};
 use crate::kernels::formulas::{Activation, CUBIC, ROOT};
 
-/// The activation of each number.
+/// The activation of each element.
 pub fn forward(kind: Activation, x: CudaTensor) -> Plain {
     let y = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &y];
@@ -17,7 +17,7 @@ pub fn forward(kind: Activation, x: CudaTensor) -> Plain {
     let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let (from, to) = (x.into_linear_view(), y.clone().into_linear_view());
-    // SAFETY: a unit beyond the output ends at once, and the input has the output's shape.
+    // SAFETY: a unit past the output returns at once, and the input has the output's shape.
     unsafe { activate::launch_unchecked(&client, count, dim, address, size, from, to, kind, dtype) };
     plain(y)
 }
@@ -37,7 +37,7 @@ fn activate<T: Float, N: Size>(
     y.write(ABSOLUTE_POS, Vector::cast_from(x * s));
 }
 
-/// The slope of the activation at each `x` times the gradient.
+/// The derivative of the activation at each `x` times the gradient.
 pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> Plain {
     let dx = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &gradient, &dx];
@@ -45,7 +45,7 @@ pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> Plain {
     let (count, dim) = cubes_of_units(&x, x.meta.num_elements() / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let [x, gradient, to] = [x, gradient, dx.clone()].map(CudaTensor::into_linear_view);
-    // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
+    // SAFETY: a unit past the output returns at once, and the inputs have the output's shape.
     unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };
     plain(dx)
 }
@@ -71,7 +71,7 @@ fn pull_back<T: Float, N: Size>(
     dx.write(ABSOLUTE_POS, Vector::cast_from(gradient * (s + x * s * t * steep)));
 }
 
-/// What the logistic function is taken of.
+/// The argument of the logistic function.
 #[cube]
 fn argument<N: Size>(x: Vector<f32, N>, #[comptime] kind: Activation) -> Vector<f32, N> {
     match kind {

@@ -11,13 +11,13 @@ use super::{
     vector_size,
 };
 
-/// The numbers in order, in memory that nothing else holds: for an update in place.
+/// The tensor made contiguous, in memory that nothing else holds: for an update in place.
 fn owned(tensor: CudaTensor) -> CudaTensor {
     let tensor = into_contiguous(tensor);
     if tensor.can_mut() { tensor } else { into_contiguous(tensor.copy()) }
 }
 
-/// Updates a parameter from its gradient and the means of the gradient and of its square; returns all but the gradient.
+/// Updates a parameter and its moments from its gradient; returns parameter and moments.
 /// The factors are `[keep, rate, root, 1 - β₁, β₂, 1 - β₂, ε]`.
 pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [Plain; 3] {
     let (gradient, [p, m, v]) = (into_contiguous(gradient), [p, m, v].map(owned));
@@ -25,7 +25,7 @@ pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [Plain
     let (size, address, dtype) = (vector_size(&all), address_type(&all), one_type(&all));
     let (count, dim) = cubes_of_units(&p, p.meta.num_elements() / size);
     let [keep, rate, root, fresh1, beta2, fresh2, epsilon] = factors;
-    // SAFETY: a unit beyond the parameter ends at once, and the four have one shape.
+    // SAFETY: a unit past the parameter returns at once, and all four have the same shape.
     unsafe {
         step::launch_unchecked(
             &p.client,
@@ -79,10 +79,10 @@ fn step<T: Float, N: Size>(
     v[i] = Vector::cast_from(square);
 }
 
-/// Cubes that add up one tensor.
+/// The number of cubes that sum one tensor.
 const CUBES: usize = 64;
 
-/// The sum of the squares of all numbers of all tensors, which are of one type.
+/// The sum of the squares of all elements of all tensors, which have one dtype.
 pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
     let rows: Vec<CudaTensor> = rows.into_iter().map(into_contiguous).collect();
     let partial = empty(&rows[0], [rows.len() * CUBES], DType::F32);
@@ -91,7 +91,7 @@ pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
         let (client, dtype) = (row.client.clone(), storage(row.dtype));
         let (count, dim) = (CubeCount::new_1d(CUBES as u32), CubeDim::new_1d(UNITS));
         let (from, to) = (row.into_tensor_arg(), partial.clone().into_tensor_arg());
-        // SAFETY: the units stop at the end of the row, and each cube writes at a place of its own.
+        // SAFETY: the units stop at the end of the row, and each cube writes to its own element.
         unsafe { add_squares::launch_unchecked(&client, count, dim, address, size, from, to, i * CUBES, dtype) };
     }
     burn::tensor::Tensor::<1>::from_dispatch(plain(partial)).sum()

@@ -1,13 +1,13 @@
-//! Attention by cuDNN where it is there: the scores are never in memory, and the products run at the speed of the tensor
-//! cores. (Through torch an H100 takes 0.40 ms for a block of FLUX at 1024², 650 TFLOP/s, and 1.21 ms for its gradients:
+//! Attention by cuDNN, if available: the scores are never in memory, and the products run at the speed of the tensor cores.
+//! (Through torch an H100 takes 0.40 ms for a block of FLUX at 1024², 650 TFLOP/s, and 1.21 ms for its gradients:
 //! `benches/results/h100.md`.)
 //!
-//! A plan is made for each shape and layout, which takes about a second, and kept. What cuDNN refuses, or fails to run the
-//! first time, goes the other way from then on.
+//! A plan is made for each shape and layout, which takes about a second, and cached. What cuDNN refuses, or fails to run the
+//! first time, is computed without it from then on.
 //!
-//! The gradient of q is summed by atomic additions in f32, in an order that differs from run to run: its last bits differ,
-//! and two trainings of one seed, or one that was resumed and one that was not, drift apart by rounding. Asked to be
-//! deterministic, cuDNN keeps the gradients of all scores on the way (1 GB of FLUX at 1024²) and sums in order.
+//! The gradient of q is summed by atomic additions in f32, in an order that differs from run to run: its last bits differ, and
+//! two runs of one seed, or a resumed run and an uninterrupted one, drift apart by rounding. In deterministic mode, cuDNN keeps
+//! the gradients of all scores in memory (1 GB for FLUX at 1024²) and sums in order.
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ use super::{
     stream::{ask, is_open},
 };
 
-/// What the backward pass needs beside the inputs.
+/// What the backward pass needs besides the inputs.
 #[derive(Clone, Debug)]
 pub struct Saved {
     /// In memory `[B, L, N, K]`.
@@ -37,7 +37,7 @@ pub struct Saved {
     log_sums: CudaTensor,
 }
 
-/// The output, in memory `[B, L, N, K]`, and what the backward pass needs of it; none where this way is not to be had.
+/// The output, stored as `[B, L, N, K]`, and what the backward pass needs of it; `None` if cuDNN cannot compute it.
 pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(Plain, Saved)> {
     let cudnn = library(inputs)?;
     let [q, k, v] = inputs.clone().map(readable);
@@ -50,8 +50,8 @@ pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(Plain, Saved)> {
     ready.run(&[&q, &k, &v], &[&output, &log_sums]).then(|| (heads_first(output.clone()), Saved { output, log_sums }))
 }
 
-/// The gradients of q, k and v from these, the gradient of the output, and what was saved; none where this way is not to
-/// be had.
+/// The gradients of q, k and v from these, the gradient of the output, and what was saved; `None` if cuDNN cannot compute
+/// them.
 pub fn backward(inputs: [CudaTensor; 4], saved: Saved) -> Option<[Plain; 3]> {
     let cudnn = library(&inputs)?;
     let [q, k, v, gradient] = inputs.map(readable);
@@ -65,7 +65,7 @@ pub fn backward(inputs: [CudaTensor; 4], saved: Saved) -> Option<[Plain; 3]> {
     done.then(|| gradients.map(heads_first))
 }
 
-/// cuDNN, if it takes such tensors: all of one 16-bit type on a GPU whose stream is open.
+/// cuDNN, if it accepts these tensors: all of one 16-bit dtype on a GPU whose stream is open.
 fn library<const N: usize>(inputs: &[CudaTensor; N]) -> Option<&'static Cudnn> {
     let first = inputs.first()?;
     let one_type = inputs.iter().all(|tensor| tensor.dtype == first.dtype);
@@ -74,8 +74,7 @@ fn library<const N: usize>(inputs: &[CudaTensor; N]) -> Option<&'static Cudnn> {
     is_open(first).then_some(cudnn)
 }
 
-/// The tensor as cuDNN reads it: the numbers of each row side by side, each row at a multiple of 16 bytes. Copied only if it
-/// is not so.
+/// The tensor as cuDNN reads it: contiguous rows, each at a multiple of 16 bytes. Copied only if necessary.
 fn readable(tensor: CudaTensor) -> CudaTensor {
     const NUMBERS: usize = 8;
     let axes = tensor.meta.shape().iter().zip(tensor.meta.strides().iter());
@@ -91,14 +90,14 @@ fn readable(tensor: CudaTensor) -> CudaTensor {
     }
 }
 
-/// How a [readable] tensor lies; none if its rows cannot lie so.
+/// The layout of a [readable] tensor; `None` if its rows cannot be aligned.
 fn layout(tensor: &CudaTensor) -> Option<Layout> {
     let shape = dims::<4>(tensor).map(|size| size as i64);
     let [.., width] = shape;
     let dtype = if tensor.dtype == DType::F16 { Type::F16 } else { Type::Bf16 };
     let strides: &[usize] = tensor.meta.strides();
     let mut strides: [i64; 4] = std::array::from_fn(|axis| strides[axis] as i64);
-    // The stride of an axis of 1 means nothing: always the same one, so that the same plan serves.
+    // The stride of an axis of size 1 has no meaning: always the same value, so that the same plan is used.
     let all = (0..4).map(|axis| shape[axis] * strides[axis]).max().unwrap_or(1);
     for axis in 0..3 {
         if shape[axis] == 1 {
@@ -108,7 +107,7 @@ fn layout(tensor: &CudaTensor) -> Option<Layout> {
     (width % 8 == 0).then_some(Layout { shape, strides, dtype })
 }
 
-/// The question for a plan: without a gradient, that of the forward pass.
+/// The sizes for which a plan is requested; without a gradient, for the forward pass.
 fn sizes([q, k, v]: [Layout; 3], gradient: Option<Layout>) -> Sizes {
     let sizes = Sizes { q, k, v, gradient: q };
     Sizes { gradient: gradient.unwrap_or(sizes.output()), ..sizes }
@@ -129,11 +128,11 @@ fn heads_first(tensor: CudaTensor) -> Plain {
 enum Direction {
     Forward,
     Backward,
-    /// Its sums in the same order every time.
+    /// The backward pass, with sums in the same order every time.
     BackwardInOrder,
 }
 
-/// What a plan is for.
+/// What a plan computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Question {
     direction: Direction,
@@ -142,7 +141,7 @@ struct Question {
 
 static PLANS: LazyLock<Plans<Question>> = LazyLock::new(Plans::default);
 
-/// The plan that answers the question.
+/// The plan for a question.
 fn ready(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Option<Arc<Ready>> {
     PLANS.get(like, question, || make(cudnn, like, question))
 }
@@ -155,7 +154,7 @@ impl fmt::Display for Question {
     }
 }
 
-/// Has the plan made.
+/// Makes the plan.
 fn make(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Result<Arc<Ready>, String> {
     let gpu = like.device.index;
     let (plan, handle) = ask(like, move |stream| {
@@ -168,7 +167,7 @@ fn make(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Result<
             Direction::BackwardInOrder => cudnn::backward(cudnn, &target, sizes, true),
         }?;
         tracing::debug!(
-            "{question}: a plan of cuDNN with {:.1} MB to work in, made in {:.1} s",
+            "{question}: cuDNN plan with a workspace of {:.1} MB, made in {:.1} s",
             plan.workspace() as f64 / 1e6,
             start.elapsed().as_secs_f64()
         );
@@ -176,8 +175,8 @@ fn make(cudnn: &'static Cudnn, like: &CudaTensor, question: Question) -> Result<
     })?;
     let workspace = plan.workspace();
     Ok(Ready::new(question.to_string(), workspace, move |tensors, workspace| {
-        // SAFETY: the tensors are of the sizes that the plan was made for, the workspace of the size it asked for, the backend
-        // holds them until the work is on its stream, and no other thread than the backend's runs plans.
+        // SAFETY: the tensors have the sizes that the plan was made for, the workspace has the requested size, the backend holds
+        // them until the work is on its stream, and only the backend's thread runs plans.
         unsafe { plan.run(&handle, tensors, workspace) }
     }))
 }

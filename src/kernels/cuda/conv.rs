@@ -1,9 +1,9 @@
-//! Convolutions by cuDNN, or, where that is missing or refuses, by Burn, with 16-bit numbers added up in f32.
+//! Convolutions by cuDNN or, where it is missing or refuses, by Burn, with 16-bit values summed in f32.
 //!
-//! Burn tries several kernels and takes the fastest, which at the first meeting with a shape takes the better part of a
-//! minute; one of them (`conv_direct`) adds up in the type of its inputs, and in bf16 a sum of thousands of products loses
-//! what is small. So for 16 bits the kernel for tensor cores is asked for by name, and what it does not take is computed in
-//! f32; there TF32 loses nothing of numbers that have no more bits.
+//! Burn tries several kernels and takes the fastest, which for a new shape takes the better part of a minute; one of them
+//! (`conv_direct`) sums in the dtype of its inputs, and in bf16 a sum of thousands of products loses small terms. So for 16 bits
+//! the tensor-core kernel is requested by name, and what it does not accept is computed in f32; there TF32 loses nothing of
+//! values with no more bits.
 
 use std::sync::{Arc, LazyLock};
 
@@ -52,7 +52,7 @@ pub fn input_gradient([gradient, weight]: [CudaTensor; 2], shape: [usize; 4], op
     if let Some(dx) = by_cudnn(Direction::Input, [&weight, &gradient], shapes, &options) {
         return plain(dx);
     }
-    // With a stride, the strategy for tensor cores goes another way, in 16 bits.
+    // With a stride, the tensor-core strategy uses another kernel, in 16 bits.
     let accelerated = options.stride == [1; 2];
     summed_in_f32([gradient, weight], accelerated, |[gradient, weight], strategy| {
         conv_data_backward(gradient, weight, Shape::from(shape), options.clone(), strategy).ok()
@@ -70,7 +70,7 @@ pub fn weight_gradient([x, gradient]: [CudaTensor; 2], shape: [usize; 4], option
     })
 }
 
-/// `f` of the inputs: of 16 bits on tensor cores, if it can be done so; else in f32.
+/// Applies `f` to the inputs: in 16 bits on tensor cores if possible, else in f32.
 fn summed_in_f32(
     inputs: [CudaTensor; 2],
     accelerated: bool,
@@ -88,7 +88,7 @@ fn summed_in_f32(
 
 static PLANS: LazyLock<Plans<Task>> = LazyLock::new(Plans::default);
 
-/// What the `direction` says, of tensors of these shapes of input, weight and output, where cuDNN is there and takes it.
+/// Computes the `direction` for these shapes of input, weight and output, if cuDNN is available and accepts it.
 fn by_cudnn(
     direction: Direction,
     from: [&CudaTensor; 2],
@@ -118,7 +118,7 @@ fn by_cudnn(
     ready.run(&[&from[0], &from[1]], &[&to]).then_some(to)
 }
 
-/// Has the plan made.
+/// Makes the plan.
 fn make(cudnn: &'static Cudnn, like: &CudaTensor, task: Task) -> Result<Arc<Ready>, String> {
     let gpu = like.device.index;
     let (convolution, handle) = ask(like, move |stream| {
@@ -128,8 +128,8 @@ fn make(cudnn: &'static Cudnn, like: &CudaTensor, task: Task) -> Result<Arc<Read
     let workspace = convolution.workspace();
     Ok(Ready::new(task.to_string(), workspace, move |tensors, workspace| {
         let &[a, b, c] = tensors else { return Err("not three tensors".into()) };
-        // SAFETY: the tensors are of the shapes of the task, the backend holds them until the work is on its stream, and no
-        // other thread than the backend's uses the handle.
+        // SAFETY: the tensors have the shapes of the task, the backend holds them until the work is on its stream, and only
+        // the backend's thread uses the handle.
         unsafe { convolution.run(&handle, [a, b, c, workspace]) }
     }))
 }

@@ -1,7 +1,7 @@
-//! NVIDIA's cuBLASLt: a plan for each shape of a product, asked for once.
+//! NVIDIA's cuBLASLt: one plan per shape of a product, requested once.
 //!
-//! The library counts columns first: its matrix of `m` rows has its numbers column after column, `leading` apart. What
-//! that means for tensors is decided in [`product`](super::product).
+//! The library is column-major: in its matrices, columns are `leading` elements apart. [`product`](super::product) translates
+//! tensors to that.
 
 use std::{
     collections::HashMap,
@@ -24,10 +24,10 @@ use cudarc::{
 
 use super::{CudaTensor, stream};
 
-/// Memory that a kernel may use beside its matrices; on Hopper the library's own default is as much.
+/// Workspace that a kernel may use, in bytes; on Hopper this is the library's own default.
 pub(super) const WORKSPACE: usize = 32 << 20;
 
-/// A product as the library sees it, column after column: `D = scale·op(A)·op(B) + C + bias`, of `batch` times its matrices.
+/// A product as the library sees it, column-major: `D = scale·op(A)·op(B) + C + bias`, for `batch` matrices each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Task {
     /// The number of the GPU.
@@ -36,37 +36,37 @@ pub(super) struct Task {
     pub rows: usize,
     /// Columns of `D`.
     pub columns: usize,
-    /// Products that are added up for each number of `D`.
+    /// The number of terms in each element of `D`.
     pub inner: usize,
     pub batch: usize,
-    /// f32, f16 or bf16.
+    /// The dtype of the factors: f32, f16 or bf16.
     pub inputs: DType,
-    /// The same, or f32.
+    /// The dtype of `D`: that of the factors, or f32.
     pub output: DType,
     pub a: Factor,
     pub b: Factor,
-    /// Numbers from a column of `D` to the next, and from a matrix of the batch to the next.
+    /// Elements from one column of `D` to the next, and from one matrix of the batch to the next.
     pub d: [usize; 2],
-    /// The same of `C`, if there is one.
+    /// The same for `C`, if there is one.
     pub c: Option<[usize; 2]>,
-    /// Whether there is a bias, of a number for each row of `D` in the type of `D`.
+    /// Whether there is a bias, with one value per row of `D` in the dtype of `D`.
     pub bias: bool,
     /// The largest power of two, up to 256, that divides all addresses.
     pub aligned: usize,
 }
 
-/// How a factor lies.
+/// The layout of a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Factor {
-    /// Whether its transpose is multiplied.
+    /// Whether its transpose is used.
     pub transposed: bool,
-    /// Numbers from a column to the next.
+    /// Elements from one column to the next.
     pub leading: usize,
-    /// Numbers from a matrix of the batch to the next.
+    /// Elements from one matrix of the batch to the next.
     pub apart: usize,
 }
 
-/// Where the matrices of a call are.
+/// The addresses of the matrices of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Addresses {
     pub a: u64,
@@ -76,7 +76,7 @@ pub(super) struct Addresses {
     pub d: u64,
     /// 0 if there is none.
     pub bias: u64,
-    /// Of [`WORKSPACE`] bytes.
+    /// The workspace, of [`WORKSPACE`] bytes.
     pub workspace: u64,
 }
 
@@ -92,7 +92,7 @@ pub(super) struct Plan {
     aligned: usize,
 }
 
-// SAFETY: what the pointers lead to is bound to no thread, and used on the backend's thread alone.
+// SAFETY: the objects behind the pointers are not bound to a thread, and used only on the backend's thread.
 unsafe impl Send for Plan {}
 // SAFETY: as above; elsewhere a plan is only held.
 unsafe impl Sync for Plan {}
@@ -102,7 +102,7 @@ struct Operation(sys::cublasLtMatmulDesc_t);
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        // SAFETY: made by the library, and given back once.
+        // SAFETY: created by the library, and destroyed once.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
@@ -112,13 +112,13 @@ struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: made by the library, and given back once.
+        // SAFETY: created by the library, and destroyed once.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
     }
 }
 
 impl Layout {
-    /// Of a `[rows, columns]` matrix and those that follow it in a batch.
+    /// Describes a `[rows, columns]` matrix and those that follow it in a batch.
     fn new(
         dtype: DType,
         [rows, columns]: [usize; 2],
@@ -132,7 +132,7 @@ impl Layout {
                 LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
                 LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
             ];
-            // SAFETY: the layout lives, and the values are of the types that these two attributes have.
+            // SAFETY: the layout is alive, and the values have the types of these two attributes.
             unsafe {
                 result::set_matrix_layout_attribute(layout.0, count, (&raw const batch).cast(), 4)?;
                 result::set_matrix_layout_attribute(layout.0, offset, (&raw const apart).cast(), 8)?;
@@ -142,17 +142,17 @@ impl Layout {
     }
 }
 
-/// What the heuristics must keep to.
+/// The constraints for the heuristics.
 struct Wishes(sys::cublasLtMatmulPreference_t);
 
 impl Drop for Wishes {
     fn drop(&mut self) {
-        // SAFETY: made by the library, and given back once.
+        // SAFETY: created by the library, and destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }
 
-/// The library's name of a number type.
+/// The library's name of a dtype.
 fn number(dtype: DType) -> cudaDataType_t {
     match dtype {
         DType::F16 => cudaDataType_t::CUDA_R_16F,
@@ -161,13 +161,13 @@ fn number(dtype: DType) -> cudaDataType_t {
     }
 }
 
-/// The handle of each GPU, by its number, as an address: made once, and kept.
+/// The handle of each GPU, by its number, as an address: created once and kept.
 static HANDLES: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
 
-/// The plan of each task, or that the library has none.
+/// The plan of each task; `None` if the library has none.
 static PLANS: LazyLock<Mutex<HashMap<Task, Option<Arc<Plan>>>>> = LazyLock::new(Mutex::default);
 
-/// The plan for `task` on the GPU of `like`; none if the library refuses it. The stream must be open.
+/// The plan for `task` on the GPU of `like`; `None` if the library refuses it. The stream must be open.
 pub(super) fn plan(task: Task, like: &CudaTensor) -> Option<Arc<Plan>> {
     let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = plans.get(&task) {
@@ -215,7 +215,7 @@ impl Plan {
         if task.bias {
             let epilogue = CUBLASLT_EPILOGUE_BIAS;
             set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, (&raw const epilogue).cast(), 4)?;
-            // Any address that is aligned; the real one comes with the call.
+            // Any aligned address; the real one is passed with each call.
             let somewhere = 256u64;
             set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const somewhere).cast(), 8)?;
         }
@@ -234,7 +234,7 @@ impl Plan {
         };
         let most = WORKSPACE;
         wish(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const most).cast(), 8)?;
-        // Parts of a long sum are added up in f32, not in 16 bits.
+        // Partial sums are added in f32, not in 16 bits.
         let reductions = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         wish(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const reductions).cast(), 4)?;
         for attribute in [
@@ -246,21 +246,21 @@ impl Plan {
             let aligned = aligned as u32;
             wish(attribute, (&raw const aligned).cast(), 4)?;
         }
-        // SAFETY: all descriptions live until the end of this function.
+        // SAFETY: all descriptions are alive until the end of this function.
         let best = unsafe { result::get_matmul_algo_heuristic(handle, operation.0, a.0, b.0, c.0, d.0, wishes.0)? };
         Ok(Self { handle, operation, a, b, c, d, algorithm: best.algo, aligned })
     }
 
-    /// Puts the product on the stream. On the backend's thread, one at a time.
+    /// Puts the product on the stream. Called on the backend's thread, one at a time.
     ///
     /// # Errors
-    /// An address is not as the task says, or the library fails.
+    /// An address is not aligned as the task says, or the library fails.
     ///
     /// # Safety
     /// The matrices of the task are at the addresses, for as long as the stream works on them.
     pub(super) unsafe fn run(&self, at: Addresses, scale: f32, stream: CUstream) -> Result<(), String> {
         if [at.a, at.b, at.c, at.d].iter().any(|address| !address.is_multiple_of(self.aligned as u64)) {
-            return Err(format!("a matrix of a product does not begin at a multiple of {} bytes", self.aligned));
+            return Err(format!("a matrix of a product is not aligned to {} bytes", self.aligned));
         }
         let problem = |e: CublasError| format!("cuBLASLt: {e}");
         if at.bias != 0 {
@@ -270,7 +270,7 @@ impl Plan {
                 .map_err(problem)?;
         }
         let (onto, c) = if at.c == 0 { (0.0f32, at.d) } else { (1.0, at.c) };
-        // SAFETY: the plan keeps its descriptions, the caller vouches for the addresses, and the two factors are read
+        // SAFETY: the plan keeps its descriptions alive, the caller guarantees the addresses, and the two scalars are read
         // before the call returns.
         unsafe {
             result::matmul(

@@ -1,4 +1,4 @@
-//! The gated unit of a UNet.
+//! The gated feed-forward unit of a UNet (GEGLU).
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{CudaTensor, Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, vector_size};
 
-/// `a·gelu(b)` of the halves of each row: `[M, 2·D]` → `[M, D]`.
+/// `a·gelu(b)` for the halves of each row: `[M, 2·D]` → `[M, D]`.
 pub fn forward(x: CudaTensor) -> Plain {
     let x = in_rows(x);
     let [rows, width] = dims(&x);
@@ -16,7 +16,7 @@ pub fn forward(x: CudaTensor) -> Plain {
     let (count, dim) = cubes_of_units(&x, y.meta.num_elements() / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let (from, to) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
-    // SAFETY: a unit beyond the output ends at once.
+    // SAFETY: a unit past the output returns at once.
     unsafe { gate::launch_unchecked(&client, count, dim, address, size, from, to, dtype) };
     plain(y)
 }
@@ -43,7 +43,7 @@ pub fn backward(inputs: [CudaTensor; 2]) -> Plain {
     let (count, dim) = cubes_of_units(&x, gradient.meta.num_elements() / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let (x, gradient, to) = (x.into_tensor_arg(), gradient.into_tensor_arg(), dx.clone().into_tensor_arg());
-    // SAFETY: a unit beyond the gradient ends at once.
+    // SAFETY: a unit past the gradient returns at once.
     unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, dtype) };
     plain(dx)
 }

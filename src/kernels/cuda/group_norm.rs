@@ -1,4 +1,4 @@
-//! Normalisation over groups of channels, alone or with the SiLU that follows: a cube for each channel of each sample.
+//! Normalization over groups of channels, alone or with the SiLU that follows: one cube per channel of each sample.
 
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{
@@ -12,15 +12,15 @@ use super::{
 };
 use crate::kernels::formulas::GroupNorm;
 
-/// `x` `[B, C, H, W]` as `[B·C, H·W]`, its numbers in order.
+/// `x` `[B, C, H, W]` as a contiguous `[B·C, H·W]`.
 fn in_channels(x: CudaTensor) -> CudaTensor {
     let [batch, channels, height, width] = dims(&x);
     let x = into_contiguous(x);
     CudaTensor::new_contiguous(x.client, x.device, [batch * channels, height * width].into(), x.handle, x.dtype)
 }
 
-/// The normalized numbers, and `[B·C, 4]` with what the backward pass needs of each channel: the mean of its group, 1 over
-/// the deviation, its weight and its bias.
+/// The normalized values, and `[B·C, 4]` with what the backward pass needs of each channel: its group's mean and reciprocal
+/// standard deviation, its weight and its bias.
 pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (Plain, Plain) {
     let shape @ [_, channels, _, _] = dims(&x);
     let (y, x) = (empty(&x, shape, x.dtype), in_channels(x));
@@ -32,7 +32,7 @@ pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (Plain, P
     let (client, dtypes) = (x.client.clone(), [storage(x.dtype), one_type(&[&weight, &bias])]);
     let (count, dim) = (CubeCount::new_1d(rows as u32), CubeDim::new_1d(planes * PLANE));
     let (from, to) = (x.clone().into_tensor_arg(), moments.clone().into_tensor_arg());
-    // SAFETY: there is a cube for each row and no more, and its units stop at the end of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the end of the row.
     unsafe {
         measure::launch_unchecked(&client, count.clone(), dim, address, size, from, to, planes, dtypes[0]);
         normalize::launch_unchecked(
@@ -103,7 +103,7 @@ fn normalize<T: Float, W: Float, N: Size>(
     #[comptime] planes: u32,
     #[define(T, W)] _dtypes: [StorageType; 2],
 ) {
-    // The rows of a group have one length, so its mean is that of their means.
+    // The rows of a group have equal lengths, so its mean is the mean of their means.
     let (first, n) = (CUBE_POS / each * each, f32::cast_from(each));
     let mut mean = 0.0f32;
     for row in first..first + each {
@@ -138,7 +138,7 @@ fn normalize<T: Float, W: Float, N: Size>(
     }
 }
 
-/// The gradients of `x`, weight and bias that are wanted, from these three, the gradient of the output and the statistics.
+/// The `wanted` gradients of `x`, weight and bias, from these three, the gradient of the output and the statistics.
 pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> [Option<Plain>; 3] {
     let [x, weight, _, gradient, statistics] = inputs;
     let (shape @ [batch, channels, _, _], of_weights) = (dims(&x), FloatDType::from(weight.dtype));
@@ -151,7 +151,7 @@ pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> 
     let planes = planes_for(places / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let (count, dim) = (CubeCount::new_1d(rows as u32), CubeDim::new_1d(planes * PLANE));
-    // SAFETY: there is a cube for each row and no more, and its units stop at the end of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the end of the row.
     unsafe {
         add_places::launch_unchecked(
             &client,
@@ -200,7 +200,7 @@ pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> 
     [Some(plain(dx)), dweight, dbias]
 }
 
-/// `(n, d)`: the normalized numbers and the gradient of `n·weight + bias`, at place `i` of this cube's row.
+/// `(n, d)`: the normalized values and the gradient of `n·weight + bias`, at position `i` of this cube's row.
 #[cube]
 fn with_gradient<T: Float, N: Size>(
     x: Vector<T, N>,

@@ -1,5 +1,5 @@
-//! Linear layers and their adapters, as few products as there can be: what is added or multiplied beside a product is done
-//! in it, where NVIDIA's library computes it.
+//! Linear layers and their adapters, with as few kernels as possible: where cuBLASLt computes a product, additions and scales are
+//! fused into it.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::kernel::cast;
@@ -10,7 +10,7 @@ use super::{
     tensors,
 };
 
-/// The tensor `[n, m]` of `[m, n]`, without moving anything.
+/// The transpose `[n, m]` of a tensor `[m, n]`, as a view.
 fn turned(tensor: &CudaTensor) -> CudaTensor {
     let [turned] = tensors([Tensor::<2>::from_dispatch(plain(tensor.clone())).transpose().into_dispatch()]);
     turned
@@ -32,7 +32,7 @@ pub fn affine(x: &CudaTensor, weight: &CudaTensor, bias: Option<&CudaTensor>) ->
     }
 }
 
-/// `scale·a·b` of two matrices, in `dtype`: their own or f32.
+/// `scale·a·b` for two matrices, in `dtype`: their own or f32.
 fn scaled(a: &CudaTensor, b: &CudaTensor, scale: f64, dtype: DType) -> CudaTensor {
     let whole = Product { scale: scale as f32, dtype, ..Product::new(a, b) };
     product(whole).unwrap_or_else(|| {
@@ -57,7 +57,7 @@ pub fn low_rank([y, x, a, b]: [CudaTensor; 4], scale: f64) -> (Plain, [Plain; 4]
     let turned = turned(&b);
     let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(&u, &turned) });
     let added = added.map(plain).unwrap_or_else(|| {
-        // The scale goes where there is least to multiply.
+        // The scale is applied to the smallest factor.
         let change = matmul::product([u.clone(), times(turned.clone(), scale)]);
         (Tensor::<2>::from_dispatch(plain(y)) + Tensor::from_dispatch(change)).into_dispatch()
     });
@@ -71,7 +71,7 @@ pub fn low_rank_gradients(
     [wants_x, wants_a, wants_b]: [bool; 3],
 ) -> [Option<Plain>; 3] {
     let du = (wants_x || wants_a).then(|| scaled(&g, &b, scale, g.dtype));
-    let of = |du: &Option<CudaTensor>| du.clone().expect("computed for those who want it");
+    let of = |du: &Option<CudaTensor>| du.clone().expect("computed for the gradients that need it");
     let master = FloatDType::F32.into();
     [
         wants_x.then(|| plain(scaled(&of(&du), &a, 1.0, g.dtype))),

@@ -1,7 +1,7 @@
-//! Matrix products: by NVIDIA's library where it is there, else by Burn's kernels; in f32 they stay f32.
+//! Matrix products: by cuBLASLt if available, else by Burn's kernels; products of f32 stay f32.
 //!
-//! What Burn chooses may be a kernel for the tensor cores, which cuts the mantissa of its inputs from 23 bits to 10 (TF32,
-//! `adjust_dtypes` in cubek-matmul's `definition/blueprint.rs`), and there is no switch. torch's default is exact products.
+//! Burn may choose a tensor-core kernel that cuts the mantissa of its inputs from 23 bits to 10 (TF32, `adjust_dtypes` in
+//! cubek-matmul's `definition/blueprint.rs`), and there is no switch. torch's default is exact products.
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, init_matmul_output, matmul};
@@ -17,7 +17,7 @@ use cubek::{
 
 use super::{CudaTensor, Plain, plain, product, storage};
 
-/// `lhs·rhs` over the last two axes, of one type that the kernels take.
+/// `lhs·rhs` over the last two axes, in one dtype that the kernels read.
 pub fn product([lhs, rhs]: [CudaTensor; 2]) -> Plain {
     let dtype = lhs.dtype;
     plain(product_as(lhs, rhs, dtype))
@@ -47,7 +47,7 @@ fn exact(lhs: CudaTensor, rhs: CudaTensor) -> CudaTensor {
     if !out.meta.shape().contains(&0) {
         let tile_size = TileSizeSelection::MaxTileSize;
         let tiled = || launch(Strategy::SimpleUnit(BlueprintStrategy::Inferred(SimpleUnitSelectionArgs { tile_size })));
-        // Of other sizes the tiled kernel takes in what lies behind the rows, which may be no number.
+        // For other sizes the tiled kernel reads past the ends of rows, where there may be NaN.
         let fits = [&lhs, &rhs].iter().all(|t| t.meta.shape().iter().rev().take(2).all(|size| size.is_multiple_of(4)));
         let done = if fits { tiled().or_else(|_| launch(Strategy::Naive)) } else { launch(Strategy::Naive) };
         done.expect("the naive kernel takes every shape");

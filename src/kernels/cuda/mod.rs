@@ -1,8 +1,8 @@
-//! The operations as kernels for NVIDIA GPUs, one launch for each direction (two where sums run over the rows).
+//! The operations as kernels for NVIDIA GPUs, with one launch per direction (two where sums run over the rows).
 //!
-//! Composed from Burn's operations, each elementwise step would be a launch and a pass over memory: at FLUX's sizes as much
-//! time as the matrix products. The kernels are written in CubeCL, which makes CUDA C++ of them at run time for the types
-//! and widths they meet. They read f32, f16 or bf16, compute in f32, and write what they read.
+//! Composed of Burn's operations, each elementwise step would be a launch and a pass over memory: at FLUX's sizes as much time as
+//! the matrix products. The kernels are written in CubeCL, which compiles them to CUDA C++ at run time for the dtypes and vector
+//! widths in use. They read f32, f16 or bf16, compute in f32, and write the dtype that they read.
 
 pub(super) mod activation;
 pub(super) mod adamw;
@@ -63,7 +63,7 @@ fn takes(input: &Plain) -> bool {
     }
 }
 
-/// Whether this is what the kernels take, on a tape or not.
+/// Whether the kernels accept this tensor, on a tape or not.
 pub(super) fn takes_also_on_a_tape(input: &Plain) -> bool {
     let dtype = match &input.kind {
         DispatchTensorKind::Autodiff(kind) => match kind.as_ref() {
@@ -83,17 +83,17 @@ pub(super) fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
     })
 }
 
-/// A tensor of the CUDA backend for the rest of the program.
+/// Wraps a tensor of the CUDA backend.
 pub(super) fn plain(tensor: CudaTensor) -> Plain {
     Plain { kind: DispatchTensorKind::Cuda(BackendTensor::Float(tensor)), checkpointing: None }
 }
 
-/// Memory for a result beside `like`, its numbers in order.
+/// Uninitialized memory for a contiguous result on the device of `like`.
 fn empty(like: &CudaTensor, shape: impl Into<Shape>, dtype: DType) -> CudaTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// CubeCL's name of a type that the kernels read.
+/// CubeCL's name of a dtype that the kernels read.
 fn storage(dtype: DType) -> StorageType {
     let kind = match dtype {
         DType::F16 => FloatKind::F16,
@@ -103,7 +103,7 @@ fn storage(dtype: DType) -> StorageType {
     StorageType::Scalar(ElemType::Float(kind))
 }
 
-/// The one type of all these.
+/// The common dtype of all these.
 #[track_caller]
 fn one_type(tensors: &[&CudaTensor]) -> StorageType {
     let dtypes: Vec<DType> = tensors.iter().map(|t| t.dtype).collect();
@@ -111,8 +111,8 @@ fn one_type(tensors: &[&CudaTensor]) -> StorageType {
     storage(dtypes[0])
 }
 
-/// How many neighbours of the last axis one unit can read at once: 16 bytes of the widest type, where the rows of all
-/// tensors lie so.
+/// How many adjacent elements of the last axis one unit can read at once: 16 bytes of the widest dtype, if the rows of all
+/// tensors are aligned for it.
 fn vector_size(tensors: &[&CudaTensor]) -> VectorSize {
     let widest = tensors.iter().map(|t| t.dtype.size()).max().unwrap_or(4);
     let fits = |t: &&CudaTensor| {
@@ -127,42 +127,42 @@ fn address_type(tensors: &[&CudaTensor]) -> AddressType {
     tensors.iter().map(|t| t.required_address_type()).max().unwrap_or_default()
 }
 
-/// Units in a cube of a kernel that gives each unit its own work.
+/// Units per cube in kernels whose units work independently.
 const UNITS: u32 = 256;
 
-/// The cubes for `units` pieces of work, one for each unit.
+/// The cubes for `units` independent units.
 fn cubes_of_units(like: &CudaTensor, units: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(UNITS);
     (cubecl::calculate_cube_count_elemwise(&like.client, units, dim), dim)
 }
 
-/// The tensor with the numbers of each row (its last axis) side by side; rows may lie anywhere. Copied only if they are not.
+/// The tensor with contiguous rows (last axis), wherever the rows lie. Copied only if they are not.
 fn in_rows(tensor: CudaTensor) -> CudaTensor {
     if tensor.meta.strides().last() == Some(&1) { tensor } else { into_contiguous(tensor) }
 }
 
-/// The sizes of a tensor of known rank.
+/// The shape of a tensor of known rank.
 fn dims<const D: usize>(tensor: &CudaTensor) -> [usize; D] {
     let shape: &[usize] = tensor.meta.shape();
     shape.try_into().expect("the public function fixes the rank")
 }
 
-/// Units that run in step and add up their numbers without shared memory.
+/// Units that run in lockstep and sum their values without shared memory.
 const PLANE: u32 = 32;
 
-/// The planes of a cube that works on one row of `units` pieces.
+/// The number of planes of a cube that works on one row in `units` pieces.
 fn planes_for(units: usize) -> u32 {
     (units as u32).div_ceil(PLANE).clamp(1, UNITS / PLANE)
 }
 
-/// The sum of `value` over the units of the cube, for each of them. `shared` has a place for each plane.
+/// The sum of `value` over the units of the cube, returned to each of them. `shared` has one element per plane.
 #[cube]
 fn cube_sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> f32 {
     let sum = plane_sum(value);
     if planes == 1 {
         sum
     } else {
-        // Nobody still reads the sum before this one.
+        // Waits until no unit still reads the previous sum.
         sync_cube();
         if UNIT_POS_PLANE == 0 {
             shared[PLANE_POS as usize] = sum;
@@ -177,7 +177,7 @@ fn cube_sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> 
     }
 }
 
-/// Rows that one unit adds up where a sum runs over the tokens.
+/// The number of rows that one unit sums if a sum runs over the tokens.
 const TOKENS: usize = 32;
 
 /// `[B, chunks, D]` → `[B, D]`.

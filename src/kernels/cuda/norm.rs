@@ -1,4 +1,4 @@
-//! Normalisation over the last axis: a cube for each row.
+//! Normalization over the last axis: one cube per row.
 
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::cubecl::{self, prelude::*};
@@ -8,7 +8,7 @@ use super::{
     storage, sum_chunks, vector_size,
 };
 
-/// `standardized(x)·(base + scale) + shift`, and `[B·L, 2]` with the mean of each row and 1 over its deviation.
+/// `standardized(x)·(base + scale) + shift`, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation.
 pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
     let [x, shift, scale] = inputs.map(in_rows);
     let shape @ [batch, tokens, width] = dims(&x);
@@ -18,7 +18,7 @@ pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (Plain, Plai
     let (size, address) = (vector_size(&all), address_type(&all));
     let planes = planes_for(width / size);
     let (client, dtypes) = (x.client.clone(), [storage(x.dtype), one_type(&[&shift, &scale])]);
-    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the width of the row.
     unsafe {
         normalize::launch_unchecked(
             &client,
@@ -87,8 +87,8 @@ fn normalize<T: Float, W: Float, N: Size>(
     }
 }
 
-/// The gradients of `x`, `shift` and `scale` that are wanted, from `x`, `scale`, the gradient of the output and the
-/// statistics of [`forward`].
+/// The `wanted` gradients of `x`, `shift` and `scale`, from `x`, `scale`, the gradient of the output and the statistics of
+/// [`forward`].
 pub fn backward(inputs: [CudaTensor; 4], base: f32, wanted: [bool; 3]) -> [Option<Plain>; 3] {
     let [x, scale, gradient, statistics] = inputs.map(in_rows);
     let [wants_x, wants_shift, wants_scale] = wanted;
@@ -110,7 +110,7 @@ fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: C
     let (size, address) = (vector_size(&all), address_type(&all));
     let planes = planes_for(width / size);
     let (client, dtypes) = (x.client.clone(), [one_type(&[&x, &gradient]), storage(scale.dtype)]);
-    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the width of the row.
     unsafe {
         pull_back::launch_unchecked(
             &client,
@@ -181,7 +181,7 @@ fn sums(x: &CudaTensor, gradient: &CudaTensor, statistics: &CudaTensor) -> burn:
     let all = [x, gradient, &partial];
     let (size, address) = (vector_size(&all), address_type(&all));
     let (client, dtype) = (x.client.clone(), one_type(&[x, gradient]));
-    // SAFETY: units beyond the width end at once, and the last chunk of a sample stops at its last row.
+    // SAFETY: units past the width return at once, and the last chunk of a sample stops at its last row.
     unsafe {
         add_rows::launch_unchecked(
             &client,

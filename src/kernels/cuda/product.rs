@@ -1,7 +1,7 @@
-//! Products of tensors by cuBLASLt, as the tensors lie: nothing is copied to be turned around.
+//! Products of tensors by cuBLASLt in their own layouts: nothing is copied to be transposed.
 //!
-//! The library counts columns first. A tensor whose rows lie one after the other is to it the transpose, so it is asked for
-//! `outputᵀ = bᵀ·aᵀ`, which is the output in order.
+//! The library is column-major. It sees a row-major tensor as its transpose, so it is asked for `outputᵀ = bᵀ·aᵀ`, which is the
+//! row-major output.
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
@@ -18,25 +18,25 @@ use crate::cuda::{Library, library};
 pub(super) struct Product<'a> {
     /// `[…, m, k]`.
     pub a: &'a CudaTensor,
-    /// `[…, k, n]`, in the type of `a`.
+    /// `[…, k, n]`, in the dtype of `a`.
     pub b: &'a CudaTensor,
     pub scale: f32,
-    /// `[m, n]`, in the type of the output, which takes its memory if nobody else holds it; the caller then forgets it.
+    /// `[m, n]`, in the dtype of the output, which reuses its memory if nothing else holds it; the caller then drops it.
     pub onto: Option<&'a CudaTensor>,
-    /// `[n]`, in the type of the output.
+    /// `[n]`, in the dtype of the output.
     pub bias: Option<&'a CudaTensor>,
-    /// Of the output: the type of `a`, or f32.
+    /// The dtype of the output: that of `a`, or f32.
     pub dtype: DType,
 }
 
 impl<'a> Product<'a> {
-    /// `a·b` in their own type.
+    /// `a·b` in their own dtype.
     pub(super) fn new(a: &'a CudaTensor, b: &'a CudaTensor) -> Self {
         Self { a, b, scale: 1.0, onto: None, bias: None, dtype: a.dtype }
     }
 }
 
-/// The product, if the library is there and takes it.
+/// The product, if the library is available and accepts it.
 pub(super) fn product(product: Product) -> Option<CudaTensor> {
     let Product { scale, onto, bias, dtype, .. } = product;
     library(Library::CublasLt)?;
@@ -54,7 +54,7 @@ pub(super) fn product(product: Product) -> Option<CudaTensor> {
         return None;
     }
     let bias = bias.map(|bias| into_contiguous(bias.clone()));
-    // Asked before anything here holds it too.
+    // Checked before anything here holds it, too.
     let in_place = onto.is_some_and(|onto| onto.can_mut() && lies(onto) == Some(Lies { by_rows: true, apart: n }));
     let c = onto.map(in_line_by_rows);
     let c_apart = c.as_ref().map(|c| lies(c).expect("it was brought in line").apart);
@@ -104,8 +104,8 @@ pub(super) fn product(product: Product) -> Option<CudaTensor> {
         for start in starts {
             let [a_start, b_start, d_start] = [0, 1, 2].map(|i| (start[i] * sizes[i]) as u64);
             let at = Addresses { a: b + b_start, b: a + a_start, c, d: d + d_start, bias, workspace };
-            // SAFETY: the shapes and strides of the task are those of the tensors, whose memory is held until the work is
-            // on the stream.
+            // SAFETY: the task has the shapes and strides of the tensors, whose memory is held until the work is on the
+            // stream.
             unsafe { plan.run(at, scale, stream)? };
         }
         Ok(())
@@ -126,12 +126,12 @@ fn divisor(aligned: usize, offset: usize) -> usize {
     if offset == 0 { aligned } else { aligned.min(1 << offset.trailing_zeros()) }
 }
 
-/// How the matrices of the last two axes lie.
+/// The layout of the matrices of the last two axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lies {
-    /// Whether the numbers of a row lie side by side; otherwise those of a column.
+    /// Whether rows are contiguous; otherwise columns are.
     by_rows: bool,
-    /// Numbers from a row, or column, to the next.
+    /// Elements from one row, or column, to the next.
     apart: usize,
 }
 
@@ -165,31 +165,31 @@ fn by_rows(t: &CudaTensor) -> bool {
     lies(t).is_some_and(|lies| lies.by_rows)
 }
 
-/// The tensor with the numbers of each row or of each column side by side, copied only if neither are.
+/// The tensor with contiguous rows or contiguous columns; copied only if it has neither.
 fn in_line(t: &CudaTensor) -> CudaTensor {
     if lies(t).is_some() { t.clone() } else { into_contiguous(t.clone()) }
 }
 
-/// The tensor with the numbers of each row side by side, copied only if they are not.
+/// The tensor with contiguous rows; copied only if they are not.
 fn in_line_by_rows(t: &CudaTensor) -> CudaTensor {
     if by_rows(t) { t.clone() } else { into_contiguous(t.clone()) }
 }
 
-/// The axes before the last two: as many matrices in one call as lie at equal distances, and a call for each of the rest.
+/// The axes before the last two: matrices at equal distances go into one call, the rest into separate calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Batches {
     /// The shape of the output.
     output: Vec<usize>,
-    /// Matrices in a call.
+    /// Matrices per call.
     inner: usize,
-    /// Numbers from one of them to the next, of the factors and of the output.
+    /// Elements from one of them to the next, for the factors and the output.
     inner_strides: [usize; 3],
     /// The other axes: their sizes and strides.
     outer: Vec<(usize, [usize; 3])>,
 }
 
 impl Batches {
-    /// None if the output would be empty, or would be a sum of nothing.
+    /// `None` if the output would be empty, or a sum of no terms.
     fn new(a: &CudaTensor, b: &CudaTensor) -> Option<Self> {
         Self::of([a.meta.shape(), b.meta.shape()], [a.meta.strides(), b.meta.strides()])
     }
@@ -216,7 +216,7 @@ impl Batches {
                 continue;
             }
             match merged.last_mut() {
-                // One step of this axis is as long as all of those before.
+                // One step along this axis spans all of the axes before.
                 Some((count, steps)) if (0..3).all(|t| here[t] == *count * steps[t]) => *count *= size,
                 _ => merged.push((size, here)),
             }
@@ -225,7 +225,7 @@ impl Batches {
         Some(Self { output, inner, inner_strides, outer: merged })
     }
 
-    /// Where the matrices of each call begin, in numbers, of the factors and of the output.
+    /// The offsets of the matrices of each call, in elements, for the factors and the output.
     fn starts(&self) -> Vec<[usize; 3]> {
         let mut starts = vec![[0; 3]];
         for (size, steps) in &self.outer {
@@ -248,11 +248,11 @@ mod tests {
         assert_eq!(lies_as([3, 5], [8, 1]), by_rows(8));
         assert_eq!(lies_as([3, 5], [1, 3]), by_columns(3));
         assert_eq!(lies_as([3, 5], [1, 7]), by_columns(7));
-        // One row or column: the stride along the other axis says nothing.
+        // With one row or column, the stride along the other axis has no meaning.
         assert_eq!(lies_as([1, 5], [1, 1]), by_rows(5));
         assert_eq!(lies_as([1, 5], [0, 3]), by_columns(3));
         assert_eq!(lies_as([3, 1], [4, 9]), by_rows(4));
-        // Every second number, and rows that are one and the same.
+        // Every second element, and rows that are all the same.
         assert_eq!(lies_as([3, 5], [10, 2]), None);
         assert_eq!(lies_as([3, 5], [0, 1]), None);
     }
@@ -266,7 +266,7 @@ mod tests {
         let batches = Batches::of([&q, &k], [&q_strides, &k_strides]).unwrap();
         assert_eq!((batches.inner, batches.inner_strides), (3, [4, 4, 49]));
         assert_eq!(batches.starts(), [[0, 0, 0], [84, 84, 147]]);
-        // In order, both axes are one, and a factor without the axes is used again for each.
+        // When contiguous, both axes merge, and a factor without these axes is reused for each.
         let (x, strides) = ([2, 3, 7, 4], [84, 28, 4, 1]);
         let batches = Batches::of([&x, &[1, 1, 4, 5]], [&strides, &[20, 20, 5, 1]]).unwrap();
         assert_eq!((batches.inner, batches.inner_strides, batches.starts().len()), (6, [28, 0, 35], 1));

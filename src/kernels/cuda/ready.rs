@@ -1,4 +1,4 @@
-//! Work of NVIDIA's libraries that is ready to run, again and again, on the backend's stream.
+//! Plans of NVIDIA's libraries, ready to run repeatedly on the backend's stream.
 
 use std::{
     collections::HashMap,
@@ -12,10 +12,10 @@ use super::{
     stream::{ask, enqueue, workspace},
 };
 
-/// A plan, or none where the library refused.
+/// A plan; `None` if the library refused.
 type Answer = Option<Arc<Ready>>;
 
-/// The plans that were asked for, by the number of the GPU and what each is for.
+/// The requested plans, by the number of the GPU and what each computes.
 pub(super) struct Plans<K>(Mutex<HashMap<(usize, K), Answer>>);
 
 impl<K> Default for Plans<K> {
@@ -25,7 +25,7 @@ impl<K> Default for Plans<K> {
 }
 
 impl<K: Copy + Eq + Hash + Display> Plans<K> {
-    /// The plan for `what` on this tensor's GPU: `make`s it at the first time. A refusal is said once.
+    /// The plan for `what` on this tensor's GPU, made by `make` the first time. A refusal is logged once.
     pub(super) fn get(&self, like: &CudaTensor, what: K, make: impl FnOnce() -> Result<Arc<Ready>, String>) -> Answer {
         let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = || make().map_err(|problem| refused(&what, &problem)).ok();
@@ -34,25 +34,25 @@ impl<K: Copy + Eq + Hash + Display> Plans<K> {
 }
 
 fn refused(what: &impl Display, problem: &str) {
-    tracing::debug!("{what}: not by NVIDIA's library, which says: {problem}");
+    tracing::debug!("{what}: NVIDIA's library refuses: {problem}");
 }
 
 /// Runs on the addresses of inputs and outputs, and of the workspace.
 type Run = Box<dyn Fn(&[u64], u64) -> Result<(), String> + Send + Sync>;
 
-/// A plan that a library made, with what runs it.
+/// A library's plan, with the function that runs it.
 pub(super) struct Ready {
-    /// For the log.
+    /// Its description, for the log.
     what: String,
-    /// Bytes to work in.
+    /// The size of its workspace in bytes.
     workspace: usize,
     run: Run,
-    /// Whether it ran the first time.
+    /// Whether its first run succeeded.
     runs: OnceLock<bool>,
 }
 
 impl Ready {
-    /// `what` is computed by `run`, with `workspace` bytes to work in. It is called on the backend's thread alone.
+    /// A plan for `what`, executed by `run` with a workspace of `workspace` bytes. `run` is called only on the backend's thread.
     pub(super) fn new(
         what: String,
         workspace: usize,
@@ -61,8 +61,8 @@ impl Ready {
         Arc::new(Self { what, workspace, run: Box::new(run), runs: OnceLock::new() })
     }
 
-    /// Runs it from `inputs` to `outputs`, and says whether these are to be used. The first run is waited for until it is on the
-    /// stream; what fails there is not tried again.
+    /// Runs it from `inputs` to `outputs`; returns whether these can be used. Waits until the first run is on the stream; if that
+    /// fails, it is not tried again.
     pub(super) fn run(self: &Arc<Self>, inputs: &[&CudaTensor], outputs: &[&CudaTensor]) -> bool {
         let like = inputs[0];
         let work = workspace(like, self.workspace.max(1));
@@ -83,7 +83,7 @@ impl Ready {
             let _ = report.send(run(addresses));
             Ok(())
         });
-        // All before it is on the stream when this is answered.
+        // When this returns, everything before it is on the stream.
         let done = ask(like, |_| Ok(())).and_then(|()| done.recv().unwrap_or_else(|e| Err(e.to_string())));
         if let Err(problem) = &done {
             refused(&self.what, problem);

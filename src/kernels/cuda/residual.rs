@@ -21,7 +21,7 @@ pub fn forward([x, gate, y]: [CudaTensor; 3]) -> Plain {
     let (size, address) = (vector_size(&all), address_type(&all));
     let (count, dim) = cubes_of_units(&x, sum.meta.num_elements() / size);
     let (client, dtype) = (x.client.clone(), one_type(&all));
-    // SAFETY: a unit beyond the output ends at once, and the inputs have the output's shape.
+    // SAFETY: a unit past the output returns at once, and the inputs have the output's shape.
     unsafe {
         add::launch_unchecked(
             &client,
@@ -58,7 +58,7 @@ fn add<T: Float, N: Size>(
     sum.write(ABSOLUTE_POS, Vector::cast_from(Vector::<f32, N>::cast_from(x.read(ABSOLUTE_POS)) + gated));
 }
 
-/// `y` at this unit's place, times the gate of its sample.
+/// `y` at this unit's position, times the gate of its sample.
 #[cube]
 fn times_gate<T: Float, N: Size>(
     gate: &Tensor<Vector<T, N>>,
@@ -71,7 +71,7 @@ fn times_gate<T: Float, N: Size>(
     Vector::<f32, N>::cast_from(y) * Vector::cast_from(gate)
 }
 
-/// The gradients of `gate` and `y` that are wanted, from `gate`, `y` and the gradient of the output.
+/// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
 pub fn backward(inputs: [CudaTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
     let [gate, y, gradient] = inputs.map(in_rows);
     let dgate = wants_gate.then(|| {
@@ -90,7 +90,7 @@ fn of_rows(gate: CudaTensor, gradient: CudaTensor) -> Plain {
     let (count, dim) = cubes_of_units(&dy, dy.meta.num_elements() / size);
     let (client, dtype) = (dy.client.clone(), one_type(&all));
     let (gate, gradient, to) = (gate.into_tensor_arg(), gradient.into_linear_view(), dy.clone().into_linear_view());
-    // SAFETY: a unit beyond the output ends at once, and the gradient has the output's shape.
+    // SAFETY: a unit past the output returns at once, and the gradient has the output's shape.
     unsafe {
         multiply::launch_unchecked(&client, count, dim, address, size, gate, gradient, to, tokens, width / size, dtype);
     }
@@ -125,7 +125,7 @@ fn of_gate(y: &CudaTensor, gradient: &CudaTensor) -> CudaTensor {
     let (y, gradient, to) = (y.clone(), gradient.clone(), partial.clone());
     let client = y.client.clone();
     let [y, gradient, to] = [y, gradient, to].map(CudaTensor::into_tensor_arg);
-    // SAFETY: units beyond the width end at once, and the last chunk of a sample stops at its last row.
+    // SAFETY: units past the width return at once, and the last chunk of a sample stops at its last row.
     unsafe {
         add_rows::launch_unchecked(&client, count, CubeDim::new_1d(UNITS), address, size, y, gradient, to, dtype);
     }

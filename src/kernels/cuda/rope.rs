@@ -1,4 +1,4 @@
-//! Norm per head and rotation by position: a plane for each head of each token.
+//! RMS norm per head and rotary position embedding: one plane per head of each token.
 
 use burn_cubecl::{
     cubecl::{self, prelude::*},
@@ -9,7 +9,7 @@ use super::{
     CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, vector_size,
 };
 
-/// Planes of a cube, each with a row of its own.
+/// Planes per cube, each with its own row.
 const ROWS: u32 = UNITS / PLANE;
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
@@ -19,7 +19,7 @@ pub fn forward(inputs: [CudaTensor; 4], epsilon: f64) -> Plain {
     let y = empty(&x, [batch, heads, tokens, width], x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &y]);
     let client = x.client.clone();
-    // SAFETY: a plane beyond the rows ends at once, and the units of the others stop at the width of theirs.
+    // SAFETY: a plane past the rows returns at once, and the units of the others stop at the width of their row.
     unsafe {
         rotate::launch_unchecked(
             &client,
@@ -45,7 +45,7 @@ pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> Plain {
     let dx = empty(&x, dims::<4>(&x), x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &gradient]);
     let client = x.client.clone();
-    // SAFETY: a plane beyond the rows ends at once, and the units of the others stop at the width of theirs.
+    // SAFETY: a plane past the rows returns at once, and the units of the others stop at the width of their row.
     unsafe {
         rotate_back::launch_unchecked(
             &client,
@@ -66,7 +66,7 @@ pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> Plain {
     plain(dx)
 }
 
-/// The tensors such that a unit can read the two numbers of a pair at once.
+/// The tensors, such that a unit can read the two elements of a pair at once.
 fn in_pairs<const N: usize>(tensors: [CudaTensor; N]) -> [CudaTensor; N] {
     match vector_size(&tensors.each_ref()) {
         1 => tensors.map(into_contiguous),
@@ -74,7 +74,7 @@ fn in_pairs<const N: usize>(tensors: [CudaTensor; N]) -> [CudaTensor; N] {
     }
 }
 
-/// The cubes for all rows of `x`, how both kernels read, and their types.
+/// The cubes for all rows of `x`, the vector width of both kernels, and their dtypes.
 fn launched(
     x: &CudaTensor,
     [weight, cos, sin, like]: [&CudaTensor; 4],
@@ -153,7 +153,7 @@ fn rotate_back<T: Float, W: Float, A: Float, N: Size>(
     }
 }
 
-/// 1 over the root of the mean square of a row.
+/// The reciprocal root mean square of a row.
 #[cube]
 fn inverse_root<T: Float, N: Size>(
     x: &Tensor<Vector<T, N>>,
@@ -170,7 +170,7 @@ fn inverse_root<T: Float, N: Size>(
     1.0 / (plane_sum(squares.vector_sum()) / f32::cast_from(width) + epsilon).sqrt()
 }
 
-/// The gradient turned back, times the weight. The transpose of a quarter turn is the quarter turn the other way.
+/// The gradient rotated back, times the weight. The transpose of a quarter turn is the opposite quarter turn.
 #[cube]
 fn turned_back<T: Float, W: Float, A: Float, N: Size>(
     gradient: Vector<T, N>,

@@ -1,4 +1,4 @@
-//! The scores of attention: a cube for each row, which it reads once and replaces.
+//! The softmax of attention scores: one cube per row, which it reads once and replaces.
 
 use burn::tensor::{self, DType};
 use burn_cubecl::{
@@ -17,11 +17,11 @@ use super::{
 };
 use crate::cuda::{Library, library};
 
-/// What q is multiplied by where scores are f16, exactly, so that they stay in its range: up to 4 million, in steps that
-/// are finer than bf16's by 8. (In f32 they would be another fifth of the traffic of the backward pass.)
+/// The factor for q if scores are f16, a power of two, so that they stay in range: up to 4 million, with steps 8 times finer than
+/// bf16's. (In f32 they would add a fifth to the memory traffic of the backward pass.)
 const SHRINK: f64 = 1.0 / 64.0;
 
-/// The tensor as matrix products read it, copied only if each of them would copy it.
+/// The tensor in a layout that matrix products can read; copied only if each of them would copy it.
 pub fn laid_out(tensor: CudaTensor) -> Plain {
     match matrix_batch_layout(tensor.meta.strides(), None) {
         MatrixBatchLayout::HighlyPermuted => plain(into_contiguous(tensor)),
@@ -35,7 +35,7 @@ pub fn probabilities([q, k]: [CudaTensor; 2]) -> Plain {
     let (scores, scale) = scores(q, k);
     let (count, dim, each, size) = rows(&[&scores]);
     let client = scores.client.clone();
-    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the width of the row.
     unsafe {
         softmax::launch_unchecked(
             &client,
@@ -60,7 +60,7 @@ pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [Plain; 2] {
     let dp = product(g, v, dtype);
     let (count, dim, each, size) = rows(&[&scores, &dp]);
     let client = scores.client.clone();
-    // SAFETY: there is a cube for each row and no more, and its units stop at the width of the row.
+    // SAFETY: there is exactly one cube per row, and its units stop at the width of the row.
     unsafe {
         softmax_slopes::launch_unchecked(
             &client,
@@ -80,7 +80,7 @@ pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [Plain; 2] {
     [plain(CudaTensor { dtype, ..scores }), plain(dp)]
 }
 
-/// `q·kᵀ` shrunk, and what makes scores of it: in 16 bits f16, of which the steps are finer than bf16's.
+/// `q·kᵀ` scaled down, and the factor that restores the scores. In 16 bits this is f16, whose steps are finer than bf16's.
 fn scores(q: CudaTensor, k: CudaTensor) -> (CudaTensor, f32) {
     let [.., width] = dims::<4>(&q);
     let scale = 1.0 / (width as f64).sqrt();
@@ -98,15 +98,15 @@ fn scores(q: CudaTensor, k: CudaTensor) -> (CudaTensor, f32) {
     }
 }
 
-/// `q·kᵀ` shrunk, in f16, by NVIDIA's library if it is there: to f16 it multiplies f16 alone. What bf16 has beyond f16's
-/// range is too small to count in a score, or larger than any score may be.
+/// `q·kᵀ` scaled down, in f16, by cuBLASLt if available: it can output f16 only from f16 factors. bf16 values outside f16's range
+/// are too small to matter in a score, or larger than any valid score.
 fn by_library(q: CudaTensor, k: CudaTensor) -> Option<CudaTensor> {
     library(Library::CublasLt)?;
     let [q, k] = [q, k].map(|tensor| cast(tensor, DType::F16));
     product::product(Product { scale: SHRINK as f32, ..Product::new(&q, &turned(k)) })
 }
 
-/// `a·bᵀ` of the last two axes, added up in f32; f32 without the rounding of tensor cores.
+/// `a·bᵀ` over the last two axes, summed in f32; f32 factors without the rounding of tensor cores.
 fn product(a: CudaTensor, b: CudaTensor, dtype: DType) -> CudaTensor {
     matmul::product_as(a, turned(b), dtype)
 }
@@ -117,10 +117,10 @@ fn turned(tensor: CudaTensor) -> CudaTensor {
     turned
 }
 
-/// Pieces of a row that a unit keeps in its registers, where the row is not longer than 512 units can hold so.
+/// Pieces of a row that a unit keeps in registers, if the row is short enough for 512 units.
 const EACH: usize = 3;
 
-/// A cube for each row, its units, the pieces of each, and the numbers in a piece.
+/// One cube per row, its units, the pieces per unit, and the elements per piece.
 fn rows(tensors: &[&CudaTensor]) -> (CubeCount, CubeDim, usize, VectorSize) {
     let shape = tensors[0].meta.shape();
     let (rows, width) = shape.split_at(shape.len() - 1);
@@ -131,7 +131,7 @@ fn rows(tensors: &[&CudaTensor]) -> (CubeCount, CubeDim, usize, VectorSize) {
     (count, CubeDim::new_1d(units as u32), pieces.div_ceil(units), size)
 }
 
-/// Replaces each row by its softmax, in the bits of another type of the same size.
+/// Replaces each row by its softmax, stored in another dtype of the same size.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn softmax<S: Float, T: Float, N: Size>(
     scores: &mut Tensor<Vector<S, N>>,
@@ -200,7 +200,7 @@ fn softmax_slopes<S: Float, T: Float, N: Size>(
     }
 }
 
-/// `exp(scale·(score - the row's largest))` of the pieces of this unit, 0 beyond the row.
+/// `exp(scale·(score - the row's maximum))` for the pieces of this unit, 0 past the row.
 #[cube]
 fn exponentials<S: Float, N: Size>(
     scores: &Tensor<Vector<S, N>>,
@@ -235,7 +235,7 @@ fn exponentials<S: Float, N: Size>(
     p
 }
 
-/// The largest `value` of the units of the cube, for each of them. `shared` has a place for each plane.
+/// The maximum of `value` over the units of the cube, returned to each of them. `shared` has one element per plane.
 #[cube]
 fn cube_max(value: f32, shared: &mut Shared<[f32]>, #[comptime] planes: u32) -> f32 {
     let value = plane_max(value);

@@ -1,9 +1,8 @@
-//! The door to the backend's stream: work of other libraries between its launches, on its tensors, in order with both.
+//! Access to the backend's stream: other libraries work on its tensors between its launches, in order with them.
 //!
-//! The backend hands out addresses but not its stream, so that is read from the text by which its server describes itself,
-//! once for each GPU, and tried out before anything relies on it. There is one stream for all of kiln (`cuda::open` asks the
-//! backend for that), so what is put on it waits for nothing and is waited for by nothing else: memory that is given back
-//! and used again is used again after it.
+//! The backend exposes addresses but not its stream, so the stream is read from the server's `Debug` output, once per GPU, and
+//! tested before anything relies on it. All of kiln uses a single stream (`cuda::open` requests that), so work on it needs no
+//! synchronization: memory that is freed and reused is reused after it.
 
 use std::{
     any::Any,
@@ -31,10 +30,10 @@ use cudarc::driver::sys::{
 
 use super::CudaTensor;
 
-/// What the backend's thread owns of a GPU.
+/// The backend's state for a GPU, owned by its thread.
 type Server = <CudaRuntime as Runtime>::Server;
 
-/// The way to the stream of one GPU.
+/// Access to the stream of one GPU.
 struct Door {
     server: DeviceHandle<Server>,
     /// The address of the stream, which lives as long as the server: as long as the process.
@@ -47,7 +46,7 @@ impl Door {
     }
 }
 
-/// For each GPU that was asked for, by its number.
+/// The door of each GPU that was requested, by its number.
 static DOORS: LazyLock<Mutex<HashMap<usize, Option<Arc<Door>>>>> = LazyLock::new(Mutex::default);
 
 /// The tensor behind [`workspace`] of each GPU.
@@ -57,8 +56,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether work can be put on the stream of this tensor's GPU. Tried out at the first question; a "no" is said once, with
-/// its reason.
+/// Whether work can be put on the stream of this tensor's GPU. Tested at the first call; a failure is logged once, with its
+/// reason.
 pub(super) fn is_open(like: &CudaTensor) -> bool {
     door(like).is_some()
 }
@@ -69,7 +68,7 @@ fn door(like: &CudaTensor) -> Option<Arc<Door>> {
         Ok(door) => Some(Arc::new(door)),
         Err(reason) => {
             tracing::warn!(
-                "cuda:{}: NVIDIA's libraries cannot be used ({reason}); kiln's own kernels compute in their place, more slowly",
+                "cuda:{}: NVIDIA's libraries cannot be used ({reason}); kiln falls back to its own, slower kernels",
                 like.device.index
             );
             None
@@ -78,16 +77,16 @@ fn door(like: &CudaTensor) -> Option<Arc<Door>> {
     doors.entry(like.device.index).or_insert_with(open).clone()
 }
 
-/// The tensors' bytes as the server knows them; they do not count as holders of the tensors.
+/// The tensors' memory as the server knows it; bindings do not count as holders of the tensors.
 fn bindings<'a>(tensors: impl IntoIterator<Item = &'a Handle>) -> Vec<Binding> {
     tensors.into_iter().map(|handle| handle.clone().binding()).collect()
 }
 
-/// Runs `work` on the backend's thread, in order with the launches of this one, and does not wait for it.
+/// Runs `work` on the backend's thread, in order with the launches of the current thread, without waiting for it.
 ///
-/// `work` gets the addresses of `inputs`, then of `outputs` (of their first numbers: views are followed, strides are the
-/// caller's), and the stream, on which it puts its work and for which it must not wait. If it fails, with a text or a
-/// panic, that is said, and the outputs become NaN, so that no result is wrong in silence.
+/// `work` gets the addresses of `inputs`, then of `outputs` (of their first elements: offsets of views are applied, strides are
+/// up to the caller), and the stream, on which it puts its work and for which it must not wait. If it fails, with an error or a
+/// panic, that is logged, and the outputs become NaN, so that no result is silently wrong.
 ///
 /// The stream must be [open](is_open).
 pub(super) fn enqueue(
@@ -101,7 +100,7 @@ pub(super) fn enqueue(
     let bindings = bindings(inputs.iter().chain(outputs).map(|tensor| &tensor.handle));
     let server = door.server.clone();
     server.submit(move |server| {
-        // What is held here stays where it is until the work is on the stream.
+        // The memory held here stays valid until the work is on the stream.
         let mut held = Vec::with_capacity(bindings.len());
         let done = caught(|| {
             for binding in bindings {
@@ -115,16 +114,16 @@ pub(super) fn enqueue(
                 // SAFETY: the server gave the memory to these outputs, and it is theirs until `held` ends.
                 let _ = unsafe { cuMemsetD8Async(memory.ptr, 0xff, memory.size as usize, door.stream()) };
             }
-            tracing::error!("an operation on the GPU failed, and its result is not a number: {problem}");
+            tracing::error!("an operation on the GPU failed, and its result is NaN: {problem}");
         }
     });
 }
 
-/// The answer of `work` on the backend's thread, with the GPU's context current, once all that was launched before is on
-/// the stream. For what is made once and kept: handles and plans.
+/// Runs `work` on the backend's thread, with the GPU's context current, once everything launched before is on the stream, and
+/// returns its result. For objects that are created once and kept: handles and plans.
 ///
 /// # Errors
-/// What `work` says; its panic; the stream is not [open](is_open).
+/// Those of `work`; a panic in it; or the stream is not [open](is_open).
 pub(super) fn ask<T: Send>(
     like: &CudaTensor,
     work: impl FnOnce(CUstream) -> Result<T, String> + Send,
@@ -132,15 +131,15 @@ pub(super) fn ask<T: Send>(
     let door = door(like).ok_or("the stream of the backend is not known")?;
     let id = StreamId::current();
     let ask = |server: &mut Server| {
-        // Any question makes the context current.
+        // Any request makes the context current.
         let _ = server.memory_usage(id);
         caught(|| work(door.stream()))
     };
     door.server.submit_blocking(ask).map_err(|e| format!("{e:?}"))?
 }
 
-/// At least `bytes` of memory to work in, aligned to 256 bytes: one for each GPU, kept, as large as the largest that was
-/// asked for. Whoever is next on the stream overwrites it. To be passed as an output.
+/// A workspace of at least `bytes`, aligned to 256 bytes: one per GPU, kept, as large as the largest requested. The next work on
+/// the stream overwrites it. To be passed as an output.
 pub(super) fn workspace(like: &CudaTensor, bytes: usize) -> CudaTensor {
     let mut workspaces = locked(&WORKSPACES);
     let kept = workspaces.get(&like.device.index).filter(|kept| kept.meta.num_elements() >= bytes);
@@ -154,17 +153,16 @@ pub(super) fn workspace(like: &CudaTensor, bytes: usize) -> CudaTensor {
     fresh
 }
 
-/// What `f` answers; a panic is an error.
+/// Calls `f`; a panic becomes an error.
 fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let text = |panic: Box<dyn Any + Send>| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_string()
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_string()
     };
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(text(panic)))
 }
 
-/// Reads the stream and tries it out: a copy of ours must see what the backend wrote before it, and the backend must see
-/// the copy.
+/// Reads the stream and tests it: a copy on it must see what the backend wrote before, and the backend must see the copy.
 fn open(like: &CudaTensor) -> Result<Door, String> {
     if CubeClRuntimeConfig::get().streaming.policy != StreamPolicy::Single {
         return Err("cubecl.toml sets `policy` in `[streaming]` to other than \"single\"".into());
@@ -182,15 +180,15 @@ fn open(like: &CudaTensor) -> Result<Door, String> {
                 held.push(server.get_resource(binding, id).map_err(|e| format!("{e:?}"))?);
             }
             let [from, to] = [0, 1].map(|i: usize| held[i].resource().ptr);
-            let stream = read_stream(server).ok_or("the backend does not say what its stream is")?;
+            let stream = read_stream(server).ok_or("the backend does not reveal its stream")?;
             let mut contexts: [CUcontext; 2] = [std::ptr::null_mut(); 2];
-            // SAFETY: the two functions write a pointer each; the stream is the one the backend just made for `from`, and
-            // the copy stays inside memory of that size that is held until the end.
+            // SAFETY: the two functions write one pointer each; the backend has just created the stream for `from`, and the
+            // copy stays inside memory of that size that is held until the end.
             unsafe {
                 succeeded(cuCtxGetCurrent(&mut contexts[0]))?;
                 succeeded(cuStreamGetCtx(stream as CUstream, &mut contexts[1]))?;
                 if contexts[0].is_null() || contexts[0] != contexts[1] {
-                    return Err("the stream is of another context".into());
+                    return Err("the stream belongs to another context".into());
                 }
                 succeeded(cuMemcpyDtoDAsync_v2(to, from, BYTES, stream as CUstream))?;
             }
@@ -209,16 +207,16 @@ fn succeeded(code: CUresult) -> Result<(), String> {
     code.result().map_err(|e| format!("{e:?}"))
 }
 
-/// The address of the first stream in the server's text about itself. Under the policy "single" that is the stream of
-/// everything; the one that comes after it serves the backend alone.
+/// The address of the first stream in the server's `Debug` output. Under the policy "single" everything runs on that stream; the
+/// next one is internal to the backend.
 fn read_stream(server: &Server) -> Option<usize> {
     let mut search = Search { text: String::new(), found: None };
-    // Ends with an error as soon as the stream is found.
+    // Formatting ends with an error as soon as the stream is found.
     let _ = write!(search, "{server:?}");
     search.found.filter(|&stream| stream != 0)
 }
 
-/// Looks for the address of a stream in a text that comes in pieces.
+/// Searches for the address of a stream in a text that arrives in pieces.
 struct Search {
     text: String,
     found: Option<usize>,
@@ -229,7 +227,7 @@ impl Write for Search {
         const BEFORE: &str = "sys: 0x";
         self.text.push_str(piece);
         let Some(start) = self.text.find(BEFORE) else {
-            // The mark may be cut in two.
+            // The mark may be split across pieces.
             let mut keep = self.text.len().saturating_sub(BEFORE.len());
             while !self.text.is_char_boundary(keep) {
                 keep -= 1;
@@ -239,7 +237,7 @@ impl Write for Search {
         };
         let rest = &self.text[start + BEFORE.len()..];
         match rest.find(|c: char| !c.is_ascii_hexdigit()) {
-            // The number may go on in the next piece.
+            // The number may continue in the next piece.
             None => Ok(()),
             Some(end) => {
                 self.found = usize::from_str_radix(&rest[..end], 16).ok();

@@ -10,7 +10,7 @@ fn attention_over_all_keys() {
         ([2, 3, 5, 7, 10], true),
         ([2, 2, 70, 33, 16], false),
         ([1, 2, 130, 130, 64], false),
-        // Of a UNet, over pictures and over text.
+        // A UNet's, over images and over text.
         ([1, 8, 130, 77, 8], false),
         ([2, 2, 33, 33, 4], false),
         ([1, 2, 20, 77, 40], false),
@@ -55,7 +55,7 @@ fn attention_with_huge_scores_picks_one_key() {
     assert!(output.iter().all(|x| x.is_nan()), "a broken model shows");
 }
 
-/// The output and the gradients of q, k and v by matrix products, of no more than `at_once` scores at a time.
+/// The output and the gradients of q, k and v by matrix products, with at most `at_once` scores at a time.
 fn by_products(t: &[Tensor<4>; 4], at_once: usize) -> [Tensor<4>; 4] {
     let [q, k, v, g] = t.clone().map(Tensor::into_dispatch);
     let output = products::forward([q.clone(), k.clone(), v.clone()], at_once);
@@ -86,7 +86,7 @@ fn attention_by_products_is_the_formula_however_many_heads_go_at_once() {
         let gradient = |t: &Tensor<4>| t.grad(&tape).expect("every input gets a gradient");
         let want = [output.inner(), gradient(&q), gradient(&k), gradient(&v)].map(flat);
         let cases = [(FloatDType::F32, 1e-5), (FloatDType::F16, 5e-3), (FloatDType::BF16, 4e-2)];
-        // A GPU multiplies f32 with the ten binary digits of TF32.
+        // A GPU multiplies f32 with TF32's mantissa of ten bits.
         let on_gpu = [(FloatDType::F32, 2e-3), (FloatDType::F16, 5e-3), (FloatDType::BF16, 4e-2)];
         let devices = [Some((device, cases)), gpu().map(|gpu| (gpu, on_gpu))];
         for (device, (dtype, tolerance)) in devices.into_iter().flatten().flat_map(|(d, c)| c.map(|c| (d.clone(), c))) {

@@ -18,9 +18,9 @@ const CASES: [Case; 17] = [
     ([2, 3, 9, 11], 5, 3, 2, 0),
     ([1, 70, 33, 20], 130, 3, 2, 0),
     ([2, 40, 4, 4], 70, 3, 1, 1),
-    // Wide enough that a sum in bf16 would lose what is small.
+    // Wide enough that a sum in bf16 would lose small terms.
     ([2, 64, 24, 40], 48, 1, 1, 0),
-    // Large enough for the way with fewer multiplications; odd sizes, one tile across, several pieces of work.
+    // Large enough for Winograd's method; odd sizes, one tile across, several tasks.
     ([2, 20, 9, 7], 17, 3, 1, 1),
     ([3, 17, 8, 10], 33, 3, 1, 1),
     ([2, 16, 5, 37], 16, 3, 1, 1),
@@ -38,7 +38,7 @@ fn inputs(&(x, outputs, kernel, ..): &Case) -> (TensorData, TensorData, TensorDa
     (numbers(x, 0), numbers([outputs, x[1], kernel, kernel], 1), numbers([outputs], 2))
 }
 
-/// `x` in another order in memory.
+/// `x` with another memory layout.
 fn turned(x: Tensor<4>) -> Tensor<4> {
     let shape = x.dims();
     let x = x.swap_dims(1, 3).reshape([shape.iter().product::<usize>()]);
@@ -54,7 +54,7 @@ fn close<const D: usize>(got: Tensor<D>, want: Tensor<D>, tolerance: f32, what: 
     assert!(difference <= tolerance * largest.max(0.1), "{what}: differs by {difference} of {largest}");
 }
 
-/// The output, and the gradients of `x`, weight and bias, for an output gradient that differs everywhere.
+/// The output, and the gradients of `x`, weight and bias, for an output gradient with distinct elements.
 fn run(case: &Case, dtype: FloatDType, ours: bool) -> (Tensor<4>, Tensor<4>, Tensor<4>, Tensor<1>) {
     let &(.., stride, padding) = case;
     let device = Device::flex().autodiff();
@@ -95,7 +95,7 @@ fn convolution_and_all_its_gradients_are_burns() {
     }
 }
 
-/// In bf16 sums run over thousands of places; only the inputs and the result are rounded.
+/// In bf16, sums over thousands of pixels are exact up to rounding of the inputs and the result.
 #[test]
 fn gradients_of_pointwise_bf16_are_added_up_in_f32() {
     let case = ([2, 8, 64, 64], 4, 1, 1, 0);

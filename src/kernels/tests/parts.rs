@@ -1,4 +1,4 @@
-//! Parts have the bits that they have in the whole, and where they need not, nearly the same numbers.
+//! Parts have the same bits as in the whole or, where that is not required, nearly the same values.
 
 use super::*;
 use crate::kernels::composed::attention as products;
@@ -72,12 +72,12 @@ type Case = ([usize; 4], usize, usize, usize);
 const CASES: [Case; 12] = [
     ([1, 4, 9, 11], 20, 3, 1),
     ([2, 3, 8, 70], 20, 3, 1),
-    // By fewer multiplications in the whole, in whose parts there would be too few tiles for it.
+    // By Winograd's method in the whole, whose parts alone would have too few tiles for it.
     ([1, 20, 40, 30], 17, 3, 1),
     ([2, 32, 33, 21], 48, 3, 1),
     ([1, 64, 16, 16], 64, 3, 1),
     ([3, 64, 16, 16], 64, 3, 1),
-    // Long sums over few places.
+    // Long sums over few pixels.
     ([1, 96, 12, 10], 70, 3, 1),
     ([2, 130, 14, 6], 130, 3, 1),
     ([1, 600, 10, 9], 24, 1, 1),
@@ -100,7 +100,7 @@ fn some_rows_of_a_convolution_have_the_bits_of_all() {
     for (shape @ [batch, inputs, height, _], outputs, kernel, stride) in CASES {
         let (x, weight) = (normal(shape, 0), normal([outputs, inputs, kernel, kernel], 1));
         let bias = Some(normal([outputs], 2));
-        // Of a stride there are zeros beyond the last row and column only, as in the encoder of a VAE.
+        // With a stride, zeros are added only after the last row and column, as in the encoder of a VAE.
         let around = if stride == 1 { kernel / 2 } else { 0 };
         let (x, to) = match stride {
             1 => (x, height),
@@ -120,7 +120,7 @@ fn some_rows_of_a_convolution_have_the_bits_of_all() {
             let all = Tensor::cat((0..to).step_by(each).map(rows).collect(), 2);
             assert_eq!(all.into_data(), whole.to_data(), "{shape:?} {outputs} {kernel} {stride}, {each} rows");
         }
-        // A sample has the bits that it has alone.
+        // A sample has the same bits as alone.
         let one = |x: Tensor<4>| conv2d_rows(x, weight.clone(), bias.clone(), stride, [0, around], to);
         let each = x.split(1, 0).into_iter().map(one).collect();
         assert_eq!(Tensor::cat(each, 0).into_data(), whole.into_data(), "{shape:?} {outputs} {kernel} {stride}, alone");

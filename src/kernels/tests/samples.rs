@@ -1,8 +1,8 @@
-//! On the CPU in f32 the samples of a batch have the bits that each has alone.
+//! On the CPU in f32 the samples of a batch have the same bits as alone.
 
 use super::*;
 
-/// The samples of a batch, each of so many rows, alone one after the other.
+/// The results of a batch's samples, of `rows` rows each, computed one by one.
 fn alone(x: &Tensor<2>, rows: usize, f: impl Fn(Tensor<2>, usize) -> Tensor<2>) -> TensorData {
     let each = x.clone().split(rows, 0).into_iter().enumerate().map(|(sample, x)| f(x, sample));
     Tensor::cat(each.collect(), 0).into_data()

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A tensor of ones and small numbers around them: what weights of norms are.
+/// A tensor of values near one, like the weights of norms.
 fn near_one(t: &Tensor<1>) -> Tensor<1> {
     t.clone() * 0.2 + 1.0
 }
@@ -103,7 +103,7 @@ fn norms_of_groups() {
 
 #[test]
 fn statistics_of_a_large_group_keep_their_digits() {
-    // A million numbers of deviation one around a thousand: squares of a million, of which f32 knows the sixteenth.
+    // A million values of deviation one around a thousand: their squares are near a million, where f32 resolves 1/16.
     let (count, level) = (1 << 20, 1000.0);
     let x: Vec<f32> = Seed(3).draw(Purpose::Noise, 0, 0).normal(count).into_iter().map(|x| x + level).collect();
     let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;

@@ -1,7 +1,7 @@
-//! Convolutions by cuDNN: asked once for each shape which of its kernels fits, without trying any.
+//! Convolutions by cuDNN, which is asked once per shape for suitable kernels, without running any.
 //!
-//! Of the kernels that it names the first is taken that adds up in the same order every time and needs no more than
-//! [`WORKSPACE`]. 16-bit numbers are added up in f32; f32 may be rounded to TF32, as torch's is by default.
+//! The first of these that always sums in the same order and needs at most [`WORKSPACE`] is used. 16-bit values are summed in
+//! f32; f32 may be rounded to TF32, as in torch by default.
 
 use std::{ffi::c_void, fmt};
 
@@ -11,10 +11,10 @@ use super::{
     library::{Cudnn, Handle},
 };
 
-/// The most memory that a kernel may use beside its tensors, in bytes.
+/// The largest workspace of a kernel, in bytes.
 pub const WORKSPACE: usize = 512 << 20;
 
-/// What is computed from what.
+/// What is computed, and from what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The output, from the input and the weight.
@@ -25,20 +25,20 @@ pub enum Direction {
     Weight,
 }
 
-/// A convolution of tensors whose numbers lie in order.
+/// A convolution of contiguous tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Task {
-    /// What is asked for.
+    /// What is computed.
     pub direction: Direction,
-    /// Of all three tensors.
+    /// The dtype of all three tensors.
     pub dtype: Type,
-    /// `[B, in, H, W]` of the input.
+    /// The shape of the input, `[B, in, H, W]`.
     pub input: [usize; 4],
-    /// `[out, in, k, k]`.
+    /// The shape of the weight, `[out, in, k, k]`.
     pub weight: [usize; 4],
-    /// `[B, out, H', W']` of the output.
+    /// The shape of the output, `[B, out, H', W']`.
     pub output: [usize; 4],
-    /// Places from one window to the next.
+    /// Pixels from one window to the next.
     pub stride: usize,
     /// Zeros around the input.
     pub padding: usize,
@@ -52,7 +52,7 @@ impl fmt::Display for Task {
     }
 }
 
-/// A descriptor of the older interface, which has a type for each thing.
+/// A descriptor of the older interface, which has one type per kind.
 struct Description {
     raw: Raw,
     destroy: Destroy,
@@ -87,17 +87,16 @@ pub struct Convolution {
     workspace: usize,
 }
 
-// SAFETY: descriptors may be used by one thread after the other; that plans run on the backend's thread alone is asked of
-// those who run them.
+// SAFETY: descriptors may be used by one thread at a time; callers run plans only on the backend's thread.
 unsafe impl Send for Convolution {}
 // SAFETY: as above.
 unsafe impl Sync for Convolution {}
 
 impl Convolution {
-    /// Asks cuDNN, through the handle of the GPU, for a kernel.
+    /// Asks cuDNN for a kernel, through the handle of the GPU.
     ///
     /// # Errors
-    /// A size is beyond cuDNN's, or it has no kernel that fits.
+    /// A size is too large for cuDNN, or it has no suitable kernel.
     pub fn new(handle: &Handle, task: &Task) -> Result<Self, String> {
         let library = handle.library;
         let f = library.convolutions()?;
@@ -116,7 +115,7 @@ impl Convolution {
         library.check("the weight", unsafe { (f.set_weight)(weight.raw, dtype, 0, k, c, h, w) })?;
         let convolution = Description::new(library, "the convolution", f.create_convolution, f.destroy_convolution)?;
         let [stride, padding, ..] = sizes([task.stride, task.padding, 1, 1])?;
-        // Cross-correlation, as every framework's convolution is, added up in f32.
+        // Cross-correlation, like every framework's convolution, summed in f32.
         let (cross_correlation, f32) = (1, Type::F32 as i32);
         // SAFETY: the descriptor was just made.
         let set = unsafe {
@@ -124,46 +123,46 @@ impl Convolution {
             (f.set_convolution)(raw, padding, padding, stride, stride, 1, 1, cross_correlation, f32)
         };
         library.check("the convolution", set)?;
-        // Tensor cores where the dtype has them; without conversions of f32 to 16 bits.
+        // Tensor cores if the dtype has them; without converting f32 to 16 bits.
         let math = i32::from(task.dtype != Type::F32);
         // SAFETY: the descriptor was just made.
         library.check("its arithmetic", unsafe { (f.set_math)(convolution.raw, math) })?;
         let [a, b, c] = operands(task.direction, [&input, &weight, &output]);
         let (mut count, mut candidates) = (0, [Candidate::default(); CANDIDATES]);
         let choose = f.choose[task.direction as usize];
-        // SAFETY: all descriptors live, and the function writes no more candidates than it is told there is room for.
+        // SAFETY: all descriptors are alive, and the function writes at most the given number of candidates.
         let chosen = unsafe {
             choose(handle.raw, a, b, convolution.raw, c, CANDIDATES as i32, &mut count, candidates.as_mut_ptr())
         };
         library.check("its kernels", chosen)?;
         let fits = |c: &&Candidate| c.status == 0 && c.deterministic == 1 && c.memory <= WORKSPACE;
         let count = usize::try_from(count).unwrap_or(0).min(CANDIDATES);
-        let best = candidates[..count].iter().find(fits).ok_or("cuDNN has no kernel of fixed order for it")?;
+        let best = candidates[..count].iter().find(fits).ok_or("cuDNN has no deterministic kernel for it")?;
         // SAFETY: the descriptor lives.
         library.check("its arithmetic", unsafe { (f.set_math)(convolution.raw, best.math) })?;
         let (algorithm, workspace, direction) = (best.algorithm, best.memory, task.direction);
         Ok(Self { direction, input, weight, convolution, output, algorithm, workspace })
     }
 
-    /// Bytes of memory to work in.
+    /// The size of its workspace in bytes.
     pub fn workspace(&self) -> usize {
         self.workspace
     }
 
-    /// Puts the convolution on the stream of the handle: the two tensors it reads (in the order of [`Direction`]'s
-    /// texts), the one it writes, and the workspace, by their addresses.
+    /// Puts the convolution on the stream of the handle. The addresses are those of the two tensors it reads (in the order of
+    /// [`Direction`]'s docs), the one it writes, and the workspace.
     ///
     /// # Errors
     /// cuDNN fails.
     ///
     /// # Safety
-    /// Tensors of the shapes of the task are at the addresses, for as long as the stream works on them, and no other thread
-    /// uses the handle meanwhile.
+    /// Tensors with the shapes of the task are at the addresses, for as long as the stream works on them, and no other thread
+    /// uses the handle at the same time.
     pub unsafe fn run(&self, handle: &Handle, [a, b, c, workspace]: [u64; 4]) -> Result<(), String> {
         let [a_is, b_is, c_is] = operands(self.direction, [&self.input, &self.weight, &self.output]);
         let (one, zero) = (1.0f32, 0.0f32);
         let run = handle.library.convolutions()?.run[self.direction as usize];
-        // SAFETY: the descriptors live, the caller vouches for the addresses, and both factors are read before the call
+        // SAFETY: the descriptors are alive, the caller guarantees the addresses, and both scalars are read before the call
         // returns.
         let status = unsafe {
             run(
@@ -186,7 +185,7 @@ impl Convolution {
     }
 }
 
-/// The two that are read and the one that is written, in the order in which cuDNN takes them.
+/// The two tensors that are read and the one that is written, in cuDNN's order.
 fn operands(direction: Direction, [input, weight, output]: [&Description; 3]) -> [Raw; 3] {
     match direction {
         Direction::Forward => [input, weight, output],

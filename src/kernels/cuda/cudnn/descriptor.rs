@@ -1,10 +1,10 @@
-//! What cuDNN calls a descriptor: a thing of some kind with attributes, usable once it is finalized.
+//! cuDNN's descriptors: objects with attributes, usable once they are finalized.
 
 use std::ffi::{CStr, c_void};
 
 use super::{functions::Raw, library::Cudnn};
 
-/// What a descriptor describes; the numbers of `cudnnBackendDescriptorType_t`.
+/// The kind of a descriptor; the values of `cudnnBackendDescriptorType_t`.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Pointwise = 0,
@@ -25,7 +25,7 @@ pub enum Kind {
     OperationSdpaBackward = 43,
 }
 
-/// Its attributes; the numbers of `cudnnBackendAttributeName_t`.
+/// The attributes; the values of `cudnnBackendAttributeName_t`.
 #[derive(Clone, Copy, Debug)]
 pub enum Attribute {
     PointwiseMode = 0,
@@ -85,7 +85,7 @@ pub enum Attribute {
     BackwardDo = 2862,
 }
 
-/// What an attribute is set to.
+/// The value of an attribute.
 #[derive(Clone, Copy)]
 pub enum Value<'a> {
     Handle(Raw),
@@ -104,26 +104,26 @@ pub enum Value<'a> {
     Text(&'a CStr),
 }
 
-/// The numbers of `cudnnBackendAttributeType_t` by which attributes are asked.
+/// The values of `cudnnBackendAttributeType_t` with which attributes are read.
 const INTEGER: i32 = 3;
 const DESCRIPTOR: i32 = 15;
 
-/// A descriptor, destroyed with this.
+/// A descriptor, destroyed on drop.
 pub struct Descriptor {
     library: &'static Cudnn,
     pub(super) raw: Raw,
 }
 
-// SAFETY: a finalized descriptor is only read, and no other leaves the thread that makes it.
+// SAFETY: a finalized descriptor is only read, and an unfinished one never leaves its thread.
 unsafe impl Send for Descriptor {}
 // SAFETY: as above.
 unsafe impl Sync for Descriptor {}
 
 impl Descriptor {
-    /// One with these attributes, finalized.
+    /// Creates a descriptor with these attributes and finalizes it.
     ///
     /// # Errors
-    /// cuDNN does not know the kind or an attribute, or does not take the whole.
+    /// cuDNN does not know the kind or an attribute, or rejects the combination.
     pub fn new(library: &'static Cudnn, kind: Kind, attributes: &[(Attribute, Value)]) -> Result<Self, String> {
         let made = Self::unfinished(library, kind)?;
         for &(attribute, value) in attributes {
@@ -134,7 +134,7 @@ impl Descriptor {
         Ok(made)
     }
 
-    /// One for cuDNN to fill.
+    /// Creates a descriptor for cuDNN to fill.
     pub fn unfinished(library: &'static Cudnn, kind: Kind) -> Result<Self, String> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the function writes one pointer.
@@ -143,7 +143,7 @@ impl Descriptor {
     }
 
     fn set(&self, attribute: Attribute, value: Value) -> Result<(), String> {
-        // The values live until the call below: cuDNN copies them.
+        // The values must live until the call below, where cuDNN copies them.
         let (one, flag, pointers);
         let (kind, count, values): (i32, usize, *const c_void) = match value {
             Value::Handle(handle) => {
@@ -175,15 +175,15 @@ impl Descriptor {
                 (kind, 1, (&raw const one).cast())
             }
         };
-        // SAFETY: there are that many values of that type.
+        // SAFETY: there are `count` values of this type.
         let status = unsafe { (self.library.set)(self.raw, attribute as i32, kind, count as i64, values) };
         self.library.check(&format!("{attribute:?}"), status)
     }
 
-    /// An attribute that is one integer.
+    /// The value of an integer attribute.
     pub fn integer(&self, attribute: Attribute) -> Result<i64, String> {
         let (mut count, mut value) = (0, 0i64);
-        // SAFETY: the function writes the count and, asked for one, no more than one integer.
+        // SAFETY: the function writes the count and at most one integer, as requested.
         let status = unsafe {
             let value = (&raw mut value).cast();
             (self.library.get)(self.raw, attribute as i32, INTEGER, 1, &mut count, value)
@@ -192,7 +192,7 @@ impl Descriptor {
         Ok(value)
     }
 
-    /// The first of an attribute's descriptors, no more than `most`.
+    /// The first descriptors of an attribute, at most `most`.
     pub fn descriptors(&self, attribute: Attribute, kind: Kind, most: usize) -> Result<Vec<Self>, String> {
         let mut all = Vec::new();
         for _ in 0..most {
@@ -200,7 +200,7 @@ impl Descriptor {
         }
         let mut pointers: Vec<Raw> = all.iter().map(|descriptor| descriptor.raw).collect();
         let mut count = 0;
-        // SAFETY: the function fills no more than that many descriptors, and writes how many.
+        // SAFETY: the function fills at most that many descriptors, and writes their number.
         let status = unsafe {
             let values = pointers.as_mut_ptr().cast();
             (self.library.get)(self.raw, attribute as i32, DESCRIPTOR, most as i64, &mut count, values)
@@ -213,7 +213,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: the descriptor was made by this library and is used no more.
+        // SAFETY: the descriptor was created by this library and is no longer used.
         unsafe { (self.library.destroy)(self.raw) };
     }
 }

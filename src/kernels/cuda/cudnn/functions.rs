@@ -1,13 +1,13 @@
-//! Functions of cuDNN that are called, as its headers declare them.
+//! The functions of cuDNN in use, as declared in its headers.
 //!
-//! They are declared here, not taken from cudarc's bindings: those give back a status as an enum of Rust, and cuDNN is often
-//! newer than they are and knows a status more.
+//! They are declared here instead of using cudarc's bindings: those return a status as a Rust enum, and cuDNN is often newer and
+//! may return a status that the enum lacks.
 
 use std::ffi::c_void;
 
 use libloading::Symbol;
 
-/// What cuDNN gives out: a descriptor or a handle.
+/// A pointer from cuDNN: a descriptor or a handle.
 pub(super) type Raw = *mut c_void;
 
 /// A function of a loaded library.
@@ -17,7 +17,7 @@ pub(super) fn function<F: Copy>(file: &libloading::Library, name: &str) -> Resul
     Ok(*found)
 }
 
-/// cuDNN's answer about one kernel (`cudnnConvolutionFwdAlgoPerf_t` and its two sisters, which are alike).
+/// cuDNN's description of one kernel (`cudnnConvolutionFwdAlgoPerf_t` and its two counterparts, which have the same layout).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Candidate {
@@ -30,7 +30,7 @@ pub(super) struct Candidate {
     pub(super) reserved: [i32; 3],
 }
 
-/// More than cuDNN has kernels for one direction.
+/// An upper bound on the number of cuDNN's kernels for one direction.
 pub(super) const CANDIDATES: usize = 16;
 
 pub(super) type Create = unsafe extern "C" fn(*mut Raw) -> i32;

@@ -1,4 +1,4 @@
-//! A graph of operations on tensors of four axes, and the plan that cuDNN makes of it.
+//! Graphs of operations on tensors with four axes, and the plans that cuDNN makes of them.
 
 use std::ffi::{CStr, c_void};
 
@@ -7,7 +7,7 @@ use super::{
     library::{Cudnn, Handle},
 };
 
-/// The number type of a tensor; the numbers of `cudnnDataType_t`.
+/// The dtype of a tensor; the values of `cudnnDataType_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Type {
     F32 = 0,
@@ -15,7 +15,7 @@ pub enum Type {
     Bf16 = 9,
 }
 
-/// How a tensor lies in memory; strides in numbers.
+/// The layout of a tensor in memory; strides in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     pub shape: [i64; 4],
@@ -24,13 +24,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The numbers in the order of the axes.
+    /// A contiguous layout.
     pub fn in_order(shape: [i64; 4], dtype: Type) -> Self {
         let [_, b, c, d] = shape;
         Self { shape, strides: [b * c * d, c * d, d, 1], dtype }
     }
 
-    /// The last two axes the other way round.
+    /// The same with the last two axes swapped.
     pub fn transposed(self) -> Self {
         let ([a, b, c, d], [e, f, g, h]) = (self.shape, self.strides);
         Self { shape: [a, b, d, c], strides: [e, f, h, g], ..self }
@@ -45,32 +45,32 @@ impl Layout {
 /// A tensor of a graph.
 #[derive(Clone, Copy)]
 pub struct Operand {
-    /// Its place among the tensors.
+    /// Its index among the tensors.
     index: usize,
 }
 
-/// For which GPU plans are made.
+/// The GPU for which plans are made.
 pub enum Target<'a> {
-    /// The one in this machine.
+    /// A GPU of this machine.
     Handle(&'a Handle),
-    /// One that is not there, described by a text in JSON: the plans do not run.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests make plans that they cannot run"))]
+    /// A GPU that is not present, described in JSON: its plans cannot run.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests make plans that cannot run"))]
     Described(&'a CStr),
 }
 
-/// What is computed. Addresses are given to a plan in the order in which [`Self::tensor`] was called.
+/// A graph of operations. A plan takes addresses in the order in which [`Self::tensor`] was called.
 pub struct Graph {
     library: &'static Cudnn,
     tensors: Vec<Descriptor>,
     operations: Vec<Descriptor>,
-    /// Descriptors within those of the operations.
+    /// Descriptors that those of the operations refer to.
     parts: Vec<Descriptor>,
     ids: Vec<i64>,
     scratch: Vec<(i64, usize)>,
     values: Vec<(i64, f32)>,
 }
 
-/// Bytes to which memory of the graph's own is aligned.
+/// The alignment of the graph's own memory, in bytes.
 const ALIGNMENT: usize = 256;
 
 impl Graph {
@@ -85,19 +85,19 @@ impl Graph {
         self.add(layout, None)
     }
 
-    /// A tensor in memory that the plan brings along.
+    /// A tensor in the plan's workspace.
     pub fn scratch(&mut self, layout: Layout) -> Result<Operand, String> {
         self.scratch.push((self.next_id(), layout.bytes()));
         self.add(layout, None)
     }
 
-    /// A number.
+    /// A constant.
     pub fn value(&mut self, value: f32) -> Result<Operand, String> {
         self.values.push((self.next_id(), value));
         self.add(Layout::in_order([1; 4], Type::F32), Some(Attribute::TensorIsByValue))
     }
 
-    /// A tensor between two operations, which is never in memory.
+    /// An intermediate tensor, which is never in memory.
     pub fn between(&mut self, layout: Layout) -> Result<Operand, String> {
         self.add(layout, Some(Attribute::TensorIsVirtual))
     }
@@ -120,7 +120,7 @@ impl Graph {
         Ok(Operand { index: self.tensors.len() - 1 })
     }
 
-    /// An operation of that kind on these tensors.
+    /// Adds an operation of this kind on these tensors.
     pub fn operation(&mut self, kind: Kind, operands: &[(Attribute, Operand)]) -> Result<(), String> {
         self.operation_by(kind, operands, None)
     }
@@ -140,7 +140,7 @@ impl Graph {
         Ok(())
     }
 
-    /// `y = x ∘ b`, with `b` spread over `x`, or `y = f(x)`; `mode` is a member of `cudnnPointwiseMode_t`.
+    /// `y = x ∘ b`, with `b` broadcast to `x`, or `y = f(x)`; `mode` is a member of `cudnnPointwiseMode_t`.
     pub fn pointwise(&mut self, mode: i32, x: Operand, b: Option<Operand>, y: Operand) -> Result<(), String> {
         let how = [
             (Attribute::PointwiseMode, Value::PointwiseMode(mode)),
@@ -160,7 +160,7 @@ impl Graph {
         self.operation_by(Kind::OperationMatmul, &operands, Some((Attribute::MatmulDescriptor, how)))
     }
 
-    /// `y`, of which axes are 1, sums `x` over these.
+    /// `y` is the sum of `x` over the axes that are 1 in `y`.
     pub fn sum(&mut self, x: Operand, y: Operand) -> Result<(), String> {
         let how = [
             (Attribute::ReductionOperator, Value::ReductionOperator(0)),
@@ -171,15 +171,15 @@ impl Graph {
         self.operation_by(Kind::OperationReduction, &operands, Some((Attribute::ReductionDescriptor, how)))
     }
 
-    /// `y` is `x` by the axes that its strides name.
+    /// `y` is a view of `x`, with its axes as given by the strides of `y`.
     pub fn reshape(&mut self, x: Operand, y: Operand) -> Result<(), String> {
         self.operation(Kind::OperationReshape, &[(Attribute::ReshapeX, x), (Attribute::ReshapeY, y)])
     }
 
-    /// The plan that cuDNN holds for the fastest.
+    /// The plan that cuDNN considers the fastest.
     ///
     /// # Errors
-    /// It has none for this graph, with what it says of its last attempt.
+    /// It has none for this graph; the error quotes its last attempt.
     pub fn plan(self, target: &Target) -> Result<Plan, String> {
         let library = self.library;
         let device = match target {
@@ -190,7 +190,7 @@ impl Graph {
             }
         };
         let device = device.as_ref().map(|device| [device]);
-        // In the place of a handle a description, and the other way round.
+        // A description replaces the handle, and vice versa.
         let on = |by_handle: Option<Attribute>, by_description: Option<Attribute>| match (target, &device) {
             (Target::Handle(handle), _) => by_handle.map(|name| (name, Value::Handle(handle.raw))),
             (_, Some(device)) => by_description.map(|name| (name, Value::Descriptors(device))),
@@ -200,7 +200,7 @@ impl Graph {
         let mut attributes = vec![(Attribute::GraphOperations, Value::Descriptors(&operations))];
         attributes.extend(on(Some(Attribute::GraphHandle), None));
         let graph = Descriptor::new(library, Kind::Graph, &attributes)?;
-        let mut problem = format!("cuDNN {}: none of its engines takes this graph", library.version());
+        let mut problem = format!("cuDNN {}: none of its engines supports this graph", library.version());
         for mode in [BEST, ANY] {
             let graph = [&graph];
             let mut attributes = vec![
@@ -230,19 +230,19 @@ impl Graph {
     }
 }
 
-/// Members of `cudnnBackendHeurMode_t`: by what it knows of the GPU; whatever there is.
+/// Members of `cudnnBackendHeurMode_t`: heuristics for the GPU; any engine.
 const BEST: i32 = 3;
 const ANY: i32 = 2;
-/// Plans that are tried of each.
+/// How many plans of each mode are tried.
 const ATTEMPTS: usize = 8;
 
-/// A graph made ready for one GPU.
+/// A graph prepared for one GPU.
 pub struct Plan {
     plan: Descriptor,
     graph: Graph,
-    /// Of the engine alone.
+    /// The workspace of the engine alone.
     workspace: usize,
-    /// The plan was made of it.
+    /// The configuration from which the plan was made.
     _config: Descriptor,
 }
 
@@ -251,21 +251,20 @@ impl Plan {
         Self { plan, graph, workspace: workspace.next_multiple_of(ALIGNMENT), _config: config }
     }
 
-    /// The bytes of memory to work in, aligned to 256, that a run takes.
+    /// The size of the workspace that a run needs, in bytes; it must be aligned to 256.
     pub fn workspace(&self) -> usize {
         let scratch = self.graph.scratch.iter().map(|(_, bytes)| bytes.next_multiple_of(ALIGNMENT));
         self.workspace + scratch.sum::<usize>()
     }
 
-    /// Puts the work on the stream of the handle. The addresses are those of the graph's tensors and of the memory to work
-    /// in.
+    /// Puts the work on the stream of the handle. The addresses are those of the graph's tensors and of the workspace.
     ///
     /// # Errors
     /// cuDNN refuses.
     ///
     /// # Safety
-    /// The addresses are of memory as large as the layouts say, for as long as the work takes, and no other thread uses the
-    /// handle.
+    /// The addresses are those of memory as large as the layouts require, valid for as long as the work takes, and no other thread
+    /// uses the handle.
     pub unsafe fn run(&self, handle: &Handle, tensors: &[u64], workspace: u64) -> Result<(), String> {
         let Graph { library, ids, scratch, values, .. } = &self.graph;
         if tensors.len() != ids.len() {
@@ -290,7 +289,7 @@ impl Plan {
             (Attribute::PackWorkspace, Value::Addresses(&workspace)),
         ];
         let pack = Descriptor::new(library, Kind::VariantPack, &pack)?;
-        // SAFETY: the plan and the pack were finalized, and the addresses are as was promised.
+        // SAFETY: the plan and the pack were finalized, and the caller guarantees the addresses.
         library.check("a run", unsafe { (library.execute)(handle.raw, self.plan.raw, pack.raw) })
     }
 }

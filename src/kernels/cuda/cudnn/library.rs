@@ -1,4 +1,4 @@
-//! The library cuDNN, found at run time, and the handle by which it works on one GPU.
+//! cuDNN, loaded at run time, and its handle for one GPU.
 
 use std::{
     collections::HashMap,
@@ -22,12 +22,12 @@ pub struct Cudnn {
     set_stream: unsafe extern "C" fn(Raw, Raw) -> i32,
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     version: unsafe extern "C" fn() -> usize,
-    /// What is missing for them, if something is.
+    /// The functions for convolutions, or what is missing.
     convolutions: Result<ConvolutionFunctions, String>,
 }
 
 impl Cudnn {
-    /// The one of this process, if it may be used; found once.
+    /// The cuDNN of this process, if it may be used; looked up once.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Cudnn>> = OnceLock::new();
         let find = || Self::of(cuda::loaded(cuda::Library::Cudnn)?).ok();
@@ -58,18 +58,18 @@ impl Cudnn {
     /// The functions for convolutions.
     ///
     /// # Errors
-    /// One is missing in this cuDNN, such as in the one that only makes plans of graphs.
+    /// One is missing, as in the cuDNN that only makes plans of graphs.
     pub(super) fn convolutions(&self) -> Result<&ConvolutionFunctions, String> {
         self.convolutions.as_ref().map_err(Clone::clone)
     }
 
-    /// As `cudnnGetVersion` says it, such as 91900.
+    /// The version as in `cudnnGetVersion`, such as 91900.
     pub fn version(&self) -> usize {
-        // SAFETY: the function takes nothing and gives a number.
+        // SAFETY: the function takes no arguments and returns a number.
         unsafe { (self.version)() }
     }
 
-    /// An error that names `what` was done and why it failed, unless `status` says that it did not.
+    /// Converts a failing `status` to an error that names `what` was attempted and why it failed.
     pub(super) fn check(&self, what: &str, status: i32) -> Result<(), String> {
         if status == 0 {
             return Ok(());
@@ -82,20 +82,19 @@ impl Cudnn {
     }
 }
 
-/// What runs plans, on one stream of one GPU.
+/// A handle for running plans on one stream of one GPU.
 pub struct Handle {
     pub(super) library: &'static Cudnn,
     pub(super) raw: Raw,
 }
 
-// SAFETY: a handle may be used by one thread after the other; that plans run on the backend's thread alone is asked of
-// those who run them.
+// SAFETY: a handle may be used by one thread at a time; callers run plans only on the backend's thread.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    /// The one of the GPU `number`, made at the first call, for the context that is current and `stream` in it.
+    /// The handle of GPU `number`, created at the first call for the current context and `stream` in it.
     ///
     /// # Errors
     /// cuDNN does not start.
@@ -110,7 +109,7 @@ impl Handle {
         Ok(handle)
     }
 
-    /// For the context that is current, and `stream` in it.
+    /// Creates a handle for the current context, and `stream` in it.
     ///
     /// # Errors
     /// cuDNN does not start.
@@ -127,7 +126,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if !self.raw.is_null() {
-            // SAFETY: the handle was made and is used no more.
+            // SAFETY: the handle was created and is no longer used.
             unsafe { (self.library.close)(self.raw) };
         }
     }

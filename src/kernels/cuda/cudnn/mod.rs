@@ -1,5 +1,5 @@
-//! cuDNN: its graph interface, as far as attention needs it (a graph says what is computed of which tensors, cuDNN makes a plan
-//! of it for one GPU, and the plan runs on addresses), and its convolutions.
+//! cuDNN: the part of its graph interface that attention needs (a graph describes what is computed from which tensors, cuDNN makes
+//! a plan of it for one GPU, and the plan runs on addresses), and its convolutions.
 
 mod functions;
 mod library;

@@ -6,25 +6,25 @@ use super::{
     library::Cudnn,
 };
 
-/// How the tensors lie: `q`, `output`, `gradient` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]`, all of one 16-bit type.
-/// What has the shape of `q`, `k` and `v` lies like `output`: tokens before heads.
+/// The layouts of the tensors: `q`, `output`, `gradient` `[B, N, L, K]`, `k` and `v` `[B, N, S, K]`, all of one 16-bit dtype.
+/// The gradients of `q`, `k` and `v` are laid out like `output`: tokens before heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sizes {
     pub q: Layout,
     pub k: Layout,
     pub v: Layout,
-    /// Of the gradient of the output.
+    /// The layout of the output's gradient.
     pub gradient: Layout,
 }
 
 impl Sizes {
-    /// Of what has the shape of `like`: tokens before heads.
+    /// A layout with the shape of `like`, and tokens before heads.
     fn tokens_first(like: Layout) -> Layout {
         let [_, heads, tokens, width] = like.shape;
         Layout { strides: [tokens * heads * width, width, heads * width, 1], ..like }
     }
 
-    /// Of the output, and of the gradient of q.
+    /// The layout of the output, and of the gradient of q.
     pub fn output(&self) -> Layout {
         Self::tokens_first(self.q)
     }
@@ -42,7 +42,7 @@ impl Sizes {
     }
 }
 
-/// The plan of `(q, k, v, output, log_sums)`; the last two are written.
+/// The plan for `(q, k, v, output, log_sums)`; the last two are written.
 ///
 /// # Errors
 /// cuDNN has none.
@@ -60,10 +60,10 @@ pub fn forward(library: &'static Cudnn, target: &Target, sizes: &Sizes) -> Resul
     graph.plan(target)
 }
 
-/// The plan of `(q, k, v, output, log_sums, gradient, dq, dk, dv)`; the last three are written.
+/// The plan for `(q, k, v, output, log_sums, gradient, dq, dk, dv)`; the last three are written.
 ///
-/// Unless it is to be `deterministic`, `dq` is summed in an order that differs from run to run, and so do its last bits.
-/// Where it is, the gradients of all scores are in memory on the way.
+/// Unless it is `deterministic`, `dq` is summed in an order that differs from run to run, and so do its last bits. If it is, the
+/// gradients of all scores are temporarily in memory.
 ///
 /// # Errors
 /// cuDNN has none.
@@ -74,7 +74,7 @@ pub fn backward(library: &'static Cudnn, target: &Target, sizes: &Sizes, determi
     composed(library, target, sizes, deterministic)
 }
 
-/// As one operation, which the newest cuDNN have for some GPUs.
+/// As one operation, which the newest versions of cuDNN have for some GPUs.
 fn at_once(library: &'static Cudnn, target: &Target, sizes: &Sizes) -> Result<Plan, String> {
     let mut graph = Graph::new(library);
     let operands = [
@@ -99,13 +99,13 @@ const MINUS: i32 = 9;
 const EXP: i32 = 13;
 const COPY: i32 = 21;
 
-/// As the operations that cuDNN knows together for this: with `p = exp(q·kᵀ·scale - log_sums)`, `dv = pᵀ·g`,
+/// As a combination of operations that cuDNN recognizes: with `p = exp(q·kᵀ·scale - log_sums)`, `dv = pᵀ·g`,
 /// `ds = p∘(g·vᵀ - Σ g∘output)·scale`, `dk = dsᵀ·q`, `dq = ds·k`.
 fn composed(library: &'static Cudnn, target: &Target, sizes: &Sizes, deterministic: bool) -> Result<Plan, String> {
     let ([batch, heads, queries, width], [_, _, keys, _]) = (sizes.q.shape, sizes.k.shape);
     let dtype = sizes.q.dtype;
     let scores = Layout::in_order([batch, heads, queries, keys], Type::F32);
-    // The same numbers by rows of keys, as the products over the queries take them.
+    // The same values with keys as rows, as the products over the queries need them.
     let by_keys = Layout { dtype, ..scores }.transposed();
     let rows = Layout::in_order([batch, heads, queries, width], Type::F32);
 
@@ -121,14 +121,14 @@ fn composed(library: &'static Cudnn, target: &Target, sizes: &Sizes, determinist
     let dv = graph.tensor(Sizes::tokens_first(sizes.v))?;
     let scale = graph.value(sizes.scale())?;
 
-    // The level of each row, Σ g∘output. cuDNN knows the graph only with a factor there, which is for dropout.
+    // The level of each row, Σ g∘output. cuDNN recognizes the graph only with a factor there, which is for dropout.
     let (products, level) = (graph.between(rows)?, graph.between(sizes.log_sums())?);
     let (one, kept) = (graph.value(1.0)?, graph.scratch(sizes.log_sums())?);
     graph.pointwise(TIMES, g, Some(output), products)?;
     graph.sum(products, level)?;
     graph.pointwise(TIMES, level, Some(one), kept)?;
 
-    // The probabilities again, and dv.
+    // Recomputes the probabilities, and dv.
     let [product, scaled, shifted, p] =
         [graph.between(scores)?, graph.between(scores)?, graph.between(scores)?, graph.between(scores)?];
     graph.product(q, kt, product)?;
@@ -155,7 +155,7 @@ fn composed(library: &'static Cudnn, target: &Target, sizes: &Sizes, determinist
     if deterministic {
         graph.product(ds, k, dq)?;
     } else {
-        // In f32, to which all blocks of keys add their part.
+        // In f32, because all blocks of keys add to it.
         let sum = graph.scratch(rows)?;
         graph.product(ds, k, sum)?;
         graph.pointwise(COPY, sum, None, dq)?;

@@ -1,17 +1,17 @@
-//! Every plan that kiln's models ask for is made by NVIDIA's own cuDNN, for a GPU that is not there.
+//! Every plan that kiln's models need is made by NVIDIA's own cuDNN, for a GPU that is not present.
 
 use std::ffi::CString;
 
 use super::{graph::Plan, *};
 
-#[expect(clippy::disallowed_macros, reason = "a test says why it is skipped")]
+#[expect(clippy::disallowed_macros, reason = "a test prints why it is skipped")]
 /// cuDNN, if `KILN_TEST_CUDNN` names its file (`libcudnn.so.9`); see `tests/cuda/standin/README.md`.
 fn cudnn() -> Option<&'static Cudnn> {
     let Some(file) = std::env::var_os("KILN_TEST_CUDNN") else {
-        eprintln!("skipped: KILN_TEST_CUDNN names no cuDNN");
+        eprintln!("skipped: KILN_TEST_CUDNN is not set");
         return None;
     };
-    // SAFETY: NVIDIA's library has no start-up code that asks anything of us.
+    // SAFETY: NVIDIA's library has no start-up code with preconditions.
     let file = Box::leak(Box::new(unsafe { libloading::Library::new(file) }.unwrap()));
     Some(Box::leak(Box::new(Cudnn::of(file).unwrap())))
 }
@@ -31,7 +31,7 @@ fn h100() -> CString {
     CString::new(numbers.to_string()).unwrap()
 }
 
-/// Where the tokens of a head are: behind each other, or apart by all heads of one or of three tensors.
+/// The distance between the tokens of a head: adjacent, or separated by all heads of one or of three tensors.
 #[derive(Clone, Copy)]
 enum Tokens {
     Together,
@@ -56,7 +56,7 @@ fn cudnn_has_a_plan_for_every_attention_of_the_models() {
     let Some(cudnn) = cudnn() else { return };
     let h100 = h100();
     let target = Target::Described(&h100);
-    // Batch, heads, queries, keys, width; how q and k lie, and v.
+    // Batch, heads, queries, keys, width; the layouts of q and k, and of v.
     for ([batch, heads, queries, keys, width], qk, v) in [
         // FLUX at 1024² and 512², an odd shape, two samples.
         ([1, 24, 4608, 4608, 128], Together, Together),
@@ -64,7 +64,7 @@ fn cudnn_has_a_plan_for_every_attention_of_the_models() {
         ([1, 24, 1536, 1536, 128], Together, Apart),
         ([1, 24, 3913, 3913, 128], Together, Apart),
         ([2, 24, 1536, 1536, 128], Together, Apart),
-        // Stable Diffusion 1.5 at 512², over the picture and over the text.
+        // Stable Diffusion 1.5 at 512², over the image and over the text.
         ([4, 8, 4096, 4096, 40], Apart, Apart),
         ([4, 8, 4096, 77, 40], Apart, Apart),
         ([4, 8, 1024, 1024, 80], Apart, Apart),
