@@ -13,13 +13,10 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
+    families::{self, Component, Family},
     lora, paths, single_file, stop,
     weights::{VARIANTS, VIEW, read_json, shards},
 };
-
-/// The parts of a pipeline that kiln reads, each a folder of its own. Others (safety checker, image encoder) are left.
-const COMPONENTS: [&str; 8] =
-    ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "unet", "vae"];
 
 /// The file every diffusers folder starts from.
 const INDEX: &str = "model_index.json";
@@ -52,8 +49,11 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     if folder.is_dir() {
         let mut lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
         if !trained {
+            let denoisers = families::ALL.map(Family::denoiser);
+            // As `missing` names them.
+            let is_denoiser = |part: &str| part.strip_suffix('/').is_some_and(|part| denoisers.contains(&part));
             let has_config = |part: &str| folder.join(part).join("config.json").is_file();
-            lacking.retain(|part| !(DENOISERS.contains(&part.as_str()) && has_config(part)));
+            lacking.retain(|part| !(is_denoiser(part) && has_config(part)));
         }
         return match lacking.is_empty() {
             true => Ok(folder),
@@ -92,8 +92,12 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(Source::from_environment()?.cache.path().clone())
 }
 
-/// As [`missing`] names them.
-const DENOISERS: [&str; 2] = ["transformer/", "unet/"];
+/// The folders that families have, by their names.
+fn components() -> BTreeMap<&'static str, Component> {
+    let all = families::ALL.iter().flat_map(|family| family.components());
+    all.map(|component| (component.folder, *component)).collect()
+}
+
 /// The `org/name` of a model by the address of its page.
 fn page(model: &str) -> Option<&str> {
     let path = model.trim().strip_prefix("https://huggingface.co/").or_else(|| model.strip_prefix("https://hf.co/"))?;
@@ -288,11 +292,12 @@ fn wanted(names: &[String]) -> Vec<&str> {
             file.and_then(|file| file.strip_suffix(".safetensors")).is_some_and(is_plain)
         })
     };
+    let components = components();
     let is_wanted = |name: &&str| {
         let Some((component, file)) = name.split_once('/') else { return *name == INDEX };
         let kind = file.rsplit_once('.').map_or("", |(_, kind)| kind);
         let weights = file.strip_suffix(".safetensors").or_else(|| file.strip_suffix(".safetensors.index.json"));
-        COMPONENTS.contains(&component)
+        components.contains_key(component)
             && !file.contains('/')
             && match weights {
                 Some(stem) => is_plain(stem) || !has_plain(component) && is_half(stem),
@@ -322,21 +327,13 @@ fn is_plain(stem: &str) -> bool {
 /// What a model folder lacks of the components that its index names: an interrupted download leaves such folders.
 fn missing(folder: &Path) -> Result<Vec<String>> {
     let index: BTreeMap<String, Value> = read_json(folder.join(INDEX))?;
-    let used =
-        |name: &&&str| index.get(**name).is_some_and(|class| class.get(0).is_some_and(|library| !library.is_null()));
+    let used = |name: &str| index.get(name).is_some_and(|class| class.get(0).is_some_and(|library| !library.is_null()));
     let mut lacking = Vec::new();
-    for component in COMPONENTS.iter().filter(used) {
-        let has = |file: &str| folder.join(component).join(file).is_file();
-        let enough = match *component {
-            "scheduler" => has("scheduler_config.json"),
-            "tokenizer" => {
-                has("tokenizer_config.json") && (has("tokenizer.json") || has("vocab.json") && has("merges.txt"))
-            }
-            "tokenizer_2" => has("tokenizer_config.json") && (has("tokenizer.json") || has("spiece.model")),
-            _ => has("config.json") && has_weights(&folder.join(component))?,
-        };
-        if !enough {
-            lacking.push(format!("{component}/{}", what_is_there(&folder.join(component))));
+    for (name, component) in components().into_iter().filter(|(name, _)| used(name)) {
+        let part = folder.join(name);
+        let has_all = |files: &&[&str]| files.iter().all(|file| part.join(file).is_file());
+        if !component.files.iter().any(has_all) || component.has_weights && !has_weights(&part)? {
+            lacking.push(format!("{name}/{}", what_is_there(&part)));
         }
     }
     Ok(lacking)

@@ -6,7 +6,8 @@ use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
 
 use super::{
-    Architecture, Defaults, Family, ObjectiveKind,
+    Architecture, Component, Defaults, Family, ObjectiveKind,
+    components::{SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, TRANSFORMER, VAE},
     parts::{self, Widths},
 };
 use crate::{
@@ -36,6 +37,10 @@ impl Family for Flux {
 
     fn classes(&self) -> &'static [&'static str] {
         &["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"]
+    }
+
+    fn components(&self) -> &'static [Component] {
+        &[SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, TRANSFORMER, VAE]
     }
 
     fn denoiser(&self) -> &'static str {

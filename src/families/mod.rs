@@ -5,6 +5,7 @@
 //! [`pipelines`](crate::pipelines) fits, its pipeline.
 
 mod objective;
+mod components;
 mod parts;
 mod encoders;
 mod flux;
@@ -13,6 +14,7 @@ mod stable_diffusion;
 use std::{fmt::Debug, path::Path};
 
 use burn::tensor::{Device, FloatDType};
+pub use components::Component;
 pub use encoders::ModelEncoders;
 pub use flux::Flux;
 pub use objective::ObjectiveKind;
@@ -45,6 +47,9 @@ pub trait Family: Debug + Sync {
     fn claims(&self, _model: &Path, class: &str) -> Result<bool> {
         Ok(self.classes().contains(&class))
     }
+
+    /// The folders of a model that kiln reads. Others (safety checker, image encoder) are left.
+    fn components(&self) -> &'static [Component];
 
     /// The folder of the denoiser in a model's folder.
     fn denoiser(&self) -> &'static str;

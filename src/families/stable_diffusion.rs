@@ -6,7 +6,8 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 
 use super::{
-    Architecture, Defaults, Family, ObjectiveKind, TO_EDIT,
+    Architecture, Component, Defaults, Family, ObjectiveKind, TO_EDIT,
+    components::{self, SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE},
     parts::{self, Widths},
 };
 use crate::{
@@ -54,6 +55,10 @@ impl Family for StableDiffusion {
     fn claims(&self, model: &Path, class: &str) -> Result<bool> {
         let classes = [STABLE_DIFFUSION, INSTRUCT_PIX2PIX].map(|family| family.classes()).concat();
         Ok(classes.contains(&class) && unet(model)?.edits() == self.edits)
+    }
+
+    fn components(&self) -> &'static [Component] {
+        &[SCHEDULER, TEXT_ENCODER, TOKENIZER, components::UNET, VAE]
     }
 
     fn denoiser(&self) -> &'static str {
