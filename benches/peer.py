@@ -80,7 +80,7 @@ class Request(dict):
 
     DEFAULTS = dict(
         case="train", model="flux", size=1024, batch=1, repeats=5, rank=16, device="cuda:0", dtype="bf16", small=False,
-        text_tokens=512,
+        text_tokens=512, steps=1,
     )  # fmt: skip
 
     def __init__(self, request):
@@ -299,7 +299,9 @@ def sample(request, words):
     @torch.no_grad()
     def run():
         with fused_attention(request.device):
-            return network.denoise()
+            for _ in range(request.steps):
+                latents = network.denoise()
+            return latents
 
     return run
 

@@ -16,7 +16,7 @@ use crate::device::Dtype;
 pub enum Kind {
     /// One step of training.
     Train,
-    /// One call of the denoiser and one step of a sampler.
+    /// Steps of a sampler, each a call of the denoiser.
     Sample,
     /// Images to latents.
     VaeEncode,
@@ -71,6 +71,9 @@ pub struct Case {
     /// Of the LoRA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
+    /// Steps of a sampler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
     /// Both sides of the image, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
@@ -112,6 +115,7 @@ impl Case {
             layers: None,
             targets: None,
             rank: None,
+            steps: None,
             size: None,
             batch: 1,
             text_tokens,
@@ -150,6 +154,9 @@ impl fmt::Display for Case {
                 write!(f, " {} tokens × {}", self.tokens(), self.batch)?
             }
             None => {}
+        }
+        if let Some(steps) = self.steps.filter(|&steps| steps > 1) {
+            write!(f, ", {steps} steps")?;
         }
         if let Some([double, single]) = self.layers {
             write!(f, ", {double} + {single} blocks")?;

@@ -7,6 +7,7 @@ use crate::{
     device,
     error::{Error, Result},
     pipelines::LARGEST_SIDE,
+    schedulers::flow_match::MOST_STEPS,
 };
 use burn::tensor::Device;
 use clap::ValueEnum;
@@ -34,6 +35,8 @@ pub struct Options {
     pub weights: Option<PathBuf>,
     /// Rank of the LoRA.
     pub rank: usize,
+    /// Steps of a sampler.
+    pub steps: usize,
 }
 
 impl Options {
@@ -77,12 +80,13 @@ impl Options {
         if let Some(size) = self.sizes.iter().find(|&&size| size == 0 || !size.is_multiple_of(64)) {
             return Err(Error::setting("size", format!("{size} is not a multiple of 64 pixels")));
         }
-        let (repeats, rank) = ([self.repeats], [self.rank]);
+        let (repeats, rank, steps) = ([self.repeats], [self.rank], [self.steps]);
         for (field, numbers, most) in [
             ("size", &self.sizes[..], LARGEST_SIDE),
             ("batch", &self.batches, 1024),
             ("layers", &self.layers, 1000),
             ("rank", &rank, 3072),
+            ("steps", &steps, MOST_STEPS),
             ("repeats", &repeats, 10_000),
         ] {
             if let Some(number) = numbers.iter().find(|number| !(1..=most).contains(*number)) {
@@ -155,6 +159,7 @@ impl Options {
                             layers,
                             targets: trained,
                             rank: trained.filter(|&trained| trained != Trained::Full).map(|_| self.rank),
+                            steps: (kind == Kind::Sample).then_some(self.steps),
                             size: Some(size),
                             batch,
                             ..new(kind)
@@ -198,7 +203,7 @@ mod tests {
 
     fn options(change: impl FnOnce(&mut Options)) -> Result<Vec<Case>> {
         let mut options =
-            Options { models: vec![Model::Flux, Model::Unet], repeats: 1, rank: 16, ..Options::default() };
+            Options { models: vec![Model::Flux, Model::Unet], repeats: 1, rank: 16, steps: 1, ..Options::default() };
         change(&mut options);
         options.cases(&Device::flex())
     }

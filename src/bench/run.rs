@@ -67,8 +67,8 @@ fn variants(case: &Case, device: &Device) -> Vec<Variant> {
         (Kind::Operation, _) => case.operation.map(|operation| operation.measure(case, device)).into_iter().collect(),
         (Kind::Train, Some(Model::Unet)) => training(case, device, UNetBench::new),
         (Kind::Train, _) => training(case, device, FluxBench::new),
-        (Kind::Sample, Some(Model::Unet)) => one(&|| Ok(sampling(UNetBench::new(case, device)))),
-        (Kind::Sample, _) => one(&|| Ok(sampling(FluxBench::new(case, device)))),
+        (Kind::Sample, Some(Model::Unet)) => one(&|| Ok(sampling(case, UNetBench::new(case, device)))),
+        (Kind::Sample, _) => one(&|| Ok(sampling(case, FluxBench::new(case, device)))),
         (Kind::Load, _) => one(&|| load::prepare(case, device)),
         _ => one(&|| Ok(encoders::prepare(case, device))),
     }
@@ -85,8 +85,9 @@ fn training<D: Denoiser>(case: &Case, device: &Device, denoiser: fn(&Case, &Devi
     measured.into()
 }
 
-fn sampling(denoiser: impl Denoiser) -> Run {
-    Box::new(move || denoiser.sample(1).map(Some))
+fn sampling(case: &Case, denoiser: impl Denoiser) -> Run {
+    let steps = case.steps.unwrap_or(1);
+    Box::new(move || denoiser.sample(steps).map(Some))
 }
 
 fn tell(side: &str, variant: &Variant) {

@@ -32,6 +32,9 @@ pub struct Args {
     /// Rank of the LoRA
     #[arg(long, default_value_t = 16, value_name = "N")]
     rank: usize,
+    /// Sampling steps
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    steps: usize,
     /// Number of double and single blocks of FLUX to build
     #[arg(long, value_delimiter = ',', num_args = 1, value_name = "DOUBLE,SINGLE")]
     layers: Vec<usize>,
@@ -63,14 +66,15 @@ enum Which {
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { model, only, size: sizes, batch: batches, targets, rank, layers, small, weights, repeats, .. } = args;
+    let Args {
+        model, only, size: sizes, batch: batches, targets, rank, steps, layers, small, weights, repeats, ..
+    } = args;
     let models = match model.unwrap_or(if layers.is_empty() { Which::All } else { Which::Flux }) {
         Which::Flux => vec![Model::Flux],
         Which::Unet => vec![Model::Unet],
         Which::All => vec![Model::Flux, Model::Unet],
     };
-    let options = Options { models, only, sizes, batches, targets, rank, layers, small, weights, repeats };
-    let device = global.open()?;
+    let options = Options { models, only, sizes, batches, targets, rank, steps, layers, small, weights, repeats };
     let files = Files { json: args.json, markdown: args.output };
-    print(bench::run(&options, args.peer.as_deref(), &files, &device)?)
+    print(bench::run(&options, args.peer.as_deref(), &files, &global.open()?)?)
 }

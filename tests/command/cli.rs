@@ -64,7 +64,21 @@ fn help_names_every_command_and_every_option() {
         ),
         ("inspect", &["FILE"]),
         ("doctor", &["--device", "--kernel-cache"]),
-        ("bench", &["--model", "--only", "--size", "--batch", "--targets", "--layers", "--small", "--peer", "--json"]),
+        (
+            "bench",
+            &[
+                "--model",
+                "--only",
+                "--size",
+                "--batch",
+                "--targets",
+                "--steps",
+                "--layers",
+                "--small",
+                "--peer",
+                "--json",
+            ],
+        ),
     ] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
         let text = help(&[command, "-h"]);
