@@ -40,7 +40,7 @@ fn adamw_on(device: &Device, golden: &TensorFile) {
 
 /// Burn's CUDA backend would compute garbage without a word: here every backend refuses, in words of ours.
 #[test]
-fn mixed_number_types_are_refused_by_name() {
+fn mixed_dtypes_are_refused_by_name() {
     let of = |shape: [usize; 4], dtype| Tensor::<4>::ones(shape, &Device::flex()).cast(dtype);
     let flat = |dtype| of([1, 1, 4, 4], dtype).reshape([4, 4]);
     let (f32, bf16) = (FloatDType::F32, FloatDType::BF16);
@@ -59,7 +59,7 @@ fn mixed_number_types_are_refused_by_name() {
     for (what, call) in calls {
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).expect_err(what);
         let message = panic.downcast_ref::<String>().unwrap_or_else(|| panic!("{what}: no message"));
-        let named = ["mixed number types", "F32", "BF16"].iter().all(|part| message.contains(part));
+        let named = ["mixed dtypes", "F32", "BF16"].iter().all(|part| message.contains(part));
         assert!(named, "{what}: {message}");
     }
 }
