@@ -13,10 +13,11 @@ use image::RgbImage;
 use super::{
     LoraFiles, SamplingOptions, Session,
     batch_report::{BatchReport, Choices, Done, Skipped, left_out, name},
+    generator::Batch,
     picture::{self, PictureFile, Size},
     plan::AtOnce,
     request::MOST_AT_ONCE,
-    session::{Batch, Prompts},
+    session::Prompts,
 };
 use crate::{
     data, disk,
@@ -141,12 +142,11 @@ fn sessions(request: &BatchRequest, tasks: &[Task], device: &Device) -> Result<B
     let mut sessions = BTreeMap::new();
     for Task { model, prompt, strength, .. } in tasks {
         if !sessions.contains_key(model) {
-            let mut session = Session::open(model, device)?;
-            session.put_on_files(&request.loras)?;
-            sessions.insert(model.clone(), session);
+            sessions.insert(model.clone(), Session::open(model, device)?);
         }
         sessions[model].check(&request.sampling, std::slice::from_ref(prompt), *strength)?;
     }
+    sessions.values_mut().try_for_each(|session| session.put_on_files(&request.loras))?;
     Ok(sessions)
 }
 

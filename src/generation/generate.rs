@@ -47,7 +47,6 @@ impl<'a> Ready<'a> {
         let mut session = Session::open_for(Some(request.edit), &request.model, device)?;
         let sampling = &request.sampling;
         session.check(sampling, &request.prompts, request.image.as_ref().map_or(1.0, |_| request.strength))?;
-        session.put_on_files(&request.loras)?;
         let packed = session.family.packs_latents();
         let prompts = match &request.pre_tokenized_ids {
             Some(path) => Prompts::Ids(path, input::ids(path, session.family.t5_tokens(&session.folder)? > 0)?),
@@ -74,6 +73,7 @@ impl<'a> Ready<'a> {
             encodes: request.image.is_some() && !request.input_is_latents,
         };
         let plan = session.fit(&request.memory, at_once, sampling)?;
+        session.put_on_files(&request.loras)?;
         Ok(Self { session, prompts, groups, rows, plan })
     }
 }

@@ -9,9 +9,10 @@ use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{
-    GenerateRequest, Session, input,
+    GenerateRequest, Session,
+    generator::Batch,
+    input,
     picture::{self, PictureFile, Size},
-    session::Batch,
 };
 use crate::{
     error::{Error, Result},

@@ -6,8 +6,10 @@ use burn::tensor::Tensor;
 use image::{GrayImage, RgbImage};
 
 use super::{
-    SamplingOptions, Session, Worn, input,
-    session::{Batch, Embedded, Prompts},
+    SamplingOptions, Session, Worn,
+    generator::{Batch, Embedded},
+    input,
+    session::Prompts,
 };
 use crate::{
     error::{Error, Result},

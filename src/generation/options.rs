@@ -78,7 +78,7 @@ impl SamplingOptions {
 
     /// The negative prompt and the scale of classifier-free guidance against it. Where `guidance` is distilled there is none
     /// unless it is asked for; elsewhere `guidance` is that scale, and the negative prompt is empty if not given.
-    pub(super) fn negative(&self, family: &dyn Family) -> Option<(&str, f64)> {
+    pub(crate) fn negative(&self, family: &dyn Family) -> Option<(&str, f64)> {
         let prompt = self.negative_prompt.as_deref();
         match family.defaults().true_guidance {
             Some(scale) => prompt.map(|prompt| (prompt, self.true_guidance.unwrap_or(scale))),

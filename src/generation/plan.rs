@@ -43,7 +43,7 @@ impl Session {
         let (width, height) = work.size;
         // The sum is of f32; half of it in 16 bits.
         let row = pipeline.bytes_of_row(width, height, tokens) * self.dtype_size() / 4;
-        let rows = (self.rows(options.negative(self.family).is_some()) * work.images) as u64;
+        let rows = (self.generator().rows(options.negative(self.family).is_some()) * work.images) as u64;
         let side = pipeline.sizes().latent_pixel;
         // One after the other.
         let images = pipeline.vae().bytes_of_image([width * side, height * side], &level.limits());
@@ -77,7 +77,7 @@ impl Session {
     /// The text encoders' configurations are broken.
     pub fn images_at_once(&self, (width, height): (usize, usize)) -> Result<usize> {
         let (factor, tokens) = (self.sizes().latent_pixel, self.family.prompt_tokens(&self.folder)?);
-        Ok(self.pipeline.pictures_that_fit((width / factor, height / factor), tokens, self.rows(true)))
+        Ok(self.pipeline.pictures_that_fit((width / factor, height / factor), tokens, self.generator().rows(true)))
     }
 
     /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a

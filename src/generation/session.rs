@@ -17,7 +17,13 @@ use std::{
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{SamplingOptions, embeddings::Embeddings, input, worn::Worn};
+use super::{
+    SamplingOptions,
+    embeddings::Embeddings,
+    generator::{Batch, Embedded, Generator},
+    input,
+    worn::Worn,
+};
 use crate::{
     data::Encoders,
     device,
@@ -27,12 +33,8 @@ use crate::{
     lending::Residence,
     limits::Limits,
     memory::{self, Level, Stage},
-    models::text::PromptEmbeds,
     nn::Adapters,
-    pipelines::{
-        Denoising, ImageSizes, OnStep, Outcome, Pipeline, Placement, Request, Start,
-        request::{join, pick},
-    },
+    pipelines::{Denoising, ImageSizes, OnStep, Outcome, Pipeline, Placement, request::join},
     stop,
     tokenizer::PromptIds,
 };
@@ -53,28 +55,6 @@ impl Prompts<'_> {
             Self::Ids(_, ids) => ids.len(),
         }
     }
-}
-
-/// What to show, as the denoiser reads it.
-pub(super) struct Embedded {
-    /// One row for each prompt.
-    text: PromptEmbeds,
-    /// What to keep away from, in one row, and the scale of that.
-    negative: Option<(PromptEmbeds, f64)>,
-}
-
-/// Images that are made together.
-pub(super) struct Batch {
-    /// For each image the number of its prompt and its seed.
-    pub rows: Vec<(usize, u64)>,
-    /// Where to start from, `[B, C, h, w]`.
-    pub noise: Tensor<4>,
-    /// Raw latents of the images to change or to edit, `[B, C, h, w]`.
-    pub pictures: Option<Tensor<4>>,
-    /// How much to change them, unless the model edits.
-    pub strength: f64,
-    /// Where to change them, `[B, 1, h, w]`.
-    pub mask: Option<Tensor<4>>,
 }
 
 /// One model on one device, for any number of requests, one after the other.
@@ -183,11 +163,9 @@ impl Session {
         DType::from(self.dtype).size() as u64
     }
 
-    /// The rows of an image in a call of the denoiser: with guidance, each has a row with the prompt and one without, and an edit
-    /// one without its original.
-    pub(super) fn rows(&self, guided: bool) -> usize {
-        let guided = usize::from(guided);
-        1 + guided + guided * usize::from(self.family.edits())
+    /// What makes images of prompts that are embedded.
+    pub(super) fn generator(&self) -> Generator<'_> {
+        Generator { pipeline: &*self.pipeline, family: self.family }
     }
 
     /// The same, but text encoders stay loaded once they are, for requests whose prompts differ.
@@ -294,8 +272,7 @@ impl Session {
     /// As [`load`](Self::load): what is free is known only when the model is there.
     pub(super) fn pictures_that_fit(&mut self, size: (usize, usize), shown: &Embedded) -> Result<usize> {
         self.load()?;
-        let rows = self.rows(shown.negative.is_some());
-        Ok(self.pipeline.pictures_that_fit(size, shown.text.prompt.dims()[1], rows))
+        Ok(self.generator().pictures_that_fit(size, shown))
     }
 
     /// Raw latents of images of one size: the most likely ones.
@@ -321,38 +298,11 @@ impl Session {
     ) -> Result<Outcome<Tensor<4>>> {
         self.load()?;
         let _stage = Stage::enter("denoise", &self.device);
-        let request = self.request(batch, shown, options, &self.worn);
+        let request = self.generator().request(batch, shown, options, vec![self.worn.denoiser.clone()]);
         self.pipeline.generate_until(&request, &mut |step| {
             tracing::info!("denoising: {}/{}", step.number, step.of);
             on_step(step)
         })
-    }
-
-    /// What the pipeline is asked for.
-    fn request(&self, batch: &Batch, shown: &Embedded, options: &SamplingOptions, worn: &Worn) -> Request {
-        let (prompts, seeds): (Vec<_>, Vec<_>) = batch.rows.iter().copied().unzip();
-        let text = pick(&shown.text, &prompts);
-        let (family, scaled) = (self.family, |raw| self.pipeline.vae().latent_scale().normalize(raw));
-        let (original, start) = match (batch.pictures.clone(), family.edits()) {
-            (Some(raw), true) => {
-                let latents = if options.scaled_condition { scaled(raw) } else { raw };
-                (Some((latents, options.image_guidance(family))), None)
-            }
-            (Some(raw), false) => {
-                let (strength, mask) = (batch.strength, batch.mask.clone());
-                (None, Some(Start { latents: scaled(raw), strength, mask }))
-            }
-            (None, _) => (None, None),
-        };
-        Request {
-            scheduler: options.scheduler,
-            guidance: options.guidance(family),
-            negative: shown.negative.clone(),
-            original,
-            start,
-            adapters: vec![worn.denoiser.clone()],
-            ..Request::new(text, batch.noise.clone(), seeds, options.steps(family))
-        }
     }
 
     /// Makes ready to denoise a batch, step by step.
@@ -367,7 +317,7 @@ impl Session {
         worn: &Worn,
     ) -> Result<Denoising> {
         self.load()?;
-        self.pipeline.begin(&self.request(batch, shown, options, worn))
+        self.pipeline.begin(&self.generator().request(batch, shown, options, vec![worn.denoiser.clone()]))
     }
 
     /// Takes images a step on, each from where it is, in one call of the denoiser: those of all these requests together.

@@ -6,13 +6,15 @@ use image::RgbImage;
 use crate::{
     data::{Batch, Dropped, LatentDataset, SampleIndex},
     error::Result,
+    families::Family,
+    generation::{self, Embedded, Generator, SamplingOptions},
     models::{
         text::PromptEmbeds,
         unet::{UNet, UNetInputs},
         vae::Moments,
     },
     nn::Adapters,
-    pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Request, Similarity},
+    pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Similarity},
     rng::{Purpose, Seed},
     training::{
         InstructPix2PixConfig, TrainConfig, ValidationConfig,
@@ -26,6 +28,7 @@ use crate::{
 /// An InstructPix2Pix pipeline and the objective of a model with a noise schedule.
 pub(in crate::training) struct EditTask<'a> {
     pipeline: InstructPix2PixPipeline,
+    family: &'static dyn Family,
     objective: Denoising,
     validation: ValidationConfig,
     levels: Vec<f64>,
@@ -40,6 +43,7 @@ impl<'a> EditTask<'a> {
         config: &TrainConfig,
         objective: &InstructPix2PixConfig,
         dataset: &'a LatentDataset,
+        family: &'static dyn Family,
         mut pipeline: InstructPix2PixPipeline,
     ) -> Self {
         if !pipeline.edits() {
@@ -64,7 +68,7 @@ impl<'a> EditTask<'a> {
         }
         shown.retain(|batch| !batch.is_empty());
         let levels = validation.timesteps.iter().map(|&timestep| f64::from(timestep)).collect();
-        Self { pipeline, objective, validation, levels, dataset, shown }
+        Self { pipeline, family, objective, validation, levels, dataset, shown }
     }
 
     /// Raw latents of originals, as the UNet reads them.
@@ -82,8 +86,10 @@ impl<'a> EditTask<'a> {
         let latents = Moments::from_tensor(originals(&data)).mode();
         let target = Moments::from_tensor(data.moments).mode();
         Ok(Pairs {
-            text: PromptEmbeds { prompt: data.prompt, pooled: data.pooled },
-            null: self.dataset.embeds(&[""], self.device())?,
+            shown: Embedded {
+                text: PromptEmbeds { prompt: data.prompt, pooled: data.pooled },
+                negative: Some((self.dataset.embeds(&[""], self.device())?, self.validation.text_guidance)),
+            },
             originals: self.pipeline.decode(scale.normalize(latents.clone()))?,
             targets: self.pipeline.decode(scale.normalize(target))?,
             latents,
@@ -92,25 +98,30 @@ impl<'a> EditTask<'a> {
 
     /// What the model makes of pairs with one of the configured seeds.
     fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
-        let [rows, _, height, width] = pairs.latents.dims();
+        let [count, _, height, width] = pairs.latents.dims();
         let factor = self.pipeline.vae.downsampling();
-        let noise = self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, rows);
-        let request = Request {
-            negative: Some((pairs.null.clone(), self.validation.text_guidance)),
-            original: Some((self.condition(pairs.latents.clone()), image_guidance)),
-            adapters: adapters.to_vec(),
-            ..Request::new(pairs.text.clone(), noise, vec![seed; rows], self.validation.steps)
+        let batch = generation::Batch {
+            rows: (0..count).map(|pair| (pair, seed)).collect(),
+            noise: self.pipeline.start_noise(seed, width * factor, height * factor).repeat_dim(0, count),
+            pictures: Some(pairs.latents.clone()),
+            strength: 1.0,
+            mask: None,
         };
-        self.pipeline.decode(self.pipeline.generate(&request, &mut |_| ())?)
+        let options = SamplingOptions {
+            steps: Some(self.validation.steps),
+            guidance: Some(self.validation.text_guidance),
+            image_guidance: Some(image_guidance),
+            scaled_condition: self.objective.config.scaled_condition,
+            ..SamplingOptions::default()
+        };
+        Generator { pipeline: &self.pipeline, family: self.family }.make(&batch, &pairs.shown, &options, adapters)
     }
 }
 
 /// Held-out pairs of one size. The images are as the VAE gives them back, which is the best that an edit can look.
 struct Pairs {
-    /// Of the instructions.
-    text: PromptEmbeds,
-    /// Of the empty prompt, one row.
-    null: PromptEmbeds,
+    /// The instructions, and guidance against the empty prompt.
+    shown: Embedded,
     /// Raw, of the originals, `[B, C, h, w]`.
     latents: Tensor<4>,
     originals: Vec<RgbImage>,

@@ -6,13 +6,15 @@ use image::RgbImage;
 use crate::{
     data::{Batch, LatentDataset},
     error::{Error, Result},
+    families::Family,
+    generation::{self, Embedded, Generator, SamplingOptions},
     models::{
         flux::{FluxInputs, FluxTransformer},
         text::PromptEmbeds,
         vae::Moments,
     },
     nn::Adapters,
-    pipelines::{FluxPipeline, Pipeline, Request, Similarity},
+    pipelines::{FluxPipeline, Pipeline, Similarity},
     rng::Seed,
     training::{
         EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
@@ -27,7 +29,7 @@ pub(in crate::training) struct FluxTask {
     pipeline: FluxPipeline,
     objective: FlowMatching,
     validation: ValidationConfig,
-    job: Option<Request>,
+    job: Option<Job>,
     mode: Mode,
     without_adapter: Vec<RgbImage>,
 }
@@ -39,11 +41,12 @@ impl FluxTask {
         config: &TrainConfig,
         objective: &FlowMatchingConfig,
         dataset: &LatentDataset,
+        family: &'static dyn Family,
         pipeline: FluxPipeline,
     ) -> Result<Self> {
         let objective = FlowMatching { config: objective.clone(), scheduler: pipeline.scheduler.clone() };
         let validation = config.validation.clone();
-        let job = job(&validation, dataset, &pipeline)?;
+        let job = Job::new(&validation, dataset, family, &pipeline)?;
         let mode = config.training.mode;
         Ok(Self { pipeline, objective, validation, job, mode, without_adapter: Vec::new() })
     }
@@ -89,14 +92,14 @@ impl Task for FluxTask {
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(job) = &self.job else { return Ok(None) };
         if self.mode == Mode::Full {
-            let pictures = pictures(&self.pipeline, job, &[])?;
+            let pictures = job.images(&self.pipeline, &[])?;
             return Ok(Some(arrange(&pictures.iter().collect::<Vec<_>>(), self.validation.seeds.len())));
         }
         if self.without_adapter.is_empty() {
-            self.without_adapter = pictures(&self.pipeline, job, &[])?;
+            self.without_adapter = job.images(&self.pipeline, &[])?;
         }
         let with_adapter = match trained {
-            true => pictures(&self.pipeline, job, adapters)?,
+            true => job.images(&self.pipeline, adapters)?,
             false => self.without_adapter.clone(),
         };
         let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
@@ -108,33 +111,48 @@ impl Task for FluxTask {
     }
 }
 
-/// All prompts and seeds as one request, seeds running fastest.
-fn job(config: &ValidationConfig, dataset: &LatentDataset, pipeline: &FluxPipeline) -> Result<Option<Request>> {
-    if config.prompts.is_empty() {
-        return Ok(None);
-    }
-    pipeline.check_size(config.width, config.height)?;
-    let pairs = config.prompts.iter().flat_map(|prompt| config.seeds.iter().map(move |seed| (prompt.as_str(), *seed)));
-    let (prompts, seeds): (Vec<_>, Vec<_>) = pairs.unzip();
-    let noise = seeds.iter().map(|&seed| pipeline.start_noise(seed, config.width, config.height));
-    let (text, noise) = (dataset.embeds(&prompts, pipeline.device())?, Tensor::cat(noise.collect(), 0));
-    let negative = match config.true_guidance {
-        scale if scale > 1.0 => Some((dataset.embeds(&[""], pipeline.device())?, scale)),
-        _ => None,
-    };
-    Ok(Some(Request { guidance: config.guidance, negative, ..Request::new(text, noise, seeds, config.steps) }))
+/// All prompts and seeds of the grid, seeds running fastest.
+struct Job {
+    family: &'static dyn Family,
+    batch: generation::Batch,
+    shown: Embedded,
+    options: SamplingOptions,
 }
 
-/// As many at a time as are sure to fit into memory.
-fn pictures(pipeline: &FluxPipeline, job: &Request, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
-    let job = Request { adapters: adapters.to_vec(), ..job.clone() };
-    let ([all, _, height, width], [_, tokens, _]) = (job.noise.dims(), job.text.prompt.dims());
-    let rows = 1 + usize::from(job.negative.is_some());
-    let together = pipeline.pictures_that_fit((width, height), tokens, rows);
-    let mut pictures = Vec::with_capacity(all);
-    for first in (0..all).step_by(together) {
-        let some = job.rows(first..(first + together).min(all));
-        pictures.extend(pipeline.decode(pipeline.generate(&some, &mut |_| ())?)?);
+impl Job {
+    /// None if there are no prompts.
+    ///
+    /// # Errors
+    /// A prompt was not prepared.
+    fn new(
+        config: &ValidationConfig,
+        dataset: &LatentDataset,
+        family: &'static dyn Family,
+        pipeline: &FluxPipeline,
+    ) -> Result<Option<Self>> {
+        if config.prompts.is_empty() {
+            return Ok(None);
+        }
+        let options = SamplingOptions {
+            steps: Some(config.steps),
+            guidance: Some(config.guidance),
+            negative_prompt: (config.true_guidance > 1.0).then(String::new),
+            true_guidance: Some(config.true_guidance),
+            ..SamplingOptions::default()
+        };
+        let embeds = |prompts: &[&str]| dataset.embeds(prompts, pipeline.device());
+        let prompts: Vec<_> = config.prompts.iter().map(String::as_str).collect();
+        let negative = options.negative(family).map(|(prompt, scale)| Ok((embeds(&[prompt])?, scale)));
+        let shown = Embedded { text: embeds(&prompts)?, negative: negative.transpose()? };
+        let rows = (0..prompts.len()).flat_map(|prompt| config.seeds.iter().map(move |seed| (prompt, *seed)));
+        let rows: Vec<(usize, u64)> = rows.collect();
+        let noise = rows.iter().map(|&(_, seed)| pipeline.start_noise(seed, config.width, config.height));
+        let noise = Tensor::cat(noise.collect(), 0);
+        let batch = generation::Batch { rows, noise, pictures: None, strength: 1.0, mask: None };
+        Ok(Some(Self { family, batch, shown, options }))
     }
-    Ok(pictures)
+
+    fn images(&self, pipeline: &FluxPipeline, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
+        Generator { pipeline, family: self.family }.make(&self.batch, &self.shown, &self.options, adapters)
+    }
 }

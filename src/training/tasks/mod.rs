@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use super::{ModelInit, ObjectiveConfig, TrainConfig, prepare::Prepared, task::Task};
 use crate::{
     error::Result,
+    families,
     memory::Stage,
     pipelines::{FluxPipeline, InstructPix2PixPipeline, Pipeline},
     rng::Seed,
@@ -38,6 +39,7 @@ pub(in crate::training) fn with_task<J: Job>(
     job: J,
 ) -> Result<J::Output> {
     let loading = Stage::enter("load", device);
+    let family = families::of(&prepared.model)?;
     let (model, dtype, seed) = (&prepared.model, config.model.dtype.into(), Seed(config.run.seed));
     if config.model.init == ModelInit::Random {
         tracing::info!("the denoiser starts from random weights, drawn from the seed {}", seed.0);
@@ -50,7 +52,7 @@ pub(in crate::training) fn with_task<J: Job>(
             };
             pipeline.limit(prepared.level.limits());
             drop(loading);
-            job.run(FluxTask::new(config, objective, &prepared.dataset, pipeline)?)
+            job.run(FluxTask::new(config, objective, &prepared.dataset, family, pipeline)?)
         }
         ObjectiveConfig::InstructPix2Pix(objective) => {
             let mut pipeline = match config.model.init {
@@ -59,7 +61,7 @@ pub(in crate::training) fn with_task<J: Job>(
             };
             pipeline.limit(prepared.level.limits());
             drop(loading);
-            job.run(EditTask::new(config, objective, &prepared.dataset, pipeline))
+            job.run(EditTask::new(config, objective, &prepared.dataset, family, pipeline))
         }
     }
 }
