@@ -134,6 +134,10 @@ impl Pipeline for FluxPipeline {
         self.transformer.wearable()
     }
 
+    fn quantized(&self) -> Option<&'static str> {
+        self.transformer.lender().quantized()
+    }
+
     fn sizes(&self) -> ImageSizes {
         Self::image_sizes(&self.vae.config)
     }

@@ -129,6 +129,9 @@ pub trait Pipeline: Send {
     /// The linear layers and convolutions of the network, which can wear adapters.
     fn layers(&self) -> Vec<LayerShape>;
 
+    /// How the first quantized layer of the network is stored; `None` if none is quantized.
+    fn quantized(&self) -> Option<&'static str>;
+
     /// The sizes of images that it works at.
     fn sizes(&self) -> ImageSizes;
 

@@ -142,6 +142,10 @@ impl Pipeline for StableDiffusionPipeline {
         self.unet.wearable()
     }
 
+    fn quantized(&self) -> Option<&'static str> {
+        self.unet.lender().quantized()
+    }
+
     fn sizes(&self) -> ImageSizes {
         Self::image_sizes(&self.unet.config, &self.vae.config)
     }

@@ -4,10 +4,10 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use burn::tensor::Device;
 
-use super::{Display, Mode, TrainConfig, plan::Outline};
+use super::{Display, Mode, TrainConfig, plan::Outline, prepare::batches};
 use crate::{
     data::{self, Bucket, Examined},
-    error::{Error, Result},
+    error::Result,
     families::{self, ModelEncoders},
     memory::{Level, Plan},
     notice::grouped,
@@ -52,10 +52,7 @@ pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display)
     let (kind, texts) = (config.objective.kind().data(), &config.validation.prompts);
     let Examined { dataset, images, prompts } = data::examine(&config.data, kind, texts, &encoders, &progress)?;
     let seed = Seed(config.run.seed);
-    let batches = dataset.plan(seed).batches_per_epoch();
-    if batches == 0 {
-        return Err(Error::setting("data.validation_split", "leaves no image to train on"));
-    }
+    let batches = batches(&dataset, seed)?.batches_per_epoch();
     let mut buckets = BTreeMap::new();
     dataset.samples().iter().for_each(|sample| *buckets.entry(sample.picture.bucket).or_default() += 1);
     Ok(DryRun {

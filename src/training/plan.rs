@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device};
 
 use super::{Activations, Mode, ModelInit, TrainConfig};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     families::{Family, ObjectiveKind},
     lending::Residence,
     lora::Lora,
@@ -29,7 +29,7 @@ impl Outline {
     /// names, or the fastest that fits and is not faster than `fastest`.
     ///
     /// # Errors
-    /// The model's files do not fit each other, a LoRA target matches no layer, or no level fits.
+    /// The model's files do not fit each other, it is quantized and to be trained whole, a LoRA target matches no layer, or no level fits.
     pub fn of(
         config: &TrainConfig,
         family: &dyn Family,
@@ -42,6 +42,7 @@ impl Outline {
             ModelInit::Pretrained => family.open(place, model, device, config.model.dtype.into())?,
             ModelInit::Random => family.untrained(place, model, Seed(config.run.seed), device)?,
         };
+        check_trainable(config.training.mode, pipeline.quantized())?;
         let counts = match config.training.mode {
             Mode::Lora => Lora::counts(&config.lora, &pipeline.layers())?,
             // Nearly all are in large tensors.
@@ -57,6 +58,15 @@ impl Outline {
         let plans = levels.map(plan).collect();
         Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
     }
+}
+
+/// # Errors
+/// All weights are to be trained, and some are `quantized`.
+fn check_trainable(mode: Mode, quantized: Option<&'static str>) -> Result<()> {
+    let Some(format) = quantized.filter(|_| mode == Mode::Full) else { return Ok(()) };
+    let problem = format!("`full` trains the weights themselves, and those of this model are stored as {format}");
+    Err(Error::setting("training.mode", problem)
+        .hint("train an adapter (`training.mode = \"lora\"`), or take the model in bfloat16 or float32"))
 }
 
 /// The levels at which a run may be: where all weights are trained, they stay on the device.

@@ -9,10 +9,11 @@ use super::{
     plan::{Outline, levels},
 };
 use crate::{
-    data::{self, Encoders, LatentDataset},
+    data::{self, Encoders, LatentDataset, Plan},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
     memory::{self, Level, LevelChoice, Stage},
+    rng::Seed,
 };
 
 /// What a run needs before its model is loaded.
@@ -56,6 +57,18 @@ pub(super) fn prepare_dataset(
         false => error,
     })?;
     Ok(Prepared { model, family, dataset, level })
+}
+
+/// The batches of a run, in their order.
+///
+/// # Errors
+/// All images are held out.
+pub(super) fn batches(dataset: &LatentDataset, seed: Seed) -> Result<Plan> {
+    let plan = dataset.plan(seed);
+    match plan.batches_per_epoch() {
+        0 => Err(Error::setting("data.validation_split", "leaves no image to train on")),
+        _ => Ok(plan),
+    }
 }
 
 /// Does `work` at the memory level that it chooses, no faster than `level`. Where the device has no memory left for it and the

@@ -16,7 +16,7 @@ use super::{
     held_out_loss::Validator,
     origin::Origin,
     origin_metadata::describe,
-    prepare::{Prepared, fitting, prepare_dataset},
+    prepare::{Prepared, batches, fitting, prepare_dataset},
     record::{
         grid::save_grid,
         interval::{Interval, Outcome},
@@ -34,7 +34,7 @@ use super::{
     tasks::{Job, with_task},
 };
 use crate::{
-    data::{Batch, Prefetch},
+    data::{Batch, Plan, Prefetch},
     disk::replace,
     error::{Error, Result, Subject},
     memory::{Level, Stage},
@@ -76,14 +76,22 @@ fn train_at(
     paths::check_folder(output).map_err(|e| e.hint("set `run.output` to a folder that can be written to"))?;
     let found = resumed.as_ref().map(|resumed| started::from_its_start(resumed.folder.path(), config));
     let prepared = prepare_dataset(found.as_ref().unwrap_or(config), device, display, level)?;
+    let plan = batches(&prepared.dataset, Seed(config.run.seed))?;
+    let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
+    if let Some(checkpoint) = resumed.as_ref().and_then(|resumed| resumed.checkpoint.as_ref()) {
+        checkpoint.state()?.origin.check(&origin, config)?;
+    }
     stop::check()?;
-    with_task(config, &prepared, device, Training { config, prepared: &prepared, resumed, display, opened: run })
+    let training = Training { config, prepared: &prepared, plan, origin, resumed, display, opened: run };
+    with_task(config, &prepared, device, training)
 }
 
 /// A training run that waits for its task.
 struct Training<'a> {
     config: &'a TrainConfig,
     prepared: &'a Prepared,
+    plan: Plan,
+    origin: Origin,
     resumed: Option<Resumed>,
     display: &'a mut dyn Display,
     opened: &'a mut Option<PathBuf>,
@@ -93,14 +101,10 @@ impl Job for Training<'_> {
     type Output = PathBuf;
 
     fn run<T: Task>(self, task: T) -> Result<PathBuf> {
-        let Self { config, prepared, resumed, display, opened } = self;
+        let Self { config, prepared, plan, origin, resumed, display, opened } = self;
         let dataset = &prepared.dataset;
         let validator = Validator::new(Seed(config.run.seed), dataset);
-        let plan = dataset.plan(Seed(config.run.seed));
-        if plan.batches_per_epoch() == 0 {
-            return Err(Error::setting("data.validation_split", "leaves no image to train on"));
-        }
-        let mut run = Run::open(config, resumed, prepared, task, &validator)?;
+        let mut run = Run::open(config, resumed, prepared, origin, task, &validator)?;
         *opened = Some(run.folder.path().into());
         let done = run.step * config.training.gradient_accumulation;
         let mut batches = Prefetch::start(Arc::new(dataset.clone()), plan, done, READ_AHEAD);
@@ -133,11 +137,11 @@ impl<'a, T: Task> Run<'a, T> {
         config: &'a TrainConfig,
         resumed: Option<Resumed>,
         prepared: &Prepared,
+        origin: Origin,
         mut task: T,
         validator: &Validator,
     ) -> Result<Self> {
         let device = task.device().clone();
-        let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
         let decay = config.training.ema_decay;
         let model = task.model_mut();
         let (folder, checkpoint) = match resumed {
@@ -154,7 +158,6 @@ impl<'a, T: Task> Run<'a, T> {
             (None, Some(_)) => unreachable!("a checkpoint lies in a run folder"),
             (Some(folder), Some(checkpoint)) => {
                 let state = checkpoint.state()?;
-                state.origin.check(&origin, config)?;
                 let mut trained = Trained::read(config, &checkpoint, false, model, &device)?;
                 let means = trained.means(&checkpoint, model, &device)?;
                 let ema = means.map(|means| Ema::restore(decay, state.step, means));

@@ -148,12 +148,10 @@ fn measure(
         Some(folder) => Some(Similarity::open(folder, device)?),
         None => None,
     };
-    with_task(
-        &config,
-        &prepared,
-        device,
-        Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, similarity },
-    )
+    let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
+    checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, &config))?;
+    let scoring = Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, similarity };
+    with_task(&config, &prepared, device, scoring)
 }
 
 /// A validation that waits for its task.
@@ -171,8 +169,6 @@ impl Job for Scoring<'_> {
     fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
         let Self { config, prepared, run, checkpoints, similarity } = self;
         let device = task.device().clone();
-        let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
-        checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, config))?;
         let validator = Validator::new(Seed(config.run.seed), &prepared.dataset);
         let before = memory::usage(&device).resident_mib();
         let score = |step, losses: Vec<(f64, f64)>, samples| {

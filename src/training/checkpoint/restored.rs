@@ -12,7 +12,7 @@ use crate::{
     nn::Parameters,
     training::{
         Mode, TrainConfig,
-        step::trained::{Trained, assign, trainable},
+        step::trained::{Trained, assign},
     },
     weights::TensorFile,
 };
@@ -39,7 +39,6 @@ impl Trained {
                 Ok(Self::Lora(lora))
             }
             Mode::Full => {
-                trainable(model)?;
                 let weights = rows(&TensorFile::open(path)?, model, device)?;
                 assign(model, &weights);
                 Ok(Self::Full)

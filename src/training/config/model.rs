@@ -77,6 +77,9 @@ impl TrainConfig {
         let usual = DataConfig::default();
         let other = self.data.conditioning_dropout != usual.conditioning_dropout;
         self.refuse(&[("data.conditioning_dropout", other, "set `data.caption_dropout`")])?;
+        if !self.validation.prompts.is_empty() {
+            family.sizes(model)?.check(self.validation.width, self.validation.height)?;
+        }
         family.check_schedule(model, (!self.validation.prompts.is_empty()).then_some(self.validation.steps))
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     lora::Lora,
     models::Network,
     nn::{Adapters, Parameter, Parameters},
@@ -26,7 +26,7 @@ impl Trained {
     /// Untrained parameters for `model`.
     ///
     /// # Errors
-    /// A LoRA target matches no layer; or the whole model is to be trained, and it is quantized.
+    /// A LoRA target matches no layer.
     pub fn new(config: &TrainConfig, model: &impl Network) -> Result<Self> {
         match config.training.mode {
             Mode::Lora => Ok(Self::Lora(Lora::init(
@@ -35,7 +35,7 @@ impl Trained {
                 &model.layers(),
                 model.lender().device(),
             )?)),
-            Mode::Full => trainable(model).map(|()| Self::Full),
+            Mode::Full => Ok(Self::Full),
         }
     }
 
@@ -84,18 +84,6 @@ impl Trained {
         });
         tensors
     }
-}
-
-/// Whether the weights of a model can be trained themselves.
-///
-/// # Errors
-/// Some are quantized.
-pub(in crate::training) fn trainable(model: &impl Network) -> Result<()> {
-    model.lender().quantized().map_or(Ok(()), |format| {
-        let problem = format!("`full` trains the weights themselves, and those of this model are stored as {format}");
-        Err(Error::setting("training.mode", problem)
-            .hint("train an adapter (`training.mode = \"lora\"`), or take the model in bfloat16 or float32"))
-    })
 }
 
 /// The trained parameters of a run as one thing with names.
