@@ -1,4 +1,4 @@
-//! The program as a person meets it: help, errors, exit codes.
+//! The program as a user meets it: help, errors, exit codes.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::support::{
     snapshot::{assert_output, without_numbers},
 };
 
-/// Runs a command that must fail with `code`, say nothing on standard output and never panic; returns what it says.
+/// Runs a command that must fail with `code`, print nothing on standard output and never panic; returns its standard error.
 fn fails(code: i32, arguments: &[&str]) -> String {
     let output = kiln(arguments);
     let said = String::from_utf8(output.stderr).unwrap();
@@ -115,7 +115,7 @@ fn the_doctor_says_what_there_is_and_what_to_use() {
         assert!(said.contains("none usable: ") && said.contains("hint: "), "{said}");
     }
     if cfg!(not(feature = "cuda")) {
-        // What hangs on the machine is masked: numbers, the processor's name, folders.
+        // What depends on the machine is masked: numbers, the processor's name, folders.
         let line = |line: &str| match line.split_once(' ') {
             Some((name @ ("processor" | "models" | "disk"), _)) => format!("{name:<10} …"),
             _ => without_numbers(line),
@@ -198,7 +198,7 @@ fn the_old_name_of_the_kernel_cache_is_refused_with_the_new_one() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_an_error() {
+fn a_missing_device_is_an_error() {
     let (_folder, file) = config("");
     let said = fails(1, &["train", "--config", &file, "--device", "cuda:99"]);
     assert!(said.starts_with("error: `--device cuda"), "{said}");
@@ -247,7 +247,7 @@ fn every_shipped_configuration_is_in_the_program_too() {
     assert!(said.contains("there is no configuration called `flux`") && said.contains("`kiln config`"), "{said}");
 }
 
-/// A line of a shell, as words; quotes keep blanks together.
+/// Splits a shell line into words; quotes keep spaces together.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut quoted, mut open) = (vec![String::new()], false, false);
     for c in line.chars() {

@@ -38,7 +38,7 @@ fn adamw_on(device: &Device, golden: &TensorFile) {
     }
 }
 
-/// Burn's CUDA backend would compute garbage without a word: here every backend refuses, in words of ours.
+/// Burn's CUDA backend would silently compute garbage: here every backend refuses, with kiln's message.
 #[test]
 fn mixed_dtypes_are_refused_by_name() {
     let of = |shape: [usize; 4], dtype| Tensor::<4>::ones(shape, &Device::flex()).cast(dtype);
