@@ -1,5 +1,6 @@
 //! The networks, with the names their checkpoints use.
 
+mod embedding;
 mod network;
 mod noise;
 
@@ -48,4 +49,10 @@ fn by_tokens(x: Tensor<3>, limits: &Limits, layers: [&Linear; 2], f: impl Fn(Ten
 fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
     let [batch, length, width] = x.dims();
     x.reshape([batch, length, heads, width / heads]).swap_dims(1, 2)
+}
+
+/// Puts them side by side again: `[B, N, L, K]` → `[B, L, N·K]`.
+fn join_heads(x: Tensor<4>) -> Tensor<3> {
+    let [batch, heads, length, size] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, length, heads * size])
 }

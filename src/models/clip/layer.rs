@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{
     kernels,
-    models::heads,
+    models::{heads, join_heads},
     nn::{LayerNorm, Linear, Linears},
     weights::Weights,
 };
@@ -92,7 +92,7 @@ impl Layer {
             }
             None => kernels::attention(q, k, v),
         };
-        let x = x.clone() + self.out_proj.forward(h.swap_dims(1, 2).reshape(x.dims()));
+        let x = x + self.out_proj.forward(join_heads(h));
         let h = self.fc1.forward(self.norm2.forward(x.clone()));
         let h = match self.activation {
             ClipActivation::QuickGelu => h.clone() * activation::sigmoid(h * 1.702),

@@ -8,7 +8,7 @@ use super::{FluxConfig, rope::Rope};
 use crate::{
     kernels::{attention_within, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
     limits::Limits,
-    models::{by_tokens, token_parts},
+    models::{by_tokens, join_heads, token_parts},
     nn::{Linear, Linears, Parameter, Parameters},
     weights::Weights,
 };
@@ -68,12 +68,6 @@ impl Qkv {
             visit(&format!("{path}.{name}.weight"), Parameter::Vector(weight));
         }
     }
-}
-
-/// `[B, N, L, K]` → `[B, L, N·K]`.
-fn join_heads(x: Tensor<4>) -> Tensor<3> {
-    let [batch, heads, tokens, size] = x.dims();
-    x.swap_dims(1, 2).reshape([batch, tokens, heads * size])
 }
 
 /// A linear layer makes `count` modulation vectors `[B, D]` out of `vec` `[B, D]`.

@@ -5,6 +5,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{FluxConfig, FluxInputs, blocks::EPSILON};
 use crate::{
     kernels::{layer_norm_modulate, silu},
+    models::embedding::{frequencies, waves},
     nn::{Linear, Linears},
     weights::Weights,
 };
@@ -37,17 +38,10 @@ impl Embedder {
 /// Channels of the sinusoidal embedding of noise level and guidance.
 const SINUSOID: usize = 256;
 
-/// `[cos(1000·t·f₀) … | sin(1000·t·f₀) …]` with `fᵢ = 10000^(-i/128)`: `t` `[B]` → `[B, 256]` (Vaswani et al. 2017).
-///
-/// The frequencies are computed in f32, in diffusers' order of operations: at 1000·t their rounding shows in the output.
+/// The embedding of noise levels or guidance, which FLUX.1 counts in thousandths: `t` `[B]` → `[B, 256]`.
 fn sinusoid(t: Tensor<1>) -> Tensor<2> {
-    let half = SINUSOID / 2;
-    let exponent = |i| -(10_000f64.ln() as f32) * i as f32 / half as f32;
-    let frequencies: Vec<f32> = (0..half).map(|i| exponent(i).exp()).collect();
-    let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &t.device().inner());
-    let frequencies = crate::kernels::lift(frequencies, &t);
-    let angles = (t * 1000.0).unsqueeze_dim::<2>(1) * frequencies.unsqueeze();
-    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+    let frequencies = frequencies(SINUSOID / 2, 0.0, &t.device().inner());
+    waves(t * 1000.0, frequencies, true)
 }
 
 /// Everything before the first block.

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     kernels,
     lending::{Lender, Part, Residence},
-    models::heads,
+    models::{heads, join_heads},
     nn::{Adapters, Embedding, Linear, Linears, Parameter, Parameters, RmsNorm, below},
     weights::{Weights, read_config},
 };
@@ -301,13 +301,11 @@ impl Layer {
 
     /// `[B, L, D]` → `[B, L, D]`.
     fn forward(&self, x: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
-        let [batch, length, _] = x.dims();
         let h = self.norm1.forward(x.clone());
         let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
         // Scores are not divided by √K: T5's initial weights made up for it.
         let h = kernels::attention_biased(head(&self.q), head(&self.k), head(&self.v), Some(bias), 1.0);
-        let [_, inner] = self.o.weight().dims();
-        let x = x + self.o.forward(h.swap_dims(1, 2).reshape([batch, length, inner]));
+        let x = x + self.o.forward(join_heads(h));
         let h = self.norm2.forward(x.clone());
         let wide = self.wi.forward(h.clone());
         let h = match &self.gate {

@@ -6,7 +6,7 @@ use super::UNetConfig;
 use crate::{
     kernels,
     limits::Limits,
-    models::{by_tokens, heads},
+    models::{by_tokens, heads, join_heads},
     nn::{GroupNorm, LayerNorm, Linear, Linears, Parameter, Parameters},
     weights::Weights,
 };
@@ -47,7 +47,6 @@ impl Attention {
 
     /// `x` `[B, L, D]`, `source` `[B, S, E]` → `[B, L, D]`.
     fn forward(&self, x: Tensor<3>, source: Tensor<3>, limits: &Limits) -> Tensor<3> {
-        let shape = x.dims();
         let dtype: FloatDType = x.dtype().into();
         let [q, k, v, out] = &self.layers;
         let head = |y: Tensor<3>| {
@@ -56,7 +55,7 @@ impl Attention {
         };
         let (q, k, v) = (q.forward(x), k.forward(source.clone()), v.forward(source));
         let y = kernels::attention_within(head(q), head(k), head(v), limits.attention_scores);
-        out.forward(y.swap_dims(1, 2).reshape(shape).cast(dtype))
+        out.forward(join_heads(y).cast(dtype))
     }
 }
 

@@ -4,7 +4,8 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::{UNetConfig, UNetInputs};
 use crate::{
-    kernels::{lift, silu},
+    kernels::silu,
+    models::embedding::{frequencies, waves},
     nn::{Conv2d, GroupNorm, Linear, Linears, Parameter, Parameters, below},
     weights::Weights,
 };
@@ -28,7 +29,7 @@ impl Stem {
             conv_in: Conv2d::load(&weights.at("conv_in"), config.in_channels, channels, config.conv_in_kernel),
             linear_1: Linear::load(&embedding.at("linear_1"), channels, width),
             linear_2: Linear::load(&embedding.at("linear_2"), width, width),
-            frequencies: frequencies(channels / 2, config.freq_shift, weights),
+            frequencies: frequencies(channels / 2, config.freq_shift, weights.device()),
             cosine_first: config.flip_sin_to_cos,
             center: config.center_input_sample,
         }
@@ -39,31 +40,15 @@ impl Stem {
     pub(super) fn forward(&self, inputs: &UNetInputs) -> (Tensor<4>, Tensor<2>) {
         let sample = if self.center { inputs.sample.clone() * 2.0 - 1.0 } else { inputs.sample.clone() };
         let dtype: FloatDType = sample.dtype().into();
-        let time = self.sinusoid(inputs.timestep.clone()).cast(dtype);
+        let time = waves(inputs.timestep.clone(), self.frequencies.clone(), self.cosine_first).cast(dtype);
         let time = self.linear_2.forward(silu(self.linear_1.forward(time)));
         (self.conv_in.forward(sample), silu(time))
-    }
-
-    /// `[cos(t·f₀) … | sin(t·f₀) …]` (Vaswani et al. 2017): `t` `[B]` → `[B, C]`.
-    fn sinusoid(&self, t: Tensor<1>) -> Tensor<2> {
-        let angles = t.clone().unsqueeze_dim::<2>(1) * lift(self.frequencies.clone(), &t).unsqueeze();
-        let (cosine, sine) = (angles.clone().cos(), angles.sin());
-        Tensor::cat(if self.cosine_first { vec![cosine, sine] } else { vec![sine, cosine] }, 1)
     }
 
     /// See [`UNet::widen`](super::UNet::widen).
     pub(super) fn widen(&mut self, inputs: usize) {
         self.conv_in.widen(inputs);
     }
-}
-
-/// `fᵢ = 10000^(-i / (count - shift))`, `[count]`.
-///
-/// Computed in f32, in diffusers' order of operations: at a timestep of 1000 their rounding shows in the output.
-fn frequencies(count: usize, shift: f64, weights: &Weights) -> Tensor<1> {
-    let exponent = |i| -(10_000f64.ln() as f32) * i as f32 / (count as f64 - shift) as f32;
-    let values: Vec<f32> = (0..count).map(|i| exponent(i).exp()).collect();
-    Tensor::from_floats(values.as_slice(), weights.device())
 }
 
 impl Linears for Stem {
