@@ -3,15 +3,13 @@
 use burn::tensor::Tensor;
 use serde_json::json;
 
-use super::{NoiseSchedule, PredictionType, Scheduler, SchedulerConfig, spacing::TimestepSpacing};
+use super::{Run, Scheduler, SchedulerConfig, alpha_run::AlphaRun, spacing::TimestepSpacing};
 use crate::error::Result;
 
 /// DDIMScheduler.
 #[derive(Clone, Debug)]
 pub struct Ddim {
-    schedule: NoiseSchedule,
-    timesteps: Vec<f64>,
-    prediction_type: PredictionType,
+    run: AlphaRun,
     clip: Option<f64>,
     /// From a timestep to the next.
     stride: i64,
@@ -31,24 +29,19 @@ impl Ddim {
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
         config.accept(&[("thresholding", &[json!(false)])])?;
         let schedule = config.noise_schedule();
+        let timesteps = config.timesteps(steps, 0, TimestepSpacing::Leading)?;
         Ok(Self {
-            timesteps: config.timesteps(steps, 0, TimestepSpacing::Leading)?,
-            prediction_type: config.prediction_type,
             clip: clip(config)?,
             stride: (schedule.alphas_cumprod.len() / steps) as i64,
             last: if config.get("set_alpha_to_one", true)? { 1.0 } else { schedule.alpha(0) },
-            schedule,
+            run: AlphaRun { schedule, timesteps, prediction_type: config.prediction_type },
         })
     }
 }
 
 impl Scheduler for Ddim {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.schedule.level(self.timesteps[index] as i64).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     /// Equation 12: the same noise in the same latents, but less of it.
@@ -59,13 +52,13 @@ impl Scheduler for Ddim {
         latents: Tensor<4>,
         _noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let timestep = self.timesteps[index] as i64;
-        let level = self.schedule.level(timestep);
-        let mut clean = level.latents(self.prediction_type, prediction.clone(), latents.clone());
+        let AlphaRun { schedule, prediction_type, .. } = &self.run;
+        let level = self.run.level(index);
+        let mut clean = level.latents(*prediction_type, prediction.clone(), latents.clone());
         if let Some(range) = self.clip {
             clean = clean.clamp(-range, range);
         }
-        let noise = level.noise(self.prediction_type, prediction, latents);
-        self.schedule.level_or(timestep - self.stride, self.last).mix(clean, noise)
+        let noise = level.noise(*prediction_type, prediction, latents);
+        schedule.level_or(self.run.timestep(index) - self.stride, self.last).mix(clean, noise)
     }
 }

@@ -3,15 +3,13 @@
 use burn::tensor::Tensor;
 use serde_json::json;
 
-use super::{NoiseSchedule, PredictionType, Scheduler, SchedulerConfig, ddim::clip, spacing::TimestepSpacing};
+use super::{Run, Scheduler, SchedulerConfig, alpha_run::AlphaRun, ddim::clip, spacing::TimestepSpacing};
 use crate::error::Result;
 
 /// DDPMScheduler.
 #[derive(Clone, Debug)]
 pub struct Ddpm {
-    schedule: NoiseSchedule,
-    timesteps: Vec<f64>,
-    prediction_type: PredictionType,
+    run: AlphaRun,
     clip: Option<f64>,
     fixed_large: bool,
 }
@@ -23,9 +21,11 @@ impl Ddpm {
         let variances = [json!("fixed_small"), json!("fixed_large")];
         config.accept(&[("thresholding", &[json!(false)]), ("variance_type", &variances)])?;
         Ok(Self {
-            schedule: config.noise_schedule(),
-            timesteps: config.timesteps(steps, 0, TimestepSpacing::Leading)?,
-            prediction_type: config.prediction_type,
+            run: AlphaRun {
+                schedule: config.noise_schedule(),
+                timesteps: config.timesteps(steps, 0, TimestepSpacing::Leading)?,
+                prediction_type: config.prediction_type,
+            },
             clip: clip(config)?,
             fixed_large: config.get("variance_type", String::new())? == "fixed_large",
         })
@@ -33,12 +33,8 @@ impl Ddpm {
 }
 
 impl Scheduler for Ddpm {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.schedule.level(self.timesteps[index] as i64).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     /// Equations 6 and 7: the mean of what came before, given the clean latents, and its variance.
@@ -49,14 +45,14 @@ impl Scheduler for Ddpm {
         latents: Tensor<4>,
         noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let timestep = self.timesteps[index] as i64;
-        let level = self.schedule.level(timestep);
-        let mut clean = level.latents(self.prediction_type, prediction, latents.clone());
+        let AlphaRun { schedule, timesteps, prediction_type } = &self.run;
+        let timestep = self.run.timestep(index);
+        let mut clean = self.run.level(index).latents(*prediction_type, prediction, latents.clone());
         if let Some(range) = self.clip {
             clean = clean.clamp(-range, range);
         }
-        let total = self.schedule.alpha(timestep);
-        let total_next = self.timesteps.get(index + 1).map_or(1.0, |&next| self.schedule.alpha(next as i64));
+        let total = schedule.alpha(timestep);
+        let total_next = timesteps.get(index + 1).map_or(1.0, |&next| schedule.alpha(next as i64));
         let (alpha, left) = (total / total_next, (1.0 - total_next) / (1.0 - total));
         let beta = 1.0 - alpha;
         let mean = clean * (total_next.sqrt() * beta / (1.0 - total)) + latents * (alpha.sqrt() * left);

@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use serde_json::json;
 
 use super::{
-    Level, PredictionType, Scheduler, SchedulerConfig, SchedulerName,
+    Run, Scheduler, SchedulerConfig, SchedulerName,
+    ratio_run::RatioRun,
     sigmas::{Curve, FinalSigma, SigmaTable, to_f32},
     spacing::TimestepSpacing,
 };
@@ -13,9 +14,7 @@ use crate::error::Result;
 /// DPMSolverMultistepScheduler with `dpmsolver++` and `midpoint`.
 #[derive(Clone, Debug)]
 pub struct DpmSolver {
-    timesteps: Vec<f64>,
-    sigmas: Vec<f64>,
-    prediction_type: PredictionType,
+    run: RatioRun,
     solver_order: usize,
     /// Whether the last steps are of a lower order.
     lower_order_final: bool,
@@ -62,9 +61,7 @@ impl DpmSolver {
         sigmas.push(table.last(last));
         let lower_order_final = config.get("lower_order_final", true)? && steps < 15;
         Ok(Self {
-            timesteps,
-            sigmas: to_f32(sigmas),
-            prediction_type: config.prediction_type,
+            run: RatioRun { timesteps, sigmas: to_f32(sigmas), prediction_type: config.prediction_type },
             solver_order: config.get("solver_order", 2)?,
             lower_order_final,
             euler_at_final: lower_order_final || config.get("euler_at_final", false)? || last == FinalSigma::Zero,
@@ -74,13 +71,13 @@ impl DpmSolver {
 
     /// The ratio of noise to signal before each call of the model, and after the last.
     pub fn sigmas(&self) -> &[f64] {
-        &self.sigmas
+        &self.run.sigmas
     }
 
     /// The order of step `index`: as high as the calls so far allow, but low at the end of a short run.
     fn order(&self, index: usize) -> usize {
         let order = self.past.len().min(self.solver_order);
-        match self.timesteps.len() - index {
+        match self.run.timesteps.len() - index {
             1 if self.euler_at_final => 1,
             2 if self.lower_order_final => order.min(2),
             _ => order,
@@ -89,12 +86,8 @@ impl DpmSolver {
 }
 
 impl Scheduler for DpmSolver {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        Level::of_ratio(self.sigmas[index]).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     /// The exact solution if the clean latents were a polynomial of `log_ratio`: equation 9 for the first order, algorithm 2
@@ -106,9 +99,9 @@ impl Scheduler for DpmSolver {
         latents: Tensor<4>,
         _noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let level = |index: usize| Level::of_ratio(self.sigmas[index]);
+        let level = |index: usize| self.run.level(index);
         let (from, to) = (level(index), level(index + 1));
-        let clean = from.latents(self.prediction_type, prediction, latents.clone());
+        let clean = self.run.clean(prediction, index, latents.clone());
         // From one `log_ratio` to the next, ending with that of the step before `back` others.
         let width = |back: usize| level(index + 1 - back).log_ratio() - level(index - back).log_ratio();
         let h = width(0);

@@ -4,8 +4,9 @@ use burn::tensor::Tensor;
 use serde_json::json;
 
 use super::{
-    Scheduler, SchedulerConfig,
-    sigmas::{Curve, EulerRun, FinalSigma},
+    Run, Scheduler, SchedulerConfig,
+    euler_run::EulerRun,
+    sigmas::{Curve, FinalSigma},
 };
 use crate::error::Result;
 
@@ -34,20 +35,8 @@ impl Euler {
 }
 
 impl Scheduler for Euler {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        self.0.init_noise_sigma
-    }
-
-    fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4> {
-        self.0.scale_model_input(latents, index)
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.0.add_noise(latents, noise, index)
+    fn run(&self) -> &dyn Run {
+        &self.0
     }
 
     fn step(

@@ -2,10 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{
-    Scheduler, SchedulerConfig,
-    sigmas::{EulerRun, FinalSigma},
-};
+use super::{Run, Scheduler, SchedulerConfig, euler_run::EulerRun, sigmas::FinalSigma};
 use crate::error::Result;
 
 /// EulerAncestralDiscreteScheduler.
@@ -26,20 +23,8 @@ impl EulerAncestral {
 }
 
 impl Scheduler for EulerAncestral {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        self.0.init_noise_sigma
-    }
-
-    fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4> {
-        self.0.scale_model_input(latents, index)
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.0.add_noise(latents, noise, index)
+    fn run(&self) -> &dyn Run {
+        &self.0
     }
 
     fn step(

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Scheduler, curve};
+use super::{Run, Scheduler, curve};
 use crate::{
     error::{Error, Result},
     notice::{some_of, warn_once},
@@ -269,7 +269,7 @@ pub struct FlowMatchRun {
     stochastic: bool,
 }
 
-impl Scheduler for FlowMatchRun {
+impl Run for FlowMatchRun {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
@@ -277,6 +277,12 @@ impl Scheduler for FlowMatchRun {
     fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
         let sigma = Tensor::full([latents.dims()[0]], self.sigmas[index], &latents.device());
         add_noise(latents, noise, sigma)
+    }
+}
+
+impl Scheduler for FlowMatchRun {
+    fn run(&self) -> &dyn Run {
+        self
     }
 
     fn step(

@@ -4,7 +4,7 @@
 use burn::tensor::Tensor;
 use serde_json::json;
 
-use super::{NoiseSchedule, PredictionType, Scheduler, SchedulerConfig};
+use super::{Run, Scheduler, SchedulerConfig, alpha_run::AlphaRun};
 use crate::error::{Error, Result};
 
 /// The standard deviation of the data that the boundary condition counts with.
@@ -13,9 +13,7 @@ const SIGMA_DATA: f64 = 0.5;
 /// LCMScheduler.
 #[derive(Clone, Debug)]
 pub struct Lcm {
-    schedule: NoiseSchedule,
-    timesteps: Vec<f64>,
-    prediction_type: PredictionType,
+    run: AlphaRun,
     timestep_scaling: f64,
 }
 
@@ -37,21 +35,19 @@ impl Lcm {
         let place = |i: usize| (i as f64 * (distilled as f64 / steps as f64)).floor() as usize;
         let timestep = |i: usize| ((distilled - place(i)) * skip - 1) as f64;
         Ok(Self {
-            schedule: config.noise_schedule(),
-            timesteps: (0..steps).map(timestep).collect(),
-            prediction_type: config.prediction_type,
+            run: AlphaRun {
+                schedule: config.noise_schedule(),
+                timesteps: (0..steps).map(timestep).collect(),
+                prediction_type: config.prediction_type,
+            },
             timestep_scaling: config.get("timestep_scaling", 10.0)?,
         })
     }
 }
 
 impl Scheduler for Lcm {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.schedule.level(self.timesteps[index] as i64).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     /// The consistency function `c_out·clean + c_skip·latents` (equation 9), noisy as the next call wants it.
@@ -62,13 +58,13 @@ impl Scheduler for Lcm {
         latents: Tensor<4>,
         noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let timestep = self.timesteps[index];
-        let clean = self.schedule.level(timestep as i64).latents(self.prediction_type, prediction, latents.clone());
-        let scaled = timestep * self.timestep_scaling;
+        let AlphaRun { schedule, timesteps, prediction_type } = &self.run;
+        let clean = self.run.level(index).latents(*prediction_type, prediction, latents.clone());
+        let scaled = timesteps[index] * self.timestep_scaling;
         let size = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
         let denoised = clean * (scaled / size.sqrt()) + latents * (SIGMA_DATA * SIGMA_DATA / size);
-        match self.timesteps.get(index + 1) {
-            Some(&next) => self.schedule.level(next as i64).mix(denoised, noise()),
+        match timesteps.get(index + 1) {
+            Some(&next) => schedule.level(next as i64).mix(denoised, noise()),
             None => denoised,
         }
     }

@@ -2,15 +2,13 @@
 
 use burn::tensor::Tensor;
 
-use super::{NoiseSchedule, PredictionType, Scheduler, SchedulerConfig, spacing::TimestepSpacing};
+use super::{NoiseSchedule, Run, Scheduler, SchedulerConfig, alpha_run::AlphaRun, spacing::TimestepSpacing};
 use crate::error::Result;
 
 /// PNDMScheduler without Runge-Kutta steps (`skip_prk_steps`). Its first step takes two calls of the model.
 #[derive(Clone, Debug)]
 pub struct Pndm {
-    schedule: NoiseSchedule,
-    timesteps: Vec<f64>,
-    prediction_type: PredictionType,
+    run: AlphaRun,
     stride: i64,
     last: f64,
     /// Calls so far.
@@ -34,11 +32,9 @@ impl Pndm {
         }
         let schedule = NoiseSchedule::new(&config.betas, false); // this class cannot rescale them
         Ok(Self {
-            timesteps,
-            prediction_type: config.prediction_type,
             stride: (schedule.alphas_cumprod.len() / steps) as i64,
             last: if config.get("set_alpha_to_one", false)? { 1.0 } else { schedule.alpha(0) },
-            schedule,
+            run: AlphaRun { schedule, timesteps, prediction_type: config.prediction_type },
             calls: 0,
             start: None,
             past: vec![],
@@ -47,12 +43,8 @@ impl Pndm {
 }
 
 impl Scheduler for Pndm {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.schedule.level(self.timesteps[index] as i64).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     fn step(
@@ -62,7 +54,7 @@ impl Scheduler for Pndm {
         mut latents: Tensor<4>,
         _noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let mut timestep = self.timesteps[index] as i64;
+        let mut timestep = self.run.timestep(index);
         let prediction = match (self.calls, self.start.take()) {
             // The second call takes the first step again, with the mean of both ends.
             (1, Some(start)) => {
@@ -79,10 +71,11 @@ impl Scheduler for Pndm {
             }
         };
         self.calls += 1;
-        let level = self.schedule.level(timestep);
-        let clean = level.latents(self.prediction_type, prediction.clone(), latents.clone());
-        let noise = level.noise(self.prediction_type, prediction, latents);
-        self.schedule.level_or(timestep - self.stride, self.last).mix(clean, noise)
+        let AlphaRun { schedule, prediction_type, .. } = &self.run;
+        let level = schedule.level(timestep);
+        let clean = level.latents(*prediction_type, prediction.clone(), latents.clone());
+        let noise = level.noise(*prediction_type, prediction, latents);
+        schedule.level_or(timestep - self.stride, self.last).mix(clean, noise)
     }
 }
 

@@ -1,9 +1,8 @@
 //! Noise levels as the ratio of noise to signal, which samplers of Euler's kind and DPM-Solver take their steps in.
 
-use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{Level, NoiseSchedule, PredictionType, SchedulerConfig, curve, spacing::TimestepSpacing};
+use super::{NoiseSchedule, SchedulerConfig, curve};
 use crate::error::Result;
 
 /// Where a run ends.
@@ -98,48 +97,4 @@ impl Curve {
 /// Rounds to f32, which diffusers keeps its tables in.
 pub(super) fn to_f32(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     values.into_iter().map(|value| f64::from(value as f32)).collect()
-}
-
-/// What samplers of Euler's kind have in common: latents are `latents + sigma·noise`, and the model sees them scaled to unit
-/// size.
-#[derive(Clone, Debug)]
-pub(super) struct EulerRun {
-    pub(super) timesteps: Vec<f64>,
-    pub(super) sigmas: Vec<f64>,
-    pub(super) init_noise_sigma: f64,
-    prediction_type: PredictionType,
-}
-
-impl EulerRun {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize, levels: Option<Curve>, last: FinalSigma) -> Result<Self> {
-        let table = SigmaTable::new(&config.noise_schedule());
-        let spacing = config.get("timestep_spacing", TimestepSpacing::Linspace)?;
-        let mut timesteps = to_f32(config.spread(steps, 0, spacing)?);
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
-        if let Some(curve) = levels {
-            sigmas = curve.levels(sigmas[steps - 1], sigmas[0], steps);
-            timesteps = to_f32(sigmas.iter().map(|&sigma| table.timestep(sigma)));
-        }
-        sigmas.push(table.last(last));
-        let sigmas = to_f32(sigmas);
-        let most = sigmas[0];
-        // A run that does not start at the most noise of training starts from noise over a unit of signal.
-        let init_noise_sigma = if spacing == TimestepSpacing::Leading { (most * most + 1.0).sqrt() } else { most };
-        Ok(Self { timesteps, sigmas, init_noise_sigma, prediction_type: config.prediction_type })
-    }
-
-    pub(super) fn scale_model_input(&self, latents: Tensor<4>, index: usize) -> Tensor<4> {
-        latents * Level::of_ratio(self.sigmas[index]).signal
-    }
-
-    pub(super) fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        latents + noise * self.sigmas[index]
-    }
-
-    /// One Euler step from the level before call `index` to the level `to`.
-    pub(super) fn step(&self, prediction: Tensor<4>, index: usize, latents: Tensor<4>, to: f64) -> Tensor<4> {
-        let level = Level::of_ratio(self.sigmas[index]);
-        let noise = level.noise(self.prediction_type, prediction, self.scale_model_input(latents.clone(), index));
-        latents + noise * (to - self.sigmas[index])
-    }
 }

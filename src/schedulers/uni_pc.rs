@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 use serde_json::json;
 
 use super::{
-    Level, PredictionType, Scheduler, SchedulerConfig,
+    Run, Scheduler, SchedulerConfig,
+    ratio_run::RatioRun,
     sigmas::{Curve, FinalSigma, SigmaTable, to_f32},
     spacing::TimestepSpacing,
 };
@@ -14,9 +15,7 @@ use crate::error::Result;
 /// UniPCMultistepScheduler with `predict_x0`.
 #[derive(Clone, Debug)]
 pub struct UniPc {
-    timesteps: Vec<f64>,
-    sigmas: Vec<f64>,
-    prediction_type: PredictionType,
+    run: RatioRun,
     solver_order: usize,
     lower_order_final: bool,
     /// Whether `B(h)` is `h` and not `e^h - 1`.
@@ -59,9 +58,7 @@ impl UniPc {
         }
         sigmas.push(end);
         Ok(Self {
-            timesteps,
-            sigmas: to_f32(sigmas),
-            prediction_type: config.prediction_type,
+            run: RatioRun { timesteps, sigmas: to_f32(sigmas), prediction_type: config.prediction_type },
             solver_order: config.get("solver_order", 2)?,
             lower_order_final: config.get("lower_order_final", true)?,
             plain: config.get("solver_type", String::new())? == "bh1",
@@ -72,21 +69,17 @@ impl UniPc {
 
     /// The ratio of noise to signal before each call of the model, and after the last.
     pub fn sigmas(&self) -> &[f64] {
-        &self.sigmas
-    }
-
-    fn level(&self, index: usize) -> Level {
-        Level::of_ratio(self.sigmas[index])
+        &self.run.sigmas
     }
 
     /// The step from the level before call `index` to the next, from `latents`, to this order; with the clean latents found at its
     /// end, `arrived`, it is the corrector's.
     fn solve(&self, index: usize, latents: Tensor<4>, order: usize, arrived: Option<Tensor<4>>) -> Tensor<4> {
-        let (from, to) = (self.level(index), self.level(index + 1));
+        let (from, to) = (self.run.level(index), self.run.level(index + 1));
         let h = to.log_ratio() - from.log_ratio();
         let newest = self.past.len() - 1;
         let now = &self.past[newest];
-        let ratio = |back: usize| (self.level(index - back).log_ratio() - from.log_ratio()) / h;
+        let ratio = |back: usize| (self.run.level(index - back).log_ratio() - from.log_ratio()) / h;
         let mut points: Vec<f64> = (1..order).map(ratio).collect();
         let mut slopes: Vec<Tensor<4>> =
             (1..order).map(|back| (self.past[newest - back].clone() - now.clone()) / points[back - 1]).collect();
@@ -145,12 +138,8 @@ fn solved(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
 }
 
 impl Scheduler for UniPc {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, index: usize) -> Tensor<4> {
-        self.level(index).mix(latents, noise)
+    fn run(&self) -> &dyn Run {
+        &self.run
     }
 
     fn step(
@@ -160,14 +149,14 @@ impl Scheduler for UniPc {
         latents: Tensor<4>,
         _noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let clean = self.level(index).latents(self.prediction_type, prediction, latents.clone());
+        let clean = self.run.clean(prediction, index, latents.clone());
         let latents = match self.last.take() {
             Some((before, order)) if index > 0 => self.solve(index - 1, before, order, Some(clean.clone())),
             _ => latents,
         };
         self.past.push(clean);
         self.past.drain(..self.past.len().saturating_sub(self.solver_order));
-        let left = self.timesteps.len() - index;
+        let left = self.run.timesteps.len() - index;
         let most = if self.lower_order_final { self.solver_order.min(left) } else { self.solver_order };
         let order = most.min(self.past.len());
         self.last = Some((latents.clone(), order));

@@ -45,7 +45,7 @@ fn sigmas(config: &SchedulerConfig, steps: usize) -> Option<Vec<f64>> {
         SchedulerName::Euler => Some(Euler::new(config, steps).unwrap().sigmas().to_vec()),
         SchedulerName::EulerAncestral => Some(EulerAncestral::new(config, steps).unwrap().sigmas().to_vec()),
         SchedulerName::UniPc => Some(UniPc::new(config, steps).unwrap().sigmas().to_vec()),
-        SchedulerName::Heun => Some(Heun::new(config, steps).unwrap().sigmas()),
+        SchedulerName::Heun => Some(Heun::new(config, steps).unwrap().sigmas().to_vec()),
         SchedulerName::DpmSolver | SchedulerName::DpmSolverKarras => {
             Some(DpmSolver::new(config, steps).unwrap().sigmas().to_vec())
         }
