@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::File,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,10 +12,14 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Dtype};
 
-use super::{Elsewhere, PartView, VIEW, container, gguf};
+use super::{
+    Elsewhere, PartView, VIEW, container,
+    element::{Element, Entry},
+    gguf,
+};
 use crate::{
     error::{Error, Result},
-    quantization::{Code, E4M3, E5M2, Ggml, Packed, Shared},
+    quantization::{Code, E4M3, E5M2, Packed, Shared},
 };
 
 /// A memory-mapped file of tensors: opening reads only the header; a tensor's bytes are read when it is requested.
@@ -36,33 +38,6 @@ pub struct TensorFile {
 struct View {
     whole: Box<TensorFile>,
     places: BTreeMap<String, Elsewhere>,
-}
-
-/// One tensor of a file.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub element: Element,
-    pub shape: Vec<usize>,
-    /// The byte range of its data in the file.
-    pub range: Range<usize>,
-}
-
-/// The encoding of a tensor's bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Element {
-    /// One value after the other.
-    Plain(Dtype),
-    /// Blocks of quantized values.
-    Ggml(Ggml),
-}
-
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Plain(dtype) => dtype.fmt(f),
-            Self::Ggml(kind) => f.write_str(kind.name()),
-        }
-    }
 }
 
 impl TensorFile {

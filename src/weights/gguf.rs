@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use safetensors::tensor::Dtype;
 
-use super::file::{Element, Entry};
+use super::element::{Element, Entry};
 use crate::quantization::Ggml;
 
 /// The first bytes of such a file.

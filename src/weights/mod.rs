@@ -5,19 +5,22 @@
 //! second list can drift from it. Problems are collected while loading; [`Weights::finish`] reports all of them at once.
 
 mod container;
-mod file;
+mod element;
 mod gguf;
+mod kept;
 mod local_paths;
-mod packed;
 mod part_config;
-mod quantize;
-mod quantized_tensor;
+mod quantized_to;
 mod random;
-mod shards;
-mod source;
 mod stored;
 mod view;
+mod file;
+mod shards;
 mod folder;
+mod source;
+mod packed;
+mod quantized_tensor;
+mod quantize;
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +39,8 @@ pub use file::TensorFile;
 pub use folder::{FolderReport, TrainedPart, Widened, export_folder};
 pub(crate) use packed::{is_marker, weight_beside};
 pub use part_config::{read_config, read_json};
-pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, QuantizedTo, quantize_folder};
+pub use quantize::{PartReport, QuantizeOptions, QuantizeReport, quantize_folder};
+pub use quantized_to::QuantizedTo;
 use random::Spread;
 use shards::Sources;
 pub(crate) use shards::{VARIANTS, has_weights, shards};

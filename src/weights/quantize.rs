@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Matrix, TensorFile, Weights,
+    Matrix, QuantizedTo, TensorFile, Weights,
     folder::{CONFIG, INDEX, take_components, write_json},
     packed::SQUARE,
     quantized_tensor::{Entry, Layer},
@@ -37,28 +37,6 @@ const NOT: [&str; 2] = [".relative_attention_bias.", ".DenseReluDense.wo."];
 /// The last layer of FLUX.1, which diffusers cannot exclude: the exceptions in `config.json` match the last part of a name, and the
 /// single blocks have a layer of that name.
 const UNNAMEABLE: &str = "proj_out.weight";
-
-/// The format of quantized weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QuantizedTo {
-    /// Four bits, with an 8-bit scale per 64 values, as in bitsandbytes: 4.13 bits per value.
-    Nf4,
-    /// Eight bits, with a scale per row, as in bitsandbytes.
-    Int8,
-    /// Eight-bit floats (e4m3), with a scale per tile of 128 × 128, as in transformers.
-    Fp8,
-}
-
-impl QuantizedTo {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Nf4 => "nf4",
-            Self::Int8 => "int8",
-            Self::Fp8 => "fp8",
-        }
-    }
-}
 
 /// Options of [`quantize_folder`].
 #[derive(Clone, Copy, Debug)]

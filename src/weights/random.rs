@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
-use super::source::keep;
+use super::kept::keep;
 use crate::rng::{Purpose, Seed};
 
 /// The distribution of random weights.

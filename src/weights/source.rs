@@ -13,6 +13,7 @@ use burn::{
 
 use super::{
     TensorFile,
+    kept::keep,
     random::{self, Spread},
 };
 use crate::rng::Seed;
@@ -122,13 +123,4 @@ impl Source {
             _ => keep(device, data, upload),
         }
     }
-}
-
-/// Calls `make(from)` for tensors that last as long as the model: a GPU allocates their exact size, apart from activations.
-pub(super) fn keep<T: Send, const D: usize>(
-    device: &Device,
-    from: T,
-    make: impl Fn(T) -> Tensor<D> + Send,
-) -> Tensor<D> {
-    device.memory_persistent_allocations(from, make)
 }

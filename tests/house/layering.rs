@@ -2,7 +2,7 @@
 //! and nothing is called `utils`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -183,14 +183,11 @@ fn imports_are_found_in_every_spelling() {
     );
 }
 
-/// Folders whose modules still have cycles or are out of order. All other folders are checked.
-const UNORDERED: [&str; 1] = ["weights"];
-
 #[test]
 fn a_module_imports_only_from_modules_above_it_in_the_crate_and_in_its_room() {
     let all = modules();
     assert!(all[&Vec::new()].children.len() > 10, "lib.rs declares the modules of the crate");
-    let (mut broken, mut unordered) = (Vec::new(), BTreeSet::new());
+    let mut broken = Vec::new();
     for (own, module) in &all {
         for path in paths(&module.code) {
             let Some(found) = resolve(&all, own, &path) else { continue };
@@ -201,18 +198,11 @@ fn a_module_imports_only_from_modules_above_it_in_the_crate_and_in_its_room() {
             let rank = |name: &String| children.iter().position(|child| child == name);
             let room = own[..together].join("::");
             if rank(other) > rank(mine) {
-                match UNORDERED.contains(&room.as_str()) {
-                    true => _ = unordered.insert(room),
-                    false => {
-                        broken.push(format!("{} imports `{}`, below it in `{room}`", own.join("::"), path.join("::")))
-                    }
-                }
+                broken.push(format!("{} imports `{}`, below it in `{room}`", own.join("::"), path.join("::")));
             }
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    let settled: Vec<_> = UNORDERED.into_iter().filter(|room| !unordered.contains(*room)).collect();
-    assert!(settled.is_empty(), "{settled:?} are in order: take them from the list");
 }
 
 #[test]
