@@ -40,7 +40,7 @@ impl<D: Denoiser> Training<D> {
     /// Draws noise and noise levels, forward, backward, clips by the common norm, AdamW. Returns the loss, `[1]`.
     pub fn step(&mut self) -> Tensor<1> {
         let example = self.denoiser.example(self.step);
-        let summed = self.learner.gradients(self.denoiser.model(), &example, self.step, 0);
+        let summed = self.learner.gradients(None, self.denoiser.model(), &example, self.step);
         drop(example);
         self.step += 1;
         self.learner.apply(self.denoiser.model_mut(), self.learning_rate, summed).loss

@@ -25,7 +25,7 @@ macro_rules! files {
 }
 
 /// The shipped configurations by their names; a test holds that none is missing.
-const SHIPPED: [(&str, &str); 12] = files![
+const SHIPPED: [(&str, &str); 13] = files![
     "quickstart",
     "quickstart_edit",
     "flux_lora",
@@ -36,6 +36,7 @@ const SHIPPED: [(&str, &str); 12] = files![
     "flux_lora_80gb",
     "instruct_pix2pix",
     "instruct_pix2pix_8gb",
+    "instruct_pix2pix_12gb",
     "instruct_pix2pix_24gb",
     "serve",
 ];

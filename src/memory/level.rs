@@ -9,18 +9,18 @@ use crate::limits::Limits;
 
 /// Where weights lie between two uses, and how much is computed at once. A level never changes a result, only memory and time.
 ///
-/// | | denoiser, T5 | VAE |
-/// |---|---|---|
-/// | `none` | on the device | on the device |
-/// | `balanced` | on the device, until images are decoded | in its file, until it is used; in bands of rows |
-/// | `aggressive` | in its file; on the device are the block in use and the next one | as `balanced`, in narrower bands |
-/// | `ultra` | in its file; on the device is the block in use | in still narrower bands |
+/// | | denoiser, T5 | VAE | EMA of a training |
+/// |---|---|---|---|
+/// | `none` | on the device | on the device | on the device |
+/// | `balanced` | on the device, until images are decoded | in its file, until it is used; in bands of rows | in host memory |
+/// | `aggressive` | in its file; on the device are the block in use and the next one | as `balanced`, in narrower bands | in host memory |
+/// | `ultra` | in its file; on the device is the block in use | in still narrower bands | in host memory |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Everything stays on the device.
     #[default]
     None,
-    /// The denoiser stays; the VAE is loaded when it is used.
+    /// The denoiser stays; the VAE is loaded when it is used, and a training keeps its EMA on the host.
     Balanced,
     /// Blocks are read from the file one ahead of their use.
     Aggressive,
@@ -46,6 +46,11 @@ impl Level {
             feed_forward_tokens: Some(feed_forward_tokens),
             attention_scores: Some(attention_scores),
         }
+    }
+
+    /// Whether a training keeps its EMA in host memory. Every step copies the trained parameters there: of a whole UNet some GB.
+    pub fn keeps_ema_on_host(self) -> bool {
+        self > Self::None
     }
 
     /// The next level, which needs less memory.

@@ -12,15 +12,22 @@ pub struct Phase {
     pub name: &'static str,
     /// What is in memory during it, such as `weights`, each with its size in bytes.
     pub parts: Vec<(&'static str, u64)>,
+    /// What lies in host memory so that it takes none of the device's, each with its bytes.
+    pub on_host: Vec<(&'static str, u64)>,
 }
 
 impl Phase {
     /// A phase with these parts in memory, each with its size in bytes; parts of 0 bytes are left out.
     pub fn new(name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
-        Self { name, parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
+        Self { name, parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect(), on_host: Vec::new() }
     }
 
-    /// The sum of its parts, in bytes.
+    /// The same with these parts in host memory.
+    pub fn with_host(self, parts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
+        Self { on_host: parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect(), ..self }
+    }
+
+    /// The sum of its parts on the device, in bytes.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
@@ -39,6 +46,12 @@ impl Plan {
     /// The phase that needs the most memory. A plan has at least one phase.
     pub fn peak(&self) -> &Phase {
         self.phases.iter().max_by_key(|phase| phase.bytes()).expect("work has at least one phase")
+    }
+
+    /// The same where the memory of the device is that of the host.
+    pub fn on_cpu(self) -> Self {
+        let counted = |phase: Phase| Phase::new(phase.name, phase.parts.into_iter().chain(phase.on_host));
+        Self { phases: self.phases.into_iter().map(counted).collect(), ..self }
     }
 
     /// Chooses among `plans`, ordered from the fastest level on: the plan of the level that `config` names, or the first that fits
@@ -100,6 +113,10 @@ impl fmt::Display for Plan {
             for (name, bytes) in &phase.parts {
                 write!(f, "\n    {name:<26}{:>7.2}", amount(*bytes))?;
             }
+            for (name, bytes) in &phase.on_host {
+                let name = format!("({name}, on the host");
+                write!(f, "\n    {name:<26}{:>7.2})", amount(*bytes))?;
+            }
         }
         Ok(())
     }
@@ -153,6 +170,14 @@ mod tests {
         assert_eq!(Plan::choose(&config, Some(GIB), plans()).unwrap(), plan(Level::None));
         let config = MemoryConfig { level: LevelChoice::Fixed(Level::Ultra), ..MemoryConfig::default() };
         assert!(Plan::choose(&config, Some(GIB), plans()[..2].into()).unwrap_err().to_string().contains("`ultra`"));
+    }
+
+    #[test]
+    fn what_lies_on_the_host_counts_where_that_is_the_device_too() {
+        let mut plan = plan(Level::Balanced);
+        plan.phases[0] = plan.phases[0].clone().with_host([("EMA", GIB), ("nothing", 0)]);
+        assert_eq!((plan.peak().bytes(), plan.clone().on_cpu().peak().bytes()), (21 * GIB, 22 * GIB));
+        assert!(plan.to_string().ends_with("\n    (EMA, on the host           1.00)"), "{plan}");
     }
 
     #[test]

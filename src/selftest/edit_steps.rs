@@ -90,7 +90,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, activations: Activations, foun
         let (noise, timesteps) = (golden.tensor(&of("noise"))?, golden.ids(&of("timesteps"))?);
         let example = objective.example(latents, condition, words, noise, &timesteps, dtype);
         found(&of("prediction"), model.forward(&example.inputs).into_data())?;
-        let summed = learner.gradients(&model, &example, step, 0);
+        let summed = learner.gradients(None, &model, &example, step);
         if step == 1 {
             let (prefix, gradients) = (key("grad1."), summed.mean());
             for name in golden.names(&prefix) {

@@ -70,7 +70,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, section: &str, activations: Ac
         let example = objective.example(&model.config, latents, text, noise, &sigmas, dtype);
         let prediction = model.predict(&example.inputs, learner.adapters().as_slice()).squeeze_dim(1);
         found(&of("prediction"), unpack(prediction, height, width).into_data())?;
-        let summed = learner.gradients(&model, &example, step, 0);
+        let summed = learner.gradients(None, &model, &example, step);
         if step == 1 || step == 5 {
             // A gradient that is missing or one too many shows as a name that one side does not have.
             let of = |name: &str| format!("{section}.grad{step}.{name}");

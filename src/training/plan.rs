@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device};
 
 use super::{Activations, Mode, ModelInit, TrainConfig};
 use crate::{
+    device::is_cpu,
     error::{Error, Result},
     families::{Family, ObjectiveKind},
     lending::Residence,
@@ -55,7 +56,9 @@ impl Outline {
         let text = TextEncoders::sizes(model, device, config.model.dtype.into())?;
         let tokens = family.prompt_tokens(model)?;
         let plan = |&level| plan(config, pipeline.as_ref(), text, tokens, (parameters, moments), level);
-        let plans = levels.map(plan).collect();
+        // A level that is named may be planned for another device.
+        let counted = |plan: Plan| if auto && is_cpu(device) { plan.on_cpu() } else { plan };
+        let plans = levels.map(plan).map(counted).collect();
         Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
     }
 }
@@ -91,10 +94,18 @@ fn plan(
     let (denoiser_kept, vae_kept) = (denoiser.kept_at(place.denoiser), vae.kept_at(place.vae));
     // The trained values themselves are among the weights where these are trained.
     let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
-    let ema = u64::from(config.training.ema_decay > 0.0);
-    let sums = u64::from(config.training.gradient_accumulation > 1);
+    let ema = if config.training.ema_decay > 0.0 { trained } else { 0 };
+    let (ema, ema_on_host) = if level.keeps_ema_on_host() { (0, ema) } else { (ema, 0) };
+    // Where EMA and trained values take turns, the one that is not used is where the EMA is.
+    let on_host = [("EMA", ema_on_host)];
     let (side, batch) = (config.data.resolution / sizes.latent_pixel, config.data.batch_size);
     let blockwise = config.training.activations == Activations::Blockwise;
+    // Those of a batch are added to the sum group by group. Of adapters they are small.
+    let added = match (config.training.gradient_accumulation > 1, config.training.mode, blockwise) {
+        (false, ..) => 0,
+        (true, Mode::Full, true) => denoiser.largest * 4 / DType::from(dtype).size() as u64,
+        (true, ..) => trained,
+    };
     let in_dtype = |bytes: u64| bytes * DType::from(dtype).size() as u64 / 4;
     let row = in_dtype(pipeline.bytes_of_training_row(side, side, tokens, blockwise));
     let mut phases = vec![
@@ -112,12 +123,13 @@ fn plan(
                 ("denoiser", denoiser.at(place.denoiser)),
                 ("VAE", vae_kept),
                 ("trained values", own * trained),
-                ("gradients", trained * (1 + sums)),
+                ("gradients", trained + added),
                 ("moments of AdamW", moments),
-                ("EMA", ema * trained),
+                ("EMA", ema),
                 ("activations", row * batch as u64),
             ],
-        ),
+        )
+        .with_host(on_host),
     ];
     let edits = config.objective.kind() == ObjectiveKind::InstructPix2Pix;
     let shown = if edits { config.validation.edits } else { config.validation.prompts.len() };
@@ -131,7 +143,7 @@ fn plan(
             true => 3,
             false => 1 + u64::from(config.validation.true_guidance > 1.0),
         };
-        let kept = [("denoiser", denoiser_kept), ("trained values and moments", (own + ema) * trained + moments)];
+        let kept = [("denoiser", denoiser_kept), ("trained values and moments", own * trained + ema + moments)];
         let image = [width * sizes.latent_pixel, height * sizes.latent_pixel];
         let image = pipeline.vae().bytes_of_image(image, &level.limits());
         let denoising = [
@@ -141,8 +153,8 @@ fn plan(
             ("activations", in_dtype(pipeline.bytes_of_row(width, height, tokens)) * rows),
         ];
         let decoding = [kept[0], kept[1], ("VAE", vae_kept.max(vae.largest)), ("activations", image)];
-        phases.push(Phase::new("validation: denoise", denoising));
-        phases.push(Phase::new("validation: decode", decoding));
+        phases.push(Phase::new("validation: denoise", denoising).with_host(on_host));
+        phases.push(Phase::new("validation: decode", decoding).with_host(on_host));
     }
     Plan { level, phases }
 }

@@ -143,6 +143,7 @@ impl<'a, T: Task> Run<'a, T> {
     ) -> Result<Self> {
         let device = task.device().clone();
         let decay = config.training.ema_decay;
+        let home = if prepared.level.keeps_ema_on_host() { Device::flex() } else { device.clone() };
         let model = task.model_mut();
         let (folder, checkpoint) = match resumed {
             Some(Resumed { folder, checkpoint }) => (Some(folder), checkpoint),
@@ -151,7 +152,7 @@ impl<'a, T: Task> Run<'a, T> {
         let (folder, step, mut trained, ema, optimizer) = match (folder, checkpoint) {
             (folder, None) => {
                 let trained = Trained::new(config, model)?;
-                let ema = (decay > 0.0).then(|| Ema::new(decay));
+                let ema = (decay > 0.0).then(|| Ema::new(decay).at(home));
                 let folder = folder.map_or_else(|| RunFolder::create(config), Ok)?;
                 (folder, 0, trained, ema, AdamW::new(config.optimizer.clone()))
             }
@@ -159,8 +160,8 @@ impl<'a, T: Task> Run<'a, T> {
             (Some(folder), Some(checkpoint)) => {
                 let state = checkpoint.state()?;
                 let mut trained = Trained::read(config, &checkpoint, false, model, &device)?;
-                let means = trained.means(&checkpoint, model, &device)?;
-                let ema = means.map(|means| Ema::restore(decay, state.step, means));
+                let means = trained.means(&checkpoint, model, &home)?;
+                let ema = means.map(|means| Ema::restore(decay, state.step, means).at(home));
                 let mut both = Both(&mut trained, model);
                 let optimizer = checkpoint.optimizer(config.optimizer.clone(), &mut both, &device)?;
                 checkpoint.set_later_ones_aside(folder.path())?;
@@ -294,12 +295,7 @@ impl<'a, T: Task> Run<'a, T> {
         let mut summed: Option<Summed> = None;
         for _ in 0..self.config.training.gradient_accumulation {
             let batch = batches.next().expect("a plan with samples never ends")?.upload(self.task.device());
-            let first = summed.as_ref().map_or(0, |summed| summed.samples) as u64;
-            let new = self.gradients(batch, first);
-            summed = Some(match summed {
-                Some(summed) => summed.and(new),
-                None => new,
-            });
+            summed = Some(self.gradients(summed, batch));
         }
         let (rate, max_steps) = (self.config.optimizer.learning_rate, self.config.training.max_steps);
         let learning_rate = self.config.schedule.learning_rate(rate, self.step, max_steps);
@@ -309,12 +305,13 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(Outcome { loss, grad_norm, learning_rate })
     }
 
-    /// The summed loss of a batch and its gradients. `first` is the number of the batch's first sample within the step.
-    fn gradients(&self, batch: Batch, first: u64) -> Summed {
+    /// The summed loss of a batch and its gradients, added to those of the batches `before` it in this step.
+    fn gradients(&self, before: Option<Summed>, batch: Batch) -> Summed {
         let [rows, moments, height, width] = batch.moments.dims();
+        let first = before.as_ref().map_or(0, |before| before.samples) as u64;
         let noised = Noised::draw(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
         let example = self.task.example(batch, noised);
-        self.learner.gradients(self.task.model(), &example, self.step, first)
+        self.learner.gradients(before, self.task.model(), &example, self.step)
     }
 
     /// Whether this step ends a period of `every` steps; there are no periods of 0.

@@ -174,7 +174,7 @@ const MODELS: [(&str, Make); 5] = [
 ];
 
 /// The configuration and the gigabytes of its card.
-const CARDS: [(&str, f64); 8] = [
+const CARDS: [(&str, f64); 9] = [
     ("flux_lora_8gb", 8.0),
     ("flux_lora_12gb", 12.0),
     ("flux_lora_16gb", 16.0),
@@ -182,6 +182,7 @@ const CARDS: [(&str, f64); 8] = [
     ("flux_lora_48gb", 48.0),
     ("flux_lora_80gb", 80.0),
     ("instruct_pix2pix_8gb", 8.0),
+    ("instruct_pix2pix_12gb", 12.0),
     ("instruct_pix2pix_24gb", 24.0),
 ];
 

@@ -91,6 +91,16 @@ fn keeping_all_activations_gives_the_same_bits_as_keeping_one_block() {
 }
 
 #[test]
+fn a_run_resumed_with_its_ema_in_host_memory_is_the_same_bit_for_bit() {
+    let bare = bare();
+    let more = ["model.init=random", "validation.every=1", &bare];
+    let with = |settings: &[&'static str]| config("hosted", &[&more[..], settings].concat());
+    let run = train(&with(&["training.max_steps=2", "memory.level=none"]), None).unwrap();
+    train(&with(&["memory.level=balanced"]), Some(&run)).unwrap();
+    assert_eq!(state(&run, 4), state(&WHOLE, 4));
+}
+
+#[test]
 fn validation_does_not_change_what_is_trained() {
     let more =
         ["validation.every=1", "validation.prompts=['a cat']", "validation.steps=1", "validation.true_guidance=3"];

@@ -99,7 +99,7 @@ pub struct RunConfig {
 pub struct LoopConfig {
     /// What to train. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every parameter of the
     /// denoiser, with a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the
-    /// weights (an EMA and gradient accumulation add one each).
+    /// weights, or two and a half times with `optimizer.name = "adamw8bit"`.
     pub mode: Mode,
     /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 images needs 500 to 2000;
     /// watch the held-out loss.
@@ -108,7 +108,8 @@ pub struct LoopConfig {
     /// memory of one batch. Default 1. Raise it when the loss is too noisy and a larger batch does not fit.
     pub gradient_accumulation: u64,
     /// Decay of the EMA of the trained parameters, such as 0.9999. Default 0, no EMA. With one, validation and export use the EMA,
-    /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more.
+    /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more: on the device at
+    /// the memory level `none`, else on the host, which takes time for the copy at each step.
     pub ema_decay: f64,
     /// Activation checkpointing. Default `blockwise`: keeps the input of each block and recomputes the block in the backward
     /// pass, so that peak memory is one block. `full` keeps all activations: faster where they fit.

@@ -60,6 +60,21 @@ pub fn backward<M: Network>(
     groups: &[Range<usize>],
     loss: impl Fn(Tensor<4>) -> Tensor<1>,
 ) -> (Tensor<1>, Gradients) {
+    let mut gradients = Gradients::new();
+    let value = backward_onto(&mut gradients, model, subject, inputs, groups, loss);
+    (value, gradients)
+}
+
+/// The same with the gradients added to those of `sum`, group by group: beside the sum there are only the gradients of one group.
+/// Returns the loss.
+pub fn backward_onto<M: Network>(
+    sum: &mut Gradients,
+    model: &M,
+    subject: Subject<'_>,
+    inputs: &M::Inputs,
+    groups: &[Range<usize>],
+    loss: impl Fn(Tensor<4>) -> Tensor<1>,
+) -> Tensor<1> {
     let first = match subject {
         Subject::Adapters(adapters) => model.lender().first_wearing(adapters),
         Subject::Weights => model.lender().first_with_parameters(),
@@ -83,7 +98,6 @@ pub fn backward<M: Network>(
     }
 
     let tracked_inputs = inputs.tracked();
-    let mut gradients = Gradients::new();
     let mut value = None;
     let mut upstream: Option<Vec<Option<DispatchTensor>>> = None;
     for (group, entry) in back.into_iter().zip(entering.into_iter().rev()) {
@@ -111,7 +125,11 @@ pub fn backward<M: Network>(
         let mut tape = scalar.backward();
         for (name, leaf) in trained {
             if let Some(gradient) = leaf.gradient(&mut tape) {
-                gradients.insert(name, gradient);
+                let total = match sum.remove(&name) {
+                    Some(before) => before + gradient,
+                    None => gradient,
+                };
+                sum.insert(name, total);
             }
         }
         upstream = streams.then(|| {
@@ -120,7 +138,7 @@ pub fn backward<M: Network>(
             entered.gradients
         });
     }
-    (value.expect("the last group ends with the head"), gradients)
+    value.expect("the last group ends with the head")
 }
 
 /// Makes what enters a group leaves of its tape, or constants beside it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::nn::Parameters;
 
@@ -13,17 +13,33 @@ pub struct Ema {
     decay: f64,
     updates: u64,
     means: BTreeMap<String, Tensor<1>>,
+    /// Where the means are; `None` is beside the parameters.
+    home: Option<Device>,
 }
 
 impl Ema {
     /// Empty means, which keep up to `decay` (such as 0.9999) of themselves a step.
     pub fn new(decay: f64) -> Self {
-        Self { decay, updates: 0, means: BTreeMap::new() }
+        Self { decay, updates: 0, means: BTreeMap::new(), home: None }
     }
 
     /// Goes on from `means` after so many updates.
     pub fn restore(decay: f64, updates: u64, means: BTreeMap<String, Tensor<1>>) -> Self {
-        Self { decay, updates, means }
+        Self { decay, updates, means, home: None }
+    }
+
+    /// The same with its means on the device `home`, which computes them. Of the parameters a copy of one tensor at a time goes there.
+    pub fn at(mut self, home: Device) -> Self {
+        self.means.values_mut().for_each(|mean| *mean = mean.clone().to_device(&home));
+        Self { home: Some(home), ..self }
+    }
+
+    /// A parameter's values where the means are.
+    pub fn beside(&self, values: Tensor<1>) -> Tensor<1> {
+        match &self.home {
+            Some(home) => values.to_device(home),
+            None => values,
+        }
     }
 
     /// Takes in the parameters as they are after a step.
@@ -32,7 +48,7 @@ impl Ema {
         self.updates += 1;
         let keep = if n == 0.0 { 0.0 } else { self.decay.min((1.0 + n) / (10.0 + n)) };
         parameters.parameters("", &mut |name, parameter| {
-            let value = parameter.flat();
+            let value = self.beside(parameter.flat());
             let mean = match self.means.remove(name) {
                 Some(mean) if keep > 0.0 => mean.clone() + (value - mean) * (1.0 - keep),
                 _ => value,

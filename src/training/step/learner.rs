@@ -13,8 +13,8 @@ use crate::{
         Activations, Ema,
         objective::Example,
         step::{
-            backward::{self, Gradients, Subject, backward},
-            optimizer::{AdamW, accumulate, clip},
+            backward::{self, Gradients, Subject, backward_onto},
+            optimizer::{AdamW, clip},
             trained::{Both, Trained, assign},
         },
     },
@@ -42,12 +42,6 @@ pub struct Summed {
 }
 
 impl Summed {
-    /// These and more.
-    pub fn and(mut self, more: Self) -> Self {
-        accumulate(&mut self.gradients, more.gradients);
-        Self { loss: self.loss + more.loss, samples: self.samples + more.samples, ..self }
-    }
-
     /// The mean gradients of the samples.
     pub fn mean(&self) -> Gradients {
         let mean = |gradient: &Tensor<1>| gradient.clone() / self.samples as f64;
@@ -95,14 +89,15 @@ impl Learner {
         self.ema.as_ref()
     }
 
-    /// The loss of a batch and its gradients in optimizer step `step`, in which `first_sample` samples came before it.
+    /// The loss of a batch and its gradients in optimizer step `step`, added to those of the batches `before` it in this step.
     pub fn gradients<M: Network>(
         &self,
+        before: Option<Summed>,
         model: &M,
         example: &Example<M::Inputs>,
         step: u64,
-        first_sample: u64,
     ) -> Summed {
+        let first_sample = before.as_ref().map_or(0, |before| before.samples) as u64;
         let adapters = self.trained.adapters().map(|adapters| match self.dropout {
             (0.0, _) => adapters,
             (probability, seed) => adapters.dropping_out(probability, seed, step, first_sample),
@@ -114,8 +109,12 @@ impl Learner {
         let samples = example.inputs.rows();
         let loss = |prediction| example.loss(prediction) * samples as f64;
         let subject = adapters.as_ref().map_or(Subject::Weights, Subject::Adapters);
-        let (loss, gradients) = backward(model, subject, &example.inputs, &groups, loss);
-        Summed { loss, gradients, samples }
+        let (sum, mut gradients, count) = match before {
+            Some(Summed { loss, gradients, samples }) => (Some(loss), gradients, samples),
+            None => (None, Gradients::new(), 0),
+        };
+        let loss = backward_onto(&mut gradients, model, subject, &example.inputs, &groups, loss);
+        Summed { loss: sum.map_or(loss.clone(), |sum| sum + loss), gradients, samples: count + samples }
     }
 
     /// Clips by the common norm, changes what is trained, and its mean. What nothing else holds is changed where it lies.
@@ -137,12 +136,12 @@ impl Learner {
         Both(&mut self.trained, model).parameters("", visit);
     }
 
-    /// Puts the EMA in the place of the trained parameters, which it returns; `None` without a mean.
+    /// Puts the EMA in the place of the trained parameters, which it returns, and which lie where the EMA does; `None` without one.
     pub(in crate::training) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
         let ema = self.ema.as_ref()?;
         let mut both = Both(&mut self.trained, model);
         let mut raw = BTreeMap::new();
-        both.parameters("", &mut |name, parameter| _ = raw.insert(name.to_string(), parameter.flat()));
+        both.parameters("", &mut |name, parameter| _ = raw.insert(name.to_string(), ema.beside(parameter.flat())));
         assign(&mut both, ema.means());
         Some(raw)
     }

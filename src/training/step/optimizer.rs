@@ -183,17 +183,6 @@ fn eight_bit(file: &TensorFile, name: &str, count: usize, map: DynamicMap, devic
     Ok(Blockwise::from_parts(codes.to_vec(), largest, map, device))
 }
 
-/// Adds `new` to `sum`, name by name.
-pub fn accumulate(sum: &mut Gradients, new: Gradients) {
-    for (name, gradient) in new {
-        let total = match sum.remove(&name) {
-            Some(before) => before + gradient,
-            None => gradient,
-        };
-        sum.insert(name, total);
-    }
-}
-
 /// Scales all gradients by `share`, then clips them to `max_norm` (0: not at all). Returns their common norm as it was before
 /// clipping, still on the device.
 ///

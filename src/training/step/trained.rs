@@ -95,11 +95,11 @@ impl<M: Network> Parameters for Both<'_, M> {
     }
 }
 
-/// Sets each parameter that `values` names, to one row of values.
+/// Sets each parameter that `values` names, to one row of values, wherever these are.
 pub(in crate::training) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
     parameters.parameters("", &mut |name, parameter| {
         if let Some(value) = values.get(name) {
-            parameter.update(|_| value.clone());
+            parameter.update(|before| value.clone().to_device(&before.device()));
         }
     });
 }
