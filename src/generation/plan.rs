@@ -42,7 +42,7 @@ impl Session {
         let tokens = self.family.prompt_tokens(&self.folder)?;
         let (width, height) = work.size;
         // The sum is of f32; half of it in 16 bits.
-        let row = pipeline.bytes_of_row(width, height, tokens) * self.dtype_size() / 4;
+        let row = pipeline.bytes_of_row(width, height, tokens, &level.limits()) * self.dtype_size() / 4;
         let rows = (self.generator().rows(options.negative(self.family).is_some()) * work.images) as u64;
         let side = pipeline.sizes().latent_pixel;
         // One after the other.

@@ -49,6 +49,10 @@ pub struct Sizes {
     pub total: u64,
     /// The largest part.
     pub largest: u64,
+    /// Of the largest tensor, dense.
+    pub tensor: u64,
+    /// Of what is made of one weight for a product: a matrix that is dense or turned around, or a transformed kernel.
+    pub workspace: u64,
 }
 
 impl Sizes {
@@ -57,13 +61,15 @@ impl Sizes {
         if residence == Residence::Resident { self.total } else { 0 }
     }
 
-    /// The most bytes on the device at once with this residence.
+    /// The most bytes on the device at once, while they are used, with this residence: with the workspace, and, of streamed parts, with
+    /// a tensor that is read in the meantime and is there twice.
     pub fn at(self, residence: Residence) -> u64 {
-        match residence {
+        let parts = match residence {
             Residence::Resident => self.total,
-            Residence::Streamed => self.total.min(2 * self.largest),
+            Residence::Streamed => self.total.min(2 * self.largest) + self.tensor,
             Residence::Single => self.largest,
-        }
+        };
+        parts + self.workspace
     }
 }
 
@@ -105,6 +111,9 @@ pub struct Lender<P> {
     device: Device,
     /// Whether streamed parts are read ahead of their loan.
     reads_ahead: bool,
+    /// As in [`Sizes`].
+    tensor: u64,
+    workspace: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -137,6 +146,17 @@ impl Facts {
     }
 }
 
+/// What is made of a weight of so many bytes and this shape for one product: a matrix once more, or 16 values of each 9 of a kernel
+/// that is not too large to be transformed on the CPU (see `kernels`).
+fn workspace(bytes: u64, shape: &[usize]) -> u64 {
+    const MOST_KERNELS: usize = 1 << 20;
+    match *shape {
+        [_, _] => bytes,
+        [outputs, inputs, 3, 3] if outputs * inputs <= MOST_KERNELS => bytes * 16 / 9,
+        _ => 0,
+    }
+}
+
 #[allow(clippy::len_without_is_empty)] // no network is empty
 impl<P: Part> Lender<P> {
     /// A lender of `count` parts, which `load` takes from the weights. The caller then calls [`Weights::finish`]: missing and
@@ -147,6 +167,7 @@ impl<P: Part> Lender<P> {
         count: usize,
         load: impl Fn(&Weights, usize) -> P + Send + Sync + 'static,
     ) -> Self {
+        let others = weights.taken();
         let measured = |weights: &Weights, index: usize| {
             let before = weights.bytes();
             let part = load(weights, index);
@@ -167,7 +188,14 @@ impl<P: Part> Lender<P> {
             }
         };
         let reads_ahead = residence != Residence::Single;
-        Self { source, facts: facts.into(), device: weights.device().clone(), reads_ahead }
+        let taken = weights.taken();
+        let own = || taken.iter().filter(|(name, _)| !others.contains_key(*name));
+        let largest = |bytes: &dyn Fn(u64, &[usize]) -> u64| {
+            own().map(|(name, shape)| bytes(weights.dense_bytes(name, shape), shape)).max().unwrap_or(0)
+        };
+        let (tensor, workspace) = (largest(&|bytes, _| bytes), largest(&workspace));
+        let device = weights.device().clone();
+        Self { source, facts: facts.into(), device, reads_ahead, tensor, workspace }
     }
 
     /// The number of parts.
@@ -178,7 +206,8 @@ impl<P: Part> Lender<P> {
     /// The sizes of the parts on the device.
     pub fn sizes(&self) -> Sizes {
         let bytes = || self.facts.iter().map(|facts| facts.bytes);
-        Sizes { total: bytes().sum(), largest: bytes().max().unwrap_or(0) }
+        let (total, largest) = (bytes().sum(), bytes().max().unwrap_or(0));
+        Sizes { total, largest, tensor: self.tensor, workspace: self.workspace }
     }
 
     /// The device on which parts are lent.

@@ -138,9 +138,9 @@ pub trait Pipeline: Send {
     /// The bytes of the network's segments on the device.
     fn denoiser_sizes(&self) -> Sizes;
 
-    /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights: latents of this
-    /// size, and so many tokens of text. Measured; see the implementations.
-    fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize) -> u64;
+    /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights, in f32: latents
+    /// of this size, and so many tokens of text. Measured; see the implementations.
+    fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize, limits: &Limits) -> u64;
 
     /// About the memory that a training step takes for each row, in bytes, beside weights and adapters, in f32: all that a forward
     /// pass keeps, or the inputs of the segments and one of them the backward pass. Measured; see the implementations.
@@ -150,7 +150,7 @@ pub trait Pipeline: Send {
     /// take at most half of the memory that is available, in powers of two, at least one. Where that is not known, as on a GPU,
     /// four if a row is small, else one.
     fn pictures_that_fit(&self, (width, height): (usize, usize), text_tokens: usize, rows: usize) -> usize {
-        let bytes = self.bytes_of_row(width, height, text_tokens).max(1) * rows as u64;
+        let bytes = self.bytes_of_row(width, height, text_tokens, &self.limits()).max(1) * rows as u64;
         let fitting = match memory::available(self.device()) {
             Some(available) => available / 2 / bytes,
             None if bytes < SMALL => 4,

@@ -150,7 +150,7 @@ fn plan(
             ("denoiser", denoiser.at(place.denoiser)),
             kept[1],
             ("VAE", vae_kept),
-            ("activations", in_dtype(pipeline.bytes_of_row(width, height, tokens)) * rows),
+            ("activations", in_dtype(pipeline.bytes_of_row(width, height, tokens, &level.limits())) * rows),
         ];
         let decoding = [kept[0], kept[1], ("VAE", vae_kept.max(vae.largest)), ("activations", image)];
         phases.push(Phase::new("validation: denoise", denoising).with_host(on_host));

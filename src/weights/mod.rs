@@ -273,6 +273,11 @@ impl Weights {
         taken.iter().map(|entry| packed.get(entry.0).copied().unwrap_or_else(|| dense(entry))).sum()
     }
 
+    /// The bytes that a tensor of this full name and shape takes on the device while it is dense.
+    pub fn dense_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        self.source.size(name) * shape.iter().product::<usize>() as u64
+    }
+
     /// The size on the device of all tensors of the checkpoint, in bytes.
     pub fn stored_bytes(&self) -> u64 {
         let Content::Files { files, home } = &self.source.content else { return self.bytes() };

@@ -4,12 +4,14 @@
 pub mod encoders;
 pub mod lora;
 pub mod flux_file;
+pub mod full_size;
 pub mod program;
 #[cfg(unix)]
 pub mod pty;
 pub mod quantized;
 pub mod run;
 pub mod sampling;
+pub mod sized;
 pub mod snapshot;
 #[cfg(unix)]
 pub mod server;
