@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{Global, memory::PlanArgs, print, sampling::SamplingArgs};
+use super::{Global, memory::PlanArgs, print, sampling::SamplingArgs, worker::QueueArgs};
 use crate::{
     config,
     generation::{self, BatchRequest, Choices},
@@ -14,7 +14,8 @@ use crate::{
 /// Runs all images of a folder through image-to-image or editing, in batches, and reports time and memory
 ///
 /// Each image gets a model, a prompt and a denoising strength: the ones given here, or a random choice from the lists `models`,
-/// `prompts` and `strengths` of the --config file, seeded by the name of the image.
+/// `prompts` and `strengths` of the --config file, seeded by the name of the image. With --queue, workers on other machines make the
+/// images; models are named as in their configurations.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of images; large ones are processed at the model's resolution and scaled back
@@ -41,11 +42,13 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Images per batch, all of one size, model and strength
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, conflicts_with = "queue")]
     batch_size: usize,
     /// Folder for the results, named like their inputs, and for `report.json`
     #[arg(long, value_name = "DIR", value_parser = super::path())]
     output: PathBuf,
+    #[command(flatten)]
+    queue: QueueArgs,
     #[command(flatten)]
     plan: PlanArgs,
 }
@@ -61,11 +64,14 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     if !args.strength.is_empty() {
         choices.strengths = args.strength;
     }
-    let Args { folder, image, sampling, seed, batch_size, output, plan, .. } = args;
+    let Args { folder, image, sampling, seed, batch_size, output, queue, plan, .. } = args;
     let ((sampling, loras), (memory, dry_run)) = (sampling.into(), plan.given());
     #[rustfmt::skip] // one field a line would hide that nothing happens here
     let request = BatchRequest { folder, image, choices, loras, sampling, seed, batch_size, output, memory };
     stop_on_signals()?;
+    if let Some(cluster) = queue.over(None) {
+        return super::worker::feed(&request, &cluster, dry_run);
+    }
     match dry_run {
         true => print(generation::plan_batch(&request, &global.open()?)?),
         false => print(generation::batch(&request, &global.open()?).context("not all images were processed")?),

@@ -18,7 +18,12 @@ impl Flags {
         // What configurations call `model.path` is the model of a command without a configuration.
         let model = flags.iter().find(|(field, _)| field == "model").map(|(_, flag)| flag.clone());
         flags.extend(model.map(|flag| ("model.path".to_string(), flag)));
-        for (key, field) in [("memory.level", "memory"), ("memory.limit", "memory_limit")] {
+        for (key, field) in [
+            ("memory.level", "memory"),
+            ("memory.limit", "memory_limit"),
+            ("cluster.queue", "queue"),
+            ("cluster.store", "store"),
+        ] {
             let flag = flags.iter().find(|(own, _)| own == field).map(|(_, flag)| flag.clone());
             flags.extend(flag.map(|flag| (key.to_string(), flag)));
         }

@@ -5,6 +5,7 @@ mod flags;
 mod report;
 mod sampling;
 mod memory;
+mod worker;
 mod batch;
 mod bench;
 mod config;
@@ -130,6 +131,7 @@ enum Command {
     Edit(edit::Args),
     Batch(batch::Args),
     Serve(serve::Args),
+    Worker(worker::Args),
     Quantize(quantize::Args),
     Inspect(inspect::Args),
     Config(config::Args),
@@ -153,6 +155,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Edit(args) => edit::run(args, global),
         Command::Batch(args) => batch::run(args, global),
         Command::Serve(args) => serve::run(args, global),
+        Command::Worker(args) => worker::run(args, global),
         Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Config(args) => config::run(args),

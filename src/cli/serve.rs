@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Global, print};
+use super::{Global, print, worker::QueueArgs};
 use crate::{
     error::Error,
     serve::{self, config::ServeConfig},
@@ -29,12 +29,16 @@ pub struct Args {
     /// Port to listen on, overriding the configuration; 0 picks a free one
     #[arg(long)]
     port: Option<u16>,
+    #[command(flatten)]
+    queue: QueueArgs,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     let mut config = ServeConfig::load(&args.config, &args.set).context("the configuration cannot be used")?;
     config.host = args.host.unwrap_or(config.host);
     config.port = args.port.unwrap_or(config.port);
+    config.cluster = args.queue.over(config.cluster.take());
+    config.check()?;
     stop_on_signals()?;
     let ready = |address| print(format_args!("http://{address}")).map_err(|e| Error::setting("server", e.to_string()));
     Ok(serve::serve(config, &global.open()?, super::train::process(global), ready)?)

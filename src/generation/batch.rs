@@ -55,12 +55,13 @@ pub struct BatchRequest {
 }
 
 /// What is to be done with one image.
-struct Task {
-    path: PathBuf,
-    size: Size,
-    model: String,
-    prompt: String,
-    strength: f64,
+pub(crate) struct Task {
+    pub path: PathBuf,
+    /// Width and height, in pixels.
+    pub size: Size,
+    pub model: String,
+    pub prompt: String,
+    pub strength: f64,
 }
 
 /// Changes or edits all images of a folder; writes them and a report. What cannot be read is reported and left out.
@@ -174,7 +175,7 @@ fn at_once(groups: &Groups, request: &BatchRequest, sizes: &ImageSizes) -> AtOnc
 }
 
 /// What is to be done with each image whose header can be read.
-fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
+pub(crate) fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
     let Choices { models, prompts, strengths } = &request.choices;
     if !(1..=MOST_AT_ONCE).contains(&request.batch_size) {
         let problem = format!("must be at least 1 and at most {MOST_AT_ONCE}, not {}", request.batch_size);
@@ -294,12 +295,12 @@ fn with_model(
 
 impl BatchRequest {
     /// Where the result for an image goes.
-    fn output_of(&self, path: &Path) -> PathBuf {
+    pub(crate) fn output_of(&self, path: &Path) -> PathBuf {
         self.output.join(path.file_name().unwrap_or_default())
     }
 
     /// Where the report goes.
-    fn report(&self) -> PathBuf {
+    pub(crate) fn report(&self) -> PathBuf {
         self.output.join("report.json")
     }
 }

@@ -38,7 +38,7 @@ pub struct BatchReport {
     pub choices: Choices,
     /// Everything, loading included.
     pub seconds: f64,
-    /// One for each model, in the order of their work.
+    /// One for each model, in the order of their work; none of those of workers on other machines.
     pub models: Vec<Work>,
     /// What was made.
     pub pictures: Vec<Done>,
@@ -101,7 +101,7 @@ pub struct Skipped {
 
 impl BatchReport {
     /// Nothing done yet.
-    pub(super) fn new(folder: &Path, seed: u64, choices: &Choices) -> Self {
+    pub(crate) fn new(folder: &Path, seed: u64, choices: &Choices) -> Self {
         Self {
             folder: folder.into(),
             seed,
@@ -134,13 +134,13 @@ impl BatchReport {
     }
 
     /// Notes an image that cannot be read, and says so.
-    pub(super) fn skip(&mut self, path: &Path, problem: &Error) {
+    pub(crate) fn skip(&mut self, path: &Path, problem: &Error) {
         tracing::warn!("left out: {problem}");
         self.skipped.push(Skipped { name: name(path), problem: problem.to_string() });
     }
 
     /// Writes the report as JSON.
-    pub(super) fn write(&mut self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&mut self, path: &Path) -> Result<()> {
         self.seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
         self.pictures.sort_by(|a, b| a.name.cmp(&b.name));
         let json = serde_json::to_string_pretty(self).map_err(|e| Error::file(path, e.to_string()))?;
@@ -165,15 +165,17 @@ impl Work {
 
 impl fmt::Display for BatchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = ["images", "batches", "seconds", "s/image", "average MiB", "peak MiB"];
-        heads.iter().try_for_each(|head| write!(f, "{head:>11}  "))?;
-        write!(f, "model")?;
-        for work in &self.models {
-            write!(f, "\n{:>11}  {:>11}  {:>11.1}", work.pictures, work.batches, work.seconds)?;
-            write!(f, "  {:>11.2}", work.seconds_per_picture)?;
-            write!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
+        if !self.models.is_empty() {
+            let heads = ["images", "batches", "seconds", "s/image", "average MiB", "peak MiB"];
+            heads.iter().try_for_each(|head| write!(f, "{head:>11}  "))?;
+            writeln!(f, "model")?;
         }
-        write!(f, "\n{} images in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
+        for work in &self.models {
+            write!(f, "{:>11}  {:>11}  {:>11.1}", work.pictures, work.batches, work.seconds)?;
+            write!(f, "  {:>11.2}", work.seconds_per_picture)?;
+            writeln!(f, "  {:>11.0}  {:>11.0}  {}", work.average_mib, work.peak_mib, work.model)?;
+        }
+        write!(f, "{} images in {:.1} s, loading included", self.pictures.len(), self.seconds)?;
         left_out(f, &self.skipped)
     }
 }
@@ -191,6 +193,6 @@ impl fmt::Display for Skipped {
 }
 
 /// The name of a file, without its folder.
-pub(super) fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -26,6 +26,10 @@ mod batch_report;
 mod batch;
 
 pub use batch::{BatchPlan, BatchRequest, batch, plan_batch};
+#[cfg(feature = "cluster")]
+pub(crate) use batch::{Task, tasks};
+#[cfg(feature = "cluster")]
+pub(crate) use batch_report::name;
 pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
 pub use generate::{generate, plan};
 pub(crate) use generator::{Batch, Embedded, Generator};
@@ -33,6 +37,8 @@ pub use images::Images;
 pub use lora_files::LoraFiles;
 pub use options::SamplingOptions;
 pub(crate) use picture::resize;
+#[cfg(feature = "cluster")]
+pub(crate) use picture::save;
 pub use request::GenerateRequest;
 pub use session::Session;
 pub use worn::Worn;

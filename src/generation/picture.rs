@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Width and height.
-pub(super) type Size = (u32, u32);
+pub(crate) type Size = (u32, u32);
 
 /// What ends the names of the files that are read and written.
 const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -111,7 +111,7 @@ pub(super) fn free_number(output: &Path) -> PathBuf {
 }
 
 /// Writes an image in the format that its name ends in: all of it, or nothing.
-pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+pub(crate) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let problem = |e: image::ImageError| Error::file(path, e.to_string());
     replace(path, |partial| match ending(path) {
         Some("jpg" | "jpeg") => {

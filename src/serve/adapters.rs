@@ -44,6 +44,9 @@ struct Known {
     file: File,
     about: Option<About>,
     lora: Option<Arc<Lora>>,
+    /// Of its bytes.
+    #[cfg(feature = "cluster")]
+    hash: Option<String>,
     /// When it was last requested.
     used: u64,
 }
@@ -101,7 +104,14 @@ impl Adapters {
         let mut all = self.all();
         all.known.retain(|name, known| found.get(name) == Some(&known.file));
         for (name, file) in found {
-            all.known.entry(name).or_insert(Known { file, about: None, lora: None, used: 0 });
+            all.known.entry(name).or_insert(Known {
+                file,
+                about: None,
+                lora: None,
+                #[cfg(feature = "cluster")]
+                hash: None,
+                used: 0,
+            });
         }
         Ok(())
     }
@@ -147,6 +157,24 @@ impl Adapters {
         }
         self.make_room(&mut all, numbers);
         Ok(lora)
+    }
+
+    /// The file of the adapter of this name, and the hash of its bytes.
+    ///
+    /// # Errors
+    /// There is none, or the disk refuses.
+    #[cfg(feature = "cluster")]
+    pub fn content(&self, name: &str) -> Result<(PathBuf, String)> {
+        let file = self.file(name)?;
+        let known = |all: &All| all.known.get(name).filter(|known| known.file == file)?.hash.clone();
+        if let Some(hash) = known(&self.all()) {
+            return Ok((file.path, hash));
+        }
+        let hash = disk::checksum(&file.path)?;
+        if let Some(known) = self.all().known.get_mut(name).filter(|known| known.file == file) {
+            known.hash = Some(hash.clone());
+        }
+        Ok((file.path, hash))
     }
 
     /// Evicts adapters that are not in use, least recently used first, until the rest is within the limit.

@@ -53,6 +53,9 @@ pub struct ServeConfig {
     /// What the page shows beside jobs.
     #[serde(default)]
     pub page: PageConfig,
+    /// Where workers on other machines get the jobs. Without it this process makes the images itself.
+    #[serde(default)]
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// A model to serve.
@@ -148,6 +151,85 @@ pub struct PageConfig {
     pub pasted_configs: bool,
 }
 
+/// `[cluster]`: where workers on other machines get the jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// The NATS server with JetStream, `nats://HOST:4222`; with `tls://` only encrypted.
+    pub queue: String,
+    /// Where images and adapters are handed over: a folder that all machines see, or `s3://BUCKET/PREFIX`.
+    pub store: String,
+    /// A file with the credentials for the queue: a `.creds` file of NATS, or one line, `USER:PASSWORD` or a token. Default: what
+    /// the variable `KILN_QUEUE_CREDENTIALS` holds, or none.
+    pub credentials: Option<PathBuf>,
+    /// A PEM file of the authorities that may vouch for the queue. Default: those of the system.
+    pub ca: Option<PathBuf>,
+    /// A PEM file of the certificate to show to the queue. Default: none.
+    pub certificate: Option<PathBuf>,
+    /// A PEM file of the key of `certificate`.
+    pub key: Option<PathBuf>,
+    /// Seconds for which a worker may be silent before its jobs are given to others. Default 30.
+    pub silence_seconds: u64,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            queue: String::new(),
+            store: String::new(),
+            credentials: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            silence_seconds: 30,
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// Whether this build can do it, and the settings go together.
+    ///
+    /// # Errors
+    /// The first that does not fit.
+    pub fn check(&self) -> Result<()> {
+        if !cfg!(feature = "cluster") {
+            return Err(Error::setting("cluster", "this kiln was built without the feature `cluster`")
+                .hint("build it with `cargo build --release --features cluster`"));
+        }
+        for (field, value) in [("cluster.queue", &self.queue), ("cluster.store", &self.store)] {
+            if value.is_empty() {
+                return Err(Error::setting(field, "is not given"));
+            }
+        }
+        let name = self.queue.strip_prefix("nats://").or_else(|| self.queue.strip_prefix("tls://"));
+        if name.is_none_or(|name| name.is_empty() || name.contains(['/', '@', ' '])) {
+            // What it holds may be secret.
+            return Err(Error::setting("cluster.queue", "is not `nats://HOST:PORT` or `tls://HOST:PORT`")
+                .hint("credentials belong into the file `cluster.credentials`"));
+        }
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err(Error::setting("cluster.key", "and `cluster.certificate` need each other"));
+        }
+        if self.silence_seconds == 0 {
+            return Err(Error::setting("cluster.silence_seconds", "is 0").hint("use at least 1"));
+        }
+        Ok(())
+    }
+
+    /// With its paths as a person means them.
+    fn meant(mut self) -> Result<Self> {
+        for (field, path) in [
+            ("cluster.credentials", &mut self.credentials),
+            ("cluster.ca", &mut self.ca),
+            ("cluster.certificate", &mut self.certificate),
+            ("cluster.key", &mut self.key),
+        ] {
+            *path = path.take().map(|path| paths::meant_by(field, &path)).transpose()?;
+        }
+        Ok(self)
+    }
+}
+
 fn loopback() -> IpAddr {
     IpAddr::from([127, 0, 0, 1])
 }
@@ -176,6 +258,7 @@ impl ServeConfig {
         for folder in &mut config.page.configs {
             *folder = paths::meant_by("page.configs", folder)?;
         }
+        config.cluster = config.cluster.map(ClusterConfig::meant).transpose()?;
         config.check()?;
         Ok(config)
     }
@@ -209,7 +292,7 @@ impl ServeConfig {
         if !(*share > 0.0 && *share <= 1.0) {
             return Err(Error::setting("limits.share", format!("must be above 0 and at most 1, not {share}")));
         }
-        Ok(())
+        self.cluster.as_ref().map_or(Ok(()), ClusterConfig::check)
     }
 }
 
@@ -225,4 +308,35 @@ pub fn check_name(field: &str, name: &str) -> Result<()> {
     let shown: String = name.chars().take(LONGEST_NAME).collect();
     Err(Error::setting(field, format!("`{}` is not a valid name", shown.escape_debug()))
         .hint(format!("use 1 to {LONGEST_NAME} letters, digits, `.`, `_` or `-`, not starting with a dot")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_refused_by_what_is_wrong_with_it() {
+        let cluster = |queue: &str, store: &str| ClusterConfig {
+            queue: queue.into(),
+            store: store.into(),
+            ..ClusterConfig::default()
+        };
+        let whole = cluster("nats://queue.example:4222", "pictures").check();
+        if !cfg!(feature = "cluster") {
+            let error = whole.unwrap_err();
+            assert!(error.message().contains("without the feature `cluster`"), "{error}");
+            assert!(error.hint.unwrap().contains("--features cluster"));
+            return;
+        }
+        whole.unwrap();
+        for (queue, store, named) in [
+            ("", "pictures", "cluster.queue"),
+            ("nats://queue.example", "", "cluster.store"),
+            ("http://queue.example", "pictures", "cluster.queue"),
+            ("nats://ann:secret@queue.example", "pictures", "cluster.queue"),
+        ] {
+            let error = cluster(queue, store).check().unwrap_err();
+            assert!(error.message().contains(named) && !error.message().contains("secret"), "{error}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use image::ImageFormat;
 
 use super::{
     adapters::OnDevice,
-    job::{JobId, Made, Status},
+    job::{Failure, JobId, Made, Status},
     loads::{Loaded, Loads, caught},
     models::flaw_of_original,
     preview::Latents,
@@ -132,7 +132,7 @@ impl Engine {
         self.works.retain(|work| work.id != id);
         match error {
             Some(error) if error.is_stop() => self.shared.put_back(id),
-            error => self.shared.end(id, status, Vec::new(), error),
+            error => self.shared.end(id, status, Vec::new(), error.map(Failure::from)),
         }
     }
 
@@ -158,7 +158,7 @@ impl Engine {
                 Err(e) => {
                     // It was accepted by an earlier server, which had this model.
                     if self.shared.change(|state| state.queue.cancel(next.id)) {
-                        self.shared.end(next.id, Status::Failed, Vec::new(), Some(&e));
+                        self.shared.end(next.id, Status::Failed, Vec::new(), Some(Failure::from(&e)));
                     }
                     continue;
                 }
@@ -182,15 +182,9 @@ impl Engine {
     /// Starts a job: loads its model and adapters, or fails it.
     fn start(&mut self, next: &Record, model: usize) {
         let id = next.id;
-        let Some(record) = self.shared.change(|state| state.queue.start(id)) else { return };
-        self.shared.numbers.queue_seconds.observe((record.started.unwrap_or(record.created) - record.created).max(0.0));
-        if record.starts > 1 {
-            self.shared.numbers.begun_again.inc();
-        }
-        // Otherwise it could be restarted forever.
-        let journaled = self.shared.journal.update(&record);
+        let Some(record) = self.shared.start(id) else { return };
         let device = self.device.clone();
-        match journaled.and_then(|()| caught(&device, || self.dress(&record, model))) {
+        match record.and_then(|record| caught(&device, || self.dress(&record, model))) {
             Ok(work) => self.works.push(work),
             Err(e) => self.end(id, Status::Failed, Some(&e)),
         }

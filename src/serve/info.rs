@@ -71,7 +71,7 @@ pub struct LoraInfo {
 /// What the server is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct StatusInfo {
-    /// The device: `cpu` or `cuda:N`.
+    /// The device: `cpu` or `cuda:N`; `workers` where other machines make the images.
     pub device: String,
     /// The queue of waiting jobs.
     pub queue: QueueStatus,

@@ -28,8 +28,15 @@ mod shared;
 mod work;
 mod loads;
 mod engine;
+#[cfg(feature = "cluster")]
+mod cluster;
+mod hands;
 mod running;
 mod service;
+#[cfg(feature = "cluster")]
+mod worker;
+#[cfg(feature = "cluster")]
+mod feed;
 // The page: votes between images, training runs, datasets.
 pub mod rating;
 pub mod standing;
@@ -48,10 +55,13 @@ mod http;
 use std::net::SocketAddr;
 
 use burn::tensor::Device;
-use config::ServeConfig;
+use config::{ClusterConfig, ServeConfig};
 use starts::Launch;
 
-use crate::error::Result;
+use crate::{
+    error::Result,
+    generation::{BatchReport, BatchRequest},
+};
 pub use info::{LoraInfo, MemoryStatus, ModelDefaults, ModelInfo, QueueStatus, StatusInfo};
 pub use refusal::{Accepted, CancelOutcome, Missing, Refusal};
 pub use service::Service;
@@ -69,4 +79,34 @@ pub fn serve(
 ) -> Result<()> {
     let front = http::Front::open(&config)?;
     front.serve(Service::start(config, device)?, launch, ready)
+}
+
+/// Makes the images of the jobs in a queue until the process is asked to [stop](crate::stop). `ready` is told the worker's name as
+/// soon as it takes jobs. Of `config`, what is about HTTP, keys, the page and folders of adapters is the server's alone.
+///
+/// # Errors
+/// There is no queue, it or a model cannot be used, or its jobs are of another release or of other models of the same names.
+pub fn work(config: ServeConfig, device: &Device, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    let cluster = config.cluster.clone().unwrap_or_default();
+    cluster.check()?;
+    #[cfg(feature = "cluster")]
+    return worker::work(config, &cluster, device, ready);
+    #[cfg(not(feature = "cluster"))]
+    {
+        _ = (device, ready);
+        Ok(())
+    }
+}
+
+/// Changes or edits all images of a folder as [`batch`](crate::generation::batch) does, by workers, who know the models by the names in
+/// their configurations. What cannot be read or made is reported and left out.
+///
+/// # Errors
+/// As `batch`; the queue or the store cannot be used, or the request has what workers do not take.
+pub fn feed(request: &BatchRequest, cluster: &ClusterConfig) -> Result<BatchReport> {
+    cluster.check()?;
+    #[cfg(feature = "cluster")]
+    return feed::feed(request, cluster);
+    #[cfg(not(feature = "cluster"))]
+    Ok(BatchReport::new(&request.folder, request.seed, &request.choices))
 }

@@ -223,14 +223,19 @@ impl Queue {
 
     /// Puts a job back to the front of the queue, as if it had not started; returns the record to journal.
     pub fn put_back(&mut self, id: JobId) -> Option<Record> {
-        self.running.retain(|running| *running != id);
         let entry = self.jobs.get_mut(&id)?;
-        (entry.record.status, entry.record.started, entry.step) = (Status::Queued, None, 0);
         entry.record.starts = entry.record.starts.saturating_sub(1);
-        let record = entry.record.clone();
+        self.wait_again(id);
+        Some(self.jobs.get(&id)?.record.clone())
+    }
+
+    /// A job that had begun waits again, before all others.
+    pub fn wait_again(&mut self, id: JobId) {
+        self.running.retain(|running| *running != id);
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        (entry.record.status, entry.record.started, entry.step) = (Status::Queued, None, 0);
         let place = self.waiting.iter().position(|waiting| *waiting > id).unwrap_or(self.waiting.len());
         self.waiting.insert(place, id);
-        Some(record)
     }
 
     /// The record of a job with this outcome, to be journaled before the job is [ended](Self::end).

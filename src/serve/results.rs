@@ -44,13 +44,29 @@ impl Results {
     /// # Errors
     /// An I/O error.
     pub fn write(&self, job: JobId, number: usize, image: &RgbImage) -> Result<u64> {
-        let (folder, path) = (self.of(job), self.path(job, number));
-        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        disk::replace(&path, |partial| {
+        let path = self.path(job, number);
+        self.replace(job, &path, |partial| {
             image.save_with_format(partial, ImageFormat::Png).map_err(|e| Error::file(&path, e.to_string()))
         })?;
-        disk::sync_folder(&folder);
         Ok(fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len())
+    }
+
+    /// Writes the PNG file of an image.
+    ///
+    /// # Errors
+    /// An I/O error.
+    #[cfg(feature = "cluster")]
+    pub fn keep(&self, job: JobId, number: usize, bytes: &[u8]) -> Result<()> {
+        let path = self.path(job, number);
+        self.replace(job, &path, |partial| fs::write(partial, bytes).map_err(|e| Error::io(&path, e)))
+    }
+
+    fn replace(&self, job: JobId, path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let folder = self.of(job);
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        disk::replace(path, write)?;
+        disk::sync_folder(&folder);
+        Ok(())
     }
 
     /// The PNG file of an image; `None` if there is none.

@@ -13,7 +13,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use super::{
     adapters::Adapters,
     config::ServeConfig,
-    engine::Engine,
+    hands::Hands,
     info::{LoraInfo, MemoryStatus, ModelInfo, QueueStatus, StatusInfo},
     job::{Job, JobId, JobRequest, Numbered, Status},
     journal::Journal,
@@ -62,13 +62,14 @@ impl Service {
         let (journal, results) = (Journal::open(state)?, Results::open(state)?);
         let models = Models::open(&config.models)?;
         let adapters = Adapters::open(&config.loras, state, config.limits.adapter_bytes.0)?;
-        let queue = taken_up(&journal, &results)?;
+        let hands = Hands::of(&config, device)?;
+        let queue = taken_up(&journal, &results, config.cluster.is_some())?;
         let shared = Arc::new(Shared::new(config, journal, results, models, adapters));
         shared.change(|state| state.queue = queue);
-        let (hall, own) = (shared.clone(), device.clone());
+        let hall = shared.clone();
         let work = move || {
             // A panic also ends everything that waits.
-            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Engine::new(hall.clone(), &own).run()));
+            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hands.work(hall.clone())));
             hall.change(|state| {
                 state.is_over = true;
                 state.orders.clear();
@@ -337,7 +338,10 @@ impl Service {
         let state = shared.state();
         let bytes = |amount: i64| u64::try_from(amount).unwrap_or(0);
         StatusInfo {
-            device: device::name(&self.0.device),
+            device: match shared.config.cluster {
+                None => device::name(&self.0.device),
+                Some(_) => "workers".into(),
+            },
             queue: QueueStatus { depth: state.queue.depth(), limit: shared.config.limits.queue },
             running: state.queue.running().to_vec(),
             memory: MemoryStatus {
@@ -357,6 +361,7 @@ impl Service {
         match () {
             () if state.is_over => Err("the engine has ended".into()),
             () if state.stop_at.is_some() => Err("the server is stopping".into()),
+            () if state.trouble.is_some() => Err(state.trouble.clone().unwrap_or_default()),
             () if since > LONGEST_STEP => Err(format!("the engine has been in one step for {} s", since.as_secs())),
             () => Ok(()),
         }

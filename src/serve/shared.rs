@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     adapters::Adapters,
@@ -18,7 +18,7 @@ use super::{
     record::Record,
     results::Results,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A command to the engine about the model with a number.
 pub enum Order {
@@ -39,6 +39,8 @@ pub struct State {
     pub is_over: bool,
     /// The typical duration of a job, in seconds.
     pub pace: f64,
+    /// Why jobs wait although there is nothing before them.
+    pub trouble: Option<String>,
 }
 
 /// Everything that the engine and the handles share.
@@ -54,6 +56,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Notified when there is something to do, or the engine has ended.
     changed: Condvar,
+    /// The same for asynchronous tasks.
+    pub woken: Notify,
     /// When the engine was last between two steps.
     beat: Mutex<Instant>,
 }
@@ -70,6 +74,7 @@ impl Shared {
             door: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            woken: Notify::new(),
             beat: Mutex::new(Instant::now()),
         }
     }
@@ -87,6 +92,7 @@ impl Shared {
         self.numbers.running.set(state.queue.running().len() as i64);
         drop(state);
         self.changed.notify_all();
+        self.woken.notify_one();
         result
     }
 
@@ -113,9 +119,20 @@ impl Shared {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
+    /// Starts a waiting job; `None` if there is none with this ID. A job whose start cannot be written to the journal must not run:
+    /// otherwise it could be restarted forever.
+    pub fn start(&self, id: JobId) -> Option<Result<Record>> {
+        let record = self.change(|state| state.queue.start(id))?;
+        self.numbers.queue_seconds.observe((record.started.unwrap_or(record.created) - record.created).max(0.0));
+        if record.starts > 1 {
+            self.numbers.begun_again.inc();
+        }
+        Some(self.journal.update(&record).map(|()| record))
+    }
+
     /// Ends a job: first in the journal, then for all listeners.
-    pub fn end(&self, id: JobId, status: Status, images: Vec<Made>, error: Option<&Error>) {
-        let record = self.state().queue.ended(id, status, images, error.map(Failure::from));
+    pub fn end(&self, id: JobId, status: Status, images: Vec<Made>, error: Option<Failure>) {
+        let record = self.state().queue.ended(id, status, images, error);
         let Some(mut record) = record else { return };
         // Without a journal entry the images would not survive a restart, so the job must not be reported as completed.
         if let Err(e) = self.journal.finish(&record) {

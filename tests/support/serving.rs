@@ -44,6 +44,7 @@ pub fn config(state: &Path) -> ServeConfig {
         limits: LimitsConfig::default(),
         results: ResultsConfig::default(),
         page: PageConfig::default(),
+        cluster: None,
     }
 }
 
