@@ -1,10 +1,11 @@
 //! What a worker does with one job.
 
 use async_nats::jetstream::{AckKind, message::Acker};
+use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use uuid::Uuid;
 
-use super::{PAUSE, Worker};
+use super::{PAUSE, Phase, Worker};
 use crate::{
     error::{Error, Result},
     serve::{
@@ -61,7 +62,7 @@ impl Worker {
             Outcome::Dropped => _ = acker.double_ack().await,
             Outcome::Back(why) => {
                 tracing::warn!("job {id}: given back: {why}");
-                let pause = (!*self.stopping.borrow()).then_some(PAUSE);
+                let pause = (!self.is_stopping()).then_some(PAUSE);
                 _ = acker.ack_with(AckKind::Nak(pause)).await; // if this is lost, silence says the same
             }
         }
@@ -92,7 +93,7 @@ impl Worker {
             self.cancel(id).await;
         }
         let (mut after, mut attempts) = (0, 1);
-        let mut stopping = self.stopping.subscribe();
+        let (mut phases, mut phase) = (self.phase.subscribe(), Phase::Takes);
         loop {
             let Ok(mut told) = self.service.events(local, LOCAL, after) else {
                 return Ok(Outcome::Back("the worker has lost it".into()));
@@ -100,9 +101,10 @@ impl Worker {
             loop {
                 let told = tokio::select! {
                     told = told.next() => told,
-                    _ = stopping.wait_for(|stopping| *stopping), if !*self.stopping.borrow() => {
-                        // What has begun is finished.
-                        if self.service.job(local, LOCAL).is_ok_and(|job| job.status == Status::Queued) {
+                    next = next_phase(&mut phases, phase) => {
+                        phase = next;
+                        let waits = || self.service.job(local, LOCAL).is_ok_and(|job| job.status == Status::Queued);
+                        if phase == Phase::Ends || waits() {
                             return Ok(Outcome::Back("the worker stops".into()));
                         }
                         continue;
@@ -131,7 +133,7 @@ impl Worker {
                 }
             }
             // It ended with the engine; or it has too much to tell, and goes on.
-            if *self.stopping.borrow() {
+            if self.is_stopping() {
                 return Ok(Outcome::Back("the worker stops".into()));
             }
             if let Err(why) = self.service.ready() {
@@ -194,6 +196,14 @@ impl Worker {
         }
         let strength = self.service.job(local, LOCAL).ok().and_then(|job| job.request.strength);
         Ok(Outcome::Ended(attempts, self.seconds(local), How::Completed { folder, images, strength }))
+    }
+}
+
+/// The phase after this one, once it comes.
+async fn next_phase(phases: &mut watch::Receiver<Phase>, phase: Phase) -> Phase {
+    match phases.wait_for(|next| *next > phase).await {
+        Ok(next) => *next,
+        Err(_) => Phase::Ends, // the worker is gone
     }
 }
 

@@ -35,8 +35,8 @@ use crate::{
 
 /// How long jobs that have begun have after a request to stop, and how long there is to tell what became of them. Together they stay
 /// below the 30 seconds after which supervisors kill.
-const DRAIN: Duration = Duration::from_secs(23);
-const LINGER: Duration = Duration::from_secs(4);
+const DRAIN: Duration = Duration::from_secs(20);
+const LINGER: Duration = Duration::from_secs(3);
 
 /// How often the queue is asked while it has nothing, and while it is out of reach.
 const LOOK: Duration = Duration::from_millis(50);
@@ -56,10 +56,20 @@ struct Worker {
     models: Vec<(String, String)>,
     held: Held,
     fetched: Fetched,
-    /// Turns true when jobs that have not begun are to be given back.
-    stopping: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     /// Why it takes no jobs any more.
     refused: OnceLock<String>,
+}
+
+/// How far a worker is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// It takes jobs.
+    Takes,
+    /// Jobs that have begun are finished, others are given back.
+    Drains,
+    /// All that is left is given back.
+    Ends,
 }
 
 /// Works until the process is asked to stop; `ready` is told the worker's name as soon as it takes jobs.
@@ -93,7 +103,7 @@ pub fn work(
         models,
         held: Held::default(),
         fetched: Fetched::new(most),
-        stopping: watch::Sender::new(false),
+        phase: watch::Sender::new(Phase::Takes),
         refused: OnceLock::new(),
     });
     ready(&worker.name)?;
@@ -159,9 +169,10 @@ impl Worker {
             }
         }
         tracing::info!("stopping: jobs that have begun have {} seconds to finish", DRAIN.as_secs());
-        _ = self.stopping.send(true);
+        self.phase.send_replace(Phase::Drains);
         let service = self.service.clone();
         _ = tokio::task::spawn_blocking(move || service.stop(DRAIN)).await;
+        self.phase.send_replace(Phase::Ends); // a step may take longer than there is time
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(LINGER, all).await.is_err() {
             tracing::warn!("stopped while the queue did not answer; what it was not told, another worker does again");
@@ -233,12 +244,16 @@ impl Worker {
         self.held.remove(id);
     }
 
+    fn is_stopping(&self) -> bool {
+        *self.phase.borrow() > Phase::Takes
+    }
+
     /// Tells the queue again and again that a job is being worked on.
     async fn keep(&self, acker: &Acker) {
         loop {
             tokio::time::sleep(self.line.silence() / 3).await;
             // An engine that is stuck loses its jobs.
-            if *self.stopping.borrow() || self.service.ready().is_ok() {
+            if self.is_stopping() || self.service.ready().is_ok() {
                 _ = acker.ack_with(jetstream::AckKind::Progress).await;
             }
         }
