@@ -14,6 +14,9 @@ use crate::{
 /// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
 
+/// What ends the names of the image files that are read and written.
+pub const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
 /// The most that one decoded image may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
 /// size, and an allocation that fails ends the process.
 const MOST_DECODED: u64 = 1 << 30;

@@ -4,6 +4,7 @@ use std::path::{Component, Path};
 
 use super::{
     DataConfig, DatasetKind, Place,
+    images::PICTURE_ENDINGS,
     listing::{Listing, repeats_of},
 };
 use crate::{
@@ -11,8 +12,6 @@ use crate::{
     notice::some_of,
 };
 
-/// The extensions of images that can be read.
-const READABLE: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// The extensions of other images, which a folder should not hold without a word.
 const OTHER_PICTURES: [&str; 12] =
     ["avif", "bmp", "dng", "gif", "heic", "heif", "jp2", "jxl", "psd", "raw", "tif", "tiff"];
@@ -137,7 +136,7 @@ pub enum FileKind {
 pub fn kind_of(file: &str) -> FileKind {
     let extension = Path::new(file).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match extension.as_str() {
-        readable if READABLE.contains(&readable) => FileKind::Picture,
+        readable if PICTURE_ENDINGS.contains(&readable) => FileKind::Picture,
         other if OTHER_PICTURES.contains(&other) => FileKind::OtherPicture,
         "parquet" => FileKind::Table,
         _ => FileKind::Other,

@@ -44,7 +44,7 @@ pub use config::DataConfig;
 pub use dataset::{LatentDataset, Split};
 pub use encoders::Encoders;
 pub use fingerprint::fingerprint;
-pub use images::{decode_picture, picture_size, read_picture, to_pixels};
+pub use images::{PICTURE_ENDINGS, decode_picture, picture_size, read_picture, to_pixels};
 pub use place::{Cell, Place};
 pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
 pub use prefetch::Prefetch;

@@ -13,7 +13,7 @@ use image::{
 };
 
 use crate::{
-    data,
+    data::{self, PICTURE_ENDINGS},
     disk::replace,
     error::{Error, Result},
     pipelines::ImageSizes,
@@ -21,9 +21,6 @@ use crate::{
 
 /// Width and height.
 pub(crate) type Size = (u32, u32);
-
-/// What ends the names of the files that are read and written.
-const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// How well JPEG files are written, of 100.
 const JPEG_QUALITY: u8 = 95;
@@ -84,7 +81,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<_> = shown.map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
     files.sort_unstable();
     match files.is_empty() {
-        true => Err(Error::file(path, "no images").hint(format!("images end in {}", ENDINGS.join(", ")))),
+        true => Err(Error::file(path, "no images").hint(format!("images end in {}", PICTURE_ENDINGS.join(", ")))),
         false => Ok(files),
     }
 }
@@ -92,7 +89,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// The ending of an image's name, if it is one.
 fn ending(path: &Path) -> Option<&'static str> {
     let own = path.extension()?.to_str()?.to_ascii_lowercase();
-    ENDINGS.into_iter().find(|ending| *ending == own)
+    PICTURE_ENDINGS.into_iter().find(|ending| *ending == own)
 }
 
 /// Where the result for `picture` goes: its own name in the folder `output`, or that with a number if there is such a file.

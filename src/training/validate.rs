@@ -14,7 +14,7 @@ use super::{
     held_out_loss::Validator,
     origin::Origin,
     prepare::{Prepared, prepare_dataset},
-    record::{grid::save_grid, started},
+    record::{grid::save_grid, metrics::mean_loss, started},
     run_config::run_config,
     step::trained::Trained,
     task::Task,
@@ -171,9 +171,11 @@ impl Job for Scoring<'_> {
         let device = task.device().clone();
         let validator = Validator::new(Seed(config.run.seed), &prepared.dataset);
         let before = memory::usage(&device).resident_mib();
-        let score = |step, losses: Vec<(f64, f64)>, samples| {
-            let loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64;
-            CheckpointScore { step, loss, loss_at_level: losses, samples }
+        let score = |step, losses: Vec<(f64, f64)>, samples| CheckpointScore {
+            step,
+            loss: mean_loss(&losses),
+            loss_at_level: losses,
+            samples,
         };
         let mut scores = vec![score(0, validator.losses(&task, &[])?, None)];
         let mut adapters = None;

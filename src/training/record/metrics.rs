@@ -69,10 +69,15 @@ pub struct ValidationMetrics {
     pub validation_loss_at_level: BTreeMap<String, f64>,
 }
 
+/// The overall loss: the mean of those at each noise level; 0 of none.
+pub(in crate::training) fn mean_loss(losses: &[(f64, f64)]) -> f64 {
+    losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64
+}
+
 impl ValidationMetrics {
-    /// From the losses at each noise level, whose mean is the overall loss.
+    /// From the losses at each noise level.
     pub fn new(step: u64, losses: &[(f64, f64)]) -> Self {
-        let validation_loss = losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64;
+        let validation_loss = mean_loss(losses);
         let validation_loss_at_level = losses.iter().map(|(level, loss)| (level.to_string(), *loss)).collect();
         Self { step, validation_loss, validation_loss_at_level }
     }
