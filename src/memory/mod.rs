@@ -1,5 +1,6 @@
 //! Host and device memory: how much is in use, releasing it, and how much a piece of work may take.
 
+mod allocator;
 mod gpu;
 mod level;
 mod peak;
@@ -7,6 +8,7 @@ mod exhausted;
 mod plan;
 mod stage;
 
+pub use allocator::keep_freed;
 use burn::tensor::Device;
 pub use exhausted::{attempt, fail_at, fitting, is_attempted};
 pub use gpu::{DeviceUsage, device_usage};
@@ -91,29 +93,7 @@ pub fn release(device: &Device) {
     wait_for(device);
     peak::record(device); // what the pools hold now is their peak since the last release
     device.memory_cleanup();
-    trim();
-}
-
-/// Makes the C library keep the memory of freed tensors for the next ones, for the life of the process.
-///
-/// By default glibc returns large blocks to the system at once, and the first touch of every page of the next block is a page
-/// fault: for elementwise operations that costs more than the operation. [`release`] still returns everything. Without glibc this does nothing.
-pub fn keep_freed() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        unsafe extern "C" {
-            fn mallopt(parameter: i32, value: i32) -> i32;
-        }
-        const M_TRIM_THRESHOLD: i32 = -1;
-        const M_TOP_PAD: i32 = -2;
-        const M_MMAP_THRESHOLD: i32 = -3;
-        // SAFETY: glibc's own function, safe to call at any time from any thread.
-        unsafe {
-            mallopt(M_MMAP_THRESHOLD, 1 << 30);
-            mallopt(M_TRIM_THRESHOLD, i32::MAX);
-            mallopt(M_TOP_PAD, 64 << 20);
-        }
-    }
+    allocator::trim();
 }
 
 fn wait_for(device: &Device) {
@@ -125,19 +105,6 @@ fn wait_for(device: &Device) {
     }
     tracing::warn!("the device reported an error while synchronizing: {message}");
 }
-
-/// Returns the freed memory that glibc keeps for later to the system.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn trim() {
-    unsafe extern "C" {
-        fn malloc_trim(pad: usize) -> i32;
-    }
-    // SAFETY: `malloc_trim` (malloc.h of glibc) may be called at any time from any thread; it takes a number.
-    unsafe { malloc_trim(0) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn trim() {}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
