@@ -2,16 +2,16 @@
 
 mod terminal;
 mod signals;
+mod silent;
+mod plain;
 mod bars;
 mod dashboard;
 
 pub use signals::{STOPPED, stop_on_signals};
+pub use silent::Silent;
 pub use terminal::{LogWriter, has_colours, is_gone, print_error};
 
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
+use std::{io::IsTerminal, time::Duration};
 
 use burn_train::Interrupter;
 
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     training::{
         StepMetrics, ValidationMetrics,
-        display::{bars::Bars, dashboard::Dashboard, terminal::has_cursor},
+        display::{bars::Bars, dashboard::Dashboard, plain::Plain, terminal::has_cursor},
     },
 };
 
@@ -83,19 +83,6 @@ pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>
     })
 }
 
-/// Shows nothing.
-pub struct Silent;
-
-impl Display for Silent {
-    fn phase(&mut self, _: &str, _: u64, _: u64) {}
-    fn progress(&mut self, _: u64, _: u64) {}
-    fn training(&mut self, _: &StepMetrics) {}
-    fn validation(&mut self, _: &ValidationMetrics) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
-
 /// The metrics of a step as one line, with the remaining time: at the speed of the last steps, so that it is right
 /// after a resume too, and without validation and checkpoints.
 pub(in crate::training) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
@@ -113,46 +100,4 @@ pub(in crate::training) fn describe(metrics: &StepMetrics, max_steps: u64) -> St
 pub(in crate::training) fn describe_validation(metrics: &ValidationMetrics) -> String {
     let each: Vec<_> = metrics.validation_loss_at_level.iter().map(|(s, loss)| format!("{s}: {loss:.4}")).collect();
     format!("step {}  validation_loss {:.4}  (at {})", metrics.step, metrics.validation_loss, each.join(", "))
-}
-
-/// Lines of text, through the log.
-struct Plain {
-    interrupter: Interrupter,
-    max_steps: u64,
-    phase_shown: Option<(String, Instant)>,
-}
-
-impl Plain {
-    /// Time between two lines about the same phase.
-    const PATIENCE: Duration = Duration::from_secs(5);
-
-    fn new(interrupter: Interrupter) -> Self {
-        Self { interrupter, max_steps: 0, phase_shown: None }
-    }
-}
-
-impl Display for Plain {
-    fn phase(&mut self, name: &str, done: u64, total: u64) {
-        let fresh = matches!(&self.phase_shown, Some((shown, at)) if shown == name && at.elapsed() < Self::PATIENCE);
-        if !fresh || done >= total {
-            tracing::info!("{name}: {done}/{total}");
-            self.phase_shown = (done < total).then(|| (name.to_string(), Instant::now()));
-        }
-    }
-
-    fn progress(&mut self, _step: u64, max_steps: u64) {
-        self.max_steps = max_steps;
-    }
-
-    fn training(&mut self, metrics: &StepMetrics) {
-        tracing::info!("step {}/{}  {}", metrics.step, self.max_steps, describe(metrics, self.max_steps));
-    }
-
-    fn validation(&mut self, metrics: &ValidationMetrics) {
-        tracing::info!("{}", describe_validation(metrics));
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.interrupter.should_stop()
-    }
 }
