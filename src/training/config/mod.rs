@@ -7,6 +7,8 @@ mod instruct_pix2pix;
 mod model;
 mod objective;
 mod optimizer;
+mod run;
+mod training;
 mod validation;
 mod reference;
 
@@ -23,6 +25,8 @@ pub use self::{
     objective::ObjectiveConfig,
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
     reference::{KeyReference, TableReference, commented, reference},
+    run::RunConfig,
+    training::{Activations, LoopConfig, Mode},
     validation::ValidationConfig,
 };
 use crate::{
@@ -76,95 +80,6 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     /// How much of the model is in device memory at once. The results are the same at every level.
     #[serde(default)]
     pub memory: MemoryConfig,
-}
-
-/// `[run]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
-#[serde(deny_unknown_fields)]
-pub struct RunConfig {
-    /// Name of the run and of its folder below `output`; also the name inside the exported LoRA. No default.
-    pub name: String,
-    /// Seed of everything random (noise, noise levels, order, dropout, initial adapter): equal seeds give equal runs.
-    /// Default 0. Change it to see how much of a result is luck.
-    #[serde(default)]
-    pub seed: u64,
-    /// Folder that holds the run folders. Default `checkpoints`.
-    #[serde(default = "checkpoints")]
-    pub output: PathBuf,
-}
-
-/// `[training]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoopConfig {
-    /// What to train. Default `lora`: adapters on the layers that `[lora]` names. `full` trains every parameter of the
-    /// denoiser, with a tenth of the learning rate or less; it needs `model.dtype = "f32"` and four times the memory of the
-    /// weights, or two and a half times with `optimizer.name = "adamw8bit"`.
-    pub mode: Mode,
-    /// Optimizer steps of the whole run. Default 1000. A style or a subject of 10 to 30 images needs 500 to 2000;
-    /// watch the held-out loss.
-    pub max_steps: u64,
-    /// Batches whose gradients are averaged into one step: the effective batch is `data.batch_size` times this, at the
-    /// memory of one batch. Default 1. Raise it when the loss is too noisy and a larger batch does not fit.
-    pub gradient_accumulation: u64,
-    /// Decay of the EMA of the trained parameters, such as 0.9999. Default 0, no EMA. With one, validation and export use the EMA,
-    /// which is smoother; it ramps up from the start, and costs the memory of the trained parameters once more: on the device at
-    /// the memory level `none`, else on the host, which takes time for the copy at each step.
-    pub ema_decay: f64,
-    /// Activation checkpointing. Default `blockwise`: keeps the input of each block and recomputes the block in the backward
-    /// pass, so that peak memory is one block. `full` keeps all activations: faster where they fit.
-    pub activations: Activations,
-    /// Steps between two lines of `metrics.jsonl` and of the display. Default 10. Reading the loss waits for the
-    /// device, so 1 costs a little speed on a GPU and nothing on a CPU.
-    pub log_every: u64,
-}
-
-/// What a run trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Low-rank adapters on a frozen model.
-    #[default]
-    Lora,
-    /// All weights of the denoiser.
-    Full,
-}
-
-/// What the backward pass finds in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activations {
-    /// The input of each block.
-    #[default]
-    Blockwise,
-    /// Every intermediate result.
-    Full,
-}
-
-/// The longest name of a run, in bytes: files that are called after it have endings of their own.
-const LONGEST_NAME: usize = 200;
-
-/// The most optimizer steps of a run: a step a millisecond for twelve days.
-const MOST_STEPS: u64 = 1_000_000_000;
-
-/// The most batches of a step.
-const MOST_BATCHES: u64 = 1_000_000;
-
-impl Default for LoopConfig {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Lora,
-            max_steps: 1000,
-            gradient_accumulation: 1,
-            ema_decay: 0.0,
-            activations: Activations::Blockwise,
-            log_every: 10,
-        }
-    }
-}
-
-fn checkpoints() -> PathBuf {
-    "checkpoints".into()
 }
 
 impl TrainConfig {
@@ -226,20 +141,10 @@ impl TrainConfig {
     /// What is impossible, one line each, over all tables.
     fn problems(&self) -> Vec<String> {
         let training = &self.training;
-        let name_is_one_word = !self.run.name.contains(['/', '\\']) && !matches!(self.run.name.trim(), "" | "." | "..");
-        let name_fits = self.run.name.len() <= LONGEST_NAME && !self.run.name.chars().any(char::is_control);
-        let rules = [
-            (name_is_one_word, "run.name", "must be the name of a folder, without `/`"),
-            (name_fits, "run.name", "must have at most 200 bytes and no control characters"),
-            (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub"),
-            ((1..=MOST_STEPS).contains(&training.max_steps), "training.max_steps", "must be from 1 to 1000000000"),
-            (
-                (1..=MOST_BATCHES).contains(&training.gradient_accumulation),
-                "training.gradient_accumulation",
-                "must be from 1 to 1000000",
-            ),
-            ((0.0..1.0).contains(&training.ema_decay), "training.ema_decay", "must be at least 0 and below 1"),
-            (training.log_every > 0, "training.log_every", "must be at least 1"),
+        let named = (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub");
+        let saved = (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1");
+        // Over several tables.
+        let together = vec![
             (
                 self.schedule.warmup_steps < training.max_steps.max(1),
                 "schedule.warmup_steps",
@@ -255,10 +160,19 @@ impl TrainConfig {
                 "model.init",
                 "must be \"pretrained\" where `training.mode` is `lora`: an adapter of random weights has nothing to adapt",
             ),
-            (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1"),
         ];
-        let parts = [self.objective.rules(), self.optimizer.rules(), self.schedule.rules(), self.validation.rules()];
-        let broken = rules.into_iter().chain(parts.into_iter().flatten()).filter(|(holds, _, _)| !holds);
+        let rules = [
+            self.run.rules(),
+            vec![named],
+            training.rules(),
+            together,
+            vec![saved],
+            self.objective.rules(),
+            self.optimizer.rules(),
+            self.schedule.rules(),
+            self.validation.rules(),
+        ];
+        let broken = rules.into_iter().flatten().filter(|(holds, _, _)| !holds);
         let mut problems: Vec<_> = broken.map(|(_, key, rule)| format!("`{key}`: {rule}")).collect();
         let parts = [self.data.validate(), self.lora.validate()];
         problems.extend(parts.into_iter().filter_map(Result::err).map(|e| match &e.hint {

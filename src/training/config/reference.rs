@@ -113,7 +113,7 @@ impl KeyReference {
 fn defaults(kind: ObjectiveKind) -> TrainConfig {
     let [name, model, data] = REQUIRED.map(|(_, _, example)| example);
     TrainConfig {
-        run: RunConfig { name: name.into(), seed: 0, output: super::checkpoints() },
+        run: RunConfig { name: name.into(), seed: 0, output: super::run::checkpoints() },
         model: ModelConfig { path: model.into(), dtype: Dtype::default(), init: Default::default() },
         data: DataConfig { path: data.into(), ..Default::default() },
         objective: match kind {
