@@ -105,6 +105,22 @@ impl Weights {
         Ok(weights)
     }
 
+    /// [Opens](Self::open) the weights of one component, builds a model from them with `load`, and [finishes](Self::finish): the
+    /// one way from a folder to a model.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn load_model<M>(
+        folder: impl AsRef<Path>,
+        device: &Device,
+        dtype: Option<FloatDType>,
+        load: impl FnOnce(&Self) -> M,
+    ) -> Result<M> {
+        let weights = Self::open(folder, device, dtype)?;
+        let model = load(&weights);
+        weights.finish().map(|()| model)
+    }
+
     /// Random weights, for benchmarking full-size models without a checkpoint: matrices have unit gain, vectors are near one
     /// (`…weight`) or near zero (`…bias`). Values depend only on `seed` and the tensor's name. For the CPU they are drawn on the
     /// host and equal on every machine; a GPU draws its own, in `dtype`: twelve billion on the host would take minutes.

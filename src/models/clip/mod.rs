@@ -100,10 +100,7 @@ impl ClipModel {
     /// Files are missing, the config describes another model, or config and weights do not fit.
     pub fn open(folder: impl AsRef<Path>, device: &Device, dtype: Option<FloatDType>) -> Result<Self> {
         let config = ClipConfig::open(&folder)?;
-        let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config);
-        weights.finish()?;
-        Ok(model)
+        Weights::load_model(folder, device, dtype, |weights| Self::load(weights, config))
     }
 
     /// Takes the model's tensors.

@@ -168,9 +168,7 @@ impl T5Encoder {
         dtype: Option<FloatDType>,
     ) -> Result<Self> {
         let config = T5Config::open(&folder)?;
-        let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config, residence);
-        weights.finish().map(|()| model)
+        Weights::load_model(folder, device, dtype, |weights| Self::load(weights, config, residence))
     }
 
     /// The bytes that the encoder in a folder has on the device, by its headers alone.
@@ -179,9 +177,8 @@ impl T5Encoder {
     /// As [`open`](Self::open).
     pub fn sizes(folder: &Path, device: &Device, dtype: FloatDType) -> Result<TextSizes> {
         let config = T5Config::open(folder)?;
-        let weights = Weights::open(folder, device, Some(dtype))?;
-        let model = Self::load(&weights.unread(), config, Residence::Streamed);
-        weights.finish()?;
+        let unread = |weights: &Weights| Self::load(&weights.unread(), config, Residence::Streamed);
+        let model = Weights::load_model(folder, device, Some(dtype), unread)?;
         Ok(TextSizes { kept: model.rest, blocks: model.layers.sizes() })
     }
 

@@ -89,9 +89,7 @@ impl UNet {
         dtype: Option<FloatDType>,
     ) -> Result<Self> {
         let config = UNetConfig::open(&folder)?;
-        let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config, residence);
-        weights.finish().map(|()| model)
+        Weights::load_model(folder, device, dtype, |weights| Self::load(weights, config, residence))
     }
 
     /// A model of the `config.json` in `folder` with f32 weights to train from their beginning, drawn from `seed`: no block

@@ -61,9 +61,7 @@ impl AutoencoderKl {
         dtype: Option<FloatDType>,
     ) -> Result<Self> {
         let config = VaeConfig::open(&folder)?;
-        let weights = Weights::open(folder, device, dtype)?;
-        let model = Self::load(&weights, config, residence);
-        weights.finish().map(|()| model)
+        Weights::load_model(folder, device, dtype, |weights| Self::load(weights, config, residence))
     }
 
     /// Takes the model's tensors; the caller ends with [`Weights::finish`].
