@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn::tensor::FloatDType;
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::PossibleValue};
 
 use super::print;
 use crate::{
     lora,
     training::{self, ExportOptions},
+    weights::FileDtype,
 };
 
 /// Exports a run for other programs: a LoRA as one file, a fully trained model as a folder
@@ -29,7 +29,7 @@ pub struct Args {
     format: Option<lora::Format>,
     /// Dtype of the tensors; bf16 and f16 halve the file and round the weights
     #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    dtype: FileDtype,
     /// Export the raw weights instead of their EMA (`training.ema_decay`)
     #[arg(long)]
     raw: bool,
@@ -41,22 +41,24 @@ pub struct Args {
     model: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Dtype {
-    F32,
-    Bf16,
-    F16,
+impl ValueEnum for FileDtype {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::F32, Self::Bf16, Self::F16]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }))
+    }
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let dtype = match args.dtype {
-        Dtype::F32 => FloatDType::F32,
-        Dtype::Bf16 => FloatDType::BF16,
-        Dtype::F16 => FloatDType::F16,
-    };
     let options = ExportOptions {
         format: args.format,
-        dtype,
+        dtype: args.dtype,
         raw: args.raw,
         metadata: !args.no_metadata,
         model: args.model.as_deref(),

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::FloatDType;
 use serde::Serialize;
 
 use super::{Format, Lora, LoraLayer, matrix::Matrix, metadata::tensor_hash, write::model_metadata};
@@ -14,6 +13,7 @@ use crate::{
     disk::replace,
     error::{Error, Result},
     rng::{Purpose, Seed},
+    weights::FileDtype,
 };
 
 /// What was written and how well it was read back.
@@ -54,7 +54,7 @@ impl fmt::Display for ExportReport {
 ///
 /// # Errors
 /// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
-pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
+pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FileDtype) -> Result<ExportReport> {
     export_by(lora, path.as_ref(), format, dtype, |partial| {
         lora.write(partial, format, dtype)?;
         let hash = tensor_hash(partial)?;
@@ -69,7 +69,7 @@ pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatD
 ///
 /// # Errors
 /// As [`export`].
-pub fn export_bare(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<ExportReport> {
+pub fn export_bare(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FileDtype) -> Result<ExportReport> {
     let none = model_metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
     export_by(lora, path.as_ref(), format, dtype, |partial| lora.write_with(partial, format, dtype, &none))
 }
@@ -78,7 +78,7 @@ fn export_by(
     lora: &Lora,
     path: &Path,
     format: Format,
-    dtype: FloatDType,
+    dtype: FileDtype,
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<ExportReport> {
     let mut difference = 0.0;
@@ -102,13 +102,13 @@ fn export_by(
 }
 
 /// The largest relative difference between the changes of two adapters, or what is different beyond the rounding of `dtype`.
-fn compare(wanted: &Lora, found: &Lora, dtype: FloatDType) -> std::result::Result<f64, Vec<String>> {
+fn compare(wanted: &Lora, found: &Lora, dtype: FileDtype) -> std::result::Result<f64, Vec<String>> {
     // Eight times what rounding both matrices does to one product: the sums over the rank may cancel in part. In f32 only a
     // scale that is no power of two is rounded.
     let allowed = match dtype {
-        FloatDType::BF16 => 2f64.powi(-6),
-        FloatDType::F16 => 2f64.powi(-9),
-        _ => 1e-6,
+        FileDtype::Bf16 => 2f64.powi(-6),
+        FileDtype::F16 => 2f64.powi(-9),
+        FileDtype::F32 => 1e-6,
     };
     let mut others: BTreeMap<_, _> = found.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
     let (mut largest, mut problems) = (0.0, Vec::new());
@@ -176,24 +176,24 @@ mod tests {
     #[test]
     fn a_change_that_differs_is_noticed() {
         let wanted = lora(vec![layer("x", 1.0), layer("y", 1.0)]);
-        assert_eq!(compare(&wanted, &wanted, FloatDType::F32), Ok(0.0));
+        assert_eq!(compare(&wanted, &wanted, FileDtype::F32), Ok(0.0));
         let scaled = lora(vec![layer("x", 1.0), layer("y", 1.001)]);
-        let problems = compare(&wanted, &scaled, FloatDType::F32).unwrap_err();
+        let problems = compare(&wanted, &scaled, FileDtype::F32).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("`y`"), "{problems:?}");
-        assert!(compare(&wanted, &scaled, FloatDType::BF16).is_ok());
+        assert!(compare(&wanted, &scaled, FileDtype::Bf16).is_ok());
         let mut broken = wanted.clone();
         broken.layers[0].alpha = f64::NAN;
-        assert!(compare(&wanted, &broken, FloatDType::BF16).is_err());
+        assert!(compare(&wanted, &broken, FileDtype::Bf16).is_err());
     }
 
     #[test]
     fn missing_and_foreign_layers_are_noticed() {
         let both = lora(vec![layer("x", 1.0), layer("y", 1.0)]);
         let one = lora(vec![layer("x", 1.0)]);
-        assert!(compare(&both, &one, FloatDType::F32).unwrap_err()[0].contains("`y` is missing"));
-        assert!(compare(&one, &both, FloatDType::F32).unwrap_err()[0].contains("`y` is unexpected"));
+        assert!(compare(&both, &one, FileDtype::F32).unwrap_err()[0].contains("`y` is missing"));
+        assert!(compare(&one, &both, FileDtype::F32).unwrap_err()[0].contains("`y` is unexpected"));
         // A change of zero may be left out: it is what formats with fused layers do.
         let zero = lora(vec![layer("x", 1.0), layer("y", 0.0)]);
-        assert_eq!(compare(&zero, &one, FloatDType::F32), Ok(0.0));
+        assert_eq!(compare(&zero, &one, FileDtype::F32), Ok(0.0));
     }
 }

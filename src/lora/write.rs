@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use burn::tensor::{DType, FloatDType, TensorData};
+use burn::tensor::{DType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    weights::write_tensors,
+    weights::{FileDtype, write_tensors},
 };
 
 /// The layout of an adapter file. In each, alpha equals the rank: the scale is inside the matrices, so that no reader can
@@ -47,13 +47,13 @@ impl fmt::Display for Format {
 }
 
 impl Lora {
-    /// Writes one file, its matrices in `dtype` (f32, bf16 or f16). The adapter's metadata goes before what the format says by
+    /// Writes one file, its matrices in `dtype`. The adapter's metadata goes before what the format says by
     /// itself. [`export`](fn@super::export) also checks the result.
     ///
     /// # Errors
     /// There is nothing to write; the format does not exist for a UNet, or layers have no name in it (one error that lists
-    /// them); the dtype is another; or the disk refuses.
-    pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FloatDType) -> Result<()> {
+    /// them); or the disk refuses.
+    pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FileDtype) -> Result<()> {
         let own = match format {
             Format::Diffusers => self.diffusers_metadata(),
             Format::Kohya => self.kohya_metadata(),
@@ -69,12 +69,9 @@ impl Lora {
         &self,
         path: &Path,
         format: Format,
-        dtype: FloatDType,
+        dtype: FileDtype,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
-            return Err(Error::setting("dtype", format!("adapter files hold f32, bf16 or f16, not {dtype:?}")));
-        }
         if self.layers.is_empty() {
             return Err(Error::file(path, "the adapter has no layers: there is nothing to write"));
         }
@@ -108,7 +105,7 @@ impl Lora {
         self.layers.iter().flat_map(of).collect()
     }
 
-    fn diffusers(&self, dtype: FloatDType) -> BTreeMap<String, TensorData> {
+    fn diffusers(&self, dtype: FileDtype) -> BTreeMap<String, TensorData> {
         let of = |layer: &LoraLayer| {
             let name = format!("{}.{}", self.component(), layer.name);
             let (a, b) = folded(layer, dtype);
@@ -118,7 +115,7 @@ impl Lora {
     }
 
     /// The tensors of kohya's layout for a UNet, which has diffusers' layers as they are.
-    fn flattened(&self, path: &Path, dtype: FloatDType) -> Result<BTreeMap<String, TensorData>> {
+    fn flattened(&self, path: &Path, dtype: FileDtype) -> Result<BTreeMap<String, TensorData>> {
         let unknown = self.layers.iter().filter(|layer| unet::layer_named(&layer.name).is_none());
         nameless(path, unknown.map(|layer| layer.name.as_str()))?;
         let of = |layer: &LoraLayer| {
@@ -141,7 +138,7 @@ impl Lora {
     fn original(
         &self,
         path: &Path,
-        dtype: FloatDType,
+        dtype: FileDtype,
         key: impl Fn(&str) -> String,
     ) -> Result<BTreeMap<String, TensorData>> {
         let mut modules = BTreeMap::<String, (Original, Vec<&LoraLayer>)>::new();
@@ -231,7 +228,7 @@ fn alpha(rank: usize) -> TensorData {
     TensorData::new(vec![rank as f32], Vec::<usize>::new())
 }
 
-fn stored(matrix: Matrix, dtype: FloatDType) -> TensorData {
+fn stored(matrix: Matrix, dtype: FileDtype) -> TensorData {
     matrix.into_data().convert_dtype(DType::from(dtype))
 }
 
@@ -245,10 +242,10 @@ fn shaped(layer: &LoraLayer, mut matrix: TensorData) -> TensorData {
 
 /// A and B with the scale inside B, which is exact where `alpha / rank` is a power of two. For f16, whose smallest numbers
 /// are soon reached, a power of two moves between them until they are of like size.
-fn folded(layer: &LoraLayer, dtype: FloatDType) -> (Matrix, Matrix) {
+fn folded(layer: &LoraLayer, dtype: FileDtype) -> (Matrix, Matrix) {
     let (a, b) = (Matrix::from_tensor(&layer.a), Matrix::from_tensor(&layer.b).scaled(layer.scale()));
     let (largest_a, largest_b) = (a.largest(), b.largest());
-    if dtype != FloatDType::F16 || largest_a == 0.0 || largest_b == 0.0 {
+    if dtype != FileDtype::F16 || largest_a == 0.0 || largest_b == 0.0 {
         return (a, b);
     }
     let shift = (f64::from(largest_a / largest_b).log2() / 2.0).round();
@@ -256,7 +253,7 @@ fn folded(layer: &LoraLayer, dtype: FloatDType) -> (Matrix, Matrix) {
 }
 
 /// The matrices of one module of the original layout, whose rank is the largest of the trained layers' times their number.
-fn fused(module: &Original, trained: &[&LoraLayer], dtype: FloatDType) -> (Matrix, Matrix) {
+fn fused(module: &Original, trained: &[&LoraLayer], dtype: FileDtype) -> (Matrix, Matrix) {
     if let ([_], [layer]) = (module.layers.as_slice(), trained) {
         return folded(layer, dtype);
     }

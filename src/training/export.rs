@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 
 use super::{Mode, ModelConfig, TrainConfig, checkpoint::Checkpoint, record::started, run_config::run_config};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     families,
     lora::{self, Lora},
     paths,
-    weights::{TensorFile, Values, export_folder},
+    weights::{FileDtype, TensorFile, Values, export_folder},
 };
 
 /// How a checkpoint is written.
@@ -19,8 +19,8 @@ use crate::{
 pub struct ExportOptions<'a> {
     /// The layout of an adapter's file; `None` is the one that the most programs read. A whole model has but one layout.
     pub format: Option<lora::Format>,
-    /// Number format of the tensors: f32, bf16 or f16.
-    pub dtype: FloatDType,
+    /// Number format of the tensors.
+    pub dtype: FileDtype,
     /// What was trained itself, even if there is an EMA of it.
     pub raw: bool,
     /// Whether an adapter's file says where it comes from.
@@ -87,7 +87,7 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
 /// # Errors
 /// As [`export`].
 pub(super) fn finish(run: &Path, config: &TrainConfig) -> Result<()> {
-    let options = ExportOptions { format: None, dtype: FloatDType::F32, raw: false, metadata: true, model: None };
+    let options = ExportOptions { format: None, dtype: FileDtype::F32, raw: false, metadata: true, model: None };
     match config.training.mode {
         Mode::Lora => export(run, &run.join(format!("{}.safetensors", config.run.name)), options),
         Mode::Full => {

@@ -8,11 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Stored, TensorFile, Values, has_weights, local_paths, read_json, shards, write_tensors};
+use super::{FileDtype, Stored, TensorFile, Values, has_weights, local_paths, read_json, shards, write_tensors};
 use crate::{
     disk::remove_folder,
     error::{Error, Result},
@@ -77,7 +77,7 @@ impl fmt::Display for FolderReport {
 }
 
 /// Writes a model folder in the layout of diffusers to `output`: a copy of `base`, but with `tensors` (every tensor of the trained
-/// `part`, by its name in the checkpoint) in `dtype` (f32, bf16 or f16) as the weights of that part. A tensor may lack axes of
+/// `part`, by its name in the checkpoint) in `dtype` as the weights of that part. A tensor may lack axes of
 /// length one that it has in the base's file.
 ///
 /// - Each tensor gets its shape in the base's file, or, if the base has no weights of that part (possible for a model trained from
@@ -98,7 +98,7 @@ pub fn export_folder(
     part: &TrainedPart,
     tensors: &BTreeMap<String, Values>,
     output: impl AsRef<Path>,
-    dtype: FloatDType,
+    dtype: FileDtype,
 ) -> Result<FolderReport> {
     let (base, output) = (base.as_ref(), output.as_ref());
     if fs::symlink_metadata(output).is_ok() {
@@ -155,7 +155,7 @@ fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String,
 struct Converted<'a> {
     numbers: &'a Tensor<1>,
     shape: Vec<usize>,
-    dtype: FloatDType,
+    dtype: FileDtype,
 }
 
 impl Converted<'_> {
@@ -183,11 +183,8 @@ fn stored<'a>(
     folder: &Path,
     part: &TrainedPart,
     tensors: &'a BTreeMap<String, Values>,
-    dtype: FloatDType,
+    dtype: FileDtype,
 ) -> Result<BTreeMap<String, Converted<'a>>> {
-    if !matches!(dtype, FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) {
-        return Err(Error::setting("dtype", format!("model files hold f32, bf16 or f16, not {dtype:?}")));
-    }
     if !has_weights(folder)? {
         let config = read_json(folder.join(CONFIG))?;
         let own = |(name, Values { shape, numbers }): (&String, &'a Values)| {
@@ -299,7 +296,7 @@ fn compare(path: &Path, stored: &BTreeMap<String, Converted>) -> Result<()> {
         }
         let values = found.convert_dtype(DType::F32);
         if !values.as_slice::<f32>().is_ok_and(|values| values.iter().all(|v| v.is_finite())) {
-            problems.push(format!("tensor `{name}` has values that are not finite in {:?}", tensor.dtype));
+            problems.push(format!("tensor `{name}` has values that are not finite in {:?}", DType::from(tensor.dtype)));
         }
     }
     if problems.is_empty() {

@@ -6,6 +6,7 @@
 
 mod container;
 mod element;
+mod file_dtype;
 mod gguf;
 mod kept;
 mod local_paths;
@@ -36,6 +37,7 @@ use crate::{
     rng::Seed,
 };
 pub use file::TensorFile;
+pub use file_dtype::FileDtype;
 pub use folder::{FolderReport, TrainedPart, Widened, export_folder};
 pub(crate) use packed::{is_marker, weight_beside};
 pub use part_config::{read_config, read_json};

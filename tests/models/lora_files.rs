@@ -5,13 +5,13 @@ use std::{
     path::Path,
 };
 
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use kiln::{
     kernels,
     lora::{Format, Init, Lora, LoraConfig, Targets, export, inspect},
     nn::Delta,
     rng::Seed,
-    weights::{TensorFile, write_tensors},
+    weights::{FileDtype, TensorFile, write_tensors},
 };
 
 use crate::support::{
@@ -70,7 +70,7 @@ fn every_format_reads_back_as_it_was_written() {
     each(|_, folder| {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
         for format in FORMATS {
-            for (dtype, allowed) in [(FloatDType::F32, 0.0), (FloatDType::BF16, 0.02), (FloatDType::F16, 0.002)] {
+            for (dtype, allowed) in [(FileDtype::F32, 0.0), (FileDtype::Bf16, 0.02), (FileDtype::F16, 0.002)] {
                 let report = export(&lora, &path, format, dtype).unwrap();
                 assert_eq!(report.layers, lora.layers.len());
                 // The scales of the goldens are powers of two, so f32 is exact; sums of fused layers may be in another order.
@@ -90,9 +90,9 @@ fn written_files_have_the_keys_that_diffusers_and_kohya_write() {
     let path = temporary.path().join("out.safetensors");
     each(|_, folder| {
         let lora = Lora::read(diffusers_file(folder)).unwrap();
-        export(&lora, &path, Format::Diffusers, FloatDType::F32).unwrap();
+        export(&lora, &path, Format::Diffusers, FileDtype::F32).unwrap();
         assert_eq!(keys(&path), keys(&diffusers_file(folder)));
-        export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap();
+        export(&lora, &path, Format::Kohya, FileDtype::F32).unwrap();
         let kohya = folder.join("kohya.safetensors");
         assert_eq!(keys(&path), keys(&kohya));
         let (ours, theirs) = (TensorFile::open(&path).unwrap(), TensorFile::open(&kohya).unwrap());
@@ -109,11 +109,11 @@ fn metadata_is_kept_and_formats_add_theirs() {
     let golden = &goldens("FluxPipeline")[0];
     let mut lora = Lora::read(diffusers_file(&folders(golden)[0])).unwrap();
     lora.metadata.extend([("dataset".to_string(), "cats".to_string()), ("ss_network_dim".into(), "7".into())]);
-    export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap();
+    export(&lora, &path, Format::Kohya, FileDtype::F32).unwrap();
     let back = Lora::read(&path).unwrap();
     assert_eq!((back.metadata["dataset"].as_str(), back.metadata["ss_network_dim"].as_str()), ("cats", "7"));
     assert_eq!(back.metadata["ss_network_module"], "networks.lora_flux");
-    export(&back, &path, Format::Diffusers, FloatDType::F32).unwrap();
+    export(&back, &path, Format::Diffusers, FileDtype::F32).unwrap();
     let metadata = TensorFile::open(&path).unwrap().metadata();
     assert_eq!((metadata["dataset"].as_str(), metadata["format"].as_str()), ("cats", "pt"));
 }
@@ -152,7 +152,7 @@ fn uneven_ranks_scales_and_partly_trained_groups_survive_every_format() {
     for golden in goldens("FluxPipeline") {
         let lora = uneven(&golden);
         for format in FORMATS {
-            export(&lora, &path, format, FloatDType::F32).unwrap();
+            export(&lora, &path, format, FileDtype::F32).unwrap();
             let back = Lora::read(&path).unwrap();
             assert!(distance(&lora, &back) < 1e-6, "{format}");
             let ranks =
@@ -337,7 +337,7 @@ fn full_changes_and_fused_kronecker_products_come_apart_by_rows() {
             assert!(apart < 1e-5, "{name}: {apart}");
         }
     }
-    let text = export(&Lora::read(&path).unwrap(), &path, Format::Diffusers, FloatDType::F32).unwrap_err().to_string();
+    let text = export(&Lora::read(&path).unwrap(), &path, Format::Diffusers, FileDtype::F32).unwrap_err().to_string();
     assert!(text.contains("no layers"), "{text}");
 }
 
@@ -401,7 +401,7 @@ fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
     }
     // And it can be written again, each layer now with its own block.
     for format in FORMATS {
-        export(&lora, &path, format, FloatDType::F32).unwrap();
+        export(&lora, &path, format, FileDtype::F32).unwrap();
         assert!(distance(&lora, &Lora::read(&path).unwrap()) < 1e-6);
     }
 }
@@ -462,10 +462,10 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
     );
     let mut lora = Lora::read(diffusers_file(&folders(&goldens("FluxPipeline")[0])[0])).unwrap();
     lora.layers[0].b = lora.layers[0].b.clone() * f64::NAN;
-    let text = export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap_err().to_string();
+    let text = export(&lora, &path, Format::Kohya, FileDtype::F32).unwrap_err().to_string();
     assert!(text.contains("not finite"), "{text}");
     lora.layers[0].name = "transformer_blocks.0.attn.norm_q".into();
-    let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32).unwrap_err().to_string();
+    let text = export(&lora, &path, Format::ComfyUi, FileDtype::F32).unwrap_err().to_string();
     assert!(text.contains("attn.norm_q` has no name"), "{text}");
 }
 
@@ -513,7 +513,7 @@ fn inspection_says_what_a_file_is() {
             let lora = Lora::read(diffusers_file(&folder)).unwrap();
             let rank = lora.layers[0].rank();
             for (format, name) in FORMATS.into_iter().zip(["diffusers", "kohya", "ComfyUI"]) {
-                export(&lora, &path, format, FloatDType::BF16).unwrap();
+                export(&lora, &path, format, FileDtype::Bf16).unwrap();
                 let inspection = inspect(&path).unwrap();
                 let summary = inspection.lora.as_ref().unwrap();
                 assert_eq!((inspection.kind.as_str(), summary.format.as_str()), ("LoRA", name));

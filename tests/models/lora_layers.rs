@@ -8,6 +8,7 @@ use kiln::{
     lora::{Init, Lora, LoraConfig, LoraLayer, Targets, export},
     nn::{Adapters, Linear, Weight},
     rng::Seed,
+    weights::FileDtype,
 };
 
 use crate::support::{
@@ -24,7 +25,7 @@ fn a_new_adapter_changes_nothing_and_can_be_exported() {
     let lora = Lora::init(&config, Seed(1), &transformer(golden).shapes(), &Device::flex()).unwrap();
     assert!(lora.layers.iter().all(|layer| layer.norm() == 0.0));
     for format in FORMATS {
-        assert_eq!(export(&lora, &path, format, FloatDType::BF16).unwrap().difference, 0.0);
+        assert_eq!(export(&lora, &path, format, FileDtype::Bf16).unwrap().difference, 0.0);
         assert_eq!(Lora::read(&path).unwrap().layers.len(), lora.layers.len());
     }
 }

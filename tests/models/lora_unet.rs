@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device, FloatDType, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 use kiln::{
     lora::{Format, Lora, LoraConfig, LoraLayer, Targets, export, inspect},
     rng::Seed,
-    weights::{TensorFile, write_tensors},
+    weights::{FileDtype, TensorFile, write_tensors},
 };
 
 use crate::support::{
@@ -88,14 +88,14 @@ fn both_formats_read_back_bit_for_bit() {
     each(|_, case, file| {
         let lora = Lora::read(file).unwrap();
         for format in WRITTEN {
-            let report = export(&lora, &path, format, FloatDType::F32).unwrap();
+            let report = export(&lora, &path, format, FileDtype::F32).unwrap();
             // The scales of the goldens are powers of two.
             assert!(
                 report.difference == 0.0 && report.notes[0].contains("in full in diffusers"),
                 "{case} {format}: {report}"
             );
             assert_eq!(content(&Lora::read(&path).unwrap()), folded(&lora), "{case} {format}");
-            for dtype in [FloatDType::BF16, FloatDType::F16] {
+            for dtype in [FileDtype::Bf16, FileDtype::F16] {
                 assert!(export(&lora, &path, format, dtype).unwrap().difference < 0.02);
             }
         }
@@ -112,7 +112,7 @@ fn written_files_have_the_names_and_shapes_that_diffusers_and_kohya_write() {
     each(|_, case, file| {
         let lora = Lora::read(file).unwrap();
         let theirs = TensorFile::open(file).unwrap();
-        export(&lora, &path, Format::Diffusers, FloatDType::F32).unwrap();
+        export(&lora, &path, Format::Diffusers, FileDtype::F32).unwrap();
         let ours = TensorFile::open(&path).unwrap();
         // Of attention only, diffusers' script writes names of an older version, which mean the same.
         let newer = |name: String| name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.");
@@ -121,7 +121,7 @@ fn written_files_have_the_names_and_shapes_that_diffusers_and_kohya_write() {
         for name in theirs.names() {
             assert_eq!(ours.shape(&newer(name.clone())), theirs.shape(&name), "{name}");
         }
-        export(&lora, &path, Format::Kohya, FloatDType::F32).unwrap();
+        export(&lora, &path, Format::Kohya, FileDtype::F32).unwrap();
         let kohya = TensorFile::open(&path).unwrap();
         assert_eq!(kohya.names().len(), 3 * lora.layers.len());
         for layer in &lora.layers {
@@ -210,11 +210,11 @@ fn what_cannot_be_applied_or_written_is_refused_with_the_reason() {
     let path = temporary.path().join("bad.safetensors");
     let golden = goldens(PIPELINES[0]).remove(0);
     let lora = Lora::read(diffusers_file(&golden.folder.join(CASES[1]))).unwrap();
-    let text = export(&lora, &path, Format::ComfyUi, FloatDType::F32).unwrap_err().to_string();
+    let text = export(&lora, &path, Format::ComfyUi, FileDtype::F32).unwrap_err().to_string();
     assert!(text.contains("`format kohya`") && !path.exists(), "{text}");
     let mut unknown = lora.clone();
     unknown.layers[0].name = "down_blocks.0.attentions.0.norm".into();
-    let text = export(&unknown, &path, Format::Kohya, FloatDType::F32).unwrap_err().to_string();
+    let text = export(&unknown, &path, Format::Kohya, FileDtype::F32).unwrap_err().to_string();
     assert!(text.contains("`down_blocks.0.attentions.0.norm` has no name"), "{text}");
 
     let refuse = |extra: &[(&str, &[usize])], parts: &[&str]| {
@@ -272,7 +272,7 @@ fn inspection_groups_the_layers_of_a_unet_by_their_blocks() {
     each(|_, case, file| {
         let lora = Lora::read(file).unwrap();
         for (format, name) in WRITTEN.into_iter().zip(["diffusers", "kohya"]) {
-            export(&lora, &path, format, FloatDType::F16).unwrap();
+            export(&lora, &path, format, FileDtype::F16).unwrap();
             let inspection = inspect(&path).unwrap();
             let summary = inspection.lora.as_ref().unwrap();
             assert_eq!((inspection.kind.as_str(), summary.format.as_str()), ("LoRA", name));

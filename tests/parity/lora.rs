@@ -13,6 +13,7 @@ use kiln::{
     nn::Adapters,
     pipelines::{FluxPipeline, Pipeline, Request},
     selftest::flux,
+    weights::FileDtype,
 };
 
 use crate::support::{Golden, goldens};
@@ -140,9 +141,9 @@ fn our_own_files_of_every_format_and_dtype_give_the_same_output() {
                     output(&model, &Lora::read(&path).unwrap(), 1.0, &inputs)
                 };
                 let name = format!("{case}.output");
-                golden.check(&name, read_back(FloatDType::F32));
-                golden.check_roughly(&name, read_back(FloatDType::BF16), 5e-3);
-                golden.check_roughly(&name, read_back(FloatDType::F16), 5e-4);
+                golden.check(&name, read_back(FileDtype::F32));
+                golden.check_roughly(&name, read_back(FileDtype::Bf16), 5e-3);
+                golden.check_roughly(&name, read_back(FileDtype::F16), 5e-4);
             }
         }
     }

@@ -13,7 +13,7 @@ use kiln::{
     },
     nn::Parameters,
     rng::Seed,
-    weights::{TrainedPart, Values, export_folder},
+    weights::{FileDtype, TrainedPart, Values, export_folder},
 };
 
 use crate::support::{Golden, goldens};
@@ -73,7 +73,7 @@ fn adapters_give_the_output_of_diffusers_attached_merged_and_written_again() {
             lora.merge(&mut merged, 1.0).unwrap();
             golden.check(&output, merged.forward(&inputs));
             for format in [Format::Diffusers, Format::Kohya] {
-                export(&lora, &path, format, FloatDType::F32).unwrap();
+                export(&lora, &path, format, FileDtype::F32).unwrap();
                 golden.check(&output, with(&model, &Lora::read(&path).unwrap(), 1.0, &inputs));
             }
         }
@@ -95,7 +95,7 @@ fn an_exported_model_computes_what_the_trained_one_did() {
     let temporary = tempfile::tempdir().unwrap();
     for (i, (golden, model, inputs)) in every().enumerate() {
         let folder = temporary.path().join(i.to_string());
-        export_folder(&golden.model, &part(), &values(&model), &folder, FloatDType::F32).unwrap();
+        export_folder(&golden.model, &part(), &values(&model), &folder, FileDtype::F32).unwrap();
         open(&folder).forward(&inputs).into_data().assert_eq(&model.forward(&inputs).into_data(), true);
         if model.config.in_channels != 4 {
             continue;
@@ -103,7 +103,7 @@ fn an_exported_model_computes_what_the_trained_one_did() {
         let mut wide = model.clone();
         wide.widen(8);
         let folder = temporary.path().join(format!("wide-{i}"));
-        let report = export_folder(&golden.model, &part(), &values(&wide), &folder, FloatDType::F32).unwrap();
+        let report = export_folder(&golden.model, &part(), &values(&wide), &folder, FileDtype::F32).unwrap();
         assert_eq!(report.class, "StableDiffusionInstructPix2PixPipeline");
         let wide = open(&folder);
         assert_eq!(wide.config.in_channels, 8);

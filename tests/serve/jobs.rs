@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 use kiln::{
     memory::Bytes,
     serve::{
@@ -15,6 +15,7 @@ use kiln::{
         config::{LOCAL, LimitsConfig, ResultsConfig},
         job::{Event, FileBytes, JobRequest, Numbered, Status},
     },
+    weights::FileDtype,
 };
 use tokio_stream::{Stream, StreamExt};
 
@@ -322,7 +323,7 @@ fn uploads_are_checked_before_they_are_accepted() {
     }
     let other = folder();
     let path = other.path().join("other.safetensors");
-    adapter(&layers("tests/fixtures/flux"), 1, 5).write(&path, kiln::lora::Format::Diffusers, FloatDType::F32).unwrap();
+    adapter(&layers("tests/fixtures/flux"), 1, 5).write(&path, kiln::lora::Format::Diffusers, FileDtype::F32).unwrap();
     let error = refused("other", &std::fs::read(path).unwrap());
     assert!(error.contains("the model has no such layer") || error.contains("the layer has"), "{error}");
     assert_eq!(std::fs::read_dir(state.path().join("loras")).unwrap().count(), 0, "nothing is left");
@@ -417,7 +418,7 @@ fn a_flawed_image_is_generated_once_more_and_then_failed() {
     std::fs::create_dir_all(loras.path()).unwrap();
     let mut wild = adapter(&layers(NANO), 4, 1);
     wild.layers.iter_mut().for_each(|layer| layer.b = layer.b.clone() * f32::MAX);
-    wild.write(loras.path().join("wild.safetensors"), kiln::lora::Format::Diffusers, FloatDType::F32).unwrap();
+    wild.write(loras.path().join("wild.safetensors"), kiln::lora::Format::Diffusers, FileDtype::F32).unwrap();
     let mut config = config(state.path());
     config.loras = vec![loras.path().into()];
     let service = start(config);

@@ -17,6 +17,7 @@ use kiln::{
         config::{LOCAL, LimitsConfig, ModelEntry, PageConfig, ResultsConfig, ServeConfig},
         job::{Job, JobId, JobRequest, LoraChoice, Status},
     },
+    weights::FileDtype,
 };
 
 /// FLUX.1 of 64 × 64 pixels.
@@ -126,6 +127,6 @@ pub fn adapters(folder: &Path, ranks: &[usize]) {
     let layers = layers(NANO);
     for (number, rank) in ranks.iter().enumerate() {
         let path = folder.join(format!("a{number}.safetensors"));
-        adapter(&layers, *rank, 100 + number as u64).write(path, Format::Diffusers, FloatDType::F32).unwrap();
+        adapter(&layers, *rank, 100 + number as u64).write(path, Format::Diffusers, FileDtype::F32).unwrap();
     }
 }
