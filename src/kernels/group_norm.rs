@@ -67,7 +67,7 @@ impl Operation<3> for GroupNorm {
             Cuda(all) => cuda::group_norm::backward(self, all, wanted),
             Composed([x, weight, bias, g, _]) => composed::group_norm::backward(self, [x, weight, bias, g]).map(Some),
         );
-        let mut wanted = wanted.into_iter();
-        gradients.map(|gradient| gradient.filter(|_| wanted.next() == Some(true)))
+        let mut gradients = gradients.into_iter().zip(wanted);
+        std::array::from_fn(|_| gradients.next().and_then(|(gradient, wanted)| gradient.filter(|_| wanted)))
     }
 }

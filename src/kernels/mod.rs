@@ -69,5 +69,15 @@ pub(crate) fn even_parts(count: usize, most: usize, least: usize) -> Vec<Range<u
     (0..parts).map(|part| part * count / parts..(part + 1) * count / parts).collect()
 }
 
+/// What is made of a weight of so many bytes and this shape for one product: a matrix once more, or 16 values of each 9 of a kernel
+/// that is not too large to be transformed on the CPU.
+pub(crate) fn workspace(bytes: u64, shape: &[usize]) -> u64 {
+    match *shape {
+        [_, _] => bytes,
+        [outputs, inputs, 3, 3] if outputs * inputs <= cpu::MOST_KERNELS => bytes * 16 / 9,
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests;

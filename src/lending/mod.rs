@@ -16,6 +16,7 @@ use std::{ops::Deref, sync::Arc};
 use burn::tensor::Device;
 
 use crate::{
+    kernels,
     nn::{Adapters, LayerShape, Linears, Parameters},
     weights::Weights,
 };
@@ -146,17 +147,6 @@ impl Facts {
     }
 }
 
-/// What is made of a weight of so many bytes and this shape for one product: a matrix once more, or 16 values of each 9 of a kernel
-/// that is not too large to be transformed on the CPU (see `kernels`).
-fn workspace(bytes: u64, shape: &[usize]) -> u64 {
-    const MOST_KERNELS: usize = 1 << 20;
-    match *shape {
-        [_, _] => bytes,
-        [outputs, inputs, 3, 3] if outputs * inputs <= MOST_KERNELS => bytes * 16 / 9,
-        _ => 0,
-    }
-}
-
 #[allow(clippy::len_without_is_empty)] // no network is empty
 impl<P: Part> Lender<P> {
     /// A lender of `count` parts, which `load` takes from the weights. The caller then calls [`Weights::finish`]: missing and
@@ -193,7 +183,7 @@ impl<P: Part> Lender<P> {
         let largest = |bytes: &dyn Fn(u64, &[usize]) -> u64| {
             own().map(|(name, shape)| bytes(weights.dense_bytes(name, shape), shape)).max().unwrap_or(0)
         };
-        let (tensor, workspace) = (largest(&|bytes, _| bytes), largest(&workspace));
+        let (tensor, workspace) = (largest(&|bytes, _| bytes), largest(&kernels::workspace));
         let device = weights.device().clone();
         Self { source, facts: facts.into(), device, reads_ahead, tensor, workspace }
     }

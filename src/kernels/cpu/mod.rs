@@ -30,3 +30,4 @@ pub use group_statistics::{Gathered, Statistics};
 pub use patches::{Company, Sizes};
 pub use simd::{vectorized, vectors};
 pub use tensor::{are_floats, dims, floats, in_order, numbers};
+pub use winograd::MOST_KERNELS;

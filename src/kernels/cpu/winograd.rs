@@ -39,7 +39,7 @@ const TILES: usize = 128;
 /// Below this many tiles, or with more kernels than fit the cache, transforming the kernels costs more than it saves; below this
 /// many channels, transforming the input does.
 const FEWEST_TILES: usize = 128;
-const MOST_KERNELS: usize = 1 << 20;
+pub const MOST_KERNELS: usize = 1 << 20;
 const FEWEST_CHANNELS: usize = 16;
 
 /// The distance between the elements of one point and the next, if there are `count` of each: padded, because addresses that
