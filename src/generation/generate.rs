@@ -72,8 +72,9 @@ impl<'a> Ready<'a> {
             images: request.batch_size.unwrap_or(1).min(most),
             encodes: request.image.is_some() && !request.input_is_latents,
         };
-        let plan = session.fit(&request.memory, at_once, sampling)?;
+        // Before the level is chosen: adapters take memory, too.
         session.put_on_files(&request.loras)?;
+        let plan = session.fit(&request.memory, at_once, sampling)?;
         Ok(Self { session, prompts, groups, rows, plan })
     }
 }
