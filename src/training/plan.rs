@@ -96,8 +96,9 @@ fn plan(
     let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
     let ema = if config.training.ema_decay > 0.0 { trained } else { 0 };
     let (ema, ema_on_host) = if level.keeps_ema_on_host() { (0, ema) } else { (ema, 0) };
-    // Where EMA and trained values take turns, the one that is not used is where the EMA is.
-    let on_host = [("EMA", ema_on_host)];
+    let on_host = ("EMA", ema_on_host);
+    // While images are made with the EMA, the trained values wait where it lies; on the CPU both are in one place anyway.
+    let waiting = if is_cpu(pipeline.device()) { 0 } else { ema_on_host };
     let (side, batch) = (config.data.resolution / sizes.latent_pixel, config.data.batch_size);
     let blockwise = config.training.activations == Activations::Blockwise;
     // Those of a batch are added to the sum group by group. Of adapters they are small.
@@ -129,7 +130,7 @@ fn plan(
                 ("activations", row * batch as u64),
             ],
         )
-        .with_host(on_host),
+        .with_host([on_host]),
     ];
     let edits = config.objective.kind() == ObjectiveKind::InstructPix2Pix;
     let shown = if edits { config.validation.edits } else { config.validation.prompts.len() };
@@ -153,8 +154,8 @@ fn plan(
             ("activations", in_dtype(pipeline.bytes_of_row(width, height, tokens, &level.limits())) * rows),
         ];
         let decoding = [kept[0], kept[1], ("VAE", vae_kept.max(vae.largest)), ("activations", image)];
-        phases.push(Phase::new("validation: denoise", denoising).with_host(on_host));
-        phases.push(Phase::new("validation: decode", decoding).with_host(on_host));
+        phases.push(Phase::new("validation: denoise", denoising).with_host([on_host, ("trained values", waiting)]));
+        phases.push(Phase::new("validation: decode", decoding).with_host([on_host, ("trained values", waiting)]));
     }
     Plan { level, phases }
 }

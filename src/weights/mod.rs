@@ -286,9 +286,10 @@ impl Weights {
     /// The size on the device of the tensors taken so far, in bytes.
     pub fn bytes(&self) -> u64 {
         let (taken, packed) = (self.source.taken(), self.source.packed_bytes());
-        let dense =
-            |(name, shape): (&String, &Vec<usize>)| self.source.size(name) * shape.iter().product::<usize>() as u64;
-        taken.iter().map(|entry| packed.get(entry.0).copied().unwrap_or_else(|| dense(entry))).sum()
+        let size = |(name, shape): (&String, &Vec<usize>)| {
+            packed.get(name).copied().unwrap_or_else(|| self.dense_bytes(name, shape))
+        };
+        taken.iter().map(size).sum()
     }
 
     /// The bytes that a tensor of this full name and shape takes on the device while it is dense.

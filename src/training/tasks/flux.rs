@@ -29,7 +29,7 @@ pub(in crate::training) struct FluxTask {
     pipeline: FluxPipeline,
     objective: FlowMatching,
     validation: ValidationConfig,
-    job: Option<Job>,
+    shown: Option<Shown>,
     mode: Mode,
     without_adapter: Vec<RgbImage>,
 }
@@ -46,9 +46,9 @@ impl FluxTask {
     ) -> Result<Self> {
         let objective = FlowMatching { config: objective.clone(), scheduler: pipeline.scheduler.clone() };
         let validation = config.validation.clone();
-        let job = Job::new(&validation, dataset, family, &pipeline)?;
+        let shown = Shown::new(&validation, dataset, family, &pipeline)?;
         let mode = config.training.mode;
-        Ok(Self { pipeline, objective, validation, job, mode, without_adapter: Vec::new() })
+        Ok(Self { pipeline, objective, validation, shown, mode, without_adapter: Vec::new() })
     }
 }
 
@@ -90,16 +90,16 @@ impl Task for FluxTask {
     /// The configured prompts and seeds: a row for each prompt, and for each seed the image; of an adapter, beside the one
     /// without it. An adapter that is not trained yet changes nothing, so nothing is made twice.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
-        let Some(job) = &self.job else { return Ok(None) };
+        let Some(shown) = &self.shown else { return Ok(None) };
         if self.mode == Mode::Full {
-            let pictures = job.images(&self.pipeline, &[])?;
+            let pictures = shown.images(&self.pipeline, &[])?;
             return Ok(Some(arrange(&pictures.iter().collect::<Vec<_>>(), self.validation.seeds.len())));
         }
         if self.without_adapter.is_empty() {
-            self.without_adapter = job.images(&self.pipeline, &[])?;
+            self.without_adapter = shown.images(&self.pipeline, &[])?;
         }
         let with_adapter = match trained {
-            true => job.images(&self.pipeline, adapters)?,
+            true => shown.images(&self.pipeline, adapters)?,
             false => self.without_adapter.clone(),
         };
         let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
@@ -111,15 +111,15 @@ impl Task for FluxTask {
     }
 }
 
-/// All prompts and seeds of the grid, seeds running fastest.
-struct Job {
+/// The images of the grid: all prompts and seeds, seeds running fastest.
+struct Shown {
     family: &'static dyn Family,
     batch: generation::Batch,
     shown: Embedded,
     options: SamplingOptions,
 }
 
-impl Job {
+impl Shown {
     /// None if there are no prompts.
     ///
     /// # Errors

@@ -8,7 +8,6 @@ use burn::tensor::Device;
 use super::{ModelInit, ObjectiveConfig, TrainConfig, prepare::Prepared, task::Task};
 use crate::{
     error::Result,
-    families,
     memory::Stage,
     pipelines::{FluxPipeline, InstructPix2PixPipeline, Pipeline},
     rng::Seed,
@@ -39,7 +38,7 @@ pub(in crate::training) fn with_task<J: Job>(
     job: J,
 ) -> Result<J::Output> {
     let loading = Stage::enter("load", device);
-    let family = families::of(&prepared.model)?;
+    let family = prepared.family;
     let (model, dtype, seed) = (&prepared.model, config.model.dtype.into(), Seed(config.run.seed));
     if config.model.init == ModelInit::Random {
         tracing::info!("the denoiser starts from random weights, drawn from the seed {}", seed.0);
