@@ -177,7 +177,7 @@ mod tests {
         let mut plan = plan(Level::Balanced);
         plan.phases[0] = plan.phases[0].clone().with_host([("EMA", GIB), ("nothing", 0)]);
         assert_eq!((plan.peak().bytes(), plan.clone().on_cpu().peak().bytes()), (21 * GIB, 22 * GIB));
-        assert!(plan.to_string().ends_with("\n    (EMA, on the host           1.00)"), "{plan}");
+        assert!(plan.to_string().ends_with("\n    (EMA, on the host            1.00)"), "{plan}");
     }
 
     #[test]
