@@ -82,6 +82,11 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
         let session = sessions.remove(&model).expect("each task has one");
         outcome = with_model(request, &model, session, own, &mut report);
     }
+    finish(request, report, outcome)
+}
+
+/// Writes the report of a batch that ended so.
+pub(crate) fn finish(request: &BatchRequest, mut report: BatchReport, outcome: Result<()>) -> Result<BatchReport> {
     report.write(&request.report())?;
     outcome.map_err(|error| match error.is_stop() {
         true => {
