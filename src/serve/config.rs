@@ -168,7 +168,7 @@ pub struct ClusterConfig {
     pub certificate: Option<PathBuf>,
     /// A PEM file of the key of `certificate`.
     pub key: Option<PathBuf>,
-    /// Seconds for which a worker may be silent before its jobs are given to others. Default 30.
+    /// Seconds for which a worker may be silent before its jobs are given to others, the same on all machines. Default 30.
     pub silence_seconds: u64,
 }
 
@@ -198,7 +198,10 @@ impl ClusterConfig {
         }
         for (field, value) in [("cluster.queue", &self.queue), ("cluster.store", &self.store)] {
             if value.is_empty() {
-                return Err(Error::setting(field, "is not given"));
+                let name = field.trim_start_matches("cluster.");
+                let hint =
+                    format!("give the option `{name}`, or `{name}` in the table `[cluster]` of the configuration");
+                return Err(Error::setting(field, "is not given").hint(hint));
             }
         }
         let name = self.queue.strip_prefix("nats://").or_else(|| self.queue.strip_prefix("tls://"));
@@ -239,7 +242,7 @@ fn port() -> u16 {
 }
 
 impl ServeConfig {
-    /// Reads `serve.toml` with overrides such as `port=7801`, and checks it.
+    /// Reads `serve.toml` with overrides such as `port=7801`, and checks it but for `[cluster]`, which options may complete.
     ///
     /// # Errors
     /// As [`config::load`] and [`check`](Self::check).
@@ -259,7 +262,7 @@ impl ServeConfig {
             *folder = paths::meant_by("page.configs", folder)?;
         }
         config.cluster = config.cluster.map(ClusterConfig::meant).transpose()?;
-        config.check()?;
+        config.check_own()?;
         Ok(config)
     }
 
@@ -268,6 +271,12 @@ impl ServeConfig {
     /// # Errors
     /// The first one that is invalid.
     pub fn check(&self) -> Result<()> {
+        self.check_own()?;
+        self.cluster.as_ref().map_or(Ok(()), ClusterConfig::check)
+    }
+
+    /// Checks all but `[cluster]`.
+    fn check_own(&self) -> Result<()> {
         if self.models.is_empty() {
             return Err(Error::setting("models", "is empty").hint("add a table `[[models]]` with `name` and `path`"));
         }
@@ -292,7 +301,7 @@ impl ServeConfig {
         if !(*share > 0.0 && *share <= 1.0) {
             return Err(Error::setting("limits.share", format!("must be above 0 and at most 1, not {share}")));
         }
-        self.cluster.as_ref().map_or(Ok(()), ClusterConfig::check)
+        Ok(())
     }
 }
 
