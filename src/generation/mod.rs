@@ -27,7 +27,7 @@ mod batch;
 
 pub use batch::{BatchPlan, BatchRequest, batch, plan_batch};
 #[cfg(feature = "cluster")]
-pub(crate) use batch::{Task, tasks};
+pub(crate) use batch::{Task, finish, tasks};
 #[cfg(feature = "cluster")]
 pub(crate) use batch_report::name;
 pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};

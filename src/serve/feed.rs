@@ -22,7 +22,7 @@ use super::{
 use crate::{
     disk,
     error::{Error, Result},
-    generation::{BatchReport, BatchRequest, Done, Task, name, resize, save, tasks},
+    generation::{BatchReport, BatchRequest, Done, Task, finish, name, resize, save, tasks},
     stop,
 };
 
@@ -76,34 +76,37 @@ pub fn feed(request: &BatchRequest, config: &ClusterConfig) -> Result<BatchRepor
         feed.leave().await;
         outcome
     });
-    report.write(&request.report())?;
-    outcome.map_err(|error| match error.is_stop() {
-        true => {
-            let what = format!(" after {} images; {} lists them", report.pictures.len(), request.report().display());
-            Error::stopped(what, Vec::new())
-        }
-        false => error,
-    })?;
-    match report.pictures.is_empty() {
-        true => Err(Error::many(&request.folder, report.skipped.iter().map(ToString::to_string).collect())),
-        false => Ok(report),
-    }
+    finish(request, report, outcome)
 }
 
 impl Feed<'_> {
     async fn all(&mut self, mut tasks: VecDeque<Task>, report: &mut BatchReport) -> Result<()> {
-        let (mut news, ends) = (self.line.news(&self.sender).await?, self.line.ends(&self.sender).await?);
+        let mut news = self.line.news(&self.sender).await?;
         self.put_loras().await?;
-        let (mut heard, mut is_quiet, all) = (Instant::now(), false, tasks.len());
+        let (mut heard, mut is_quiet, mut is_away, all) = (Instant::now(), false, false, tasks.len());
+        let (mut ends, mut connects) = (None, self.line.connects());
         while !(tasks.is_empty() && self.given.is_empty()) {
             stop::check()?;
-            while self.given.len() < AT_ONCE
-                && let Some(task) = tasks.pop_front()
-            {
-                self.give(task, report).await?;
+            if std::mem::replace(&mut connects, self.line.connects()) != connects {
+                ends = None; // what was made in the queue may be gone
             }
             let before = report.pictures.len() + report.skipped.len();
-            self.take_ends(&ends, report).await?;
+            let round = match self.line.trouble() {
+                Some(trouble) => Err(broken(trouble)),
+                None => self.round(&mut ends, &mut tasks, report).await,
+            };
+            match round {
+                Err(e) if line::is_broken(&e) => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        tracing::warn!("images wait: {}", e.message());
+                    }
+                    ends = None;
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                other => other?,
+            }
+            is_away = false;
             let done = report.pictures.len() + report.skipped.len();
             if done > before {
                 (heard, is_quiet) = (Instant::now(), false);
@@ -115,6 +118,33 @@ impl Feed<'_> {
                 tracing::warn!("no image has come for {} s: is there a worker with these models?", QUIET.as_secs());
             }
             wait(&mut news, &mut heard).await;
+        }
+        Ok(())
+    }
+
+    /// Takes what has come and gives what there is room for; all that is open, if nobody takes the ends yet.
+    async fn round(
+        &mut self,
+        ends: &mut Option<PullConsumer>,
+        tasks: &mut VecDeque<Task>,
+        report: &mut BatchReport,
+    ) -> Result<()> {
+        match ends {
+            Some(ends) => self.take_ends(ends, report).await?,
+            None => {
+                self.line.prepare(true).await?;
+                let new = self.line.ends(&self.sender).await?;
+                self.take_ends(&new, report).await?;
+                for id in self.given.keys().copied().collect::<Vec<_>>() {
+                    self.put(id, report).await?;
+                }
+                *ends = Some(new);
+            }
+        }
+        while self.given.len() < AT_ONCE
+            && let Some(task) = tasks.pop_front()
+        {
+            self.give(task, report).await?;
         }
         Ok(())
     }
@@ -146,6 +176,23 @@ impl Feed<'_> {
         };
         let id = JobId::new();
         self.depot.put(&Depot::input(id, IMAGE), bytes).await?;
+        self.given.insert(id, task);
+        self.put(id, report).await
+    }
+
+    /// Puts an image that is open into the queue, unless it is there.
+    async fn put(&mut self, id: JobId, report: &mut BatchReport) -> Result<()> {
+        let Some(task) = self.given.get(&id) else { return Ok(()) };
+        if let Err(refused) = self.line.give(&task.model, &self.order(id, task)).await? {
+            report.skip(&task.path, &refused);
+            self.given.remove(&id);
+            self.depot.forget(id).await?;
+        }
+        Ok(())
+    }
+
+    /// An image as a worker is told of it.
+    fn order(&self, id: JobId, task: &Task) -> Order {
         let sampling = self.request.sampling.clone();
         let request = JobRequest {
             model: Some(task.model.clone()),
@@ -159,7 +206,7 @@ impl Feed<'_> {
             loras: self.loras.clone(),
             ..JobRequest::new(task.prompt.clone())
         };
-        let order = Order {
+        Order {
             version: VERSION.into(),
             id,
             sender: self.sender.clone(),
@@ -168,35 +215,31 @@ impl Feed<'_> {
             has_mask: false,
             strength: Some(task.strength),
             fingerprint: None,
-        };
-        self.line.give(&task.model, &order).await?;
-        self.given.insert(id, task);
-        Ok(())
+            deliveries: 0,
+            given_back: 0,
+        }
     }
 
     /// Takes the ends that have come.
     async fn take_ends(&mut self, ends: &PullConsumer, report: &mut BatchReport) -> Result<()> {
-        let mut some = ends.fetch().max_messages(AT_ONCE).messages().await.map_err(broken)?;
-        while let Some(message) = some.next().await {
-            let message = message.map_err(broken)?;
-            let end = line::read::<End>(&message.payload);
-            if let Some(end) = end
-                && let Some(task) = self.given.remove(&end.id)
-            {
-                self.take(end, task, report).await?;
+        for message in line::fetch(ends, AT_ONCE).await? {
+            if let Some(end) = line::read::<End>(&message.payload) {
+                self.take(end, report).await?;
             }
             message.ack().await.map_err(broken)?;
         }
         Ok(())
     }
 
-    async fn take(&self, end: End, task: Task, report: &mut BatchReport) -> Result<()> {
+    /// Takes the end of an image, unless it has one.
+    async fn take(&mut self, end: End, report: &mut BatchReport) -> Result<()> {
+        let Some(task) = self.given.get(&end.id) else { return Ok(()) };
         let problem = match &end.how {
             How::Failed { error } => Some(error.message.clone()),
             How::Completed { folder, images, strength } => match (self.fetch(end.id, folder).await?, images.first()) {
                 (Some(image), Some(made)) => {
                     save(&resize(image, task.size), &self.request.output_of(&task.path))?;
-                    report.pictures.push(done(&task, made, *strength, end.seconds));
+                    report.pictures.push(done(task, made, *strength, end.seconds));
                     None
                 }
                 _ => Some("was made, and is not in the store: has the worker the same `store`?".into()),
@@ -205,6 +248,7 @@ impl Feed<'_> {
         if let Some(problem) = problem {
             report.skip(&task.path, &Error::file(&task.path, problem));
         }
+        self.given.remove(&end.id);
         self.line.forget(end.id).await?;
         self.depot.forget(end.id).await
     }
@@ -216,11 +260,14 @@ impl Feed<'_> {
 
     /// Takes back what is still in the queue.
     async fn leave(&self) {
+        let mut answers = self.line.trouble().is_none();
         for id in self.given.keys() {
-            _ = self.line.withdraw(*id).await; // else a worker makes it for nobody
+            answers = answers && self.line.withdraw(*id).await.is_ok(); // else a worker makes it for nobody
             _ = self.depot.forget(*id).await;
         }
-        self.line.leave(&self.sender).await;
+        if answers {
+            self.line.leave(&self.sender).await;
+        }
     }
 }
 

@@ -124,16 +124,51 @@ fn a_worker_that_stops_finishes_its_jobs_or_gives_them_back() {
 fn a_queue_that_is_started_again_and_one_that_lost_everything_lose_no_job() {
     let Some(mut machines) = Machines::start("a_queue_that_is_started_again") else { return };
     let server = machines.server();
-    let early: Vec<String> = (0..4).map(|number| server.submit(&asked(number))).collect();
-    for keeps in [true, false] {
+    let worker = machines.worker();
+    let mut ids = Vec::new();
+    for keeps in [true, false, true] {
+        // More than the worker takes at a time.
+        ids.extend((0..16).map(|number| server.submit(&asked(number))));
+        server.until(|| (worker.log().matches("delivery 1").count() > ids.len() - 16).then_some(()));
         machines.restart_queue(keeps);
         server.until(|| (server.get("/readyz").status == 200).then_some(()));
     }
-    let _worker = machines.worker();
-    let late = server.submit(&asked(4));
-    for id in early.iter().chain([&late]) {
+    ids.push(server.submit(&asked(4)));
+    for id in &ids {
         files(&server, id);
     }
+}
+
+#[test]
+fn who_waits_for_a_queue_that_is_down_stops_when_asked_to() {
+    let Some(mut machines) = Machines::start("who_waits_for_a_queue") else { return };
+    let worker = machines.worker();
+    let photos = machines.photos(2);
+    let mut batch = machines.batch(&photos, "another-model", "far", true).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2)); // until it waits for a worker with this model
+    machines.stop_queue();
+    std::thread::sleep(Duration::from_secs(1));
+    let (status, after) = worker.stop();
+    assert!(status.success() && after < Duration::from_secs(10), "{status} after {after:?}");
+    let began = Instant::now();
+    // SAFETY: the process is a child that was not waited for, so its number is its own.
+    unsafe { libc::kill(batch.id() as i32, libc::SIGINT) };
+    assert!(!batch.wait().unwrap().success() && began.elapsed() < Duration::from_secs(10));
+    assert!(machines.folder.path().join("far/report.json").is_file());
+}
+
+#[test]
+fn a_job_that_is_given_back_again_and_again_is_made_all_the_same() {
+    let Some(machines) = Machines::start("a_job_that_is_given_back") else { return };
+    let server = machines.server();
+    let id = server.submit(&asked(1));
+    for _ in 0..5 {
+        let other = machines.worker_with(&model("tiny-flux").replace("tiny-flux\"\n", "nano-flux\"\n"));
+        let (status, log) = other.ended();
+        assert!(!status.success() && log.contains("given back"), "{log}");
+    }
+    let _worker = machines.worker();
+    files(&server, &id);
 }
 
 #[test]

@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{
-    Subscriber,
-    jetstream::{self, consumer::PullConsumer},
-};
+use async_nats::{Subscriber, jetstream::consumer::PullConsumer};
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 use uuid::Uuid;
@@ -100,8 +97,14 @@ impl Dispatch {
                 heard = None;
                 self.given.retain(|_, given| given.delivery > 0);
             }
+            end_cancelled(shared);
+            let away = self.line.trouble();
             let done = async {
+                if let Some(away) = away {
+                    return Err(broken(away));
+                }
                 if heard.is_none() {
+                    self.line.prepare(true).await?; // it may have lost what it had
                     heard = Some((self.line.news(&self.sender).await?, self.line.ends(&self.sender).await?));
                 }
                 if let Some((_, ends)) = heard.as_ref().filter(|_| std::mem::take(&mut look)) {
@@ -109,13 +112,13 @@ impl Dispatch {
                     shared.tidy();
                     self.take_ends(shared, ends).await?;
                 }
-                self.drop_cancelled(shared).await?;
+                self.withdraw_ended(shared).await?;
                 if stop_at.is_none() {
                     self.give(shared).await?;
                 }
                 Ok::<_, Error>(())
             };
-            let trouble = done.await.err().map(|e| e.message()).or_else(|| self.line.trouble());
+            let trouble = done.await.err().map(|e| e.message());
             let known = std::mem::replace(&mut shared.state().trouble, trouble.clone());
             if let Some(trouble) = trouble {
                 if known.as_ref() != Some(&trouble) {
@@ -149,23 +152,23 @@ impl Dispatch {
             }
         }
         for record in due.into_iter().chain(doubted).rev() {
-            match self.order(shared, &record).await? {
-                Ok((model, order)) => {
-                    self.line.give(&model, &order).await?;
-                    let delivery = self.given.get(&record.id).map_or(0, |given| given.delivery);
-                    self.given.insert(record.id, Given { delivery, at: Instant::now() });
-                }
-                Err(e) => {
-                    _ = shared.change(|state| state.queue.cancel(record.id));
-                    shared.end(record.id, Status::Failed, Vec::new(), Some(Failure::from(&e)));
-                }
+            let delivery = self.given.get(&record.id).map_or(0, |given| given.delivery);
+            let refused = match self.order(shared, &record, delivery).await? {
+                Ok((model, order)) => self.line.give(&model, &order).await?.err(),
+                Err(e) => Some(e),
+            };
+            self.given.insert(record.id, Given { delivery, at: Instant::now() });
+            if let Some(e) = refused {
+                _ = shared.change(|state| state.queue.cancel(record.id));
+                shared.end(record.id, Status::Failed, Vec::new(), Some(Failure::from(&e)));
             }
         }
         Ok(())
     }
 
-    /// A job as a worker is told of it, whose files are in the depot after that; or why it cannot be done.
-    async fn order(&self, shared: &Shared, record: &Record) -> Result<Result<(String, Order)>> {
+    /// A job as a worker is told of it, whose files are in the depot after that; or why it cannot be done. If it was delivered before
+    /// and is given again, the queue lost it, which is held against no worker.
+    async fn order(&self, shared: &Shared, record: &Record, delivery: i64) -> Result<Result<(String, Order)>> {
         let mut request = record.request.clone();
         let number = match shared.models.find(request.model.as_deref()) {
             Ok(number) => number,
@@ -198,18 +201,14 @@ impl Dispatch {
             has_mask: record.has_mask,
             strength: None,
             fingerprint: self.fingerprints.get(number).cloned(),
+            deliveries: delivery,
+            given_back: delivery,
         };
         Ok(Ok((shared.models.all()[number].entry.name.clone(), order)))
     }
 
-    /// Ends jobs that nobody wants any more, and takes all that has ended here from the workers.
-    async fn drop_cancelled(&mut self, shared: &Shared) -> Result<()> {
-        let cancelled: Vec<_> = {
-            let state = shared.state();
-            let is_cancelled = |id: &JobId| state.queue.get(*id).is_some_and(|entry| entry.is_cancelled);
-            state.queue.running().iter().copied().filter(is_cancelled).collect()
-        };
-        cancelled.into_iter().for_each(|id| shared.end(id, Status::Cancelled, Vec::new(), None));
+    /// Takes all that has ended here from the workers.
+    async fn withdraw_ended(&mut self, shared: &Shared) -> Result<()> {
         let is_over = |id: &JobId| is_over(shared, *id);
         let over: Vec<_> = self.given.keys().copied().filter(is_over).collect();
         for id in over {
@@ -257,11 +256,9 @@ impl Dispatch {
     /// Takes the ends that have come.
     async fn take_ends(&mut self, shared: &Shared, ends: &PullConsumer) -> Result<()> {
         loop {
-            let mut some = ends.fetch().max_messages(ENDS_AT_ONCE).messages().await.map_err(broken)?;
-            let mut count = 0;
-            while let Some(message) = some.next().await {
-                let message: jetstream::Message = message.map_err(broken)?;
-                count += 1;
+            let some = line::fetch(ends, ENDS_AT_ONCE).await?;
+            let count = some.len();
+            for message in some {
                 if let Some(end) = line::read::<End>(&message.payload) {
                     self.take(shared, end).await?;
                 }
@@ -309,6 +306,16 @@ impl Dispatch {
         }
         Ok(None)
     }
+}
+
+/// Ends jobs that nobody wants any more.
+fn end_cancelled(shared: &Shared) {
+    let cancelled: Vec<_> = {
+        let state = shared.state();
+        let is_cancelled = |id: &JobId| state.queue.get(*id).is_some_and(|entry| entry.is_cancelled);
+        state.queue.running().iter().copied().filter(is_cancelled).collect()
+    };
+    cancelled.into_iter().for_each(|id| shared.end(id, Status::Cancelled, Vec::new(), None));
 }
 
 /// Whether a job has ended, or is not known here.

@@ -8,17 +8,18 @@ use async_nats::{
     jetstream::{
         self, Context,
         consumer::{AckPolicy, PullConsumer, pull},
-        context::PublishErrorKind,
+        context::{PublishError, PublishErrorKind},
         message::PublishMessage,
         stream::{self, RetentionPolicy, StorageType},
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::Runtime;
+use tokio_stream::StreamExt;
 
 use super::messages::{End, News, Order, VERSION};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, Subject},
     serve::{config::ClusterConfig, job::JobId},
 };
 
@@ -35,7 +36,7 @@ const ENDS: &str = "kiln-ends";
 /// How long ends wait for a server that is not there. Then their jobs are made again.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How long there is to connect.
+/// How long there is to connect, and for an answer of the queue.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The subject of wishes to cancel.
@@ -80,7 +81,8 @@ impl Line {
             Error::setting(SETTING, format!("{} cannot be reached ({e})", config.queue))
                 .hint("is there a NATS server with JetStream (`nats-server -js`), and are the credentials its own?")
         })?;
-        let context = jetstream::new(client.clone());
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(PATIENCE);
         let line = Self { client, context, silence: Duration::from_secs(config.silence_seconds) };
         line.prepare(renews).await?;
         Ok(line)
@@ -133,26 +135,41 @@ impl Line {
         self.silence
     }
 
-    /// Puts a job into the queue, unless it is there.
+    /// Puts a job into the queue, unless it is there; or why it can never be put there.
     ///
     /// # Errors
-    /// It cannot be reached.
-    pub async fn give(&self, model: &str, order: &Order) -> Result<()> {
+    /// The queue cannot be reached.
+    pub async fn give(&self, model: &str, order: &Order) -> Result<Result<()>> {
         let subject = format!("kiln.jobs.{}.{}.{}", token(model), order.sender, order.id);
-        let message = PublishMessage::build().payload(json(order).into()).expected_last_subject_sequence(0);
-        let sent = self.context.send_publish(subject, message.message_id(order.id.to_string())).await;
-        let sent = match sent {
-            Ok(sent) => sent.await,
-            Err(e) => Err(e),
-        };
-        match sent {
-            Err(e) if e.kind() == PublishErrorKind::StreamNotFound => {
-                self.prepare(true).await?;
-                Err(broken(e))
+        let payload = json(order);
+        let size = payload.len();
+        let message = PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(0);
+        match self.put(subject, message.message_id(order.id.to_string())).await {
+            Err(e) if e.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                let error =
+                    Error::setting("job", format!("is too large for the queue: {size} bytes without its images"));
+                Ok(Err(error.hint("shorten its prompts, or raise `max_payload` of the NATS server")))
             }
+            Err(e) if e.kind() != PublishErrorKind::WrongLastSequence => Err(broken(e)),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    /// Puts a job that is the message `sequence` of a subject there once more, unless it is the latest no longer: then somebody else
+    /// did, or nobody wants it.
+    ///
+    /// # Errors
+    /// The queue cannot be reached.
+    pub async fn put_back(&self, subject: &str, sequence: u64, payload: Vec<u8>) -> Result<()> {
+        let message = PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(sequence);
+        match self.put(subject.into(), message.message_id(format!("{subject} after {sequence}"))).await {
             Err(e) if e.kind() != PublishErrorKind::WrongLastSequence => Err(broken(e)),
             _ => Ok(()),
         }
+    }
+
+    async fn put(&self, subject: String, message: PublishMessage) -> std::result::Result<(), PublishError> {
+        self.context.send_publish(subject, message).await?.await.map(drop)
     }
 
     /// Takes a job out of the queue, and tells whoever works on it.
@@ -191,7 +208,9 @@ impl Line {
 
     /// Tells news of a job to its sender, if it listens.
     pub async fn tell(&self, sender: &str, news: &News) {
-        _ = self.client.publish(format!("kiln.news.{sender}"), json(news).into()).await; // nobody needs to know
+        if self.trouble().is_none() {
+            _ = self.client.publish(format!("kiln.news.{sender}"), json(news).into()).await; // nobody needs to know
+        }
     }
 
     /// Puts the end of a job where its sender finds it.
@@ -201,8 +220,7 @@ impl Line {
     pub async fn end(&self, sender: &str, end: &End) -> Result<()> {
         let message = PublishMessage::build().payload(json(end).into());
         let message = message.message_id(format!("{}-{}-{}", end.id, end.worker, end.delivery));
-        let sent = self.context.send_publish(format!("kiln.ends.{sender}.{}", end.id), message).await;
-        sent.map_err(broken)?.await.map(drop).map_err(broken)
+        self.put(format!("kiln.ends.{sender}.{}", end.id), message).await.map_err(broken)
     }
 
     /// Whoever takes the ends of the jobs of a sender.
@@ -223,7 +241,7 @@ impl Line {
     /// Whoever takes the jobs for a model.
     ///
     /// # Errors
-    /// The queue cannot be reached.
+    /// The queue cannot be reached, or its workers may be silent for longer than here.
     pub async fn jobs(&self, model: &str) -> Result<PullConsumer> {
         let token = token(model);
         self.consumer(JOBS, &format!("model-{token}"), format!("kiln.jobs.{token}.>"), self.silence).await
@@ -239,9 +257,34 @@ impl Line {
             ..Default::default()
         };
         let consumer = stream.get_or_create_consumer(name, config.clone()).await.map_err(broken)?;
-        match consumer.cached_info().config.ack_wait == ack_wait {
-            true => Ok(consumer),
-            false => stream.create_consumer(config).await.map_err(broken),
+        match consumer.cached_info().config.ack_wait {
+            known if known == ack_wait => Ok(consumer),
+            // Those that tell more often than they have to lose nothing by it.
+            known if known < ack_wait => stream.create_consumer(config).await.map_err(broken),
+            known => {
+                let problem = format!("is {} here, and {} in the queue", ack_wait.as_secs(), known.as_secs());
+                Err(Error::setting("cluster.silence_seconds", problem).hint(format!(
+                    "use the same everywhere; to lower it, delete the consumer `{name}` of the stream `{JOBS}` while no worker runs"
+                )))
+            }
+        }
+    }
+}
+
+/// What a consumer has, at most so many messages. That no answer comes is an error: the library would wait for it without end.
+///
+/// # Errors
+/// The queue cannot be reached, or lost the consumer.
+pub async fn fetch(consumer: &PullConsumer, most: usize) -> Result<Vec<jetstream::Message>> {
+    let late = |_| broken("the queue does not answer");
+    let asked = tokio::time::timeout(PATIENCE, consumer.fetch().max_messages(most).messages()).await;
+    let mut some = asked.map_err(late)?.map_err(broken)?;
+    let mut messages = Vec::new();
+    loop {
+        match tokio::time::timeout(PATIENCE, some.next()).await {
+            Ok(Some(message)) => messages.push(message.map_err(broken)?),
+            Err(e) if messages.is_empty() => return Err(late(e)),
+            Ok(None) | Err(_) => return Ok(messages),
         }
     }
 }
@@ -252,13 +295,19 @@ pub fn read<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
     read.inspect_err(|e| tracing::warn!("a message in the queue is not kiln's: {e}")).ok()
 }
 
-fn json(message: &impl Serialize) -> Vec<u8> {
+/// A message as it is sent.
+pub fn json(message: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(message).expect("messages have text as keys")
 }
 
 /// An error of the queue.
 pub fn broken(error: impl std::fmt::Display) -> Error {
     Error::setting(SETTING, error.to_string())
+}
+
+/// Whether an error is one of the queue, which may pass.
+pub fn is_broken(error: &Error) -> bool {
+    matches!(&error.subject, Subject::Setting(field) if field == SETTING)
 }
 
 /// A name of a model as a part of a subject, where a dot separates.

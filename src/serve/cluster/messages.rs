@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::serve::job::{Failure, FileBytes, JobId, JobRequest, Made};
 
 /// What both sides have to have in common: the same release makes the same images, and writes the same messages.
-pub const VERSION: &str = concat!("kiln ", env!("CARGO_PKG_VERSION"), ", messages of version 1");
+pub const VERSION: &str = concat!("kiln ", env!("CARGO_PKG_VERSION"), ", messages of version 2");
 
 /// A job for a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,10 @@ pub struct Order {
     pub strength: Option<f64>,
     /// Of the model, where the sender has it.
     pub fingerprint: Option<String>,
+    /// How often the job was handed to a worker before it was put into the queue as this message.
+    pub deliveries: i64,
+    /// How many of these ended because its worker gave it back, or the queue lost it: all but those that died with it.
+    pub given_back: i64,
 }
 
 /// Something that happened to a job, which nobody needs to know.

@@ -24,9 +24,14 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another one, of so many images of a model.
-    pub fn add(&self, id: JobId, model: usize, images: usize) {
-        self.all().insert(id, One { model, images, local: None, is_cancelled: false });
+    /// Another one, of so many images of a model; whether it is not in hand already.
+    pub fn add(&self, id: JobId, model: usize, images: usize) -> bool {
+        let mut all = self.all();
+        let is_new = !all.contains_key(&id);
+        if is_new {
+            all.insert(id, One { model, images, local: None, is_cancelled: false });
+        }
+        is_new
     }
 
     /// One is done, or given back.

@@ -1,11 +1,10 @@
 //! What a worker does with one job.
 
-use async_nats::jetstream::{AckKind, message::Acker};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use uuid::Uuid;
 
-use super::{PAUSE, Phase, Worker};
+use super::{PAUSE, Phase, Worker, taken::Taken};
 use crate::{
     error::{Error, Result},
     serve::{
@@ -19,8 +18,8 @@ use crate::{
     },
 };
 
-/// How often a job is handed to a worker, at most.
-const MOST_DELIVERIES: i64 = 3;
+/// How many workers a job may take with it.
+const MOST_DEATHS: i64 = 3;
 
 /// The most bytes of a preview, which goes in one message.
 const LARGEST_PREVIEW: usize = 512 << 10;
@@ -37,12 +36,15 @@ enum Outcome {
 
 impl Worker {
     /// Makes the images of a job, and sees to it that its server hears of them.
-    pub(super) async fn make(&self, order: Order, delivery: i64, acker: &Acker) {
-        let (id, sender) = (order.id, order.sender.clone());
-        let outcome = match delivery <= MOST_DELIVERIES {
-            true => self.outcome(order, delivery).await.unwrap_or_else(|e| Outcome::Back(e.message())),
+    pub(super) async fn make(&self, taken: &Taken) {
+        let (id, sender, delivery) = (taken.order.id, &taken.order.sender, taken.delivery);
+        let outcome = match taken.deaths() < MOST_DEATHS {
+            true => self.outcome(taken.order.clone(), delivery).await.unwrap_or_else(|e| {
+                self.rest();
+                Outcome::Back(e.message())
+            }),
             false => {
-                let problem = format!("{MOST_DELIVERIES} workers had it and ended, or gave it back");
+                let problem = format!("{MOST_DEATHS} workers had it and were not heard of again");
                 let error = Error::setting("job", problem)
                     .hint("the logs of the workers may say why; smaller images need less memory");
                 Outcome::Ended(1, 0.0, How::Failed { error: Failure::from(&error) })
@@ -51,21 +53,31 @@ impl Worker {
         match outcome {
             Outcome::Ended(attempts, seconds, how) => {
                 let end = End { id, delivery, worker: self.name.clone(), attempts, seconds, how };
-                while let Err(e) = self.line.end(&sender, &end).await {
+                while let Err(e) = self.line.end(sender, &end).await {
                     tracing::warn!("job {id}: its end cannot be told: {}", e.message());
                     tokio::time::sleep(PAUSE).await;
                 }
-                self.tell(&sender, id, delivery, Told::Ended {}).await;
+                self.tell(sender, id, delivery, Told::Ended {}).await;
                 // If this is lost, the server takes it out of the queue.
-                _ = acker.double_ack().await;
+                _ = taken.acker.double_ack().await;
             }
-            Outcome::Dropped => _ = acker.double_ack().await,
-            Outcome::Back(why) => {
-                tracing::warn!("job {id}: given back: {why}");
-                let pause = (!self.is_stopping()).then_some(PAUSE);
-                _ = acker.ack_with(AckKind::Nak(pause)).await; // if this is lost, silence says the same
-            }
+            Outcome::Dropped => _ = taken.acker.double_ack().await,
+            Outcome::Back(why) => self.give_back(taken, &why).await,
         }
+    }
+
+    /// Gives a job back: as a new message, as what is delivered anew counts as a worker that died.
+    pub(super) async fn give_back(&self, taken: &Taken, why: &str) {
+        let id = taken.order.id;
+        tracing::warn!("job {id}: given back: {why}");
+        if !self.is_stopping() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        while let Err(e) = self.line.put_back(&taken.subject, taken.sequence, taken.again()).await {
+            tracing::warn!("job {id}: cannot be given back: {}", e.message());
+            tokio::time::sleep(PAUSE).await;
+        }
+        _ = taken.acker.double_ack().await; // if this is lost, it is made twice, and its server takes one
     }
 
     async fn tell(&self, sender: &str, id: JobId, delivery: i64, told: Told) {
@@ -100,6 +112,7 @@ impl Worker {
             };
             loop {
                 let told = tokio::select! {
+                    biased; // what has ended is not given back
                     told = told.next() => told,
                     next = next_phase(&mut phases, phase) => {
                         phase = next;
@@ -190,7 +203,15 @@ impl Worker {
             let bytes = match blocking(move || service.image(local, LOCAL, number)).await? {
                 Ok(bytes) => bytes,
                 Err(Missing::Broken(e)) => return Err(e),
-                Err(_) => return Ok(Outcome::Back("its images are gone".into())),
+                Err(_) => {
+                    let error = Error::setting("results", "were removed before they were handed over")
+                        .hint("raise `results.bytes` and `results.keep_seconds` of the worker");
+                    return Ok(Outcome::Ended(
+                        attempts,
+                        self.seconds(local),
+                        How::Failed { error: Failure::from(&error) },
+                    ));
+                }
             };
             self.depot.put(&Depot::result(id, &folder, number), bytes).await?;
         }

@@ -1,13 +1,14 @@
 //! `kiln worker`: takes jobs out of a queue, has them made by a [`Service`] of its own, and tells their server.
 
 mod held;
+mod taken;
 mod job;
 mod adapters;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,13 +17,13 @@ use burn::tensor::Device;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_stream::StreamExt;
 
-use self::{adapters::Fetched, held::Held};
+use self::{adapters::Fetched, held::Held, taken::Taken};
 use super::{
     cluster::{
         depot::Depot,
         fingerprint,
         line::{self, Line, broken},
-        messages::{Order, VERSION},
+        messages::VERSION,
     },
     config::{ClusterConfig, LOCAL, LimitsConfig, ServeConfig},
     service::Service,
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     disk::{FolderLock, host, remove_folder},
     error::{Error, Result},
+    memory::Bytes,
     stop,
 };
 
@@ -41,6 +43,9 @@ const LINGER: Duration = Duration::from_secs(3);
 /// How often the queue is asked while it has nothing, and while it is out of reach.
 const LOOK: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a worker whose store or disk fails takes no jobs.
+const REST: Duration = Duration::from_secs(5);
 
 /// How long jobs of one model are taken one after the other while there may be others.
 const TURN: Duration = Duration::from_secs(10);
@@ -59,6 +64,8 @@ struct Worker {
     phase: watch::Sender<Phase>,
     /// Why it takes no jobs any more.
     refused: OnceLock<String>,
+    /// Until when it takes none.
+    rests: Mutex<Instant>,
 }
 
 /// How far a worker is on its way to its end.
@@ -75,7 +82,7 @@ enum Phase {
 /// Works until the process is asked to stop; `ready` is told the worker's name as soon as it takes jobs.
 ///
 /// # Errors
-/// The queue, the store or a model cannot be used; or the jobs are of another release, or of other models of these names.
+/// The queue, the store or a model cannot be used, workers of the queue may be silent for longer than here; or the jobs are of another release, or of other models of these names.
 pub fn work(
     config: ServeConfig,
     cluster: &ClusterConfig,
@@ -90,9 +97,16 @@ pub fn work(
     let models = models.collect::<Result<Vec<_>>>()?;
     let depot = runtime.block_on(async { Depot::open(cluster) })?;
     let line = runtime.block_on(Line::connect(cluster, &format!("kiln worker {name}"), false))?;
+    let known = async {
+        for (name, _) in &models {
+            line.jobs(name).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    runtime.block_on(known)?;
     let most = config.limits.adapter_bytes.0;
     // What waits is in the queue; what is here has been accepted.
-    let limits = LimitsConfig { queue: usize::MAX, ..config.limits.clone() };
+    let limits = LimitsConfig { queue: usize::MAX, upload_bytes: Bytes(u64::MAX), ..config.limits.clone() };
     let own = ServeConfig { state, limits, loras: Vec::new(), cluster: None, ..config };
     let service = Service::start(own, device)?;
     let worker = Arc::new(Worker {
@@ -105,6 +119,7 @@ pub fn work(
         fetched: Fetched::new(most),
         phase: watch::Sender::new(Phase::Takes),
         refused: OnceLock::new(),
+        rests: Mutex::new(Instant::now()),
     });
     ready(&worker.name)?;
     runtime.block_on(worker.clone().run())?;
@@ -157,10 +172,7 @@ impl Worker {
                 }
             }
             match taken {
-                Ok(Some((model, message))) => {
-                    let own = self.clone();
-                    tasks.spawn(async move { own.handle(model, message).await });
-                }
+                Ok(Some((model, message))) => self.begin(model, message, &mut tasks),
                 Ok(None) => tokio::time::sleep(LOOK).await,
                 Err(_) => {
                     turn.consumers.fill(None);
@@ -184,6 +196,12 @@ impl Worker {
     /// The next job, if there is one and there is room for it: those of one model one after the other, as they can be made
     /// together.
     async fn take(&self, turn: &mut Turn) -> Result<Option<(usize, jetstream::Message)>> {
+        if let Some(trouble) = self.line.trouble() {
+            return Err(broken(trouble));
+        }
+        if *self.rests.lock().unwrap_or_else(PoisonError::into_inner) > Instant::now() {
+            return Ok(None);
+        }
         let (images, current) = self.held.count();
         if images >= self.service.config().limits.rows {
             return Ok(None);
@@ -195,53 +213,63 @@ impl Worker {
             Some(_) => Vec::new(),
         };
         for model in candidates {
+            if stop::requested() {
+                break;
+            }
             let name = &self.models[model].0;
             let consumer = match &mut turn.consumers[model] {
                 Some(consumer) => consumer,
                 none => none.insert(self.line.jobs(name).await?),
             };
-            let mut some = consumer.fetch().max_messages(1).messages().await.map_err(broken)?;
-            if let Some(message) = some.next().await {
+            if let Some(message) = line::fetch(consumer, 1).await?.pop() {
                 if current.is_none() {
                     (turn.next, turn.since) = ((model + 1) % count, Instant::now());
                 }
-                return Ok(Some((model, message.map_err(broken)?)));
+                return Ok(Some((model, message)));
             }
         }
         Ok(None)
     }
 
-    /// Does what a message asks for, or gives it back.
-    async fn handle(&self, model: usize, message: jetstream::Message) {
-        let delivery = message.info().map_or(1, |info| info.delivered);
-        let (message, acker) = message.split();
-        let Some(order) = line::read::<Order>(&message.payload) else {
-            _ = acker.double_ack_with(jetstream::AckKind::Term).await; // else it would come again and again
-            return;
-        };
-        let own = &self.models[model].1;
-        let problem = match &order.fingerprint {
-            _ if order.version != VERSION => {
-                Some(format!("a job is of {}, and this is {VERSION}", order.version.escape_debug()))
+    /// Begins what a message asks for, or gives it back. From here on it is in hand.
+    fn begin(self: &Arc<Self>, model: usize, message: jetstream::Message, tasks: &mut JoinSet<()>) {
+        let own = self.clone();
+        let taken = match Taken::read(message) {
+            Ok(taken) => taken,
+            Err(acker) => {
+                // Else it would come again and again.
+                tasks.spawn(async move { _ = acker.double_ack_with(jetstream::AckKind::Term).await });
+                return;
             }
-            Some(other) if other != own => {
-                Some(format!("the model `{}` of the server has other files than the one here", self.models[model].0))
+        };
+        let (name, fingerprint) = &self.models[model];
+        let problem = match &taken.order.fingerprint {
+            _ if taken.order.version != VERSION => {
+                Some(format!("a job is of {}, and this is {VERSION}", taken.order.version.escape_debug()))
+            }
+            Some(other) if other != fingerprint => {
+                Some(format!("the model `{name}` of the server has other files than the one here"))
             }
             _ => None,
         };
         if let Some(problem) = problem {
-            _ = self.refused.set(problem); // others may be able to
-            _ = acker.ack_with(jetstream::AckKind::Nak(Some(PAUSE))).await;
-            return;
+            _ = self.refused.set(problem.clone()); // others may be able to
+            tasks.spawn(async move { own.give_back(&taken, &problem).await });
+        } else if self.held.add(taken.order.id, model, taken.order.request.count) {
+            tasks.spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = own.make(&taken) => {}
+                    () = own.keep(&taken.acker) => {}
+                }
+                own.held.remove(taken.order.id);
+            });
         }
-        self.held.add(order.id, model, order.request.count);
-        let id = order.id;
-        let beat = self.keep(&acker);
-        tokio::select! {
-            () = self.make(order, delivery, &acker) => {}
-            () = beat => {}
-        }
-        self.held.remove(id);
+    }
+
+    /// Takes no jobs for some time.
+    fn rest(&self) {
+        *self.rests.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + REST;
     }
 
     fn is_stopping(&self) -> bool {

@@ -73,10 +73,15 @@ impl Machines {
         child
     }
 
-    /// Kills the queue and starts it again, with what it had on disk or without.
-    pub fn restart_queue(&mut self, keeps: bool) {
+    /// Kills the queue.
+    pub fn stop_queue(&mut self) {
         self.queue.kill().unwrap();
         self.queue.wait().unwrap();
+    }
+
+    /// Kills the queue and starts it again, with what it had on disk or without.
+    pub fn restart_queue(&mut self, keeps: bool) {
+        self.stop_queue();
         if !keeps {
             std::fs::remove_dir_all(self.folder.path().join("nats")).unwrap();
         }
