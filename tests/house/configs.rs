@@ -76,6 +76,19 @@ fn the_shipped_server_says_what_the_code_says() {
     assert!(error.contains("`limits.qeue`: unknown key `qeue`") && error.ends_with("did you mean `queue`?"), "{error}");
 }
 
+#[test]
+fn options_may_complete_what_a_configuration_says_of_a_cluster() {
+    let target = tempfile::NamedTempFile::new().unwrap();
+    let text = std::fs::read_to_string(SERVER).unwrap() + "\n[cluster]\nstore = \"pictures\"\n";
+    std::fs::write(target.path(), text).unwrap();
+    let error = ServeConfig::load(target.path(), &[]).unwrap().check().unwrap_err();
+    let (named, next) = match cfg!(feature = "cluster") {
+        true => ("cluster.queue", "option `queue`"),
+        false => ("cluster", "build it"),
+    };
+    assert!(error.message().contains(named) && error.hint.unwrap().contains(next));
+}
+
 /// The keys of both kinds of training; those of only the second follow the key before them there.
 fn merged(mut keys: Vec<KeyReference>, others: Vec<KeyReference>) -> Vec<KeyReference> {
     let mut place = 0;

@@ -172,6 +172,18 @@ fn a_job_that_is_given_back_again_and_again_is_made_all_the_same() {
 }
 
 #[test]
+fn a_job_that_is_too_large_for_the_queue_fails_alone() {
+    let Some(machines) = Machines::start("a_job_that_is_too_large") else { return };
+    let server = machines.server();
+    let large = server.submit(&json!({"prompt": "sun ".repeat(3000), "width": 32, "height": 32, "steps": 2}));
+    let _worker = machines.worker();
+    files(&server, &server.submit(&asked(1)));
+    let job = server.finished(&large);
+    assert_eq!(job["status"], "failed", "{}", job["status"]);
+    assert!(job["error"]["message"].as_str().unwrap().contains("too large for the queue"), "{}", job["error"]);
+}
+
+#[test]
 fn a_job_that_no_worker_survives_is_failed_and_others_are_not() {
     let Some(machines) = Machines::start("a_job_that_no_worker_survives") else { return };
     let server = machines.server();
@@ -198,6 +210,15 @@ fn another_release_and_another_model_of_the_same_name_are_refused() {
     assert!(!status.success() && log.contains("the model `nano-flux` of the server has other files"), "{log}");
     let _worker: Worker = machines.worker();
     files(&server, &id);
+}
+
+#[test]
+fn a_worker_that_would_have_others_lose_their_jobs_is_refused() {
+    let Some(machines) = Machines::start("a_worker_that_would") else { return };
+    let _worker = machines.worker();
+    let other = machines.cluster().replace("silence_seconds = 2", "silence_seconds = 1");
+    let (status, log) = machines.worker_of(&model("nano-flux"), &other).0.ended();
+    assert!(!status.success() && log.contains("cluster.silence_seconds") && log.contains("2 in the queue"), "{log}");
 }
 
 #[test]

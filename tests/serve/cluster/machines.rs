@@ -62,8 +62,14 @@ impl Machines {
 
     fn queue(program: &PathBuf, port: u16, folder: &tempfile::TempDir) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(folder.path().join("nats.log")).unwrap();
+        // Messages of more bytes are refused.
+        let config = folder.path().join("nats.conf");
+        std::fs::write(&config, "max_payload: 8192\n").unwrap();
         let mut nats = Command::new(program);
-        nats.args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"]).arg(folder.path().join("nats"));
+        nats.arg("-c")
+            .arg(config)
+            .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+            .arg(folder.path().join("nats"));
         let child = nats.stdout(Stdio::null()).stderr(log).process_group(0).spawn().unwrap();
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -124,18 +130,23 @@ impl Machines {
     /// A worker with these models.
     #[track_caller]
     pub fn worker_with(&self, models: &str) -> Worker {
+        let (worker, line) = self.worker_of(models, &self.cluster());
+        assert!(line.contains(':'), "the worker did not start: {}", worker.log());
+        worker
+    }
+
+    /// A worker with these models and this table, and the line that says it is ready, if it is.
+    pub fn worker_of(&self, models: &str, cluster: &str) -> (Worker, String) {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("serve.toml");
         let state = folder.path().join("state");
-        std::fs::write(&config, format!("state = '{}'\n{models}{}", state.display(), self.cluster())).unwrap();
+        std::fs::write(&config, format!("state = '{}'\n{models}{cluster}", state.display())).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let arguments = ["-v", "worker", "--config", config.to_str().unwrap()];
         let mut process = command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let worker = Worker { process, folder };
-        assert!(line.contains(':'), "the worker did not start: {}", worker.log());
-        worker
+        (Worker { process, folder }, line)
     }
 
     /// A folder of so many small images, each its own.
