@@ -93,7 +93,7 @@ fn help_is_what_the_snapshots_show() {
     let program = Cli::command();
     let commands = program.get_subcommands().map(|command| command.get_name()).filter(|name| *name != "help");
     let commands: Vec<_> = commands.collect();
-    assert_eq!(commands.len(), 14);
+    assert_eq!(commands.len(), 15);
     let help = |arguments: &[&str]| String::from_utf8(kiln(arguments).stdout).unwrap();
     assert_output("help", &help(&["--help"]));
     for command in commands {
