@@ -1,5 +1,18 @@
 //! The parameters of formulas that have several implementations.
 
+use burn::tensor::Tensor;
+
+/// The factors of a LoRA adapter, for `low_rank_by_sample`.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// `[rank, in]`, f32.
+    pub a: &'a Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: &'a Tensor<2>,
+    /// The scale of the product.
+    pub scale: f64,
+}
+
 /// An activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {

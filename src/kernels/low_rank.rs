@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
+    formulas::Factors,
     operation::{Operation, Plain, apply, assert_one_dtype},
 };
 
@@ -18,41 +19,21 @@ pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f
     apply(LowRank { scale }, inputs)
 }
 
-/// The factors of a LoRA adapter, for [`low_rank_by_sample`].
-#[derive(Clone, Copy, Debug)]
-pub struct Factors<'a> {
-    /// `[rank, in]`, f32.
-    pub a: &'a Tensor<2>,
-    /// `[out, rank]`, f32.
-    pub b: &'a Tensor<2>,
-    /// The scale of the product.
-    pub scale: f64,
-}
-
 /// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each sample, of any ranks and any number. `y` `[M, out]`, `x` `[M, in]`,
 /// with equally many rows for each of `samples` samples. On the CPU in f32 each sample gets the same bits as alone. Not for a
 /// tape.
 pub fn low_rank_by_sample(y: Tensor<2>, x: Tensor<2>, samples: usize, each: &[Vec<Factors<'_>>]) -> Tensor<2> {
     assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
-    let samples_in_turn = samples.min(each.len());
     by_way!([y.into_dispatch(), x.into_dispatch()],
-        Cpu(both) => {
-            let on_cpu = |t: &Tensor<2>| match cpu::floats([t.clone().into_dispatch()]) {
-                Ok([t]) => cpu::in_order(t),
-                Err(_) => panic!("the factors of an adapter are f32, and where its layer is"),
-            };
-            let factors = |each: &Vec<Factors>| each.iter().map(|f| (on_cpu(f.a), on_cpu(f.b), f.scale as f32)).collect();
-            let factors: Vec<Vec<_>> = each[..samples_in_turn].iter().map(factors).collect();
-            Tensor::from_dispatch(cpu::low_rank::by_sample(both, samples, &factors))
-        },
+        Cpu(both) => Tensor::from_dispatch(cpu::low_rank::by_sample(both, samples, each)),
         Composed(both) => {
             let [y, x] = both.map(Tensor::from_dispatch);
-            if let [factors] = each {
-                return factors.iter().fold(y, |y, f| low_rank(y, x.clone(), f.a.clone(), f.b.clone(), f.scale));
+            match each {
+                [factors] => {
+                    factors.iter().fold(y, |y, f| low_rank(y, x.clone(), f.a.clone(), f.b.clone(), f.scale))
+                }
+                _ => composed::low_rank::by_sample([y, x], samples, each),
             }
-            let factors = |each: &Vec<Factors>| each.iter().map(|f| (f.a.clone(), f.b.clone(), f.scale)).collect();
-            let factors: Vec<Vec<_>> = each[..samples_in_turn].iter().map(factors).collect();
-            composed::low_rank::by_sample([y, x], samples, &factors)
         },
     )
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use crate::kernels::{matmul, operation::Plain};
+use crate::kernels::{formulas::Factors, matmul, operation::Plain};
 
 /// `y + scale·(x·Aᵀ)·Bᵀ` for `y` `[M, out]`, `x` `[M, in]`, and `A` `[rank, in]` and `B` `[out, rank]` in f32; and what the
 /// [backward pass](backward) needs: `x`, `x·Aᵀ`, and `A` and `scale·B` in the dtype of `x`.
@@ -35,25 +35,22 @@ fn scaled(t: Tensor<2>, scale: f64) -> Tensor<2> {
     if scale == 1.0 { t } else { t * scale }
 }
 
-/// The factors of one adapter: `A` `[rank, in]`, `B` `[out, rank]`, and the scale of their product.
-pub type Factors = (Tensor<2>, Tensor<2>, f64);
-
 /// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each of `samples` samples, in `each`, as one product of all samples.
-pub fn by_sample([y, x]: [Tensor<2>; 2], samples: usize, each: &[Vec<Factors>]) -> Tensor<2> {
+pub fn by_sample([y, x]: [Tensor<2>; 2], samples: usize, each: &[Vec<Factors<'_>>]) -> Tensor<2> {
     let of = |sample: usize| each[sample % each.len()].as_slice();
     let ([_, inputs], [_, outputs]) = (x.dims(), y.dims());
     let (dtype, device): (FloatDType, _) = (x.dtype().into(), x.device());
     let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
     // All factors of a sample are joined, and padded to the largest rank.
-    let rank = |factors: &[Factors]| factors.iter().map(|(a, ..)| a.dims()[0]).sum::<usize>();
+    let rank = |factors: &[Factors]| factors.iter().map(|f| f.a.dims()[0]).sum::<usize>();
     let most = (0..samples).map(|sample| rank(of(sample))).max().unwrap_or(0);
     if most == 0 {
         return y;
     }
     let padded = |sample: usize| {
         let missing = most - rank(of(sample));
-        let a = of(sample).iter().map(|(a, ..)| a.clone()).chain((missing > 0).then(|| zeros([missing, inputs])));
-        let b = of(sample).iter().map(|(_, b, scale)| b.clone() * *scale);
+        let a = of(sample).iter().map(|f| f.a.clone()).chain((missing > 0).then(|| zeros([missing, inputs])));
+        let b = of(sample).iter().map(|f| f.b.clone() * f.scale);
         let b = b.chain((missing > 0).then(|| zeros([outputs, missing])));
         [Tensor::cat(a.collect(), 0).cast(dtype), Tensor::cat(b.collect(), 1).cast(dtype)]
     };

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use super::{
     gemm::{add_matmul, matmul, transposed},
     matrix::Matrix,
-    tensor::{dims, exactly, in_order, numbers, plain, tensor},
+    tensor::{dims, exactly, floats, in_order, numbers, plain, tensor},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::{formulas::Factors, operation::Plain};
 
 /// `y + scale·(x·Aᵀ)·Bᵀ` for `y` `[M, out]`, `x` `[M, in]`, `A` `[rank, in]` and `B` `[out, rank]`; and what the
 /// [backward pass](backward) needs: `x`, `x·Aᵀ`, `A` and `B`.
@@ -43,11 +43,10 @@ pub fn backward(all: [FlexTensor; 5], scale: f64, [wants_x, wants_a, wants_b]: [
     ]
 }
 
-/// The factors of one adapter: `A` `[rank, in]`, `B` `[out, rank]`, and the scale of their product.
-pub type Factors = (FlexTensor, FlexTensor, f32);
-
-/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate `factors` for each of `samples` samples, which have equally many rows.
-pub fn by_sample([y, x]: [FlexTensor; 2], samples: usize, factors: &[Vec<Factors>]) -> Plain {
+/// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each of `samples` samples, which have equally many rows.
+pub fn by_sample([y, x]: [FlexTensor; 2], samples: usize, each: &[Vec<Factors<'_>>]) -> Plain {
+    let factors = each[..samples.min(each.len())].iter().map(|each| each.iter().map(here).collect());
+    let factors: Vec<Vec<_>> = factors.collect();
     let (mut y, x) = (exactly(y), in_order(x));
     let ([_, outputs], [rows, inputs]) = (dims(&y), dims(&x));
     let rows = rows / samples;
@@ -61,4 +60,13 @@ pub fn by_sample([y, x]: [FlexTensor; 2], samples: usize, factors: &[Vec<Factors
         }
     });
     plain(y)
+}
+
+/// The factors as tensors of the CPU backend.
+fn here(factors: &Factors<'_>) -> (FlexTensor, FlexTensor, f32) {
+    let [a, b] = [factors.a, factors.b].map(|factor| match floats([factor.clone().into_dispatch()]) {
+        Ok([factor]) => in_order(factor),
+        Err(_) => panic!("the factors of an adapter are f32, and where its layer is"),
+    });
+    (a, b, factors.scale as f32)
 }
