@@ -56,7 +56,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    kiln::memory::keep_freed();
+    kiln::memory::tune_allocator();
     println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     for case in cases() {
@@ -135,7 +135,7 @@ fn cases() -> Vec<Case> {
             kernels::rms_norm_rope(t[0].clone(), Tensor::ones([64], &device), angles.clone(), angles, 1e-6)
         },
         |t| {
-            let ones = |shape: [usize; 4]| kernels::lift(Tensor::<4>::ones(shape, &Device::flex()), &t[0]);
+            let ones = |shape: [usize; 4]| kernels::on_tape_of(Tensor::<4>::ones(shape, &Device::flex()), &t[0]);
             let x = t[0].clone();
             let normed = x.clone() / (x.square().mean_dim(3) + 1e-6).sqrt() * ones([1, 1, 1, 64]);
             let pairs = normed.clone().reshape([2, 320, 8, 32, 2]);
@@ -156,8 +156,8 @@ fn cases() -> Vec<Case> {
                 |t| {
                     let (weight, bias) = constants($inputs, $outputs);
                     let x = t[0].clone().reshape([$rows, $inputs]);
-                    let y = kernels::matmul(x.clone(), kernels::lift(weight, &x).transpose());
-                    (y + kernels::lift(bias, &x).unsqueeze()).unsqueeze()
+                    let y = kernels::matmul(x.clone(), kernels::on_tape_of(weight, &x).transpose());
+                    (y + kernels::on_tape_of(bias, &x).unsqueeze()).unsqueeze()
                 },
             );
         };

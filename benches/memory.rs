@@ -208,7 +208,7 @@ fn best(calls: &[Call], of: fn(&Call) -> f64) -> f64 {
 
 fn main() {
     let args = Args::parse();
-    memory::keep_freed(); // as the program does
+    memory::tune_allocator(); // as the program does
     println!(
         "| case | size | MiB without | MiB with | ratio | s without | s with | core s without | core s with | ratio | equal |"
     );

@@ -57,7 +57,7 @@ enum Table {
 
 fn main() {
     let args = Args::parse();
-    memory::keep_freed(); // as the program does
+    memory::tune_allocator(); // as the program does
     let wanted = |table| args.only.is_none_or(|only| only == table);
     if wanted(Table::Training) {
         training();

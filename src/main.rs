@@ -8,7 +8,7 @@ use kiln::{
 };
 
 fn main() -> ExitCode {
-    memory::keep_freed();
+    memory::tune_allocator();
     let (cli, flags) = Cli::read();
     report_panics();
     start_logging(&cli);

@@ -64,12 +64,12 @@ pub struct Seed(pub u64);
 
 impl Seed {
     /// The stream for `purpose`, `step` and `sample`. Equal arguments give equal numbers, always.
-    pub fn draw(self, purpose: Purpose, step: u64, sample: u64) -> Draw {
+    pub fn draw(self, purpose: Purpose, step: u64, sample: u64) -> Stream {
         self.keyed(purpose, &[&step.to_le_bytes(), &sample.to_le_bytes()])
     }
 
     /// The stream for `purpose` and a name, for things that are known by name, such as a layer.
-    pub fn named(self, purpose: Purpose, name: &str) -> Draw {
+    pub fn named(self, purpose: Purpose, name: &str) -> Stream {
         self.keyed(purpose, &[name.as_bytes()])
     }
 
@@ -79,9 +79,9 @@ impl Seed {
         Self(u64::from_le_bytes(key[..8].try_into().expect("a hash has 32 bytes")))
     }
 
-    fn keyed(self, purpose: Purpose, parts: &[&[u8]]) -> Draw {
+    fn keyed(self, purpose: Purpose, parts: &[&[u8]]) -> Stream {
         let parts: Vec<&[u8]> = std::iter::once(purpose.key()).chain(parts.iter().copied()).collect();
-        Draw(ChaCha8Rng::from_seed(self.hash(&parts)))
+        Stream(ChaCha8Rng::from_seed(self.hash(&parts)))
     }
 
     fn hash(self, parts: &[&[u8]]) -> [u8; 32] {
@@ -97,9 +97,9 @@ impl Seed {
 
 /// One stream of numbers.
 #[derive(Clone, Debug)]
-pub struct Draw(ChaCha8Rng);
+pub struct Stream(ChaCha8Rng);
 
-impl Draw {
+impl Stream {
     /// `count` numbers from N(0, 1).
     pub fn normal(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| StandardNormal.sample(&mut self.0)).collect()

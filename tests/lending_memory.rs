@@ -126,7 +126,7 @@ fn config() -> FluxConfig {
 /// The weights of such a model as a file; whoever makes them holds one tensor at a time.
 fn write(folder: &Path) {
     struct Numbers(Vec<usize>);
-    impl kiln::weights::Stored for Numbers {
+    impl kiln::weights::TensorBytes for Numbers {
         fn dtype(&self) -> burn::tensor::DType {
             burn::tensor::DType::F32
         }
@@ -202,7 +202,7 @@ fn a_streamed_model_holds_two_blocks_at_most() {
 
 #[test]
 fn lending_leaves_memory_as_it_was() {
-    memory::keep_freed(); // as the program does
+    memory::tune_allocator(); // as the program does
     a_streamed_model_holds_two_blocks_at_most();
     switching_a_thousand_times_leaves_weights_and_memory_as_they_were();
     a_session_sets_adapters_a_thousand_times_and_its_images_and_memory_stay();

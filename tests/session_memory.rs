@@ -68,7 +68,7 @@ fn broken(class: &str) -> Lora {
 
 #[test]
 fn memory_is_back_at_its_level_after_success_error_cancelling_and_unloading() {
-    memory::keep_freed(); // as the program does
+    memory::tune_allocator(); // as the program does
     let device = Device::flex();
     for class in CLASSES {
         let broken = broken(class);

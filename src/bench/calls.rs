@@ -102,7 +102,7 @@ impl Operation {
                     };
                     let output = function.run(inputs.into_iter().enumerate().map(tracked).collect());
                     let gradient = output.clone().inner();
-                    let scalar = kernels::pull_back(output, gradient);
+                    let scalar = kernels::vjp_seed(output, gradient);
                     Box::new(move || drop(scalar.backward()))
                 })
             }

@@ -45,7 +45,7 @@ pub enum Model {
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum Trained {
+pub enum TrainTarget {
     /// A LoRA on the layers that diffusers takes by default.
     Attention,
     /// A LoRA on every linear layer.
@@ -58,16 +58,17 @@ pub enum Trained {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Case {
     /// What it is.
-    pub case: Kind,
+    #[serde(rename = "case")]
+    pub kind: Kind,
     /// The denoiser.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
     /// FLUX's blocks, double and single, where they are not all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<[usize; 2]>,
-    /// What is trained; left out for [`Trained::Full`].
+    /// What is trained; left out for [`TrainTarget::Full`].
     #[serde(skip_serializing_if = "whole")]
-    pub targets: Option<Trained>,
+    pub targets: Option<TrainTarget>,
     /// Of the LoRA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
@@ -101,16 +102,16 @@ pub struct Case {
 }
 
 /// What the peer is not told.
-fn whole(trained: &Option<Trained>) -> bool {
-    matches!(trained, None | Some(Trained::Full))
+fn whole(trained: &Option<TrainTarget>) -> bool {
+    matches!(trained, None | Some(TrainTarget::Full))
 }
 
 impl Case {
     /// A case of this kind with nothing else said.
-    pub fn new(case: Kind, small: bool, dtype: Dtype, repeats: usize, device: String) -> Self {
+    pub fn new(kind: Kind, small: bool, dtype: Dtype, repeats: usize, device: String) -> Self {
         let text_tokens = if small { SMALL_TEXT_TOKENS } else { TEXT_TOKENS };
         Self {
-            case,
+            kind,
             model: None,
             layers: None,
             targets: None,
@@ -131,7 +132,7 @@ impl Case {
 
     /// Tokens of a prompt for the encoder that is measured.
     pub(super) fn tokens(&self) -> usize {
-        if self.case == Kind::Clip { CLIP_TOKENS } else { self.text_tokens }
+        if self.kind == Kind::Clip { CLIP_TOKENS } else { self.text_tokens }
     }
 
     /// [`dtype`](Self::dtype), as Burn calls it.
@@ -146,11 +147,11 @@ impl fmt::Display for Case {
         let word = |value: Option<String>| value.map_or(String::new(), |word| format!(" {word}"));
         match self.operation {
             Some(operation) => write!(f, "{operation} {:?}", self.shape)?,
-            None => write!(f, "{}{}", name(&self.case), word(self.model.as_ref().map(name)))?,
+            None => write!(f, "{}{}", name(&self.kind), word(self.model.as_ref().map(name)))?,
         }
         match self.size {
             Some(size) => write!(f, " {size}² × {}", self.batch)?,
-            None if matches!(self.case, Kind::T5 | Kind::Clip) => {
+            None if matches!(self.kind, Kind::T5 | Kind::Clip) => {
                 write!(f, " {} tokens × {}", self.tokens(), self.batch)?
             }
             None => {}
@@ -162,7 +163,7 @@ impl fmt::Display for Case {
             write!(f, ", {double} + {single} blocks")?;
         }
         match self.targets {
-            Some(Trained::Full) => write!(f, ", full in f32"),
+            Some(TrainTarget::Full) => write!(f, ", full in f32"),
             Some(trained) => write!(f, ", {}", name(&trained)),
             None => Ok(()),
         }

@@ -17,7 +17,7 @@ use crate::{
 /// The VAE or a text encoder of a case, ready to be called on a random batch.
 pub fn prepare(case: &Case, device: &Device) -> Run {
     let weights = Weights::random(SEED, device, Some(case.float()));
-    match case.case {
+    match case.kind {
         Kind::VaeEncode | Kind::VaeDecode => vae(case, device, &weights),
         Kind::T5 => {
             let model = T5Encoder::load(&weights, shape::t5(case), Residence::Resident);
@@ -36,7 +36,7 @@ fn vae(case: &Case, device: &Device, weights: &Weights) -> Run {
     let model = AutoencoderKl::load(weights, shape::vae(case), Residence::Resident);
     let size = case.size.expect("a case of the VAE has a size");
     let latent = size / model.downsampling();
-    if case.case == Kind::VaeEncode {
+    if case.kind == Kind::VaeEncode {
         let pixels = normal("pixels", [case.batch, 3, size, size], device, case.float());
         Box::new(move || sum(model.encode(pixels.clone()).into_tensor()))
     } else {

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     lending::Residence,
     models::flux::FluxTransformer,
-    weights::{Stored, Weights, write_tensors},
+    weights::{TensorBytes, Weights, write_tensors},
 };
 
 /// Loads the FLUX transformer of the case's folder, in the dtype of the case. The system may hold its files in memory.
@@ -101,7 +101,7 @@ struct Numbers {
     dtype: DType,
 }
 
-impl Stored for Numbers {
+impl TensorBytes for Numbers {
     fn dtype(&self) -> DType {
         self.dtype
     }

@@ -20,14 +20,14 @@ pub(super) fn page(report: &Report) -> String {
         "# {}\n\n{}{driver} · kiln {}{peer}\n\n```sh\n{}\n```\n",
         machine.device, machine.date, machine.kiln, machine.command
     );
-    let models: Vec<_> = report.rows.iter().filter(|row| row.case.case != Kind::Operation).collect();
+    let models: Vec<_> = report.rows.iter().filter(|row| row.case.kind != Kind::Operation).collect();
     if !models.is_empty() {
         page += "\n## Models\n\nSeconds are medians after a first run, which stands apart; memory is the peak. A ratio is \
                  kiln's number over the peer's.\n\n";
         page +=
             &table(&models, &["case", "way", "first s", "s", "MiB"], |row, variant| model_cells(&row.case, variant));
     }
-    let operations: Vec<_> = report.rows.iter().filter(|row| row.case.case == Kind::Operation).collect();
+    let operations: Vec<_> = report.rows.iter().filter(|row| row.case.kind == Kind::Operation).collect();
     if !operations.is_empty() {
         page += "\n## Operations\n\nRates are counted from the shape. The share is of what the measured ceilings allow: the \
                  least time for its products, or for its bytes if that is more.\n\n";

@@ -27,7 +27,7 @@ mod step;
 mod unet;
 mod run;
 
-pub use case::{Case, Kind, Model, Trained};
+pub use case::{Case, Kind, Model, TrainTarget};
 pub use denoiser::Denoiser;
 pub use flux::FluxBench;
 pub use machine::Machine;

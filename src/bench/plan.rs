@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Case, Kind, Model, Operation, Trained, shape};
+use super::{Case, Kind, Model, Operation, TrainTarget, shape};
 use crate::{
     device,
     error::{Error, Result},
@@ -24,7 +24,7 @@ pub struct Options {
     /// Images at a time.
     pub batches: Vec<usize>,
     /// What is trained.
-    pub targets: Vec<Trained>,
+    pub targets: Vec<TrainTarget>,
     /// How many of FLUX's double and single blocks are built.
     pub layers: Vec<usize>,
     /// Small models, for a CPU.
@@ -49,7 +49,7 @@ impl Options {
         let all = self.all(device, layers);
         let cases: Vec<_> = all.into_iter().filter(|case| self.wants(case)).collect();
         let fits =
-            |case: &Case| case.case == Kind::Operation || case.model == Some(Model::Flux) && case.layers.is_some();
+            |case: &Case| case.kind == Kind::Operation || case.model == Some(Model::Flux) && case.layers.is_some();
         match cases.iter().find(|case| case.device == "cpu" && !case.small && !fits(case)) {
             Some(case) => {
                 let problem = format!("`{case}` at full size is too large for a CPU");
@@ -105,7 +105,7 @@ impl Options {
     fn wants(&self, case: &Case) -> bool {
         let named = |word: &String| match case.operation {
             Some(operation) => word == "operations" || *word == operation.to_string(),
-            None => *word == super::case::name(&case.case),
+            None => *word == super::case::name(&case.kind),
         };
         match self.only.is_empty() {
             // A few blocks are asked for to see these.
@@ -138,11 +138,11 @@ impl Options {
 
     /// Steps of training and sampling.
     fn denoising(&self, model: Model, layers: Option<[usize; 2]>, new: &dyn Fn(Kind) -> Case) -> Vec<Case> {
-        let (sizes, batches, trained): (&[usize], &[usize], &[Trained]) = match (model, self.small) {
-            (Model::Flux, false) => (&[512, 768, 1024], &[1, 2, 4], &[Trained::Attention, Trained::All]),
-            (Model::Flux, true) => (&[256], &[2], &[Trained::Attention, Trained::All]),
-            (Model::Unet, false) => (&[256, 512], &[1, 4], &[Trained::Full, Trained::Attention]),
-            (Model::Unet, true) => (&[256], &[2], &[Trained::Full, Trained::Attention]),
+        let (sizes, batches, trained): (&[usize], &[usize], &[TrainTarget]) = match (model, self.small) {
+            (Model::Flux, false) => (&[512, 768, 1024], &[1, 2, 4], &[TrainTarget::Attention, TrainTarget::All]),
+            (Model::Flux, true) => (&[256], &[2], &[TrainTarget::Attention, TrainTarget::All]),
+            (Model::Unet, false) => (&[256, 512], &[1, 4], &[TrainTarget::Full, TrainTarget::Attention]),
+            (Model::Unet, true) => (&[256], &[2], &[TrainTarget::Full, TrainTarget::Attention]),
         };
         let mut cases = Vec::new();
         for kind in [Kind::Train, Kind::Sample] {
@@ -150,7 +150,8 @@ impl Options {
                 Kind::Train => or(&self.targets, trained).into_iter().map(Some).collect(),
                 _ => vec![None],
             };
-            for trained in trained.into_iter().filter(|&trained| model == Model::Unet || trained != Some(Trained::Full))
+            for trained in
+                trained.into_iter().filter(|&trained| model == Model::Unet || trained != Some(TrainTarget::Full))
             {
                 for size in or(&self.sizes, sizes) {
                     for batch in or(&self.batches, batches) {
@@ -158,7 +159,7 @@ impl Options {
                             model: Some(model),
                             layers,
                             targets: trained,
-                            rank: trained.filter(|&trained| trained != Trained::Full).map(|_| self.rank),
+                            rank: trained.filter(|&trained| trained != TrainTarget::Full).map(|_| self.rank),
                             steps: (kind == Kind::Sample).then_some(self.steps),
                             size: Some(size),
                             batch,
@@ -222,7 +223,7 @@ mod tests {
     fn small_models_have_every_kind_of_case_and_names_choose_among_them() {
         let all = options(|o| o.small = true).unwrap();
         for kind in Kind::value_variants() {
-            assert!(all.iter().any(|case| case.case == *kind), "{kind:?}");
+            assert!(all.iter().any(|case| case.kind == *kind), "{kind:?}");
         }
         let chosen =
             options(|o| (o.small, o.only) = (true, vec!["train".into(), "gelu_tanh_backward".into()])).unwrap();

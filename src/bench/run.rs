@@ -41,7 +41,7 @@ pub fn run(options: &Options, peer: Option<&str>, files: &Files, device: &Device
     for (number, mut case) in (1..).zip(cases) {
         tracing::info!("{number} of {count}: {case}");
         let folder =
-            (case.case == Kind::Load && case.path.is_none()).then(|| load::Folder::write(&case, device)).transpose()?;
+            (case.kind == Kind::Load && case.path.is_none()).then(|| load::Folder::write(&case, device)).transpose()?;
         if let Some(folder) = &folder {
             case.path = Some(folder.path().into());
         }
@@ -63,7 +63,7 @@ pub fn run(options: &Options, peer: Option<&str>, files: &Files, device: &Device
 /// Measures a case in every way that kiln knows.
 fn variants(case: &Case, device: &Device) -> Vec<Variant> {
     let one = |prepare: &dyn Fn() -> Result<Run>| vec![measure("kiln", device, case.repeats, prepare)];
-    match (case.case, case.model) {
+    match (case.kind, case.model) {
         (Kind::Operation, _) => case.operation.map(|operation| operation.measure(case, device)).into_iter().collect(),
         (Kind::Train, Some(Model::Unet)) => training(case, device, UNetBench::new),
         (Kind::Train, _) => training(case, device, FluxBench::new),

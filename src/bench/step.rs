@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Case, Denoiser, SEED, Trained};
+use super::{Case, Denoiser, SEED, TrainTarget};
 use crate::{
     error::Result,
     lora::{Lora, LoraConfig, Targets},
@@ -25,9 +25,9 @@ impl<D: Denoiser> Training<D> {
     /// The model has none of the layers that the adapter is for.
     pub fn new(case: &Case, denoiser: D, activations: Activations) -> Result<Self> {
         let targets = match case.targets {
-            Some(Trained::Full) => None,
-            Some(Trained::All) => Some(Targets::All),
-            Some(Trained::Attention) | None => Some(Targets::Attention),
+            Some(TrainTarget::Full) => None,
+            Some(TrainTarget::All) => Some(Targets::All),
+            Some(TrainTarget::Attention) | None => Some(Targets::Attention),
         };
         let config = |targets| LoraConfig { targets, rank: case.rank.unwrap_or(16), ..Default::default() };
         let (layers, device) = (denoiser.model().layers(), denoiser.model().lender().device());

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
-    CLIP_TOKENS, Case, Denoiser, SEED, Trained,
+    CLIP_TOKENS, Case, Denoiser, SEED, TrainTarget,
     denoiser::{draw, normal},
     shape,
 };
@@ -39,7 +39,7 @@ impl UNetBench {
     /// The UNet of a case on `device`; one that is trained whole is in f32.
     pub fn new(case: &Case, device: &Device) -> Self {
         let config = shape::unet(case);
-        let dtype = if case.targets == Some(Trained::Full) { FloatDType::F32 } else { case.float() };
+        let dtype = if case.targets == Some(TrainTarget::Full) { FloatDType::F32 } else { case.float() };
         let latent = case.size.expect("a case of a denoiser has a size") / 8;
         let (batch, shape) = (case.batch, [case.batch, 4, latent, latent]);
         let scheduler = shape::noise_schedule();

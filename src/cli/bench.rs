@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::{Global, print};
-use crate::bench::{self, Files, Model, Options, Trained};
+use crate::bench::{self, Files, Model, Options, TrainTarget};
 
 /// Measures speed and memory at real model sizes, without downloading weights
 ///
@@ -28,7 +28,7 @@ pub struct Args {
     batch: Vec<usize>,
     /// Trained targets [default: attention,all; UNet: full,attention]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TARGETS,…")]
-    targets: Vec<Trained>,
+    targets: Vec<TrainTarget>,
     /// Rank of the LoRA
     #[arg(long, default_value_t = 16, value_name = "N")]
     rank: usize,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
-    Batch, Bucket, DataConfig, DatasetKind, Dropped, HostBatch, Picture, Plan, Sample, SampleIndex,
+    Batch, BatchOrder, Bucket, DataConfig, DatasetKind, Dropped, HostBatch, Picture, Sample, SampleIndex,
     cache::{Cache, Kind, key},
 };
 use crate::{
@@ -90,11 +90,11 @@ impl LatentDataset {
     }
 
     /// The order of training for `seed`.
-    pub fn plan(&self, seed: Seed) -> Plan {
+    pub fn plan(&self, seed: Seed) -> BatchOrder {
         let train = self.split(seed).train.into_iter();
         let train =
             train.flat_map(|i| std::iter::repeat_n((i, self.samples[i].picture.bucket), self.samples[i].repeats));
-        Plan::new(&self.config, self.kind, seed, train.collect())
+        BatchOrder::new(&self.config, self.kind, seed, train.collect())
     }
 
     /// The held-out samples as batches of one size each, always the same ones, none mirrored.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`prepare()`] turns images into VAE moments and captions into embeddings, once, and keeps them in a cache that is
-//! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`Plan`] says which samples
+//! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`BatchOrder`] says which samples
 //! make up which micro-batch, as a pure function of the seed, so that a loader has no state to save.
 
 mod cache;
@@ -21,7 +21,7 @@ mod progress;
 mod sample;
 mod manifest;
 mod pairs;
-mod plan;
+mod batch_order;
 mod batch;
 mod dataset;
 mod prefetch;
@@ -37,6 +37,7 @@ mod edits;
 mod captioned;
 
 pub use batch::{Batch, HostBatch};
+pub use batch_order::{BatchOrder, Dropped, SampleIndex, joint_dropout};
 pub use buckets::Bucket;
 pub use caption_cell::CaptionCell;
 pub use captioned::{CaptionFile, CaptionPlace, CaptionedFolder, CaptionedImage, Dated};
@@ -46,7 +47,6 @@ pub use encoders::Encoders;
 pub use fingerprint::fingerprint;
 pub use images::{PICTURE_ENDINGS, decode_picture, picture_size, read_picture, to_pixels};
 pub use place::{Cell, Place};
-pub use plan::{Dropped, Plan, SampleIndex, joint_dropout};
 pub use prefetch::Prefetch;
 pub use prepare::{Examined, examine, prepare};
 pub use progress::{Phase, Progress};

@@ -5,7 +5,7 @@ use std::sync::{
     mpsc::{Receiver, sync_channel},
 };
 
-use super::{HostBatch, LatentDataset, Plan};
+use super::{BatchOrder, HostBatch, LatentDataset};
 use crate::error::Result;
 
 /// Reads the batches of a plan ahead of their use, on a thread of its own, into host memory. Ends after an error; dropping
@@ -15,7 +15,7 @@ pub struct Prefetch(Receiver<Result<HostBatch>>);
 
 impl Prefetch {
     /// Starts reading at `micro_batch`, at most `ahead` batches ahead.
-    pub fn start(dataset: Arc<LatentDataset>, plan: Plan, micro_batch: u64, ahead: usize) -> Self {
+    pub fn start(dataset: Arc<LatentDataset>, plan: BatchOrder, micro_batch: u64, ahead: usize) -> Self {
         let (sender, batches) = sync_channel(ahead);
         std::thread::spawn(move || {
             for (number, samples) in (micro_batch..).zip(plan.starting_at(micro_batch)) {

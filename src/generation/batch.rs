@@ -12,7 +12,7 @@ use image::RgbImage;
 
 use super::{
     LoraFiles, SamplingOptions, Session,
-    batch_report::{BatchReport, Choices, Done, Skipped, left_out, name},
+    batch_report::{BatchReport, Choices, ImageRecord, Skipped, left_out, name},
     generator::Batch,
     picture::{self, PictureFile, Size},
     plan::AtOnce,
@@ -282,7 +282,7 @@ fn with_model(
             }
             let measured = stage.measure();
             let strength = (!edits).then_some(f64::from_bits(strength));
-            let done = batch.iter().map(|(task, file)| Done {
+            let done = batch.iter().map(|(task, file)| ImageRecord {
                 name: name(&task.path),
                 model: model.into(),
                 prompt: task.prompt.clone(),

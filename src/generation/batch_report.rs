@@ -39,9 +39,9 @@ pub struct BatchReport {
     /// Everything, loading included.
     pub seconds: f64,
     /// One for each model, in the order of their work; none of those of workers on other machines.
-    pub models: Vec<Work>,
+    pub models: Vec<ModelTotals>,
     /// What was made.
-    pub pictures: Vec<Done>,
+    pub pictures: Vec<ImageRecord>,
     /// What could not be read.
     pub skipped: Vec<Skipped>,
     #[serde(skip)]
@@ -50,7 +50,7 @@ pub struct BatchReport {
 
 /// What one model did.
 #[derive(Clone, Debug, Serialize)]
-pub struct Work {
+pub struct ModelTotals {
     /// Its folder or name.
     pub model: String,
     /// Images made.
@@ -71,7 +71,7 @@ pub struct Work {
 
 /// One image made.
 #[derive(Clone, Debug, Serialize)]
-pub struct Done {
+pub struct ImageRecord {
     /// Of the file, in both folders.
     pub name: String,
     /// With which model.
@@ -115,12 +115,12 @@ impl BatchReport {
     }
 
     /// Adds a batch of at least one image, of one model; `in_use` is the memory after each step, in bytes.
-    pub(super) fn add(&mut self, done: impl Iterator<Item = Done>, measured: Measured, in_use: &[u64]) {
+    pub(super) fn add(&mut self, done: impl Iterator<Item = ImageRecord>, measured: Measured, in_use: &[u64]) {
         let before = self.pictures.len();
         self.pictures.extend(done);
         let model = &self.pictures[before].model;
         if self.models.last().is_none_or(|work| work.model != *model) {
-            self.models.push(Work::new(model));
+            self.models.push(ModelTotals::new(model));
         }
         let work = self.models.last_mut().expect("just pushed");
         work.pictures += self.pictures.len() - before;
@@ -148,7 +148,7 @@ impl BatchReport {
     }
 }
 
-impl Work {
+impl ModelTotals {
     fn new(model: &str) -> Self {
         Self {
             model: model.into(),

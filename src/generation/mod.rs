@@ -30,7 +30,7 @@ pub use batch::{BatchPlan, BatchRequest, batch, plan_batch};
 pub(crate) use batch::{Task, finish, tasks};
 #[cfg(feature = "cluster")]
 pub(crate) use batch_report::name;
-pub use batch_report::{BatchReport, Choices, Done, Skipped, Work};
+pub use batch_report::{BatchReport, Choices, ImageRecord, ModelTotals, Skipped};
 pub use generate::{generate, plan};
 pub(crate) use generator::{Batch, Embedded, Generator};
 pub use images::Images;

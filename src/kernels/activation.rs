@@ -6,7 +6,7 @@ use super::{
     composed, cpu,
     dispatch::by_way,
     formulas::Activation,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `gelu(x)` in its tanh form: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (FLUX's and T5's "gelu_new").
@@ -24,9 +24,9 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 struct Activate<const D: usize>(Activation);
 
 impl<const D: usize> Operation<1> for Activate<D> {
-    type Saved = Plain;
+    type Saved = RawTensor;
 
-    fn forward(&self, [x]: [Plain; 1]) -> (Plain, Plain) {
+    fn forward(&self, [x]: [RawTensor; 1]) -> (RawTensor, RawTensor) {
         let output = by_way!([x.clone()],
             Cpu([x]) => cpu::activation::forward::<D>(self.0, x),
             Cuda([x]) => cuda::activation::forward(self.0, x),
@@ -35,7 +35,7 @@ impl<const D: usize> Operation<1> for Activate<D> {
         (output, x)
     }
 
-    fn backward(self, x: Plain, gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
+    fn backward(self, x: RawTensor, gradient: RawTensor, _: [bool; 1]) -> [Option<RawTensor>; 1] {
         [Some(by_way!([x, gradient],
             Cpu(both) => cpu::activation::backward::<D>(self.0, both),
             Cuda(both) => cuda::activation::backward(self.0, both),

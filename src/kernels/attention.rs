@@ -8,8 +8,8 @@ use super::{
     composed::attention::{self as products, AT_ONCE},
     cpu,
     dispatch::Way,
-    lift, matmul,
-    operation::{Operation, Plain, apply, assert_one_dtype},
+    matmul, on_tape_of,
+    operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
 
 /// `softmax(q·kᵀ/√K)·v`, where every query attends to every key.
@@ -32,7 +32,7 @@ pub fn attention_within(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scores: Option
 /// positions). For the text encoders: no fused form.
 pub fn attention_biased(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
     let dtype: FloatDType = q.dtype().into();
-    let bias = bias.map(|bias| lift(bias, &q));
+    let bias = bias.map(|bias| on_tape_of(bias, &q));
     let scores = matmul(q * scale, k.transpose()).cast(FloatDType::F32);
     let scores = match bias {
         Some(bias) => scores + bias.cast(FloatDType::F32),
@@ -50,9 +50,9 @@ struct Attention {
 /// What the backward pass needs.
 #[derive(Clone, Debug)]
 struct Saved {
-    q: Plain,
-    k: Plain,
-    v: Plain,
+    q: RawTensor,
+    k: RawTensor,
+    v: RawTensor,
     kept: Kept,
 }
 
@@ -68,7 +68,7 @@ enum Kept {
 impl Operation<3> for Attention {
     type Saved = Saved;
 
-    fn forward(&self, inputs: [Plain; 3]) -> (Plain, Saved) {
+    fn forward(&self, inputs: [RawTensor; 3]) -> (RawTensor, Saved) {
         let [q, k, v] = inputs.clone();
         let (output, kept) = match Way::of(inputs) {
             Way::Cpu(inputs) => {
@@ -78,14 +78,14 @@ impl Operation<3> for Attention {
             #[cfg(feature = "cuda")]
             Way::Cuda(inputs) => match cuda::attention::forward(&inputs) {
                 Some((output, saved)) => (output, Kept::ByCudnn(saved)),
-                None => (products::forward(inputs.map(cuda::plain), self.scores), Kept::Nothing),
+                None => (products::forward(inputs.map(cuda::raw_tensor), self.scores), Kept::Nothing),
             },
             Way::Composed(inputs) => (products::forward(inputs, self.scores), Kept::Nothing),
         };
         (output, Saved { q, k, v, kept })
     }
 
-    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(self, saved: Saved, gradient: RawTensor, wanted: [bool; 3]) -> [Option<RawTensor>; 3] {
         let Saved { q, k, v, kept } = saved;
         let all = [q, k, v, gradient];
         let gradients = match kept {

@@ -6,8 +6,8 @@ use super::{
     composed,
     cpu::{self, Company, Sizes},
     dispatch::by_way,
-    lift,
-    operation::{Operation, Plain, apply, assert_one_dtype},
+    on_tape_of,
+    operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus `bias` `[out]`: `[B, out, H', W']` with
@@ -43,7 +43,7 @@ pub fn conv2d_rows(
     height: usize,
 ) -> Tensor<4> {
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
-    let ours = cpu::are_floats(&[&x, &weight]);
+    let ours = cpu::are_cpu_f32(&[&x, &weight]);
     let [x, weight] = [x, weight].map(Tensor::<4>::from_dispatch);
     if ours {
         let company = Company::None { height };
@@ -56,7 +56,7 @@ pub fn conv2d_rows(
         0 => x,
         more => {
             let zeros = Tensor::zeros([batch, channels, rows, more], (&x.device().inner(), x.dtype()));
-            let zeros = lift(zeros, &x);
+            let zeros = on_tape_of(zeros, &x);
             Tensor::cat(vec![zeros.clone(), x, zeros], 3)
         }
     };
@@ -93,8 +93,8 @@ struct Conv2d {
 #[derive(Clone, Debug)]
 struct Saved {
     /// The input, only if the weight is trained.
-    x: Option<Plain>,
-    weight: Plain,
+    x: Option<RawTensor>,
+    weight: RawTensor,
     /// The shape of `x`.
     shape: [usize; 4],
 }
@@ -123,7 +123,7 @@ impl Conv2d {
 impl<const N: usize> Operation<N> for Conv2d {
     type Saved = Saved;
 
-    fn forward(&self, inputs: [Plain; N]) -> (Plain, Saved) {
+    fn forward(&self, inputs: [RawTensor; N]) -> (RawTensor, Saved) {
         let (x, weight) = (inputs[0].clone(), inputs[1].clone());
         let shape = Tensor::<4>::from_dispatch(x.clone()).dims();
         let saved = Saved { x: self.trained.then_some(x), weight, shape };
@@ -141,7 +141,7 @@ impl<const N: usize> Operation<N> for Conv2d {
         (y, saved)
     }
 
-    fn backward(self, saved: Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
+    fn backward(self, saved: Saved, gradient: RawTensor, wanted: [bool; N]) -> [Option<RawTensor>; N] {
         let Saved { x, weight, shape } = saved;
         let wanted @ [_, wants_weight, _] = [0, 1, 2].map(|i| wanted.get(i) == Some(&true));
         let x = x.filter(|_| wants_weight);

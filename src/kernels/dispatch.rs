@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, CudaTensor};
-use super::{cpu, operation::Plain};
+use super::{cpu, operation::RawTensor};
 
 /// The inputs of an operation, in the form that its implementation takes.
 pub enum Way<const N: usize> {
@@ -15,18 +15,18 @@ pub enum Way<const N: usize> {
     #[cfg(feature = "cuda")]
     Cuda([CudaTensor; N]),
     /// Anything else.
-    Composed([Plain; N]),
+    Composed([RawTensor; N]),
 }
 
 impl<const N: usize> Way<N> {
     /// Chooses by the device and dtype of the inputs.
-    pub fn of(inputs: [Plain; N]) -> Self {
-        let inputs = match cpu::floats(inputs) {
+    pub fn of(inputs: [RawTensor; N]) -> Self {
+        let inputs = match cpu::as_cpu_f32(inputs) {
             Ok(inputs) => return Self::Cpu(inputs),
             Err(inputs) => inputs,
         };
         #[cfg(feature = "cuda")]
-        let inputs = match cuda::floats(inputs) {
+        let inputs = match cuda::as_cuda_floats(inputs) {
             Ok(inputs) => return Self::Cuda(inputs),
             Err(inputs) => inputs,
         };
@@ -49,7 +49,7 @@ macro_rules! by_way {
         }
     };
     ($inputs:expr, Cpu($a:pat) => $cpu:expr, Composed($c:pat) => $composed:expr $(,)?) => {
-        match $crate::kernels::cpu::floats($inputs) {
+        match $crate::kernels::cpu::as_cpu_f32($inputs) {
             Ok($a) => $cpu,
             Err($c) => $composed,
         }
@@ -71,10 +71,10 @@ pub(super) use by_way;
 
 /// The inputs as GPU tensors, if all are on one in a dtype that its kernels read; otherwise returns them unchanged.
 #[cfg(feature = "cuda")]
-pub(super) use super::cuda::floats as on_gpu;
+pub(super) use super::cuda::as_cuda_floats as on_gpu;
 
 /// Returns the inputs unchanged: this build has no GPU support.
 #[cfg(not(feature = "cuda"))]
-pub fn on_gpu<const N: usize>(inputs: [Plain; N]) -> Result<std::convert::Infallible, [Plain; N]> {
+pub fn on_gpu<const N: usize>(inputs: [RawTensor; N]) -> Result<std::convert::Infallible, [RawTensor; N]> {
     Err(inputs)
 }

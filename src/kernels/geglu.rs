@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `a·gelu(b)` for the halves `a` and `b` of the last axis, with the exact `gelu(b) = b·Φ(b)` (Shazeer 2020; diffusers'
@@ -24,9 +24,9 @@ pub fn geglu<const N: usize>(x: Tensor<N>) -> Tensor<N> {
 struct Geglu;
 
 impl Operation<1> for Geglu {
-    type Saved = Plain;
+    type Saved = RawTensor;
 
-    fn forward(&self, [x]: [Plain; 1]) -> (Plain, Plain) {
+    fn forward(&self, [x]: [RawTensor; 1]) -> (RawTensor, RawTensor) {
         let output = by_way!([x.clone()],
             Cpu([x]) => cpu::geglu::forward(x),
             Cuda([x]) => cuda::geglu::forward(x),
@@ -35,7 +35,7 @@ impl Operation<1> for Geglu {
         (output, x)
     }
 
-    fn backward(self, x: Plain, gradient: Plain, _: [bool; 1]) -> [Option<Plain>; 1] {
+    fn backward(self, x: RawTensor, gradient: RawTensor, _: [bool; 1]) -> [Option<RawTensor>; 1] {
         [Some(by_way!([x, gradient],
             Cpu(both) => cpu::geglu::backward(both),
             Cuda(both) => cuda::geglu::backward(both),

@@ -8,7 +8,7 @@ use super::{
     dispatch::by_way,
     formulas::GroupNorm,
     group_statistics::GroupStatistics,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `(x − mean)/√(variance + ε)·weight + bias`, with the statistics of each sample and group of channels.
@@ -47,9 +47,9 @@ pub fn group_norm_rows(
 
 impl Operation<3> for GroupNorm {
     /// `x`, weight, bias, and the statistics; if the operation is composed, a placeholder for these.
-    type Saved = [Plain; 4];
+    type Saved = [RawTensor; 4];
 
-    fn forward(&self, inputs: [Plain; 3]) -> (Plain, Self::Saved) {
+    fn forward(&self, inputs: [RawTensor; 3]) -> (RawTensor, Self::Saved) {
         let saved = inputs.clone();
         let (output, statistics) = by_way!(inputs,
             Cpu(inputs) => cpu::group_norm::forward(*self, inputs),
@@ -60,7 +60,7 @@ impl Operation<3> for GroupNorm {
         (output, [x, weight, bias, statistics])
     }
 
-    fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(self, saved: Self::Saved, gradient: RawTensor, wanted: [bool; 3]) -> [Option<RawTensor>; 3] {
         let [x, weight, bias, statistics] = saved;
         let gradients = by_way!([x, weight, bias, gradient, statistics],
             Cpu(all) => cpu::group_norm::backward(self, all).map(Some),

@@ -4,7 +4,7 @@ use burn::tensor::{FloatDType, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    cpu::{Gathered, Statistics, in_order, numbers, vectorized},
+    cpu::{Gathered, Statistics, contiguous, values, vectorized},
     dispatch::by_way,
 };
 
@@ -66,8 +66,8 @@ impl GroupStatistics {
                     self.state = State::Gathering(vec![empty; batch * self.groups]);
                 }
                 let State::Gathering(groups) = &mut self.state else { panic!("all rows are of one kind") };
-                let x = in_order(x);
-                let planes = numbers(&x).par_chunks_exact((each * rows * width).max(1));
+                let x = contiguous(x);
+                let planes = values(&x).par_chunks_exact((each * rows * width).max(1));
                 groups.par_iter_mut().zip(planes).for_each(|(group, planes)| {
                     vectorized(
                         #[inline(always)]

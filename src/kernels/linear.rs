@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
-    operation::{Operation, Plain, apply, assert_one_dtype},
+    operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
 
 /// `x·Wᵀ + b`.
@@ -29,9 +29,9 @@ pub fn linear_by_sample(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>
 
 /// Prepacks a weight `[out, in]` for [`linear`]: on the CPU in f32 it is stored column-major, so that it is transposed once and not
 /// for every product. The backward pass transposes it back.
-pub fn laid_out(weight: Tensor<2>) -> Tensor<2> {
+pub fn prepack_weight(weight: Tensor<2>) -> Tensor<2> {
     by_way!([weight.into_dispatch()],
-        Cpu([weight]) => cpu::linear::laid_out(weight),
+        Cpu([weight]) => cpu::linear::prepack_weight(weight),
         Composed([weight]) => Tensor::from_dispatch(weight),
     )
 }
@@ -47,9 +47,9 @@ pub struct Linear {
 /// The inputs are `x`, the weight and perhaps a bias.
 impl<const N: usize> Operation<N> for Linear {
     /// `x` if the weight is trained, and the weight.
-    type Saved = (Option<Plain>, Plain);
+    type Saved = (Option<RawTensor>, RawTensor);
 
-    fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
+    fn forward(&self, inputs: [RawTensor; N]) -> (RawTensor, Self::Saved) {
         let saved = (self.trained.then(|| inputs[0].clone()), inputs[1].clone());
         let output = by_way!(inputs,
             Cpu(inputs) => {
@@ -65,7 +65,7 @@ impl<const N: usize> Operation<N> for Linear {
         (output, saved)
     }
 
-    fn backward(self, (x, weight): Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
+    fn backward(self, (x, weight): Self::Saved, gradient: RawTensor, wanted: [bool; N]) -> [Option<RawTensor>; N] {
         let wanted @ [_, wants_weight, _] = [0, 1, 2].map(|i| wanted.get(i) == Some(&true));
         // A placeholder if `x` was not kept.
         let x = x.filter(|_| wants_weight).unwrap_or_else(|| gradient.clone());

@@ -6,7 +6,7 @@ use super::{
     composed, cpu,
     dispatch::by_way,
     formulas::Factors,
-    operation::{Operation, Plain, apply, assert_one_dtype},
+    operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
 
 /// `y + scale·(x·Aᵀ)·Bᵀ`: a LoRA adapter applied to the output `y` of its layer.
@@ -45,9 +45,9 @@ struct LowRank {
 
 impl Operation<4> for LowRank {
     /// `x`, `x·Aᵀ`, `A`, `B`. On a GPU `A` and `B`, and if composed `A` and `scale·B`, have the dtype of `x`.
-    type Saved = [Plain; 4];
+    type Saved = [RawTensor; 4];
 
-    fn forward(&self, inputs: [Plain; 4]) -> (Plain, Self::Saved) {
+    fn forward(&self, inputs: [RawTensor; 4]) -> (RawTensor, Self::Saved) {
         by_way!(inputs,
             Cpu(inputs) => cpu::low_rank::forward(inputs, self.scale),
             Cuda(inputs) => cuda::linear::low_rank(inputs, self.scale),
@@ -55,7 +55,7 @@ impl Operation<4> for LowRank {
         )
     }
 
-    fn backward(self, [x, u, a, b]: Self::Saved, gradient: Plain, wanted: [bool; 4]) -> [Option<Plain>; 4] {
+    fn backward(self, [x, u, a, b]: Self::Saved, gradient: RawTensor, wanted: [bool; 4]) -> [Option<RawTensor>; 4] {
         let [wants_y, wanted @ ..] = wanted;
         let dy = wants_y.then(|| gradient.clone());
         let [dx, da, db] = by_way!([gradient, x, u, a, b],

@@ -6,7 +6,7 @@ use super::operation::assert_one_dtype;
 #[cfg(feature = "cuda")]
 use super::{
     cuda,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `lhs·rhs` over the last two axes, the others broadcasting: the only use of Burn's own `matmul`, which `.clippy.toml`
@@ -38,13 +38,18 @@ struct Product<const D: usize>;
 
 #[cfg(feature = "cuda")]
 impl<const D: usize> Operation<2> for Product<D> {
-    type Saved = [Plain; 2];
+    type Saved = [RawTensor; 2];
 
-    fn forward(&self, inputs: [Plain; 2]) -> (Plain, [Plain; 2]) {
+    fn forward(&self, inputs: [RawTensor; 2]) -> (RawTensor, [RawTensor; 2]) {
         (cuda::matmul::product(cuda::tensors(inputs.clone())), inputs)
     }
 
-    fn backward(self, saved: [Plain; 2], gradient: Plain, [wants_lhs, wants_rhs]: [bool; 2]) -> [Option<Plain>; 2] {
+    fn backward(
+        self,
+        saved: [RawTensor; 2],
+        gradient: RawTensor,
+        [wants_lhs, wants_rhs]: [bool; 2],
+    ) -> [Option<RawTensor>; 2] {
         let [lhs, rhs]: [Tensor<D>; 2] = saved.map(Tensor::from_dispatch);
         let g = Tensor::<D>::from_dispatch(gradient);
         let product = |a: Tensor<D>, b: Tensor<D>, shape: [usize; D]| {

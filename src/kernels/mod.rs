@@ -24,7 +24,7 @@ mod linear;
 mod low_rank;
 mod norm;
 mod packed;
-mod pull;
+mod vjp;
 mod residual;
 mod rope;
 mod upsample;
@@ -39,15 +39,15 @@ pub use formulas::Factors;
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_rows, group_norm_silu};
 pub use group_statistics::GroupStatistics;
-pub use linear::{laid_out, linear, linear_by_sample};
+pub use linear::{linear, linear_by_sample, prepack_weight};
 pub use low_rank::{low_rank, low_rank_by_sample};
 pub use matmul::matmul;
 pub use norm::{layer_norm, layer_norm_modulate};
 pub use packed::{PackedMatrix, linear_packed, linear_packed_by_sample};
-pub use pull::pull_back;
 pub use residual::gated_add;
 pub use rope::rms_norm_rope;
 pub use upsample::upsample_nearest;
+pub use vjp::vjp_seed;
 
 use std::ops::Range;
 
@@ -55,7 +55,7 @@ use burn::tensor::Tensor;
 
 /// Moves a constant to the autodiff device of `like` if that is tracked: the pinned version of Burn panics when an off-tape tensor
 /// meets a tracked one.
-pub fn lift<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E>) -> Tensor<D> {
+pub fn on_tape_of<const D: usize, const E: usize>(constant: Tensor<D>, like: &Tensor<E>) -> Tensor<D> {
     if like.device().is_autodiff() && !constant.device().is_autodiff() {
         Tensor::from_inner(constant)
     } else {

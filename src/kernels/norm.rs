@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `LayerNorm(x)·(1 + scale) + shift`, where the norm has no weights (AdaLN, Peebles & Xie 2022).
@@ -37,9 +37,9 @@ struct LayerNorm {
 impl Operation<3> for LayerNorm {
     /// `x`, `scale`, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation; if the operation is
     /// composed, a placeholder for these.
-    type Saved = [Plain; 3];
+    type Saved = [RawTensor; 3];
 
-    fn forward(&self, [x, shift, scale]: [Plain; 3]) -> (Plain, Self::Saved) {
+    fn forward(&self, [x, shift, scale]: [RawTensor; 3]) -> (RawTensor, Self::Saved) {
         let saved = [x.clone(), scale.clone()];
         let (output, statistics) = by_way!([x, shift, scale],
             Cpu(inputs) => cpu::norm::forward(inputs, self.base, self.epsilon),
@@ -50,7 +50,12 @@ impl Operation<3> for LayerNorm {
         (output, [x, scale, statistics])
     }
 
-    fn backward(self, [x, scale, statistics]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(
+        self,
+        [x, scale, statistics]: Self::Saved,
+        gradient: RawTensor,
+        wanted: [bool; 3],
+    ) -> [Option<RawTensor>; 3] {
         by_way!([x, scale, gradient, statistics],
             Cpu(all) => cpu::norm::backward(all, self.base, wanted),
             Cuda(all) => cuda::norm::backward(all, self.base, wanted),

@@ -17,7 +17,7 @@ use burn::backend::{
 use burn::tensor::{DType, Tensor};
 
 /// A tensor of any rank that is not on a tape.
-pub(super) type Plain = DispatchTensor;
+pub(super) type RawTensor = DispatchTensor;
 
 /// A function of `N` tensors that may need gradients; all constants are fields of the value.
 pub(super) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
@@ -25,14 +25,14 @@ pub(super) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     type Saved: Clone + Debug + Send + 'static;
 
     /// The output, and what [`backward`](Self::backward) needs.
-    fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
+    fn forward(&self, inputs: [RawTensor; N]) -> (RawTensor, Self::Saved);
 
     /// The gradients of the inputs that are `wanted`, from the gradient of the output.
-    fn backward(self, saved: Self::Saved, gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N];
+    fn backward(self, saved: Self::Saved, gradient: RawTensor, wanted: [bool; N]) -> [Option<RawTensor>; N];
 }
 
 /// Runs `operation`, recording it if an input is on a tape.
-pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>, inputs: [Plain; N]) -> Tensor<D> {
+pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>, inputs: [RawTensor; N]) -> Tensor<D> {
     let taped = inputs.iter().find_map(|input| match &input.kind {
         DispatchTensorKind::Autodiff(kind) => Some(kind.as_ref()),
         _ => None,
@@ -57,11 +57,11 @@ trait Concrete: Backend {
     fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind;
     fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>>;
 
-    fn wrap_plain(tensor: FloatTensor<Self>) -> Plain {
-        Plain { kind: Self::wrap(BackendTensor::Float(tensor)), checkpointing: None }
+    fn wrap_raw(tensor: FloatTensor<Self>) -> RawTensor {
+        RawTensor { kind: Self::wrap(BackendTensor::Float(tensor)), checkpointing: None }
     }
 
-    fn unwrap_plain(tensor: Plain) -> FloatTensor<Self> {
+    fn unwrap_raw(tensor: RawTensor) -> FloatTensor<Self> {
         Self::unwrap(tensor.kind).expect("an operation stays on the backend of its inputs").float()
     }
 }
@@ -96,35 +96,35 @@ impl<B: Concrete, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
     type State = O::Saved;
 
     fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = B::wrap_plain(gradients.consume::<B>(&ops.node));
+        let gradient = B::wrap_raw(gradients.consume::<B>(&ops.node));
         let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
         let parents = ops.parents.into_iter().zip(self.0.backward(ops.state, gradient, wanted));
         for (parent, gradient) in parents {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                gradients.register::<B>(parent.id, B::unwrap_plain(gradient));
+                gradients.register::<B>(parent.id, B::unwrap_raw(gradient));
             }
         }
     }
 }
 
-fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [Plain; N]) -> Plain {
+fn on_tape<B: Concrete, O: Operation<N>, const N: usize>(operation: O, inputs: [RawTensor; N]) -> RawTensor {
     let checkpointing = inputs.iter().find_map(|input| input.checkpointing);
     let inputs = inputs.map(|input| match input.kind {
         DispatchTensorKind::Autodiff(kind) => {
             B::unwrap(*kind).expect("the inputs of an operation are on one device").autodiff()
         }
         // An off-tape tensor beside a tracked one is a constant.
-        kind => Autodiff::<B>::from_inner(B::unwrap_plain(Plain { kind, checkpointing: None })),
+        kind => Autodiff::<B>::from_inner(B::unwrap_raw(RawTensor { kind, checkpointing: None })),
     });
     let nodes = std::array::from_fn(|i| inputs[i].node.clone());
-    let (output, saved) = operation.forward(inputs.map(|input| B::wrap_plain(input.primitive)));
-    let output = B::unwrap_plain(output);
+    let (output, saved) = operation.forward(inputs.map(|input| B::wrap_raw(input.primitive)));
+    let output = B::unwrap_raw(output);
     let step = <Step<O> as Backward<B, N>>::prepare::<NoCheckpointing>(Step(operation), nodes);
     let output = match step.compute_bound().stateful() {
         OpsKind::Tracked(step) => step.finish(saved, output),
         OpsKind::UnTracked(step) => step.finish(output),
     };
-    Plain { kind: DispatchTensorKind::Autodiff(Box::new(B::wrap(BackendTensor::Autodiff(output)))), checkpointing }
+    RawTensor { kind: DispatchTensorKind::Autodiff(Box::new(B::wrap(BackendTensor::Autodiff(output)))), checkpointing }
 }
 
 /// Panics, naming the dtypes, unless all are the same.

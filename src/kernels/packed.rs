@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use super::{
     composed::unpack::Unpack,
     linear::Linear,
-    operation::{Operation, Plain, apply, assert_one_dtype},
+    operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
 use crate::{device, quantization::Packed};
 
@@ -66,7 +66,7 @@ impl PackedMatrix {
     }
 
     /// The same, prepacked for forward products on the CPU: column-major.
-    fn laid_out(&self) -> Tensor<2> {
+    fn prepacked(&self) -> Tensor<2> {
         self.make(|packed, device| {
             let [rows, columns] = packed.dims;
             let data = TensorData::new(packed.to_f32_by_columns(), [columns, rows]);
@@ -116,8 +116,8 @@ struct LinearPacked {
 impl<const N: usize> Operation<N> for LinearPacked {
     type Saved = ();
 
-    fn forward(&self, inputs: [Plain; N]) -> (Plain, ()) {
-        let weight = self.weight.laid_out().into_dispatch();
+    fn forward(&self, inputs: [RawTensor; N]) -> (RawTensor, ()) {
+        let weight = self.weight.prepacked().into_dispatch();
         let linear = Linear { trained: false, samples: self.samples };
         let mut inputs = inputs.into_iter();
         let x = inputs.next().expect("a linear layer has an input");
@@ -128,7 +128,7 @@ impl<const N: usize> Operation<N> for LinearPacked {
         (y, ())
     }
 
-    fn backward(self, (): (), gradient: Plain, wanted: [bool; N]) -> [Option<Plain>; N] {
+    fn backward(self, (): (), gradient: RawTensor, wanted: [bool; N]) -> [Option<RawTensor>; N] {
         let [wants_x, wants_bias] = [0, 1].map(|i| wanted.get(i) == Some(&true));
         // A placeholder if the weight is not needed.
         let weight = if wants_x { self.weight.dense().into_dispatch() } else { gradient.clone() };

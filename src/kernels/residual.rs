@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
-    operation::{Operation, Plain, apply},
+    operation::{Operation, RawTensor, apply},
 };
 
 /// `x + gate·y`, the gated residual of a modulated block.
@@ -20,9 +20,9 @@ struct GatedAdd;
 
 impl Operation<3> for GatedAdd {
     /// `gate`, `y`.
-    type Saved = [Plain; 2];
+    type Saved = [RawTensor; 2];
 
-    fn forward(&self, [x, gate, y]: [Plain; 3]) -> (Plain, Self::Saved) {
+    fn forward(&self, [x, gate, y]: [RawTensor; 3]) -> (RawTensor, Self::Saved) {
         let saved = [gate.clone(), y.clone()];
         let output = by_way!([x, gate, y],
             Cpu(all) => cpu::residual::forward(all),
@@ -32,7 +32,7 @@ impl Operation<3> for GatedAdd {
         (output, saved)
     }
 
-    fn backward(self, [gate, y]: Self::Saved, gradient: Plain, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+    fn backward(self, [gate, y]: Self::Saved, gradient: RawTensor, wanted: [bool; 3]) -> [Option<RawTensor>; 3] {
         let [wants_x, wants_gate, wants_y] = wanted;
         let dx = wants_x.then(|| gradient.clone());
         let [dgate, dy] = by_way!([gate, y, gradient],

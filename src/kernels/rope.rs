@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     composed, cpu,
     dispatch::by_way,
-    operation::{Operation, Plain, apply, constant},
+    operation::{Operation, RawTensor, apply, constant},
 };
 
 /// Root-mean-square norm over each head with a learned weight, then rotation by position, then transposition to heads before tokens.
@@ -21,16 +21,16 @@ pub fn rms_norm_rope(x: Tensor<4>, weight: Tensor<1>, cos: Tensor<2>, sin: Tenso
 
 #[derive(Clone, Debug)]
 struct RmsNormRope {
-    cos: Plain,
-    sin: Plain,
+    cos: RawTensor,
+    sin: RawTensor,
     epsilon: f64,
 }
 
 impl Operation<2> for RmsNormRope {
     /// `x`, `weight`.
-    type Saved = [Plain; 2];
+    type Saved = [RawTensor; 2];
 
-    fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, Self::Saved) {
+    fn forward(&self, [x, weight]: [RawTensor; 2]) -> (RawTensor, Self::Saved) {
         let saved = [x.clone(), weight.clone()];
         let output = by_way!([x, weight, self.cos.clone(), self.sin.clone()],
             Cpu(all) => cpu::rope::forward(all, self.epsilon),
@@ -40,7 +40,7 @@ impl Operation<2> for RmsNormRope {
         (output, saved)
     }
 
-    fn backward(self, [x, weight]: Self::Saved, gradient: Plain, wanted: [bool; 2]) -> [Option<Plain>; 2] {
+    fn backward(self, [x, weight]: Self::Saved, gradient: RawTensor, wanted: [bool; 2]) -> [Option<RawTensor>; 2] {
         let Self { cos, sin, epsilon } = self;
         let [wants_x, wants_weight] = wanted;
         let all = [x, gradient, weight, cos, sin];

@@ -120,8 +120,8 @@ fn agree_within(on_gpu: f32, counts: &[usize], fused: Function, composed: Functi
 }
 
 /// The values as `[B, L, D]`, contiguous or as a view of a transposed tensor.
-fn view(t: &Tensor<1>, [batch, tokens, width]: [usize; 3], in_order: bool) -> Tensor<3> {
-    match in_order {
+fn view(t: &Tensor<1>, [batch, tokens, width]: [usize; 3], contiguous: bool) -> Tensor<3> {
+    match contiguous {
         true => t.clone().reshape([batch, tokens, width]),
         false => t.clone().reshape([batch, width, tokens]).swap_dims(1, 2),
     }
@@ -171,36 +171,36 @@ fn linear_layers() {
     for [rows, inputs, outputs, rank] in [[1, 5, 3, 2], [2, 64, 48, 4], [37, 33, 65, 1], [128, 96, 80, 16]] {
         for (biased, turned) in [(false, false), (true, false), (true, true)] {
             let weight = |t: &Tensor<1>| constant_like([outputs, inputs], 0, t);
-            let given = |t: &Tensor<1>| if turned { laid_out(operation::constant(weight(t))) } else { weight(t) };
+            let given = |t: &Tensor<1>| if turned { prepack_weight(operation::constant(weight(t))) } else { weight(t) };
             let bias = |t: &Tensor<1>| biased.then(|| constant_like([outputs], 1, t));
             agree_in_products(
                 &[rows * inputs],
                 &|t| flat(linear(t[0].clone().reshape([rows, inputs]), given(&t[0]), bias(&t[0]))),
                 &|t| {
                     let x = t[0].clone().reshape([rows, inputs]);
-                    let y = matmul(x.clone(), lift(weight(&t[0]), &x).transpose());
+                    let y = matmul(x.clone(), on_tape_of(weight(&t[0]), &x).transpose());
                     flat(match bias(&t[0]) {
-                        Some(bias) => y + lift(bias, &x).unsqueeze(),
+                        Some(bias) => y + on_tape_of(bias, &x).unsqueeze(),
                         None => y,
                     })
                 },
             );
         }
-        let parts = |t: &[Tensor<1>], in_order: bool| {
-            let x = view(&t[1], [1, rows, inputs], in_order).squeeze_dim::<2>(0);
+        let parts = |t: &[Tensor<1>], contiguous: bool| {
+            let x = view(&t[1], [1, rows, inputs], contiguous).squeeze_dim::<2>(0);
             let [a, b] = [(2, rank, inputs), (3, outputs, rank)].map(|(i, n, m)| t[i].clone().reshape([n, m]));
             (t[0].clone().reshape([rows, outputs]), x, a, b)
         };
-        for in_order in [true, false] {
+        for contiguous in [true, false] {
             agree_in_products(
                 &[rows * outputs, rows * inputs, rank * inputs, outputs * rank],
                 &|t| {
-                    let (y, x, a, b) = parts(t, in_order);
+                    let (y, x, a, b) = parts(t, contiguous);
                     // The factors are f32 whatever the dtype of the activations.
                     flat(low_rank(y, x, a.cast(FloatDType::F32), b.cast(FloatDType::F32), 0.7))
                 },
                 &|t| {
-                    let (y, x, a, b) = parts(t, in_order);
+                    let (y, x, a, b) = parts(t, contiguous);
                     flat(y + matmul(matmul(x, a.transpose()), b.transpose()) * 0.7)
                 },
             );
@@ -222,13 +222,13 @@ fn an_adapter_changes_nobody_elses_tensor() {
 
 #[test]
 fn modulated_norm() {
-    for (shape @ [batch, tokens, width], in_order) in
+    for (shape @ [batch, tokens, width], contiguous) in
         [([1, 1, 1], true), ([2, 1, 3], true), ([2, 5, 33], true), ([2, 7, 40], false), ([2, 300, 96], true)]
     {
         let counts = [batch * tokens * width, batch * width, batch * width];
         let parts = |t: &[Tensor<1>]| {
             let [shift, scale] = [&t[1], &t[2]].map(|t| t.clone().reshape([batch, width]));
-            (view(&t[0], shape, in_order), shift, scale)
+            (view(&t[0], shape, contiguous), shift, scale)
         };
         agree(
             &counts,
@@ -247,11 +247,11 @@ fn modulated_norm() {
             &[counts[0], counts[1], counts[0]],
             &|t| {
                 let gate = t[1].clone().reshape([batch, width]);
-                flat(gated_add(view(&t[0], shape, in_order), gate, view(&t[2], shape, in_order)))
+                flat(gated_add(view(&t[0], shape, contiguous), gate, view(&t[2], shape, contiguous)))
             },
             &|t| {
                 let gate = t[1].clone().reshape([batch, 1, width]);
-                flat(view(&t[0], shape, in_order) + view(&t[2], shape, in_order) * gate)
+                flat(view(&t[0], shape, contiguous) + view(&t[2], shape, contiguous) * gate)
             },
         );
     }
@@ -276,7 +276,7 @@ fn rotated_norm() {
                 let pairs = normed.clone().reshape([batch, tokens, heads, width / 2, 2]);
                 let (re, im) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
                 let turned = Tensor::cat(vec![im.neg(), re], 4).reshape([batch, tokens, heads, width]);
-                let [cos, sin] = [cos(&t[0]), sin(&t[0])].map(|a| lift(a, &x).reshape([1, tokens, 1, width]));
+                let [cos, sin] = [cos(&t[0]), sin(&t[0])].map(|a| on_tape_of(a, &x).reshape([1, tokens, 1, width]));
                 flat((normed * cos + turned * sin).swap_dims(1, 2))
             },
         );

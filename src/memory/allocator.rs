@@ -5,7 +5,7 @@
 /// By default glibc returns large blocks to the system at once, and the first touch of every page of the next block is a page
 /// fault: for elementwise operations that costs more than the operation. [`release`](super::release) still returns everything. Without
 /// glibc this does nothing.
-pub fn keep_freed() {
+pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {

@@ -8,7 +8,7 @@ mod exhausted;
 mod plan;
 mod stage;
 
-pub use allocator::keep_freed;
+pub use allocator::tune_allocator;
 use burn::tensor::Device;
 pub use exhausted::{attempt, fail_at, fitting, is_attempted};
 pub use gpu::{DeviceUsage, device_usage};

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::kernels::lift;
+use crate::kernels::on_tape_of;
 
 /// `fᵢ = 10000^(-i / (count - shift))`, `[count]`.
 ///
@@ -15,7 +15,7 @@ pub(super) fn frequencies(count: usize, shift: f64, device: &Device) -> Tensor<1
 
 /// `[cos(t·f₀) … | sin(t·f₀) …]`, or the sines first: `t` `[B]`, `frequencies` `[F]` → `[B, 2·F]`.
 pub(super) fn waves(t: Tensor<1>, frequencies: Tensor<1>, cosine_first: bool) -> Tensor<2> {
-    let frequencies = lift(frequencies, &t).unsqueeze();
+    let frequencies = on_tape_of(frequencies, &t).unsqueeze();
     let angles = t.unsqueeze_dim::<2>(1) * frequencies;
     let (cosine, sine) = (angles.clone().cos(), angles.sin());
     Tensor::cat(if cosine_first { vec![cosine, sine] } else { vec![sine, cosine] }, 1)

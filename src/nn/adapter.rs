@@ -88,7 +88,7 @@ impl Dropout {
         });
         let mask = TensorData::new(mask.collect::<Vec<f32>>(), shape);
         let mask = Tensor::<2>::from_data(mask, &u.device().inner()).cast(u.dtype());
-        let mask = kernels::lift(mask, &u);
+        let mask = kernels::on_tape_of(mask, &u);
         u * mask
     }
 }

@@ -196,8 +196,10 @@ impl Parameters for Conv2d {
 /// Written out because padding in the pinned version of Burn loses the dtype.
 pub fn pad_bottom_right(x: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
-    let zeros =
-        kernels::lift(Tensor::zeros([batch, channels, height + 1, width + 1], (&x.device().inner(), x.dtype())), &x);
+    let zeros = kernels::on_tape_of(
+        Tensor::zeros([batch, channels, height + 1, width + 1], (&x.device().inner(), x.dtype())),
+        &x,
+    );
     zeros.slice_assign([0..batch, 0..channels, 0..height, 0..width], x)
 }
 

@@ -58,7 +58,7 @@ impl RmsNorm {
     /// `[…, D]` → `[…, D]`. Rounded to the input's dtype before the weight is applied, as in T5.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
         let dtype: FloatDType = x.dtype().into();
-        let weight = kernels::lift(self.weight.clone(), &x).cast(dtype);
+        let weight = kernels::on_tape_of(self.weight.clone(), &x).cast(dtype);
         let x = x.cast(FloatDType::F32);
         let deviation = (x.clone().square().mean_dim(N - 1) + self.epsilon).sqrt();
         (x / deviation).cast(dtype) * weight.unsqueeze()

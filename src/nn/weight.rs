@@ -43,7 +43,7 @@ impl Weight {
                 }
             },
         };
-        let dense = if weights.are_kept() { kernels::laid_out(dense) } else { dense };
+        let dense = if weights.are_kept() { kernels::prepack_weight(dense) } else { dense };
         Self { form: Form::Dense(dense), dims }
     }
 
@@ -102,7 +102,7 @@ impl Weight {
     /// Adds `change` `[out, in]`: computed in f32, rounded once to the matrix's dtype. A quantized matrix becomes dense.
     pub(super) fn add(&mut self, change: Tensor<2>) {
         let dtype: FloatDType = self.dtype().into();
-        self.form = Form::Dense(kernels::laid_out((self.to_f32() + change).cast(dtype)));
+        self.form = Form::Dense(kernels::prepack_weight((self.to_f32() + change).cast(dtype)));
     }
 }
 

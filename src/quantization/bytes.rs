@@ -4,12 +4,12 @@ use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
 /// A range of bytes of a mapped file or of memory, shared by its clones.
 #[derive(Clone)]
-pub struct Shared {
+pub struct SharedBytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
 }
 
-impl Shared {
+impl SharedBytes {
     /// The bytes `range` of `owner`.
     ///
     /// # Panics
@@ -34,7 +34,7 @@ impl Shared {
     }
 }
 
-impl Deref for Shared {
+impl Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -42,14 +42,14 @@ impl Deref for Shared {
     }
 }
 
-impl From<Vec<u8>> for Shared {
+impl From<Vec<u8>> for SharedBytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
         Self { owner: Arc::new(bytes), range }
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedBytes {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} bytes", self.len())
     }

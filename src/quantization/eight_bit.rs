@@ -7,7 +7,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{E4M3, E5M2, Shared, to_e4m3};
+use super::{E4M3, E5M2, SharedBytes, to_e4m3};
 
 /// The encoding of a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct EightBit {
     /// The encoding of a byte.
     pub kind: EightBitKind,
     /// The bytes, in row-major order.
-    pub values: Shared,
+    pub values: SharedBytes,
     /// The scales, applied first.
     pub scales: Scales,
     /// A common factor, applied last: 1/127 for integers whose scale is the largest magnitude.
@@ -76,7 +76,7 @@ pub(super) const INT8_FACTOR: f32 = 7.874_016e-3;
 
 impl EightBit {
     /// bitsandbytes' int8, with the largest magnitude of each row.
-    pub fn int8(values: Shared, absmax: Arc<[f32]>, columns: usize) -> Self {
+    pub fn int8(values: SharedBytes, absmax: Arc<[f32]>, columns: usize) -> Self {
         let scales = Scales { values: absmax, block: [1, columns.max(1)] };
         Self { kind: EightBitKind::Int8, values, scales, factor: INT8_FACTOR }
     }

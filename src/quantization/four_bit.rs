@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use rayon::prelude::*;
 
 use super::{
-    Shared,
+    SharedBytes,
     dynamic::{DynamicMap, MOMENT_BLOCK},
 };
 
@@ -61,7 +61,7 @@ pub struct FourBit {
     /// The name of the set of levels.
     pub kind: FourBitKind,
     /// The codes, two per byte, the first in the upper half.
-    pub values: Shared,
+    pub values: SharedBytes,
     /// The levels, from -1 to 1.
     pub levels: [f32; 16],
     /// The number of values that share one scale.
@@ -83,7 +83,7 @@ pub enum Absmax {
 #[derive(Clone, Debug)]
 pub struct Nested {
     /// One code per scale.
-    pub codes: Shared,
+    pub codes: SharedBytes,
     /// The value of each code.
     pub levels: Arc<[f32; 256]>,
     /// The number of codes that share one scale.

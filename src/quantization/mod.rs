@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub use bytes::Shared;
+pub use bytes::SharedBytes;
 pub use dynamic::{DynamicMap, MOMENT_BLOCK};
 pub use eight_bit::{EightBit, EightBitKind, Scales, quantize_fp8, quantize_int8};
 pub use four_bit::{Absmax, BLOCK, FourBit, FourBitKind, NESTED_BLOCK, Nested, absmax, nested, quantize_nf4};
@@ -53,7 +53,7 @@ pub enum Code {
     /// 256 levels and a grid of scales.
     EightBit(EightBit),
     /// Blocks of one of ggml's formats; each row is a whole number of blocks.
-    Ggml(Ggml, Shared),
+    Ggml(Ggml, SharedBytes),
 }
 
 impl Packed {

@@ -3,7 +3,7 @@
 use burn::tensor::FloatDType;
 
 use super::{
-    Found, Golden,
+    Golden, Sink,
     check::{Check, Precision},
     edit_steps, encoders, flux, lora_steps,
     report::Row,
@@ -120,7 +120,7 @@ pub(super) fn edits(golden: &Golden) -> Vec<Case<'_>> {
 }
 
 /// What a model is run for, and what runs it.
-type Part = (&'static str, fn(&Golden, FloatDType, Found) -> Result<()>);
+type Part = (&'static str, fn(&Golden, FloatDType, Sink) -> Result<()>);
 
 fn cases<'a>(golden: &'a Golden, parts: &[Part]) -> Vec<Case<'a>> {
     let case = |(part, compute): Part, dtype| {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden, unet};
+use super::{Golden, Sink, unet};
 use crate::{
     error::Result,
     lending::Residence,
@@ -52,7 +52,7 @@ fn first_layer(model: &mut UNet) -> Vec<(String, Tensor<1>)> {
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn replay(golden: &Golden, dtype: FloatDType, activations: Activations, found: Found) -> Result<()> {
+pub fn replay(golden: &Golden, dtype: FloatDType, activations: Activations, found: Sink) -> Result<()> {
     let f32 = Some(FloatDType::F32);
     let mut model = unet::open(golden, dtype)?;
     model.widen(2 * model.config.out_channels);

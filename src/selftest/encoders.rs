@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden};
+use super::{Golden, Sink};
 use crate::{
     error::Result,
     models::{text::TextEncoders, vae::AutoencoderKl},
@@ -12,7 +12,7 @@ use crate::{
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn vae(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn vae(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let vae = AutoencoderKl::open(golden.model.join("vae"), &golden.device, Some(dtype))?;
     for case in 0..2 {
         let of = |part: &str| format!("vae.{case}.{part}");
@@ -27,7 +27,7 @@ pub fn vae(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
 ///
 /// # Errors
 /// As [`vae`].
-pub fn text(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn text(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let encoders = TextEncoders::open(&golden.model, &golden.device, Some(dtype))?;
     let ids = |name: &str| Ok((golden.ids(name)?, golden.shape(name)?[1]));
     let (clip, length) = ids("clip.input_ids")?;

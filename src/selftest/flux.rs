@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden};
+use super::{Golden, Sink};
 use crate::{
     error::Result,
     lending::Part,
@@ -45,7 +45,7 @@ pub fn inputs(golden: &Golden, model: &FluxTransformer, section: &str, dtype: Fl
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn outputs(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn outputs(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let model = open(golden, dtype)?;
     for case in 0..3 {
         let section = format!("transformer.{case}");
@@ -59,7 +59,7 @@ pub fn outputs(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
 ///
 /// # Errors
 /// As [`outputs`].
-pub fn blocks(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn blocks(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let model = open(golden, dtype)?;
     let inputs = inputs(golden, &model, "transformer.0", dtype)?;
     let text_tokens = inputs.txt.dims()[1];

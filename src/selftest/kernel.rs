@@ -67,7 +67,7 @@ fn run(device: &Device, dtype: FloatDType, inputs: &[TensorData], function: &Fun
     let leaves: Vec<_> = inputs.iter().map(|data| Tensor::from_inner(plain(data.clone())).require_grad()).collect();
     let output = function(&leaves);
     let upstream = plain(numbers(100, output.dims()[0], dtype));
-    let gradients = kernels::pull_back(output.clone(), upstream).backward();
+    let gradients = kernels::vjp_seed(output.clone(), upstream).backward();
     let mut all = vec![output.inner().into_data()];
     // A gradient that is missing has no values, which is wrong, too.
     let none = || TensorData::new(Vec::<f32>::new(), [0]);

@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden, flux};
+use super::{Golden, Sink, flux};
 use crate::{
     error::Result,
     lora::{Lora, LoraLayer, name_a, name_b},
@@ -38,7 +38,7 @@ pub fn adapter(golden: &Golden, section: &str) -> Result<Lora> {
 ///
 /// # Errors
 /// Model or golden are incomplete, the adapter does not fit, or `found` refuses.
-pub fn replay(golden: &Golden, dtype: FloatDType, section: &str, activations: Activations, found: Found) -> Result<()> {
+pub fn replay(golden: &Golden, dtype: FloatDType, section: &str, activations: Activations, found: Sink) -> Result<()> {
     let mut model = flux::open(golden, dtype)?;
     let lora = adapter(golden, section)?;
     let number = |key: &str| golden.number(section, key);

@@ -1,7 +1,7 @@
 //! The self-test: whether this machine computes what diffusers computes.
 //!
 //! [`run`] goes through cases: single kernels against the CPU, then tiny models against [goldens](Golden), each in f32 and in
-//! bf16. What a model is run for is one function for each [`Golden`], which hands what it computed to [`Found`]: here it is
+//! bf16. What a model is run for is one function for each [`Golden`], which hands what it computed to [`Sink`]: here it is
 //! measured, in the tests of parity it is asserted. [`check`] says what is allowed.
 
 mod golden;
@@ -26,7 +26,7 @@ pub use golden::{Difference, Golden};
 pub use report::{Report, Row};
 
 /// Takes what was computed for a tensor of a golden: its name, and its values in any dtype.
-pub type Found<'a> = &'a mut dyn FnMut(&str, TensorData) -> Result<()>;
+pub type Sink<'a> = &'a mut dyn FnMut(&str, TensorData) -> Result<()>;
 
 /// What to test, and with what.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, ops::ControlFlow};
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden};
+use super::{Golden, Sink};
 use crate::{
     error::Result,
     models::{
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn flux(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn flux(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let section = "pipe.txt2img";
     let pipeline = FluxPipeline::open(&golden.model, &golden.device, dtype)?;
     let of = |name: &str| format!("{section}.{name}");
@@ -64,7 +64,7 @@ pub fn edit_request(golden: &Golden, section: &str, pipeline: &StableDiffusionPi
 ///
 /// # Errors
 /// As [`flux`].
-pub fn edit(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn edit(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let section = "pipe.ip2p";
     let pipeline = StableDiffusionPipeline::open(&golden.model, &golden.device, dtype)?;
     let request = edit_request(golden, section, &pipeline)?;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Found, Golden};
+use super::{Golden, Sink};
 use crate::{
     error::Result,
     lending::Part,
@@ -38,7 +38,7 @@ pub fn inputs(golden: &Golden, section: &str, dtype: FloatDType) -> Result<UNetI
 ///
 /// # Errors
 /// Model or golden are incomplete, or `found` refuses.
-pub fn outputs(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn outputs(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let model = open(golden, dtype)?;
     for case in 0..3 {
         let section = format!("unet.{case}");
@@ -52,7 +52,7 @@ pub fn outputs(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
 ///
 /// # Errors
 /// As [`outputs`].
-pub fn levels(golden: &Golden, dtype: FloatDType, found: Found) -> Result<()> {
+pub fn levels(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     let model = open(golden, dtype)?;
     let inputs = inputs(golden, "unet.0", dtype)?;
     let mut found = |name: &str, x: &Tensor<4>| found(&format!("unet.0.taps.{name}"), x.to_data());

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     disk,
     error::{Error, Result},
-    generation::{BatchReport, BatchRequest, Done, Task, finish, name, resize, save, tasks},
+    generation::{BatchReport, BatchRequest, ImageRecord, Task, finish, name, resize, save, tasks},
     stop,
 };
 
@@ -271,8 +271,8 @@ impl Feed<'_> {
     }
 }
 
-fn done(task: &Task, made: &Made, strength: Option<f64>, seconds: f64) -> Done {
-    Done {
+fn done(task: &Task, made: &Made, strength: Option<f64>, seconds: f64) -> ImageRecord {
+    ImageRecord {
         name: name(&task.path),
         model: task.model.clone(),
         prompt: task.prompt.clone(),

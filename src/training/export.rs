@@ -11,7 +11,7 @@ use crate::{
     families,
     lora::{self, Lora},
     paths,
-    weights::{FileDtype, TensorFile, Values, export_folder},
+    weights::{FileDtype, FlatTensor, TensorFile, export_folder},
 };
 
 /// How a checkpoint is written.
@@ -103,11 +103,11 @@ pub(super) fn finish(run: &Path, config: &TrainConfig) -> Result<()> {
 }
 
 /// All tensors of a file.
-fn values(file: &TensorFile) -> Result<BTreeMap<String, Values>> {
+fn values(file: &TensorFile) -> Result<BTreeMap<String, FlatTensor>> {
     let read = |name: String| {
         let shape = file.shape(&name).unwrap_or_default().to_vec();
         let numbers = file.row(&name, &shape, &Device::flex())?;
-        Ok((name, Values { shape, numbers }))
+        Ok((name, FlatTensor { shape, numbers }))
     };
     file.names().into_iter().map(read).collect()
 }

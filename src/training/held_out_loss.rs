@@ -2,7 +2,7 @@
 //!
 //! Nothing here depends on the draws of training, and nothing of training depends on what is drawn here.
 
-use super::task::{Noised, Task};
+use super::task::{Draw, Task};
 use crate::{
     data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
@@ -54,8 +54,8 @@ impl<'a> Validator<'a> {
             let noise = draw_noise(draws, [rows, moments / 2, height, width], task.device());
             for (sum, &level) in sums.iter_mut().zip(levels) {
                 stop::check()?;
-                let noised = Noised { posterior: None, noise: noise.clone(), levels: vec![level; rows] };
-                let example = task.example(data.clone(), noised);
+                let draw = Draw { posterior: None, noise: noise.clone(), levels: vec![level; rows] };
+                let example = task.example(data.clone(), draw);
                 let errors = example.errors(task.model().predict(&example.inputs, adapters));
                 *sum += f64::from(errors.sum().into_scalar::<f32>());
             }

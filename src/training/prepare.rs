@@ -9,7 +9,7 @@ use super::{
     plan::{Outline, levels},
 };
 use crate::{
-    data::{self, Encoders, LatentDataset, Plan},
+    data::{self, BatchOrder, Encoders, LatentDataset},
     error::{Error, Result},
     families::{self, Family, ModelEncoders},
     memory::{self, Level, LevelChoice, Stage},
@@ -63,7 +63,7 @@ pub(super) fn prepare_dataset(
 ///
 /// # Errors
 /// All images are held out.
-pub(super) fn batches(dataset: &LatentDataset, seed: Seed) -> Result<Plan> {
+pub(super) fn batches(dataset: &LatentDataset, seed: Seed) -> Result<BatchOrder> {
     let plan = dataset.plan(seed);
     match plan.batches_per_epoch() {
         0 => Err(Error::setting("data.validation_split", "leaves no image to train on")),

@@ -28,13 +28,13 @@ use super::{
     step::{
         Ema, Learner, Stepped, Summed,
         optimizer::AdamW,
-        trained::{Both, Trained},
+        trainable::{Trainable, TrainableParameters},
     },
-    task::{Noised, Task},
+    task::{Draw, Task},
     tasks::{Job, with_task},
 };
 use crate::{
-    data::{Batch, Plan, Prefetch},
+    data::{Batch, BatchOrder, Prefetch},
     disk::replace,
     error::{Error, Result, Subject},
     memory::{Level, Stage},
@@ -90,7 +90,7 @@ fn train_at(
 struct Training<'a> {
     config: &'a TrainConfig,
     prepared: &'a Prepared,
-    plan: Plan,
+    plan: BatchOrder,
     origin: Origin,
     resumed: Option<Resumed>,
     display: &'a mut dyn Display,
@@ -149,39 +149,39 @@ impl<'a, T: Task> Run<'a, T> {
             Some(Resumed { folder, checkpoint }) => (Some(folder), checkpoint),
             None => (None, None),
         };
-        let (folder, step, mut trained, ema, optimizer) = match (folder, checkpoint) {
+        let (folder, step, mut trainable, ema, optimizer) = match (folder, checkpoint) {
             (folder, None) => {
-                let trained = Trained::new(config, model)?;
+                let trainable = Trainable::new(config, model)?;
                 let ema = (decay > 0.0).then(|| Ema::new(decay).at(home));
                 let folder = folder.map_or_else(|| RunFolder::create(config), Ok)?;
-                (folder, 0, trained, ema, AdamW::new(config.optimizer.clone()))
+                (folder, 0, trainable, ema, AdamW::new(config.optimizer.clone()))
             }
             (None, Some(_)) => unreachable!("a checkpoint lies in a run folder"),
             (Some(folder), Some(checkpoint)) => {
                 let state = checkpoint.state()?;
-                let mut trained = Trained::read(config, &checkpoint, false, model, &device)?;
-                let means = trained.means(&checkpoint, model, &home)?;
+                let mut trainable = Trainable::read(config, &checkpoint, false, model, &device)?;
+                let means = trainable.means(&checkpoint, model, &home)?;
                 let ema = means.map(|means| Ema::restore(decay, state.step, means).at(home));
-                let mut both = Both(&mut trained, model);
+                let mut both = TrainableParameters(&mut trainable, model);
                 let optimizer = checkpoint.optimizer(config.optimizer.clone(), &mut both, &device)?;
                 checkpoint.set_later_ones_aside(folder.path())?;
                 tracing::info!("resuming after step {}", state.step);
-                (folder, state.step, trained, ema, optimizer)
+                (folder, state.step, trainable, ema, optimizer)
             }
         };
-        trained.check(model)?;
+        trainable.check(model)?;
         let resolved = config.to_toml()?;
         started::note(folder.path(), config)?;
         replace(&folder.path().join(CONFIG), |partial| {
             fs::write(partial, &resolved).map_err(|e| Error::io(partial, e))
         })?;
         let (mut numbers, mut tensors) = (0, 0);
-        trained.parameters(model, &mut |_, parameter| {
+        trainable.parameters(model, &mut |_, parameter| {
             numbers += parameter.shape().iter().product::<usize>();
             tensors += 1;
         });
         tracing::info!("{} trainable parameters in {tensors} tensors", grouped(numbers));
-        if let Trained::Lora(lora) = &trained {
+        if let Trainable::Lora(lora) = &trainable {
             for line in lora.compatibility(lora.usual_format()) {
                 tracing::info!("{}.safetensors: {line}", config.run.name);
             }
@@ -193,7 +193,7 @@ impl<'a, T: Task> Run<'a, T> {
         let (seed, metadata) = (Seed(config.run.seed), describe(config, prepared, &origin)?);
         let (saved, interval) = (step, Interval::start());
         let dropout = (config.lora.dropout, seed);
-        let learner = Learner::of(trained, optimizer, config.training.activations, dropout).with_ema(ema);
+        let learner = Learner::of(trainable, optimizer, config.training.activations, dropout).with_ema(ema);
         #[rustfmt::skip] // one field a line would hide that nothing happens here
         let run = Self {
             config, folder, seed, step, saved, interval, learner, task, metrics, origin, metadata,
@@ -309,8 +309,8 @@ impl<'a, T: Task> Run<'a, T> {
     fn gradients(&self, before: Option<Summed>, batch: Batch) -> Summed {
         let [rows, moments, height, width] = batch.moments.dims();
         let first = before.as_ref().map_or(0, |before| before.samples) as u64;
-        let noised = Noised::draw(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
-        let example = self.task.example(batch, noised);
+        let draw = Draw::new(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
+        let example = self.task.example(batch, draw);
         self.learner.gradients(before, self.task.model(), &example, self.step)
     }
 
@@ -330,7 +330,7 @@ impl<'a, T: Task> Run<'a, T> {
     }
 
     fn measure(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
-        let adapters = self.learner.trained.adapters();
+        let adapters = self.learner.trainable.adapters();
         let losses = validator.losses(&self.task, adapters.as_slice())?;
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
             let what = format!("the held-out loss at {} {level}", T::LEVEL);
@@ -363,9 +363,9 @@ impl<'a, T: Task> Run<'a, T> {
             version: env!("CARGO_PKG_VERSION").to_string(),
         };
         let model = self.task.model_mut();
-        let Learner { trained, ema, optimizer, .. } = &mut self.learner;
-        let averaged = ema.as_ref().map(|ema| trained.tensors(model, Some(ema.means())));
-        let trained = trained.tensors(model, None);
+        let Learner { trainable, ema, optimizer, .. } = &mut self.learner;
+        let averaged = ema.as_ref().map(|ema| trainable.tensors(model, Some(ema.means())));
+        let trained = trainable.tensors(model, None);
         let metadata = self.metadata.clone();
         self.metrics.sync()?;
         Checkpoint::save(self.folder.path(), &state, Content { trained, averaged, metadata, optimizer })?;

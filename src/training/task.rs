@@ -42,7 +42,7 @@ pub(super) trait Task: Sized {
     }
 
     /// The batch at the given noise, ready for the model.
-    fn example(&self, batch: Batch, noised: Noised) -> Example<Inputs<Self>>;
+    fn example(&self, batch: Batch, draw: Draw) -> Example<Inputs<Self>>;
 
     /// The noise levels at which the held-out loss is measured.
     fn levels(&self) -> &[f64];
@@ -62,7 +62,7 @@ pub(super) trait Task: Sized {
 }
 
 /// Everything random about a batch.
-pub(super) struct Noised {
+pub(super) struct Draw {
     /// The noise of the VAE's posterior, `[B, C, h, w]`; `None` takes the most likely latents.
     pub posterior: Option<Tensor<4>>,
     /// What is mixed into the latents, `[B, C, h, w]`.
@@ -71,9 +71,9 @@ pub(super) struct Noised {
     pub levels: Vec<f64>,
 }
 
-impl Noised {
+impl Draw {
     /// What training draws for the samples from `first` on, of latents `shape`.
-    pub fn draw(task: &impl Task, seed: Seed, step: u64, first: u64, shape: [usize; 4]) -> Self {
+    pub fn new(task: &impl Task, seed: Seed, step: u64, first: u64, shape: [usize; 4]) -> Self {
         let samples = first..first + shape[0] as u64;
         Self {
             posterior: Some(draw_normal(seed, Purpose::Posterior, step, first, shape, task.device())),

@@ -16,7 +16,7 @@ use super::{
     prepare::{Prepared, prepare_dataset},
     record::{grid::save_grid, metrics::mean_loss, started},
     run_config::run_config,
-    step::trained::Trained,
+    step::trainable::Trainable,
     task::Task,
     tasks::{Job, with_task},
 };
@@ -184,10 +184,10 @@ impl Job for Scoring<'_> {
             stop::check()?;
             tracing::info!("validating {}", checkpoint.folder.display());
             checkpoint.verify_trained(true)?;
-            let trained = Trained::read(config, checkpoint, true, task.model_mut(), &device)?;
+            let trainable = Trainable::read(config, checkpoint, true, task.model_mut(), &device)?;
             let path = checkpoint.trained(true)?;
-            trained.check(task.model()).map_err(|e| e.at(&path))?;
-            adapters = trained.adapters();
+            trainable.check(task.model()).map_err(|e| e.at(&path))?;
+            adapters = trainable.adapters();
             let losses = validator.losses(&task, adapters.as_slice())?;
             let samples =
                 task.grid(adapters.as_slice(), true)?.map(|grid| save_grid(run, checkpoint.step, &grid)).transpose()?;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    quantization::{Code, E4M3, E5M2, Packed, Shared},
+    quantization::{Code, E4M3, E5M2, Packed, SharedBytes},
 };
 
 /// A memory-mapped file of tensors: opening reads only the header; a tensor's bytes are read when it is requested.
@@ -141,9 +141,9 @@ impl TensorFile {
     }
 
     /// The bytes of a tensor as stored in the file, if they are in order there. They stay mapped; nothing is read yet.
-    pub fn bytes(&self, name: &str) -> Option<Shared> {
+    pub fn bytes(&self, name: &str) -> Option<SharedBytes> {
         let entry = self.tensors.get(name).filter(|_| !self.is_swapped(name))?;
-        Some(Shared::new(self.map.clone(), entry.range.clone()))
+        Some(SharedBytes::new(self.map.clone(), entry.range.clone()))
     }
 
     /// A tensor as a matrix of ggml blocks, if it has two axes and is stored so.
@@ -216,7 +216,7 @@ impl TensorFile {
         let dtype = match entry.element {
             Element::Plain(dtype) => dtype,
             Element::Ggml(kind) => {
-                let code = Code::Ggml(kind, Shared::new(self.map.clone(), entry.range.clone()));
+                let code = Code::Ggml(kind, SharedBytes::new(self.map.clone(), entry.range.clone()));
                 // Blocks run along the last axis; all other axes are rows.
                 let columns = shape.last().copied().unwrap_or(1).max(1);
                 let dims = [shape.iter().product::<usize>() / columns, columns];
@@ -271,7 +271,7 @@ fn safetensors(file: &[u8]) -> std::result::Result<gguf::Content, safetensors::S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Values, write_tensors};
+    use crate::weights::{FlatTensor, write_tensors};
 
     #[test]
     fn a_written_file_reads_back_the_same() {
@@ -301,7 +301,7 @@ mod tests {
             ("h".to_string(), TensorData::new(vec![bf16::from_f32(0.5)], Vec::<usize>::new())),
         ]);
         write_tensors(&paths[0], &tensors, &BTreeMap::new()).unwrap();
-        let values: BTreeMap<_, Values> = tensors.into_iter().map(|(name, data)| (name, data.into())).collect();
+        let values: BTreeMap<_, FlatTensor> = tensors.into_iter().map(|(name, data)| (name, data.into())).collect();
         write_tensors(&paths[1], &values, &BTreeMap::new()).unwrap();
         let [host, device] = paths.each_ref().map(|path| std::fs::read(path).unwrap());
         assert_eq!(host, device);

@@ -12,7 +12,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{FileDtype, Stored, TensorFile, Values, has_weights, local_paths, read_json, shards, write_tensors};
+use super::{
+    FileDtype, FlatTensor, TensorBytes, TensorFile, has_weights, local_paths, read_json, shards, write_tensors,
+};
 use crate::{
     disk::remove_folder,
     error::{Error, Result},
@@ -96,7 +98,7 @@ impl fmt::Display for FolderReport {
 pub fn export_folder(
     base: impl AsRef<Path>,
     part: &TrainedPart,
-    tensors: &BTreeMap<String, Values>,
+    tensors: &BTreeMap<String, FlatTensor>,
     output: impl AsRef<Path>,
     dtype: FileDtype,
 ) -> Result<FolderReport> {
@@ -166,7 +168,7 @@ impl Converted<'_> {
     }
 }
 
-impl Stored for Converted<'_> {
+impl TensorBytes for Converted<'_> {
     fn dtype(&self) -> DType {
         self.dtype.into()
     }
@@ -182,12 +184,12 @@ impl Stored for Converted<'_> {
 fn stored<'a>(
     folder: &Path,
     part: &TrainedPart,
-    tensors: &'a BTreeMap<String, Values>,
+    tensors: &'a BTreeMap<String, FlatTensor>,
     dtype: FileDtype,
 ) -> Result<BTreeMap<String, Converted<'a>>> {
     if !has_weights(folder)? {
         let config = read_json(folder.join(CONFIG))?;
-        let own = |(name, Values { shape, numbers }): (&String, &'a Values)| {
+        let own = |(name, FlatTensor { shape, numbers }): (&String, &'a FlatTensor)| {
             let mut shape = shape.clone();
             if shape.len() == 2 && (part.pointwise)(name, &config) {
                 shape.extend([1, 1]);
@@ -202,7 +204,7 @@ fn stored<'a>(
     });
     let mut shapes: BTreeMap<_, _> = shapes.collect();
     let (mut stored, mut problems) = (BTreeMap::new(), Vec::new());
-    for (name, Values { shape, numbers }) in tensors {
+    for (name, FlatTensor { shape, numbers }) in tensors {
         let Some(base) = shapes.remove(name) else {
             problems.push(format!("tensor `{name}` is not in the base model"));
             continue;

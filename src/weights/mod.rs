@@ -13,7 +13,7 @@ mod local_paths;
 mod part_config;
 mod quantized_to;
 mod random;
-mod stored;
+mod write;
 mod view;
 mod file;
 mod shards;
@@ -47,8 +47,8 @@ use random::Spread;
 use shards::Sources;
 pub(crate) use shards::{VARIANTS, has_weights, shards};
 use source::{Content, Source};
-pub use stored::{Stored, Values, write_tensors};
 pub(crate) use view::{Elsewhere, PartView, VIEW};
+pub use write::{FlatTensor, TensorBytes, write_tensors};
 
 /// The tensors below one name of a checkpoint, such as all of `transformer_blocks.3.attn`. The files stay mapped as long as any
 /// such value exists.

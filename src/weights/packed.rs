@@ -23,7 +23,9 @@ use super::{
 };
 use crate::{
     notice::warn_once,
-    quantization::{Absmax, BLOCK, Code, EightBit, EightBitKind, FourBit, FourBitKind, Nested, Packed, Scales, Shared},
+    quantization::{
+        Absmax, BLOCK, Code, EightBit, EightBitKind, FourBit, FourBitKind, Nested, Packed, Scales, SharedBytes,
+    },
 };
 
 type Result<T> = std::result::Result<T, String>;
@@ -159,7 +161,7 @@ impl Stored<'_> {
     }
 
     /// The bytes of a tensor beside a weight.
-    fn bytes_beside(&self, name: &str, dtype: &str, count: Option<usize>) -> Result<Shared> {
+    fn bytes_beside(&self, name: &str, dtype: &str, count: Option<usize>) -> Result<SharedBytes> {
         let file = self.beside(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
         let (found, shape) = (file.dtype(name).unwrap_or_default(), file.shape(name).unwrap_or_default());
         if found != dtype {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::OnceLock};
 
 use burn::tensor::DType;
 
-use super::{QuantizedTo, Stored, TensorFile, packed::SQUARE};
+use super::{QuantizedTo, TensorBytes, TensorFile, packed::SQUARE};
 use crate::quantization::{
     BLOCK, DynamicMap, FourBitKind, NESTED_BLOCK, Nested, absmax, nested, quantize_fp8, quantize_int8, quantize_nf4,
 };
@@ -131,7 +131,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-impl Stored for Entry<'_> {
+impl TensorBytes for Entry<'_> {
     fn dtype(&self) -> DType {
         match self {
             Self::Kept { dtype, .. } | Self::Made { dtype, .. } => *dtype,

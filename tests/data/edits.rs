@@ -12,7 +12,7 @@ use burn::tensor::{Device, TensorData};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use kiln::{
     data::{
-        Cell, DataConfig, DatasetKind, Dropped, LatentDataset, Place, Plan, Prefetch, SampleIndex, joint_dropout,
+        BatchOrder, Cell, DataConfig, DatasetKind, Dropped, LatentDataset, Place, Prefetch, SampleIndex, joint_dropout,
         prepare,
     },
     error::{Error, Problem, Result},
@@ -532,7 +532,7 @@ fn a_run_continues_with_the_same_edits_from_whatever_source() {
 
 #[test]
 fn conditions_are_dropped_by_the_joint_rule() {
-    let plan = |config: &DataConfig| Plan::new(config, DatasetKind::Edits, Seed(2), Vec::new());
+    let plan = |config: &DataConfig| BatchOrder::new(config, DatasetKind::Edits, Seed(2), Vec::new());
     let dropped = plan(&DataConfig { conditioning_dropout: 0.1, caption_dropout: 1.0, ..Default::default() });
     let all: Vec<Dropped> = (0..1000).flat_map(|n| dropped.dropped(n, 4)).collect();
     for (text, image, expected) in [(true, false, 400), (true, true, 400), (false, true, 400), (false, false, 2800)] {

@@ -156,7 +156,7 @@ fn resolve(all: &BTreeMap<Vec<String>, Module>, own: &[String], path: &[String])
 
 #[test]
 fn imports_are_found_in_every_spelling() {
-    let text = "use crate::error::Result;\nuse crate::{\n    data::{Batch, Plan},\n    lora,\n    nn::Linear,\n};\n\
+    let text = "use crate::error::Result;\nuse crate::{\n    data::{Batch, BatchOrder},\n    lora,\n    nn::Linear,\n};\n\
                 use super::{a::B, c};\npub use d::E as F;\n\
                 fn f() -> crate::weights::Weights { super::super::x(self::y) } // crate::cli\npub(crate) struct S;\n\
                 #[cfg(test)]\nmod tests { use super::*; }\n";
@@ -166,7 +166,7 @@ fn imports_are_found_in_every_spelling() {
         [
             "crate::error::Result",
             "crate::data::Batch",
-            "crate::data::Plan",
+            "crate::data::BatchOrder",
             "crate::lora",
             "crate::nn::Linear",
             "super::a::B",

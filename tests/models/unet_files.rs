@@ -9,7 +9,7 @@ use std::{
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kiln::{
     families::{Family, STABLE_DIFFUSION},
-    weights::{FileDtype, TensorFile, TrainedPart, Values, export_folder},
+    weights::{FileDtype, FlatTensor, TensorFile, TrainedPart, export_folder},
 };
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ fn models() -> Vec<Golden> {
 }
 
 /// The tensors of a UNet as a model has them: `proj_in` and `proj_out` as matrices, all in f32, changed by `change`.
-fn values(model: &Path, change: impl Fn(Tensor<1>) -> Tensor<1>) -> BTreeMap<String, Values> {
+fn values(model: &Path, change: impl Fn(Tensor<1>) -> Tensor<1>) -> BTreeMap<String, FlatTensor> {
     let mut tensors = BTreeMap::new();
     for path in safetensors(&model.join("unet")) {
         let file = TensorFile::open(path).unwrap();
@@ -32,7 +32,7 @@ fn values(model: &Path, change: impl Fn(Tensor<1>) -> Tensor<1>) -> BTreeMap<Str
             if let [outputs, inputs, 1, 1] = shape[..] {
                 shape = vec![outputs, inputs];
             }
-            tensors.insert(name, Values { shape, numbers });
+            tensors.insert(name, FlatTensor { shape, numbers });
         }
     }
     tensors
@@ -142,12 +142,12 @@ fn a_widened_unet_becomes_a_pipeline_of_instruct_pix2pix() {
     let temporary = tempfile::tempdir().unwrap();
     let golden = goldens("StableDiffusionPipeline").remove(0);
     let mut tensors = values(&golden.model, |numbers| numbers);
-    let Values { shape, numbers } = tensors.remove("conv_in.weight").unwrap();
+    let FlatTensor { shape, numbers } = tensors.remove("conv_in.weight").unwrap();
     let narrow = numbers.reshape([shape[0], shape[1], shape[2], shape[3]]);
     let wide = Tensor::<4>::cat(vec![narrow.clone(), narrow.zeros_like()], 1);
     let shape = wide.dims().to_vec();
     assert_eq!(shape[1], 8);
-    tensors.insert("conv_in.weight".into(), Values { numbers: wide.clone().flatten(0, 3), shape });
+    tensors.insert("conv_in.weight".into(), FlatTensor { numbers: wide.clone().flatten(0, 3), shape });
     let folder = temporary.path().join("edits");
     let report = export_folder(&golden.model, &part(), &tensors, &folder, FileDtype::F32).unwrap();
     assert_eq!(report.class, "StableDiffusionInstructPix2PixPipeline");
@@ -226,7 +226,7 @@ fn what_does_not_fit_is_refused_and_leaves_nothing_behind() {
     let golden = models().remove(0);
     let folder = temporary.path().join("out");
     let tensors = || values(&golden.model, |numbers| numbers);
-    let refuse = |base: &Path, tensors: BTreeMap<String, Values>, parts: &[&str]| {
+    let refuse = |base: &Path, tensors: BTreeMap<String, FlatTensor>, parts: &[&str]| {
         let text = export_folder(base, &part(), &tensors, &folder, FileDtype::F32).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(text.contains(part), "`{part}` in {text}"));
         assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "{text}");

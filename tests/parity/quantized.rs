@@ -14,7 +14,7 @@ fn floats(file: &TensorFile, name: &str) -> Vec<f32> {
     file.read_f32(name).unwrap().iter::<f32>().collect()
 }
 
-fn raw(file: &TensorFile, name: &str) -> Shared {
+fn raw(file: &TensorFile, name: &str) -> SharedBytes {
     file.bytes(name).unwrap_or_else(|| panic!("{name}"))
 }
 

@@ -13,7 +13,7 @@ use kiln::{
     },
     nn::Parameters,
     rng::Seed,
-    weights::{FileDtype, TrainedPart, Values, export_folder},
+    weights::{FileDtype, FlatTensor, TrainedPart, export_folder},
 };
 
 use crate::support::{Golden, goldens};
@@ -50,10 +50,10 @@ fn part() -> TrainedPart {
 }
 
 /// All tensors of a model.
-fn values(model: &UNet) -> BTreeMap<String, Values> {
+fn values(model: &UNet) -> BTreeMap<String, FlatTensor> {
     let mut values = BTreeMap::new();
     model.clone().parameters("", &mut |name, parameter| {
-        values.insert(name.to_string(), Values { shape: parameter.shape(), numbers: parameter.flat() });
+        values.insert(name.to_string(), FlatTensor { shape: parameter.shape(), numbers: parameter.flat() });
     });
     values
 }

@@ -26,7 +26,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     error::Result,
     nn::{Parameter, Parameters},
-    selftest::{self, Found},
+    selftest::{self, Sink},
 };
 
 /// A golden on the CPU; the test fails if a part is missing.
@@ -103,7 +103,7 @@ impl Golden {
 
     /// Asserts that whatever a part of the self-test computes in f32 is the golden's, and that it is something.
     #[track_caller]
-    pub fn agrees(&self, compute: impl FnOnce(&selftest::Golden, FloatDType, Found) -> Result<()>) {
+    pub fn agrees(&self, compute: impl FnOnce(&selftest::Golden, FloatDType, Sink) -> Result<()>) {
         let mut count = 0;
         let found = &mut |name: &str, got| {
             self.check_data(name, got);

@@ -22,7 +22,7 @@ use kiln::{
     },
     rng::Seed,
     training::{self, Silent, TrainConfig},
-    weights::{Stored, Weights, write_tensors},
+    weights::{TensorBytes, Weights, write_tensors},
 };
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ use super::program::{QUICKSTART, copy};
 /// A tensor of small values; whoever writes many of them holds one at a time.
 struct Numbers(Vec<usize>);
 
-impl Stored for Numbers {
+impl TensorBytes for Numbers {
     fn dtype(&self) -> DType {
         DType::F32
     }

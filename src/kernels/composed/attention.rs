@@ -7,7 +7,7 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-use crate::kernels::{dispatch::by_way, even_parts, matmul, operation::Plain};
+use crate::kernels::{dispatch::by_way, even_parts, matmul, operation::RawTensor};
 
 /// The maximum number of scores that exist at a time, unless one head has more: 0.5 GiB in f16, twice that in the backward
 /// pass. Large enough for the narrow products to fill a GPU (at 1024² FLUX has 21 million per head).
@@ -17,8 +17,8 @@ pub const AT_ONCE: usize = 1 << 28;
 const FEWEST_QUERIES: usize = 128;
 
 /// The output, stored as `[B, L, N, K]`. A head with more than `at_once` scores is also split by queries.
-pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
-    let [output] = by_heads(inputs.map(laid_out), at_once, |[q, k, v]| {
+pub fn forward(inputs: [RawTensor; 3], at_once: usize) -> RawTensor {
+    let [output] = by_heads(inputs.map(as_gemm_operand), at_once, |[q, k, v]| {
         let ([batch, heads, queries, _], [_, _, keys, _]) = (q.dims(), k.dims());
         let some = |q| matmul(probabilities([q, k.clone()]), v.clone());
         let most = at_once / (batch * heads * keys).max(1);
@@ -35,8 +35,8 @@ pub fn forward(inputs: [Plain; 3], at_once: usize) -> Plain {
 
 /// The gradients of q, k and v, from these and the gradient of the output: with `p` the softmax of the scores and
 /// `dp = g·vᵀ`, `ds = p∘(dp - Σ p∘dp)/√K`, `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
-pub fn backward(inputs: [Plain; 4], at_once: usize) -> [Plain; 3] {
-    let gradients = by_heads(inputs.map(laid_out), at_once, |[q, k, v, g]| {
+pub fn backward(inputs: [RawTensor; 4], at_once: usize) -> [RawTensor; 3] {
+    let gradients = by_heads(inputs.map(as_gemm_operand), at_once, |[q, k, v, g]| {
         let [p, ds] = slopes([&q, &k, &v, &g].map(Clone::clone));
         let dv = matmul(p.transpose(), g);
         [matmul(ds.clone(), k), matmul(ds.transpose(), q), dv]
@@ -66,9 +66,9 @@ fn by_heads<const I: usize, const O: usize>(
 }
 
 /// The tensor in a memory layout that the products of each part can use without a copy.
-fn laid_out(tensor: Plain) -> Tensor<4> {
+fn as_gemm_operand(tensor: RawTensor) -> Tensor<4> {
     let tensor = by_way!([tensor],
-        Cuda([tensor]) => cuda::softmax::laid_out(tensor),
+        Cuda([tensor]) => cuda::softmax::contiguous_rows(tensor),
         Composed([tensor]) => tensor,
     );
     Tensor::from_dispatch(tensor)

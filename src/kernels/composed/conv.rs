@@ -3,7 +3,7 @@
 use burn::backend::{Dispatch, ops::ModuleOps};
 use burn::tensor::{FloatDType, Tensor, module, ops::ConvOptions};
 
-use crate::kernels::{dispatch::by_way, matmul, operation::Plain};
+use crate::kernels::{dispatch::by_way, matmul, operation::RawTensor};
 
 /// The output, computed by Burn's convolution or as a product.
 pub fn forward(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options: ConvOptions<2>) -> Tensor<4> {
@@ -31,13 +31,13 @@ pub fn forward(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options
 
 /// The `wanted` gradients of `x` (of `shape`), weight and bias.
 pub fn backward(
-    x: Option<Plain>,
-    weight: Plain,
-    g: Plain,
+    x: Option<RawTensor>,
+    weight: RawTensor,
+    g: RawTensor,
     shape: [usize; 4],
     [wants_x, wants_weight, wants_bias]: [bool; 3],
     options: ConvOptions<2>,
-) -> [Option<Plain>; 3] {
+) -> [Option<RawTensor>; 3] {
     let [g4, w4] = [&g, &weight].map(|t| Tensor::<4>::from_dispatch(t.clone()));
     let (dtype, [batch, inputs, height, width], [outputs, ..]) = (g4.dtype(), shape, w4.dims());
     let product = is_product(w4.dims(), &options);

@@ -2,13 +2,13 @@
 
 use burn::tensor::{FloatDType, Tensor, activation};
 
-use crate::kernels::{formulas::GroupNorm, operation::Plain};
+use crate::kernels::{formulas::GroupNorm, operation::RawTensor};
 
 /// A function that computes SiLU of the output, in f32.
 type Silu = fn(Tensor<4>) -> Tensor<4>;
 
 /// The output.
-pub fn forward(norm: GroupNorm, [x, weight, bias]: [Plain; 3], silu: Silu) -> Plain {
+pub fn forward(norm: GroupNorm, [x, weight, bias]: [RawTensor; 3], silu: Silu) -> RawTensor {
     let x = Tensor::from_dispatch(x);
     let dtype: FloatDType = x.dtype().into();
     let (normed, _) = standardize(norm, x);
@@ -18,7 +18,7 @@ pub fn forward(norm: GroupNorm, [x, weight, bias]: [Plain; 3], silu: Silu) -> Pl
 }
 
 /// The output for a band of rows, given each channel's mean and reciprocal standard deviation, `[B, C, 1, 1]`, f32.
-pub fn of_rows([x, weight, bias]: [Plain; 3], [mean, inverse]: [Tensor<4>; 2], silu: Option<Silu>) -> Plain {
+pub fn of_rows([x, weight, bias]: [RawTensor; 3], [mean, inverse]: [Tensor<4>; 2], silu: Option<Silu>) -> RawTensor {
     let x = Tensor::<4>::from_dispatch(x);
     let dtype: FloatDType = x.dtype().into();
     let y = affine((x.cast(FloatDType::F32) - mean) * inverse, weight, bias);
@@ -30,7 +30,7 @@ pub fn of_rows([x, weight, bias]: [Plain; 3], [mean, inverse]: [Tensor<4>; 2], s
 }
 
 /// The gradients of `x`, weight and bias, from these and that of the output.
-pub fn backward(norm: GroupNorm, [x, weight, bias, g]: [Plain; 4]) -> [Plain; 3] {
+pub fn backward(norm: GroupNorm, [x, weight, bias, g]: [RawTensor; 4]) -> [RawTensor; 3] {
     let x = Tensor::<4>::from_dispatch(x);
     let dtype: FloatDType = x.dtype().into();
     let [of_weight, of_bias] =
@@ -72,12 +72,12 @@ fn mean(norm: GroupNorm, x: Tensor<4>) -> Tensor<4> {
 }
 
 /// One value per channel, in f32.
-fn per_channel(t: Plain) -> Tensor<4> {
+fn per_channel(t: RawTensor) -> Tensor<4> {
     let t = Tensor::<1>::from_dispatch(t).cast(FloatDType::F32);
     let channels = t.dims()[0];
     t.reshape([1, channels, 1, 1])
 }
 
-fn affine(normed: Tensor<4>, weight: Plain, bias: Plain) -> Tensor<4> {
+fn affine(normed: Tensor<4>, weight: RawTensor, bias: RawTensor) -> Tensor<4> {
     normed * per_channel(weight) + per_channel(bias)
 }

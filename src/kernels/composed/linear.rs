@@ -2,7 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::kernels::{matmul, operation::Plain};
+use crate::kernels::{matmul, operation::RawTensor};
 
 /// `x·Wᵀ + b` of `x` `[M, in]`, `W` `[out, in]` and perhaps a bias `[out]`.
 pub fn forward(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
@@ -14,7 +14,10 @@ pub fn forward(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tens
 }
 
 /// The `wanted` gradients of `x`, weight and bias, from that of the output, the weight and `x`.
-pub fn backward([g, weight, x]: [Tensor<2>; 3], [wants_x, wants_weight, wants_bias]: [bool; 3]) -> [Option<Plain>; 3] {
+pub fn backward(
+    [g, weight, x]: [Tensor<2>; 3],
+    [wants_x, wants_weight, wants_bias]: [bool; 3],
+) -> [Option<RawTensor>; 3] {
     let dtype: FloatDType = g.dtype().into();
     [
         wants_x.then(|| matmul(g.clone(), weight).into_dispatch()),

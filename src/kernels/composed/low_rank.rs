@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use crate::kernels::{formulas::Factors, matmul, operation::Plain};
+use crate::kernels::{formulas::Factors, matmul, operation::RawTensor};
 
 /// `y + scale·(x·Aᵀ)·Bᵀ` for `y` `[M, out]`, `x` `[M, in]`, and `A` `[rank, in]` and `B` `[out, rank]` in f32; and what the
 /// [backward pass](backward) needs: `x`, `x·Aᵀ`, and `A` and `scale·B` in the dtype of `x`.
-pub fn forward([y, x, a, b]: [Tensor<2>; 4], scale: f64) -> (Plain, [Plain; 4]) {
+pub fn forward([y, x, a, b]: [Tensor<2>; 4], scale: f64) -> (RawTensor, [RawTensor; 4]) {
     let dtype: FloatDType = x.dtype().into();
     // The scale is applied to the smallest factor.
     let [a, b] = [a, scaled(b, scale)].map(|t| t.cast(dtype));
@@ -20,7 +20,7 @@ pub fn backward(
     [g, x, u, a, b]: [Tensor<2>; 5],
     scale: f64,
     [wants_x, wants_a, wants_b]: [bool; 3],
-) -> [Option<Plain>; 3] {
+) -> [Option<RawTensor>; 3] {
     let du = (wants_x || wants_a).then(|| matmul(g.clone(), b));
     let of = |du: &Option<Tensor<2>>| du.clone().expect("computed for those who want it");
     let factor = |t: Tensor<2>| t.cast(FloatDType::F32);

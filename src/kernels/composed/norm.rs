@@ -3,7 +3,7 @@
 use burn::tensor::{FloatDType, Tensor};
 
 use super::tokens::per_token;
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// `(x - mean)/deviation` over the last axis, and `1/deviation`, in f32.
 fn standardize(x: Tensor<3>, epsilon: f64) -> (Tensor<3>, Tensor<3>) {
@@ -14,7 +14,7 @@ fn standardize(x: Tensor<3>, epsilon: f64) -> (Tensor<3>, Tensor<3>) {
 }
 
 /// `standardized(x)·(base + scale) + shift`.
-pub fn forward([x, shift, scale]: [Plain; 3], base: f32, epsilon: f64) -> Plain {
+pub fn forward([x, shift, scale]: [RawTensor; 3], base: f32, epsilon: f64) -> RawTensor {
     let x = Tensor::from_dispatch(x);
     let [shift, scale] = [shift, scale].map(|t| per_token(Tensor::from_dispatch(t)));
     let dtype: FloatDType = x.dtype().into();
@@ -31,11 +31,11 @@ pub fn forward([x, shift, scale]: [Plain; 3], base: f32, epsilon: f64) -> Plain 
 
 /// The `wanted` gradients of `x`, shift and scale, from `x`, scale and the gradient of the output.
 pub fn backward(
-    [x, scale, g]: [Plain; 3],
+    [x, scale, g]: [RawTensor; 3],
     base: f32,
     epsilon: f64,
     [wants_x, wants_shift, wants_scale]: [bool; 3],
-) -> [Option<Plain>; 3] {
+) -> [Option<RawTensor>; 3] {
     let [x, g]: [Tensor<3>; 2] = [x, g].map(Tensor::from_dispatch);
     let scale = Tensor::<2>::from_dispatch(scale);
     let dtype: FloatDType = x.dtype().into();

@@ -3,16 +3,16 @@
 use burn::tensor::{FloatDType, Tensor};
 
 use super::tokens::per_token;
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// `x + gate·y`.
-pub fn forward([x, gate, y]: [Plain; 3]) -> Plain {
+pub fn forward([x, gate, y]: [RawTensor; 3]) -> RawTensor {
     let [x, y]: [Tensor<3>; 2] = [x, y].map(Tensor::from_dispatch);
     (x + y * per_token(Tensor::from_dispatch(gate))).into_dispatch()
 }
 
 /// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
-pub fn backward([gate, y, g]: [Plain; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
+pub fn backward([gate, y, g]: [RawTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<RawTensor>; 2] {
     let [y, g]: [Tensor<3>; 2] = [y, g].map(Tensor::from_dispatch);
     let gate = per_token(Tensor::from_dispatch(gate));
     let dtype: FloatDType = y.dtype().into();

@@ -2,10 +2,10 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// `x` in f32, its reciprocal root mean square, and the constants as `[1, L, 1, K]` or `[1, 1, 1, K]`.
-fn prepared(x: Tensor<4>, [weight, cos, sin]: [Plain; 3], epsilon: f64) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
+fn prepared(x: Tensor<4>, [weight, cos, sin]: [RawTensor; 3], epsilon: f64) -> (Tensor<4>, Tensor<4>, [Tensor<4>; 3]) {
     let [_, tokens, _, width] = x.dims();
     let x = x.cast(FloatDType::F32);
     let inverse = (x.clone().square().mean_dim(3) + epsilon).sqrt().recip();
@@ -24,7 +24,7 @@ fn quarter_turn(x: Tensor<4>) -> Tensor<4> {
 }
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
-pub fn forward([x, weight, cos, sin]: [Plain; 4], epsilon: f64) -> Plain {
+pub fn forward([x, weight, cos, sin]: [RawTensor; 4], epsilon: f64) -> RawTensor {
     let x = Tensor::<4>::from_dispatch(x);
     let dtype: FloatDType = x.dtype().into();
     let (x, inverse, [weight, cos, sin]) = prepared(x, [weight, cos, sin], epsilon);
@@ -34,7 +34,7 @@ pub fn forward([x, weight, cos, sin]: [Plain; 4], epsilon: f64) -> Plain {
 }
 
 /// The gradient of `x`, from `x`, the gradient `[B, N, L, K]` of the output, `weight`, `cos` and `sin`.
-pub fn input_gradient([x, g, weight, cos, sin]: [Plain; 5], epsilon: f64) -> Plain {
+pub fn input_gradient([x, g, weight, cos, sin]: [RawTensor; 5], epsilon: f64) -> RawTensor {
     let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
     let dtype: FloatDType = x.dtype().into();
     let (x, inverse, [weight, cos, sin]) = prepared(x, [weight, cos, sin], epsilon);
@@ -47,7 +47,7 @@ pub fn input_gradient([x, g, weight, cos, sin]: [Plain; 5], epsilon: f64) -> Pla
 }
 
 /// The sum over all rows of the gradient rotated back, times the normalized input; in the dtype of the weight.
-pub fn weight_gradient([x, g, weight, cos, sin]: [Plain; 5], epsilon: f64) -> Plain {
+pub fn weight_gradient([x, g, weight, cos, sin]: [RawTensor; 5], epsilon: f64) -> RawTensor {
     let [x, g]: [Tensor<4>; 2] = [x, g].map(Tensor::from_dispatch);
     let width = x.dims()[3];
     let dtype: FloatDType = Tensor::<1>::from_dispatch(weight.clone()).dtype().into();

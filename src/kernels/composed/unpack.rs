@@ -222,7 +222,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        quantization::{EightBitKind, FourBitKind, Scales, Shared, nested, quantize_fp8, quantize_int8, quantize_nf4},
+        quantization::{
+            EightBitKind, FourBitKind, Scales, SharedBytes, nested, quantize_fp8, quantize_int8, quantize_nf4,
+        },
         rng::{Purpose, Seed},
         weights::TensorFile,
     };
@@ -245,7 +247,7 @@ mod tests {
         for dims in [[8, 128], [48, 48], [5, 13], [140, 160], [260, 130]] {
             let values = normal(dims);
             let absmax = crate::quantization::absmax(&values);
-            let nibbles = Shared::from(quantize_nf4(&values, &absmax));
+            let nibbles = SharedBytes::from(quantize_nf4(&values, &absmax));
             for absmax in [Absmax::Plain(absmax.clone().into()), Absmax::Nested(nested(&absmax))] {
                 let (kind, values) = (FourBitKind::Nf4, nibbles.clone());
                 let code = FourBit { kind, values, levels: FourBitKind::nf4_levels(), block: 64, absmax };

@@ -5,11 +5,11 @@ use burn_flex::FlexTensor;
 use super::{
     loops::build,
     simd::{fill, sigmoid},
-    tensor::{dims, in_order, numbers, plain, tensor},
+    tensor::{contiguous, dims, raw_tensor, tensor, values},
 };
 use crate::kernels::{
     formulas::{Activation, CUBIC, ROOT},
-    operation::Plain,
+    operation::RawTensor,
 };
 
 /// `½(1 + tanh u) = σ(2u)`: the tanh form needs no tanh, and keeps its precision where tanh is near -1.
@@ -58,42 +58,42 @@ pub fn swish(x: f32) -> f32 {
 }
 
 /// The activation of each element.
-pub fn forward<const D: usize>(kind: Activation, x: FlexTensor) -> Plain {
-    let x = in_order(x);
-    let numbers = numbers(&x);
+pub fn forward<const D: usize>(kind: Activation, x: FlexTensor) -> RawTensor {
+    let x = contiguous(x);
+    let input = values(&x);
     let y = match kind {
         Activation::GeluTanh => map(
-            numbers,
-            numbers,
+            input,
+            input,
             #[inline(always)]
             |x, _| gelu(x),
         ),
         Activation::Silu => map(
-            numbers,
-            numbers,
+            input,
+            input,
             #[inline(always)]
             |x, _| swish(x),
         ),
     };
-    plain(tensor::<D>(y, dims(&x)))
+    raw_tensor(tensor::<D>(y, dims(&x)))
 }
 
 /// The derivative of the activation at each `x` times the gradient.
-pub fn backward<const D: usize>(kind: Activation, both: [FlexTensor; 2]) -> Plain {
-    let [x, g] = both.map(in_order);
+pub fn backward<const D: usize>(kind: Activation, both: [FlexTensor; 2]) -> RawTensor {
+    let [x, g] = both.map(contiguous);
     let dx = match kind {
         Activation::GeluTanh => map(
-            numbers(&x),
-            numbers(&g),
+            values(&x),
+            values(&g),
             #[inline(always)]
             |x, g| g * gelu_slope(x),
         ),
         Activation::Silu => map(
-            numbers(&x),
-            numbers(&g),
+            values(&x),
+            values(&g),
             #[inline(always)]
             |x, g| g * silu_slope(x),
         ),
     };
-    plain(tensor::<D>(dx, dims(&x)))
+    raw_tensor(tensor::<D>(dx, dims(&x)))
 }

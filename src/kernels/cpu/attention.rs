@@ -10,9 +10,9 @@ use super::{
     matrix::Matrix,
     rows::Rows,
     simd::{exp, max, sum, update, vectorized},
-    tensor::{dims, floats, in_rows, plain, strided},
+    tensor::{as_cpu_f32, dims, in_rows, raw_tensor, strided},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The number of queries per head whose scores exist at a time.
 const TILE: usize = 64;
@@ -20,13 +20,13 @@ const TILE: usize = 64;
 /// What the backward pass needs besides the inputs.
 #[derive(Clone, Debug)]
 pub struct Saved {
-    output: Plain,
+    output: RawTensor,
     /// `ln Σ exp(score)` of every query, `[B·N·L]`.
     log_sums: Vec<f32>,
 }
 
 /// The output, in memory `[B, L, N, K]`, and what the backward pass needs of it.
-pub fn forward(inputs: [FlexTensor; 3]) -> (Plain, Saved) {
+pub fn forward(inputs: [FlexTensor; 3]) -> (RawTensor, Saved) {
     let [q, k, v] = inputs.map(in_rows);
     let shape = dims(&q);
     let [_, _, keys, _] = dims::<4>(&k);
@@ -36,8 +36,8 @@ pub fn forward(inputs: [FlexTensor; 3]) -> (Plain, Saved) {
 }
 
 /// The gradients of q, k and v from these and the gradient of the output.
-pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> [Plain; 3] {
-    let Ok(all) = floats([q, k, v, output, g]) else {
+pub fn backward([q, k, v, g]: [RawTensor; 4], Saved { output, log_sums }: Saved) -> [RawTensor; 3] {
+    let Ok(all) = as_cpu_f32([q, k, v, output, g]) else {
         unreachable!("what was f32 on the CPU has gradients that are");
     };
     let [q, k, v, output, g] = all.map(in_rows);
@@ -50,10 +50,10 @@ pub fn backward([q, k, v, g]: [Plain; 4], Saved { output, log_sums }: Saved) -> 
 }
 
 /// A tensor `[B, N, L, K]` stored as `[B, L, N, K]`: the model joins the heads of each token next, which is then free.
-fn tokens_first(data: Vec<f32>, shape: [usize; 4]) -> Plain {
+fn tokens_first(data: Vec<f32>, shape: [usize; 4]) -> RawTensor {
     let [_, heads, tokens, width] = shape;
     let strides = [tokens * heads * width, width, heads * width, 1].map(|s| s as isize).to_vec();
-    plain(strided(data, Layout::new(Shape::from(shape), strides, 0)))
+    raw_tensor(strided(data, Layout::new(Shape::from(shape), strides, 0)))
 }
 
 /// Memory `[B, L, N, K]` that threads fill in parallel, each the rows of its own heads.

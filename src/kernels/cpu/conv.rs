@@ -6,17 +6,17 @@ use super::{
     loops::build,
     patches::{self, Sizes},
     simd::sum,
-    tensor::{dims, in_order, numbers, plain, tensor},
+    tensor::{contiguous, dims, raw_tensor, tensor, values},
     winograd,
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The output: `[B, out, H', W']`.
-pub fn forward(sizes: &Sizes, [x, weight]: [FlexTensor; 2], bias: Option<FlexTensor>) -> Plain {
-    let (x, weight, bias) = (in_order(x), in_order(weight), bias.map(in_order));
+pub fn forward(sizes: &Sizes, [x, weight]: [FlexTensor; 2], bias: Option<FlexTensor>) -> RawTensor {
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
     let forward = if winograd::suits(sizes) { winograd::forward } else { patches::forward };
-    let y = forward(sizes, numbers(&x), numbers(&weight), bias.as_ref().map(numbers));
-    plain(tensor(y, [sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]))
+    let y = forward(sizes, values(&x), values(&weight), bias.as_ref().map(values));
+    raw_tensor(tensor(y, [sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]))
 }
 
 /// The wanted gradients of `x`, weight and bias. `x` is read only for that of the weight.
@@ -24,8 +24,8 @@ pub fn backward(
     sizes: &Sizes,
     [x, weight, g]: [FlexTensor; 3],
     [wants_x, wants_weight, wants_bias]: [bool; 3],
-) -> [Option<Plain>; 3] {
-    let [x, weight, g] = [x, weight, g].map(in_order);
+) -> [Option<RawTensor>; 3] {
+    let [x, weight, g] = [x, weight, g].map(contiguous);
     let kernel = dims::<4>(&weight);
     let shape = [sizes.batch, sizes.inputs, sizes.from[0], sizes.from[1]];
     let fast = winograd::suits_gradients(sizes);
@@ -33,11 +33,11 @@ pub fn backward(
         true => (winograd::input_gradient as fn(&_, &_, &_) -> _, winograd::weight_gradient as fn(&_, &_, &_) -> _),
         false => (patches::input_gradient as fn(&_, &_, &_) -> _, patches::weight_gradient as fn(&_, &_, &_) -> _),
     };
-    let [x, weight, g] = [&x, &weight, &g].map(numbers);
+    let [x, weight, g] = [&x, &weight, &g].map(values);
     [
-        wants_x.then(|| plain(tensor(dx(sizes, g, weight), shape))),
-        wants_weight.then(|| plain(tensor(dw(sizes, x, g), kernel))),
-        wants_bias.then(|| plain(bias_gradient(sizes, g))),
+        wants_x.then(|| raw_tensor(tensor(dx(sizes, g, weight), shape))),
+        wants_weight.then(|| raw_tensor(tensor(dw(sizes, x, g), kernel))),
+        wants_bias.then(|| raw_tensor(bias_gradient(sizes, g))),
     ]
 }
 

@@ -5,9 +5,9 @@ use burn_flex::FlexTensor;
 use super::{
     loops::build,
     simd::{fill, fill_both, normal},
-    tensor::{dims, in_order, numbers, plain, tensor},
+    tensor::{contiguous, dims, raw_tensor, tensor, values},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The halves of a row.
 #[inline(always)]
@@ -16,10 +16,10 @@ fn halves(x: &[f32], row: usize, width: usize) -> (&[f32], &[f32]) {
 }
 
 /// `a·gelu(b)` for the halves of each row: `[M, 2·D]` → `[M, D]`.
-pub fn forward(x: FlexTensor) -> Plain {
-    let x = in_order(x);
+pub fn forward(x: FlexTensor) -> RawTensor {
+    let x = contiguous(x);
     let [rows, width] = dims(&x);
-    let (width, x) = (width / 2, numbers(&x));
+    let (width, x) = (width / 2, values(&x));
     let y = build(
         rows * width,
         width,
@@ -34,14 +34,14 @@ pub fn forward(x: FlexTensor) -> Plain {
             );
         },
     );
-    plain(tensor(y, [rows, width]))
+    raw_tensor(tensor(y, [rows, width]))
 }
 
 /// `da = g·b·Φ(b)`, `db = g·a·(Φ(b) + b·φ(b))`, side by side: `x` `[M, 2·D]`, `g` `[M, D]` → `[M, 2·D]`.
-pub fn backward(both: [FlexTensor; 2]) -> Plain {
-    let [x, g] = both.map(in_order);
+pub fn backward(both: [FlexTensor; 2]) -> RawTensor {
+    let [x, g] = both.map(contiguous);
     let shape @ [rows, width] = dims(&x);
-    let (width, x, g) = (width / 2, numbers(&x), numbers(&g));
+    let (width, x, g) = (width / 2, values(&x), values(&g));
     let dx = build(
         rows * 2 * width,
         2 * width,
@@ -61,5 +61,5 @@ pub fn backward(both: [FlexTensor; 2]) -> Plain {
             );
         },
     );
-    plain(tensor(dx, shape))
+    raw_tensor(tensor(dx, shape))
 }

@@ -21,7 +21,7 @@ pub struct Target {
 
 impl Target {
     /// Uninitialized memory, row-major with `columns` columns.
-    pub fn fresh(data: &mut [MaybeUninit<f32>], columns: usize) -> Self {
+    pub fn uninit(data: &mut [MaybeUninit<f32>], columns: usize) -> Self {
         Self { data: data.as_mut_ptr().cast(), stride: columns }
     }
 
@@ -77,7 +77,7 @@ pub unsafe fn product(target: Target, onto: Onto, scale: f32, a: Matrix, b: Matr
 pub fn matmul(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut data = Vec::with_capacity(count);
-    let target = Target::fresh(&mut data.spare_capacity_mut()[..count], b.columns);
+    let target = Target::uninit(&mut data.spare_capacity_mut()[..count], b.columns);
     // SAFETY: the target is owned and of that size; the product writes all of it.
     unsafe {
         product(target, Onto::Nothing, scale, a, b, Parallelism::Rayon(0));
@@ -135,7 +135,7 @@ fn by_parts(a: Matrix, b: Matrix, each: usize) -> Vec<f32> {
     parts.for_each(|(part, place)| {
         let a = a.rows(part * each, place.len() / b.columns);
         // SAFETY: the memory is owned and of that size; the product writes all of it.
-        unsafe { product(Target::fresh(place, b.columns), Onto::Nothing, 1.0, a, b, Parallelism::Rayon(0)) };
+        unsafe { product(Target::uninit(place, b.columns), Onto::Nothing, 1.0, a, b, Parallelism::Rayon(0)) };
     });
     // SAFETY: all parts were written.
     unsafe { data.set_len(count) };

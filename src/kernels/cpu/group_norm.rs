@@ -5,15 +5,15 @@ use burn_flex::FlexTensor;
 use super::{
     activation::{silu_slope, swish},
     group_statistics::{CHUNK, Statistics},
-    loops::{Fresh, build, build_noting},
+    loops::{Uninit, build, build_noting},
     simd::{fill, sum, update},
-    tensor::{dims, in_order, numbers, plain, tensor},
+    tensor::{contiguous, dims, raw_tensor, tensor, values},
 };
-use crate::kernels::{formulas::GroupNorm, operation::Plain};
+use crate::kernels::{formulas::GroupNorm, operation::RawTensor};
 
 /// The output, and for each group its mean and reciprocal standard deviation, interleaved.
-pub fn forward(norm: GroupNorm, inputs: [FlexTensor; 3]) -> (Plain, Plain) {
-    let [x, weight, bias] = inputs.map(in_order);
+pub fn forward(norm: GroupNorm, inputs: [FlexTensor; 3]) -> (RawTensor, RawTensor) {
+    let [x, weight, bias] = inputs.map(contiguous);
     let groups = Groups::new(norm, &x, &weight, &bias);
     let (y, statistics) = match norm.silu {
         true => groups.forward(norm.epsilon, swish),
@@ -21,26 +21,26 @@ pub fn forward(norm: GroupNorm, inputs: [FlexTensor; 3]) -> (Plain, Plain) {
     };
     let statistics: Vec<f32> = statistics.iter().flat_map(|s| [s.mean, s.inverse]).collect();
     let count = statistics.len();
-    (plain(tensor::<4>(y, dims(&x))), plain(tensor(statistics, [count])))
+    (raw_tensor(tensor::<4>(y, dims(&x))), raw_tensor(tensor(statistics, [count])))
 }
 
 /// The output for a band of rows of images with known `statistics`.
-pub fn of_rows(norm: GroupNorm, inputs: [FlexTensor; 3], statistics: &[Statistics]) -> Plain {
-    let [x, weight, bias] = inputs.map(in_order);
+pub fn of_rows(norm: GroupNorm, inputs: [FlexTensor; 3], statistics: &[Statistics]) -> RawTensor {
+    let [x, weight, bias] = inputs.map(contiguous);
     let groups = Groups::new(norm, &x, &weight, &bias);
     let y = match norm.silu {
         true => groups.apply(statistics, swish),
         false => groups.apply(statistics, same),
     };
-    plain(tensor::<4>(y, dims(&x)))
+    raw_tensor(tensor::<4>(y, dims(&x)))
 }
 
 /// The gradients of `x`, weight and bias, from these, that of the output and the statistics.
-pub fn backward(norm: GroupNorm, all: [FlexTensor; 5]) -> [Plain; 3] {
-    let [x, weight, bias, g, statistics] = all.map(in_order);
-    let (statistics, _) = numbers(&statistics).as_chunks::<2>();
+pub fn backward(norm: GroupNorm, all: [FlexTensor; 5]) -> [RawTensor; 3] {
+    let [x, weight, bias, g, statistics] = all.map(contiguous);
+    let (statistics, _) = values(&statistics).as_chunks::<2>();
     let statistics: Vec<_> = statistics.iter().map(|&[mean, inverse]| Statistics { mean, inverse }).collect();
-    let (groups, g) = (Groups::new(norm, &x, &weight, &bias), numbers(&g));
+    let (groups, g) = (Groups::new(norm, &x, &weight, &bias), values(&g));
     let [dx, dweight, dbias] = match norm.silu {
         true => groups.backward(&statistics, g, silu_slope),
         false => groups.backward(
@@ -51,7 +51,7 @@ pub fn backward(norm: GroupNorm, all: [FlexTensor; 5]) -> [Plain; 3] {
         ),
     };
     let vector = |data: Vec<f32>| tensor(data, dims::<1>(&weight));
-    [tensor::<4>(dx, dims(&x)), vector(dweight), vector(dbias)].map(plain)
+    [tensor::<4>(dx, dims(&x)), vector(dweight), vector(dbias)].map(raw_tensor)
 }
 
 #[inline(always)]
@@ -97,7 +97,7 @@ struct Groups<'a> {
 impl<'a> Groups<'a> {
     fn new(norm: GroupNorm, x: &'a FlexTensor, weight: &'a FlexTensor, bias: &'a FlexTensor) -> Self {
         let [_, channels, height, width] = dims(x);
-        let [x, weight, bias] = [x, weight, bias].map(numbers);
+        let [x, weight, bias] = [x, weight, bias].map(values);
         Self { x, weight, bias, groups: norm.groups, channels: channels / norm.groups, plane: height * width }
     }
 
@@ -141,7 +141,7 @@ impl<'a> Groups<'a> {
         &self,
         group: usize,
         Statistics { mean, inverse }: Statistics,
-        y: &mut Fresh,
+        y: &mut Uninit,
         activation: impl Fn(f32) -> f32,
     ) {
         for ((x, weight, bias), y) in self.planes(group).zip(y.chunks_exact_mut(self.plane)) {

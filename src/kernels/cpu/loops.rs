@@ -12,11 +12,11 @@ const SERIAL: usize = 16 * 1024;
 const PIECE: usize = 16 * 1024;
 
 /// Uninitialized elements that a loop is about to write.
-pub type Fresh = [MaybeUninit<f32>];
+pub type Uninit = [MaybeUninit<f32>];
 
 /// Builds `count` elements in rows of `width`, of which the last may be shorter. `write` gets the index and the memory of a row,
 /// runs vectorized, and must write all of it.
-pub fn build(count: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Sync) -> Vec<f32> {
+pub fn build(count: usize, width: usize, write: impl Fn(usize, &mut Uninit) + Sync) -> Vec<f32> {
     build_noting(count, width, write).0
 }
 
@@ -24,13 +24,13 @@ pub fn build(count: usize, width: usize, write: impl Fn(usize, &mut Fresh) + Syn
 pub fn build_noting<T: Send>(
     count: usize,
     width: usize,
-    write: impl Fn(usize, &mut Fresh) -> T + Sync,
+    write: impl Fn(usize, &mut Uninit) -> T + Sync,
 ) -> (Vec<f32>, Vec<T>) {
     let mut data = Vec::with_capacity(count);
     let fresh = &mut data.spare_capacity_mut()[..count];
     let width = width.max(1);
     let each = (PIECE / width).max(1);
-    let piece = |(piece, place): (usize, &mut Fresh)| {
+    let piece = |(piece, place): (usize, &mut Uninit)| {
         let mut notes = Vec::with_capacity(place.len().div_ceil(width));
         vectorized(
             #[inline(always)]

@@ -7,10 +7,10 @@ use super::{
     loops::build_noting,
     rows::Rows,
     simd::{fill, sum, update},
-    tensor::{dims, in_rows, numbers, plain, tensor},
+    tensor::{dims, in_rows, raw_tensor, tensor, values},
     tokens::{build_tokens, sum_tokens},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The mean of a row and the reciprocal of its standard deviation.
 #[inline(always)]
@@ -30,7 +30,7 @@ fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
 }
 
 /// The output, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation.
-pub fn forward([x, shift, scale]: [FlexTensor; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
+pub fn forward([x, shift, scale]: [FlexTensor; 3], base: f32, epsilon: f64) -> (RawTensor, RawTensor) {
     let (x, shift, scale) = (in_rows(x), in_rows(shift), in_rows(scale));
     let shape @ [batch, tokens, width] = dims(&x);
     let (x, shift, scale) = (Rows::new(&x), Rows::new(&shift), Rows::new(&scale));
@@ -52,13 +52,17 @@ pub fn forward([x, shift, scale]: [FlexTensor; 3], base: f32, epsilon: f64) -> (
         },
     );
     let statistics = tensor(statistics.into_flattened(), [batch * tokens, 2]);
-    (plain(tensor(y, shape)), plain(statistics))
+    (raw_tensor(tensor(y, shape)), raw_tensor(statistics))
 }
 
 /// The `wanted` gradients of `x`, shift and scale, from `x`, scale, the gradient of the output and the statistics.
-pub fn backward(all: [FlexTensor; 4], base: f32, [wants_x, wants_shift, wants_scale]: [bool; 3]) -> [Option<Plain>; 3] {
+pub fn backward(
+    all: [FlexTensor; 4],
+    base: f32,
+    [wants_x, wants_shift, wants_scale]: [bool; 3],
+) -> [Option<RawTensor>; 3] {
     let [x, scale, g, statistics] = all.map(in_rows);
-    let (statistics, _) = numbers(&statistics).as_chunks::<2>();
+    let (statistics, _) = values(&statistics).as_chunks::<2>();
     let [batch, tokens, width] = dims(&x);
     let (x, scale, g) = (Rows::new(&x), Rows::new(&scale), Rows::new(&g));
     let dx = wants_x.then(|| {

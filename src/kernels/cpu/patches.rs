@@ -9,9 +9,9 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{
+    disjoint_slice::DisjointSlice,
     gemm::{NARROW, Onto, SHORT_SUMS, Target, product},
     matrix::Matrix,
-    shared::Shared,
     simd::vectorized,
 };
 
@@ -134,7 +134,7 @@ pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
     let count = sizes.outputs * sizes.lines() * width;
     let mut y = Vec::with_capacity(count);
-    let place = Shared::new(&mut y);
+    let place = DisjointSlice::new(&mut y);
     let groups = sizes.outputs.div_ceil(OUTPUTS);
     let each = sizes.rows_together();
     let mut patches = Patches::default();
@@ -157,7 +157,7 @@ pub fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -
                     let row = band.start + row;
                     let at = ((row / height * sizes.outputs + output) * height + row % height) * width;
                     // SAFETY: inside `y`; a row of a channel belongs to one task.
-                    let y = unsafe { place.fresh(at, width) };
+                    let y = unsafe { place.uninit(at, width) };
                     y.iter_mut().zip(sums).for_each(|(y, sum)| {
                         y.write(sum + bias);
                     });
@@ -177,7 +177,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
     let plane = sizes.from[0] * sizes.from[1];
     let weight = Matrix::new(weight, sizes.outputs, sizes.inputs * sizes.taps());
     let mut dx = vec![0.0; sizes.batch * sizes.inputs * plane];
-    let place = Shared::new(&mut dx);
+    let place = DisjointSlice::new(&mut dx);
     let each = (PLACES / sizes.to[1].max(1)).max(1);
     let channels = sizes.channels_at_a_time();
     let mut laid = Patches::default();
@@ -205,7 +205,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
                         |run, patch| {
                             let Some(Run { place: at, first, count }) = run else { return };
                             // SAFETY: inside `dx`, and `count` is positive; a channel belongs to one task.
-                            let dx = unsafe { place.numbers(at, (count - 1) * sizes.stride + 1) };
+                            let dx = unsafe { place.values(at, (count - 1) * sizes.stride + 1) };
                             let patches = &patches[patch + first..][..count];
                             if sizes.stride == 1 {
                                 dx.iter_mut().zip(patches).for_each(|(dx, patch)| *dx += patch);
@@ -226,7 +226,7 @@ pub fn input_gradient(sizes: &Sizes, g: &[f32], weight: &[f32]) -> Vec<f32> {
 pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let columns = sizes.inputs * sizes.taps();
     let mut dw = vec![0.0; sizes.outputs * columns];
-    let place = Shared::new(&mut dw);
+    let place = DisjointSlice::new(&mut dw);
     let (mut patches, mut laid) = (Patches::default(), Patches::default());
     for band in sizes.bands() {
         patches.lay_out(sizes, x, band.clone());

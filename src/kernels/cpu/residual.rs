@@ -8,10 +8,10 @@ use super::{
     tensor::{dims, in_rows},
     tokens::{build_tokens, sum_tokens},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// `x + gate·y`.
-pub fn forward(all: [FlexTensor; 3]) -> Plain {
+pub fn forward(all: [FlexTensor; 3]) -> RawTensor {
     let [x, gate, y] = all.map(in_rows);
     let [batch, tokens, width] = dims(&x);
     let (x, gate, y) = (Rows::new(&x), Rows::new(&gate), Rows::new(&y));
@@ -31,7 +31,7 @@ pub fn forward(all: [FlexTensor; 3]) -> Plain {
 }
 
 /// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
-pub fn backward(all: [FlexTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
+pub fn backward(all: [FlexTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<RawTensor>; 2] {
     let [gate, y, g] = all.map(in_rows);
     let [batch, tokens, width] = dims(&y);
     let (gate, y, g) = (Rows::new(&gate), Rows::new(&y), Rows::new(&g));

@@ -6,9 +6,9 @@ use super::{
     loops::{build, column_sums},
     rows::Rows,
     simd::{fill, sum, update},
-    tensor::{dims, in_rows, plain, tensor},
+    tensor::{dims, in_rows, raw_tensor, tensor},
 };
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The reciprocal root mean square.
 #[inline(always)]
@@ -42,7 +42,7 @@ fn rotate_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
-pub fn forward(all: [FlexTensor; 4], epsilon: f64) -> Plain {
+pub fn forward(all: [FlexTensor; 4], epsilon: f64) -> RawTensor {
     let [x, weight, cos, sin] = all.map(in_rows);
     let [batch, tokens, heads, width] = dims(&x);
     let (x, weight, cos, sin) = (Rows::new(&x), Rows::new(&weight), Rows::new(&cos), Rows::new(&sin));
@@ -64,11 +64,11 @@ pub fn forward(all: [FlexTensor; 4], epsilon: f64) -> Plain {
             rotate(y, cos.row([0, 0, token]), sin.row([0, 0, token]));
         },
     );
-    plain(tensor(y, [batch, heads, tokens, width]))
+    raw_tensor(tensor(y, [batch, heads, tokens, width]))
 }
 
 /// The gradient of `x`, from `x`, the gradient `[B, N, L, K]` of the output, `weight`, `cos` and `sin`.
-pub fn input_gradient(all: [FlexTensor; 5], epsilon: f64) -> Plain {
+pub fn input_gradient(all: [FlexTensor; 5], epsilon: f64) -> RawTensor {
     let [x, g, weight, cos, sin] = all.map(in_rows);
     let [batch, tokens, heads, width] = dims(&x);
     let (x, g, weight) = (Rows::new(&x), Rows::new(&g), Rows::new(&weight));
@@ -107,11 +107,11 @@ pub fn input_gradient(all: [FlexTensor; 5], epsilon: f64) -> Plain {
             );
         },
     );
-    plain(tensor(dx, [batch, tokens, heads, width]))
+    raw_tensor(tensor(dx, [batch, tokens, heads, width]))
 }
 
 /// The gradient of `weight`, from `x`, the gradient `[B, N, L, K]` of the output, `cos` and `sin`.
-pub fn weight_gradient(all: [FlexTensor; 4], epsilon: f64) -> Plain {
+pub fn weight_gradient(all: [FlexTensor; 4], epsilon: f64) -> RawTensor {
     let [x, g, cos, sin] = all.map(in_rows);
     let [batch, tokens, heads, width] = dims(&x);
     let (x, g, cos, sin) = (Rows::new(&x), Rows::new(&g), Rows::new(&cos), Rows::new(&sin));
@@ -133,5 +133,5 @@ pub fn weight_gradient(all: [FlexTensor; 4], epsilon: f64) -> Plain {
             }
         },
     );
-    plain(tensor(sums, [width]))
+    raw_tensor(tensor(sums, [width]))
 }

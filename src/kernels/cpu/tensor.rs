@@ -4,12 +4,12 @@ use burn::backend::{BackendTensor, DispatchTensorKind};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
-use crate::kernels::operation::Plain;
+use crate::kernels::operation::RawTensor;
 
 /// The inputs as tensors of the CPU backend, if all of them are f32 on the CPU; otherwise returns them unchanged.
-pub fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; N], [Plain; N]> {
+pub fn as_cpu_f32<const N: usize>(inputs: [RawTensor; N]) -> Result<[FlexTensor; N], [RawTensor; N]> {
     let ours =
-        |t: &Plain| matches!(&t.kind, DispatchTensorKind::Flex(BackendTensor::Float(t)) if t.dtype() == DType::F32);
+        |t: &RawTensor| matches!(&t.kind, DispatchTensorKind::Flex(BackendTensor::Float(t)) if t.dtype() == DType::F32);
     if !inputs.iter().all(ours) {
         return Err(inputs);
     }
@@ -20,7 +20,7 @@ pub fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[FlexTensor; N], [Pl
 }
 
 /// Whether all of these are f32 tensors of the CPU backend, on a tape or not.
-pub fn are_floats(tensors: &[&Plain]) -> bool {
+pub fn are_cpu_f32(tensors: &[&RawTensor]) -> bool {
     let ours = |kind: &DispatchTensorKind| match kind {
         DispatchTensorKind::Flex(BackendTensor::Float(t)) => t.dtype() == DType::F32,
         DispatchTensorKind::Flex(BackendTensor::Autodiff(t)) => t.primitive.dtype() == DType::F32,
@@ -33,8 +33,8 @@ pub fn are_floats(tensors: &[&Plain]) -> bool {
 }
 
 /// Wraps a tensor of the CPU backend.
-pub fn plain(tensor: FlexTensor) -> Plain {
-    Plain { kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)), checkpointing: None }
+pub fn raw_tensor(tensor: FlexTensor) -> RawTensor {
+    RawTensor { kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)), checkpointing: None }
 }
 
 /// A contiguous tensor with this data.
@@ -54,12 +54,12 @@ pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
 }
 
 /// The tensor made contiguous; copied only if it is not.
-pub fn in_order(tensor: FlexTensor) -> FlexTensor {
+pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
 /// The tensor made contiguous, in memory that nothing else holds: for an update in place.
-pub fn exactly(mut tensor: FlexTensor) -> FlexTensor {
+pub fn exclusive(mut tensor: FlexTensor) -> FlexTensor {
     let whole = tensor.is_contiguous() && tensor.storage::<f32>().len() == tensor.layout().num_elements();
     if !whole {
         tensor = tensor.to_contiguous();
@@ -68,9 +68,9 @@ pub fn exactly(mut tensor: FlexTensor) -> FlexTensor {
     tensor
 }
 
-/// The data of a tensor that is [contiguous](in_order).
-pub fn numbers(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().expect("the tensor was brought in order")
+/// The data of a tensor that is [`contiguous`].
+pub fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("the tensor is contiguous")
 }
 
 /// The tensor with contiguous rows (last axis), wherever the rows lie. Copied only if they are not.

@@ -20,11 +20,11 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{
+    disjoint_slice::DisjointSlice,
     gemm::{Onto, SHORT_SUMS, Target, product},
-    loops::Fresh,
+    loops::Uninit,
     matrix::Matrix,
     patches::{Company, Sizes, bands},
-    shared::Shared,
     simd::vectorized,
     transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
 };
@@ -135,7 +135,7 @@ fn convolve<'a>(
 ) -> Vec<f32> {
     let count = tiles.batch * outputs * tiles.height * tiles.width;
     let mut y = Vec::with_capacity(count);
-    let place = Shared::new(&mut y);
+    let place = DisjointSlice::new(&mut y);
     let groups = outputs.div_ceil(OUTPUTS);
     let each = (TILES / tiles.across()).max(1);
     let mut seen = Transformed::default();
@@ -166,7 +166,7 @@ fn convolve<'a>(
                             let at = ((sample * outputs + channel) * tiles.height + line) * tiles.width;
                             let lines = (tiles.height - line).min(2);
                             // SAFETY: these lines of `y` belong to this task, which writes all of them.
-                            let y = unsafe { place.fresh(at, lines * tiles.width) };
+                            let y = unsafe { place.uninit(at, lines * tiles.width) };
                             let sums = &sums[i * count + j * tiles.across()..];
                             write_lines(tiles.width, sums, step, bias, y);
                         }
@@ -242,7 +242,7 @@ impl Transformed {
         let pitch = self.pitch;
         let step = apart(channels * pitch);
         self.data.resize(POINTS * step, 0.0);
-        let place = Shared::new(&mut self.data);
+        let place = DisjointSlice::new(&mut self.data);
         // The number of elements, and of lines, before the first of a tile.
         let before = N / 2 - 1;
         let above = if N == 2 { 0 } else { 1 - (tiles.seen - tiles.height) / 2 };
@@ -275,7 +275,7 @@ impl Transformed {
                                 let at = point * step + channel * pitch + at * across + start;
                                 // SAFETY: inside this channel's row, which is one task. What a vector writes beyond a
                                 // row of tiles belongs to the next row, which is written later, or to the padding.
-                                unsafe { place.numbers(at, LANES) }.copy_from_slice(lanes);
+                                unsafe { place.values(at, LANES) }.copy_from_slice(lanes);
                             }
                         }
                     }
@@ -306,7 +306,7 @@ fn part(x: Option<&[f32]>, before: usize, (even, odd): (&mut [f32], &mut [f32]))
 
 /// One or two lines of `y` from a row of products, in which points are `step` apart.
 #[inline(always)]
-fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Fresh) {
+fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Uninit) {
     for start in (0..width).step_by(2 * LANES) {
         let mut m = [[[0.0; LANES]; 4]; 4];
         for (point, m) in m.as_flattened_mut().iter_mut().enumerate() {
@@ -330,7 +330,7 @@ fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
     let kernels = weight.len() / 9;
     let step = apart(kernels);
     let mut all = vec![0.0; POINTS * step];
-    let place = Shared::new(&mut all);
+    let place = DisjointSlice::new(&mut all);
     let output = |output: usize| {
         vectorized(
             #[inline(always)]
@@ -348,7 +348,7 @@ fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
                     }
                     for (point, u) in both_ways(&w, g).as_flattened().iter().enumerate() {
                         // SAFETY: the kernels of one output channel are one task.
-                        let place = unsafe { place.numbers(point * step + output * inputs + start, count) };
+                        let place = unsafe { place.values(point * step + output * inputs + start, count) };
                         place.copy_from_slice(&u[..count]);
                     }
                 }

@@ -6,11 +6,11 @@ use burn_cubecl::cubecl::{
     std::tensor::layout::linear::{LinearView, LinearViewMut},
 };
 
-use super::{CudaTensor, Plain, address_type, cubes_of_units, empty, one_type, plain, vector_size};
+use super::{CudaTensor, RawTensor, address_type, cubes_of_units, empty, one_type, raw_tensor, vector_size};
 use crate::kernels::formulas::{Activation, CUBIC, ROOT};
 
 /// The activation of each element.
-pub fn forward(kind: Activation, x: CudaTensor) -> Plain {
+pub fn forward(kind: Activation, x: CudaTensor) -> RawTensor {
     let y = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &y];
     let (size, address) = (vector_size(&all), address_type(&all));
@@ -19,7 +19,7 @@ pub fn forward(kind: Activation, x: CudaTensor) -> Plain {
     let (from, to) = (x.into_linear_view(), y.clone().into_linear_view());
     // SAFETY: a unit past the output returns at once, and the input has the output's shape.
     unsafe { activate::launch_unchecked(&client, count, dim, address, size, from, to, kind, dtype) };
-    plain(y)
+    raw_tensor(y)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -38,7 +38,7 @@ fn activate<T: Float, N: Size>(
 }
 
 /// The derivative of the activation at each `x` times the gradient.
-pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> Plain {
+pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> RawTensor {
     let dx = empty(&x, x.meta.shape().clone(), x.dtype);
     let all = [&x, &gradient, &dx];
     let (size, address) = (vector_size(&all), address_type(&all));
@@ -46,12 +46,12 @@ pub fn backward(kind: Activation, [x, gradient]: [CudaTensor; 2]) -> Plain {
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let [x, gradient, to] = [x, gradient, dx.clone()].map(CudaTensor::into_linear_view);
     // SAFETY: a unit past the output returns at once, and the inputs have the output's shape.
-    unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };
-    plain(dx)
+    unsafe { backward_kernel::launch_unchecked(&client, count, dim, address, size, x, gradient, to, kind, dtype) };
+    raw_tensor(dx)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn pull_back<T: Float, N: Size>(
+fn backward_kernel<T: Float, N: Size>(
     x: LinearView<'_, Vector<T, N>>,
     gradient: LinearView<'_, Vector<T, N>>,
     mut dx: LinearViewMut<'_, Vector<T, N>>,

@@ -7,7 +7,7 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, cube_sum, cubes_of_units, empty, one_type, plain, storage,
+    CudaTensor, PLANE, RawTensor, UNITS, address_type, cube_sum, cubes_of_units, empty, one_type, raw_tensor, storage,
     vector_size,
 };
 
@@ -19,7 +19,7 @@ fn owned(tensor: CudaTensor) -> CudaTensor {
 
 /// Updates a parameter and its moments from its gradient; returns parameter and moments.
 /// The factors are `[keep, rate, root, 1 - β₁, β₂, 1 - β₂, ε]`.
-pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [Plain; 3] {
+pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [RawTensor; 3] {
     let (gradient, [p, m, v]) = (into_contiguous(gradient), [p, m, v].map(owned));
     let all = [&p, &gradient, &m, &v];
     let (size, address, dtype) = (vector_size(&all), address_type(&all), one_type(&all));
@@ -47,7 +47,7 @@ pub fn update([p, gradient, m, v]: [CudaTensor; 4], factors: [f32; 7]) -> [Plain
             dtype,
         );
     }
-    [p, m, v].map(plain)
+    [p, m, v].map(raw_tensor)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -94,7 +94,7 @@ pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
         // SAFETY: the units stop at the end of the row, and each cube writes to its own element.
         unsafe { add_squares::launch_unchecked(&client, count, dim, address, size, from, to, i * CUBES, dtype) };
     }
-    burn::tensor::Tensor::<1>::from_dispatch(plain(partial)).sum()
+    burn::tensor::Tensor::<1>::from_dispatch(raw_tensor(partial)).sum()
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -21,9 +21,9 @@ use burn_cubecl::kernel::into_contiguous;
 use crate::cuda::paths;
 
 use super::{
-    CudaTensor, Plain,
+    CudaTensor, RawTensor,
     cudnn::{self, Cudnn, Handle, Layout, Sizes, Target, Type},
-    dims, empty, plain,
+    dims, empty, raw_tensor,
     ready::{Plans, Ready},
     stream::{ask, is_open},
 };
@@ -38,7 +38,7 @@ pub struct Saved {
 }
 
 /// The output, stored as `[B, L, N, K]`, and what the backward pass needs of it; `None` if cuDNN cannot compute it.
-pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(Plain, Saved)> {
+pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(RawTensor, Saved)> {
     let cudnn = library(inputs)?;
     let [q, k, v] = inputs.clone().map(readable);
     let ([batch, heads, queries, _], like) = (dims::<4>(&q), q.clone());
@@ -52,7 +52,7 @@ pub fn forward(inputs: &[CudaTensor; 3]) -> Option<(Plain, Saved)> {
 
 /// The gradients of q, k and v from these, the gradient of the output, and what was saved; `None` if cuDNN cannot compute
 /// them.
-pub fn backward(inputs: [CudaTensor; 4], saved: Saved) -> Option<[Plain; 3]> {
+pub fn backward(inputs: [CudaTensor; 4], saved: Saved) -> Option<[RawTensor; 3]> {
     let cudnn = library(&inputs)?;
     let [q, k, v, gradient] = inputs.map(readable);
     let layouts = [layout(&q)?, layout(&k)?, layout(&v)?];
@@ -120,8 +120,8 @@ fn tokens_first(like: &CudaTensor) -> CudaTensor {
 }
 
 /// `[B, L, N, K]` → `[B, N, L, K]`, by its strides.
-fn heads_first(tensor: CudaTensor) -> Plain {
-    Tensor::<4>::from_dispatch(plain(tensor)).swap_dims(1, 2).into_dispatch()
+fn heads_first(tensor: CudaTensor) -> RawTensor {
+    Tensor::<4>::from_dispatch(raw_tensor(tensor)).swap_dims(1, 2).into_dispatch()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

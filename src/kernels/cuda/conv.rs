@@ -15,9 +15,9 @@ use burn_cubecl::kernel::{
 };
 
 use super::{
-    CudaTensor, Plain,
+    CudaTensor, RawTensor,
     cudnn::{Convolution, Cudnn, Direction, Handle, Task, Type},
-    dims, empty, plain,
+    dims, empty, raw_tensor,
     ready::{Plans, Ready},
     stream::{ask, is_open},
     tensors,
@@ -25,17 +25,17 @@ use super::{
 use crate::cuda::paths;
 
 /// The convolution of `x` `[B, in, H, W]` with `weight` `[out, in, k, k]`, plus a `bias` `[out]`.
-pub fn forward([x, weight]: [CudaTensor; 2], bias: Option<Plain>, options: ConvOptions<2>) -> Plain {
+pub fn forward([x, weight]: [CudaTensor; 2], bias: Option<RawTensor>, options: ConvOptions<2>) -> RawTensor {
     let ([batch, _, height, width], [outputs, _, down, across]) = (dims::<4>(&x), dims::<4>(&weight));
     let to = |from: usize, kernel: usize| (from + 2 * options.padding[0] - kernel) / options.stride[0] + 1;
     let output = [batch, outputs, to(height, down), to(width, across)];
     let shapes = [dims(&x), dims(&weight), output];
     if let Some(y) = by_cudnn(Direction::Forward, [&x, &weight], shapes, &options) {
         return match bias {
-            None => plain(y),
+            None => raw_tensor(y),
             Some(bias) => {
                 let bias = Tensor::<1>::from_dispatch(bias).reshape([1, outputs, 1, 1]);
-                (Tensor::<4>::from_dispatch(plain(y)) + bias).into_dispatch()
+                (Tensor::<4>::from_dispatch(raw_tensor(y)) + bias).into_dispatch()
             }
         };
     }
@@ -47,10 +47,10 @@ pub fn forward([x, weight]: [CudaTensor; 2], bias: Option<Plain>, options: ConvO
 }
 
 /// The gradient of an input of `shape`, from the gradient of the output and the weight.
-pub fn input_gradient([gradient, weight]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
+pub fn input_gradient([gradient, weight]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> RawTensor {
     let shapes = [shape, dims(&weight), dims(&gradient)];
     if let Some(dx) = by_cudnn(Direction::Input, [&weight, &gradient], shapes, &options) {
-        return plain(dx);
+        return raw_tensor(dx);
     }
     // With a stride, the tensor-core strategy uses another kernel, in 16 bits.
     let accelerated = options.stride == [1; 2];
@@ -60,10 +60,10 @@ pub fn input_gradient([gradient, weight]: [CudaTensor; 2], shape: [usize; 4], op
 }
 
 /// The gradient of a weight of `shape`, from the input and the gradient of the output.
-pub fn weight_gradient([x, gradient]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> Plain {
+pub fn weight_gradient([x, gradient]: [CudaTensor; 2], shape: [usize; 4], options: ConvOptions<2>) -> RawTensor {
     let shapes = [dims(&x), shape, dims(&gradient)];
     if let Some(dw) = by_cudnn(Direction::Weight, [&x, &gradient], shapes, &options) {
-        return plain(dw);
+        return raw_tensor(dw);
     }
     summed_in_f32([x, gradient], true, |[x, gradient], strategy| {
         conv_weight_backward(x, gradient, Shape::from(shape), options.clone(), strategy).ok()
@@ -75,15 +75,15 @@ fn summed_in_f32(
     inputs: [CudaTensor; 2],
     accelerated: bool,
     f: impl Fn([CudaTensor; 2], ConvStrategy) -> Option<CudaTensor>,
-) -> Plain {
+) -> RawTensor {
     let dtype = inputs[0].dtype;
     if dtype != DType::F32
         && let Some(output) = accelerated.then(|| f(inputs.clone(), ConvStrategy::ImplicitGemm)).flatten()
     {
-        return plain(output);
+        return raw_tensor(output);
     }
     let output = f(inputs.map(|t| cast(t, DType::F32)), ConvStrategy::default());
-    plain(cast(output.expect("one of the kernels that are tried takes every convolution"), dtype))
+    raw_tensor(cast(output.expect("one of the kernels that are tried takes every convolution"), dtype))
 }
 
 static PLANS: LazyLock<Plans<Task>> = LazyLock::new(Plans::default);

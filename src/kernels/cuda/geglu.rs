@@ -4,10 +4,12 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
-use super::{CudaTensor, Plain, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, vector_size};
+use super::{
+    CudaTensor, RawTensor, address_type, cubes_of_units, dims, empty, in_rows, one_type, raw_tensor, vector_size,
+};
 
 /// `a·gelu(b)` for the halves of each row: `[M, 2·D]` → `[M, D]`.
-pub fn forward(x: CudaTensor) -> Plain {
+pub fn forward(x: CudaTensor) -> RawTensor {
     let x = in_rows(x);
     let [rows, width] = dims(&x);
     let y = empty(&x, [rows, width / 2], x.dtype);
@@ -18,7 +20,7 @@ pub fn forward(x: CudaTensor) -> Plain {
     let (from, to) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
     // SAFETY: a unit past the output returns at once.
     unsafe { gate::launch_unchecked(&client, count, dim, address, size, from, to, dtype) };
-    plain(y)
+    raw_tensor(y)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -35,7 +37,7 @@ fn gate<T: Float, N: Size>(x: &Tensor<Vector<T, N>>, y: &mut Tensor<Vector<T, N>
 }
 
 /// `da = g·b·Φ(b)`, `db = g·a·(Φ(b) + b·φ(b))`, side by side: `x` `[M, 2·D]`, `g` `[M, D]` → `[M, 2·D]`.
-pub fn backward(inputs: [CudaTensor; 2]) -> Plain {
+pub fn backward(inputs: [CudaTensor; 2]) -> RawTensor {
     let [x, gradient] = inputs.map(in_rows);
     let dx = empty(&x, dims::<2>(&x), x.dtype);
     let all = [&x, &gradient, &dx];
@@ -44,12 +46,12 @@ pub fn backward(inputs: [CudaTensor; 2]) -> Plain {
     let (client, dtype) = (x.client.clone(), one_type(&all));
     let (x, gradient, to) = (x.into_tensor_arg(), gradient.into_tensor_arg(), dx.clone().into_tensor_arg());
     // SAFETY: a unit past the gradient returns at once.
-    unsafe { pull_back::launch_unchecked(&client, count, dim, address, size, x, gradient, to, dtype) };
-    plain(dx)
+    unsafe { backward_kernel::launch_unchecked(&client, count, dim, address, size, x, gradient, to, dtype) };
+    raw_tensor(dx)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn pull_back<T: Float, N: Size>(
+fn backward_kernel<T: Float, N: Size>(
     x: &Tensor<Vector<T, N>>,
     gradient: &Tensor<Vector<T, N>>,
     dx: &mut Tensor<Vector<T, N>>,

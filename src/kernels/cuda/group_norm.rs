@@ -7,8 +7,8 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, activation::sigmoid, address_type, cube_sum, dims, empty, one_type, plain, planes_for,
-    storage, vector_size,
+    CudaTensor, PLANE, RawTensor, activation::sigmoid, address_type, cube_sum, dims, empty, one_type, planes_for,
+    raw_tensor, storage, vector_size,
 };
 use crate::kernels::formulas::GroupNorm;
 
@@ -21,7 +21,7 @@ fn in_channels(x: CudaTensor) -> CudaTensor {
 
 /// The normalized values, and `[B·C, 4]` with what the backward pass needs of each channel: its group's mean and reciprocal
 /// standard deviation, its weight and its bias.
-pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (Plain, Plain) {
+pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (RawTensor, RawTensor) {
     let shape @ [_, channels, _, _] = dims(&x);
     let (y, x) = (empty(&x, shape, x.dtype), in_channels(x));
     let [rows, places] = dims(&x);
@@ -55,7 +55,7 @@ pub fn forward(norm: GroupNorm, [x, weight, bias]: [CudaTensor; 3]) -> (Plain, P
             dtypes,
         );
     }
-    (plain(y), plain(statistics))
+    (raw_tensor(y), raw_tensor(statistics))
 }
 
 /// The mean of each row, and its variance.
@@ -139,7 +139,7 @@ fn normalize<T: Float, W: Float, N: Size>(
 }
 
 /// The `wanted` gradients of `x`, weight and bias, from these three, the gradient of the output and the statistics.
-pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> [Option<Plain>; 3] {
+pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> [Option<RawTensor>; 3] {
     let [x, weight, _, gradient, statistics] = inputs;
     let (shape @ [batch, channels, _, _], of_weights) = (dims(&x), FloatDType::from(weight.dtype));
     let dx = empty(&x, shape, x.dtype);
@@ -170,7 +170,7 @@ pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> 
     }
     let over_samples = |wanted: bool, which| {
         wanted.then(|| {
-            let sums = burn::tensor::Tensor::<2>::from_dispatch(plain(sums.clone())).reshape([batch, channels, 2]);
+            let sums = burn::tensor::Tensor::<2>::from_dispatch(raw_tensor(sums.clone())).reshape([batch, channels, 2]);
             sums.narrow(2, which, 1).sum_dim(0).reshape([channels]).cast(of_weights).into_dispatch()
         })
     };
@@ -180,7 +180,7 @@ pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> 
     }
     // SAFETY: as above.
     unsafe {
-        pull_back::launch_unchecked(
+        backward_kernel::launch_unchecked(
             &client,
             count,
             dim,
@@ -197,7 +197,7 @@ pub fn backward(norm: GroupNorm, inputs: [CudaTensor; 5], wanted: [bool; 3]) -> 
             dtype,
         );
     }
-    [Some(plain(dx)), dweight, dbias]
+    [Some(raw_tensor(dx)), dweight, dbias]
 }
 
 /// `(n, d)`: the normalized values and the gradient of `n·weight + bias`, at position `i` of this cube's row.
@@ -252,7 +252,7 @@ fn add_places<T: Float, N: Size>(
 
 /// `(weight·d − mean(weight·d) − n·mean(weight·d·n))/deviation`, the means over the group.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn pull_back<T: Float, N: Size>(
+fn backward_kernel<T: Float, N: Size>(
     x: &Tensor<Vector<T, N>>,
     gradient: &Tensor<Vector<T, N>>,
     statistics: &Tensor<f32>,

@@ -15,12 +15,12 @@ use cubek::{
     std::InputBinding,
 };
 
-use super::{CudaTensor, Plain, plain, product, storage};
+use super::{CudaTensor, RawTensor, product, raw_tensor, storage};
 
 /// `lhs·rhs` over the last two axes, in one dtype that the kernels read.
-pub fn product([lhs, rhs]: [CudaTensor; 2]) -> Plain {
+pub fn product([lhs, rhs]: [CudaTensor; 2]) -> RawTensor {
     let dtype = lhs.dtype;
-    plain(product_as(lhs, rhs, dtype))
+    raw_tensor(product_as(lhs, rhs, dtype))
 }
 
 /// The same, in `dtype`.

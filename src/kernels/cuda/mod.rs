@@ -35,18 +35,18 @@ use burn_cubecl::{
     ops::numeric::empty_device_contiguous_dtype,
 };
 
-use super::operation::{Plain, assert_one_dtype};
+use super::operation::{RawTensor, assert_one_dtype};
 
 /// A tensor of the CUDA backend.
 pub(super) type CudaTensor = FloatTensor<Cuda>;
 
 /// The inputs as tensors of a GPU, if all are on one in a dtype that the kernels read; otherwise the inputs again.
-pub(super) fn floats<const N: usize>(inputs: [Plain; N]) -> Result<[CudaTensor; N], [Plain; N]> {
+pub(super) fn as_cuda_floats<const N: usize>(inputs: [RawTensor; N]) -> Result<[CudaTensor; N], [RawTensor; N]> {
     if inputs.iter().all(takes) { Ok(tensors(inputs)) } else { Err(inputs) }
 }
 
 /// The same of any number of tensors.
-pub(super) fn all(inputs: Vec<Plain>) -> Result<Vec<CudaTensor>, Vec<Plain>> {
+pub(super) fn all(inputs: Vec<RawTensor>) -> Result<Vec<CudaTensor>, Vec<RawTensor>> {
     match inputs.iter().all(takes) {
         true => Ok(inputs.into_iter().flat_map(|input| tensors([input])).collect()),
         false => Err(inputs),
@@ -54,7 +54,7 @@ pub(super) fn all(inputs: Vec<Plain>) -> Result<Vec<CudaTensor>, Vec<Plain>> {
 }
 
 /// Whether the kernels take this: on a GPU, in a dtype they read.
-fn takes(input: &Plain) -> bool {
+fn takes(input: &RawTensor) -> bool {
     match &input.kind {
         DispatchTensorKind::Cuda(BackendTensor::Float(t)) => {
             matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16)
@@ -64,7 +64,7 @@ fn takes(input: &Plain) -> bool {
 }
 
 /// Whether the kernels accept this tensor, on a tape or not.
-pub(super) fn takes_also_on_a_tape(input: &Plain) -> bool {
+pub(super) fn takes_also_on_a_tape(input: &RawTensor) -> bool {
     let dtype = match &input.kind {
         DispatchTensorKind::Autodiff(kind) => match kind.as_ref() {
             DispatchTensorKind::Cuda(BackendTensor::Autodiff(t)) => t.primitive.dtype,
@@ -76,7 +76,7 @@ pub(super) fn takes_also_on_a_tape(input: &Plain) -> bool {
 }
 
 /// What is known to be on a GPU.
-pub(super) fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
+pub(super) fn tensors<const N: usize>(inputs: [RawTensor; N]) -> [CudaTensor; N] {
     inputs.map(|input| match input.kind {
         DispatchTensorKind::Cuda(BackendTensor::Float(tensor)) => tensor,
         _ => unreachable!("an operation stays on the backend of its inputs"),
@@ -84,8 +84,8 @@ pub(super) fn tensors<const N: usize>(inputs: [Plain; N]) -> [CudaTensor; N] {
 }
 
 /// Wraps a tensor of the CUDA backend.
-pub(super) fn plain(tensor: CudaTensor) -> Plain {
-    Plain { kind: DispatchTensorKind::Cuda(BackendTensor::Float(tensor)), checkpointing: None }
+pub(super) fn raw_tensor(tensor: CudaTensor) -> RawTensor {
+    RawTensor { kind: DispatchTensorKind::Cuda(BackendTensor::Float(tensor)), checkpointing: None }
 }
 
 /// Uninitialized memory for a contiguous result on the device of `like`.
@@ -182,5 +182,5 @@ const TOKENS: usize = 32;
 
 /// `[B, chunks, D]` → `[B, D]`.
 fn sum_chunks(partial: CudaTensor) -> burn::tensor::Tensor<2> {
-    burn::tensor::Tensor::<3>::from_dispatch(plain(partial)).sum_dim(1).squeeze_dim(1)
+    burn::tensor::Tensor::<3>::from_dispatch(raw_tensor(partial)).sum_dim(1).squeeze_dim(1)
 }

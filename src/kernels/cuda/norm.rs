@@ -4,12 +4,12 @@ use burn::tensor::{DType, FloatDType};
 use burn_cubecl::cubecl::{self, prelude::*};
 
 use super::{
-    CudaTensor, PLANE, Plain, TOKENS, UNITS, address_type, cube_sum, dims, empty, in_rows, one_type, plain, planes_for,
-    storage, sum_chunks, vector_size,
+    CudaTensor, PLANE, RawTensor, TOKENS, UNITS, address_type, cube_sum, dims, empty, in_rows, one_type, planes_for,
+    raw_tensor, storage, sum_chunks, vector_size,
 };
 
 /// `standardized(x)·(base + scale) + shift`, and `[B·L, 2]` with the mean of each row and the reciprocal of its standard deviation.
-pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (Plain, Plain) {
+pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (RawTensor, RawTensor) {
     let [x, shift, scale] = inputs.map(in_rows);
     let shape @ [batch, tokens, width] = dims(&x);
     let y = empty(&x, shape, x.dtype);
@@ -37,7 +37,7 @@ pub fn forward(inputs: [CudaTensor; 3], base: f32, epsilon: f64) -> (Plain, Plai
             dtypes,
         );
     }
-    (plain(y), plain(statistics))
+    (raw_tensor(y), raw_tensor(statistics))
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -89,7 +89,7 @@ fn normalize<T: Float, W: Float, N: Size>(
 
 /// The `wanted` gradients of `x`, `shift` and `scale`, from `x`, `scale`, the gradient of the output and the statistics of
 /// [`forward`].
-pub fn backward(inputs: [CudaTensor; 4], base: f32, wanted: [bool; 3]) -> [Option<Plain>; 3] {
+pub fn backward(inputs: [CudaTensor; 4], base: f32, wanted: [bool; 3]) -> [Option<RawTensor>; 3] {
     let [x, scale, gradient, statistics] = inputs.map(in_rows);
     let [wants_x, wants_shift, wants_scale] = wanted;
     let (width, dtype) = (dims::<3>(&x)[2], FloatDType::from(scale.dtype));
@@ -103,7 +103,7 @@ pub fn backward(inputs: [CudaTensor; 4], base: f32, wanted: [bool; 3]) -> [Optio
 }
 
 /// The gradient of `x`.
-fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: CudaTensor, base: f32) -> Plain {
+fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: CudaTensor, base: f32) -> RawTensor {
     let shape @ [batch, tokens, width] = dims(&x);
     let dx = empty(&x, shape, x.dtype);
     let all = [&x, &scale, &gradient, &dx];
@@ -112,7 +112,7 @@ fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: C
     let (client, dtypes) = (x.client.clone(), [one_type(&[&x, &gradient]), storage(scale.dtype)]);
     // SAFETY: there is exactly one cube per row, and its units stop at the width of the row.
     unsafe {
-        pull_back::launch_unchecked(
+        backward_kernel::launch_unchecked(
             &client,
             CubeCount::new_1d((batch * tokens) as u32),
             CubeDim::new_1d(planes * PLANE),
@@ -128,11 +128,11 @@ fn of_rows(x: CudaTensor, scale: CudaTensor, gradient: CudaTensor, statistics: C
             dtypes,
         );
     }
-    plain(dx)
+    raw_tensor(dx)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn pull_back<T: Float, W: Float, N: Size>(
+fn backward_kernel<T: Float, W: Float, N: Size>(
     x: &Tensor<Vector<T, N>>,
     scale: &Tensor<Vector<W, N>>,
     gradient: &Tensor<Vector<T, N>>,

@@ -8,12 +8,12 @@ use burn_cubecl::cubecl::{
 };
 
 use super::{
-    CudaTensor, Plain, TOKENS, UNITS, address_type, cubes_of_units, dims, empty, in_rows, one_type, plain, sum_chunks,
-    vector_size,
+    CudaTensor, RawTensor, TOKENS, UNITS, address_type, cubes_of_units, dims, empty, in_rows, one_type, raw_tensor,
+    sum_chunks, vector_size,
 };
 
 /// `x + gate·y`.
-pub fn forward([x, gate, y]: [CudaTensor; 3]) -> Plain {
+pub fn forward([x, gate, y]: [CudaTensor; 3]) -> RawTensor {
     let gate = in_rows(gate);
     let shape @ [_, tokens, width] = dims(&x);
     let sum = empty(&x, shape, x.dtype);
@@ -38,7 +38,7 @@ pub fn forward([x, gate, y]: [CudaTensor; 3]) -> Plain {
             dtype,
         );
     }
-    plain(sum)
+    raw_tensor(sum)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -72,7 +72,7 @@ fn times_gate<T: Float, N: Size>(
 }
 
 /// The wanted gradients of `gate` and `y`, from `gate`, `y` and the gradient of the output.
-pub fn backward(inputs: [CudaTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<Plain>; 2] {
+pub fn backward(inputs: [CudaTensor; 3], wants_gate: bool, wants_y: bool) -> [Option<RawTensor>; 2] {
     let [gate, y, gradient] = inputs.map(in_rows);
     let dgate = wants_gate.then(|| {
         let sums = sum_chunks(of_gate(&y, &gradient));
@@ -82,7 +82,7 @@ pub fn backward(inputs: [CudaTensor; 3], wants_gate: bool, wants_y: bool) -> [Op
 }
 
 /// `gate·g`.
-fn of_rows(gate: CudaTensor, gradient: CudaTensor) -> Plain {
+fn of_rows(gate: CudaTensor, gradient: CudaTensor) -> RawTensor {
     let shape @ [_, tokens, width] = dims(&gradient);
     let dy = empty(&gradient, shape, gradient.dtype);
     let all = [&gate, &gradient, &dy];
@@ -94,7 +94,7 @@ fn of_rows(gate: CudaTensor, gradient: CudaTensor) -> Plain {
     unsafe {
         multiply::launch_unchecked(&client, count, dim, address, size, gate, gradient, to, tokens, width / size, dtype);
     }
-    plain(dy)
+    raw_tensor(dy)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

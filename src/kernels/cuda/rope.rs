@@ -6,14 +6,14 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, UNITS, address_type, dims, empty, in_rows, one_type, plain, storage, vector_size,
+    CudaTensor, PLANE, RawTensor, UNITS, address_type, dims, empty, in_rows, one_type, raw_tensor, storage, vector_size,
 };
 
 /// Planes per cube, each with its own row.
 const ROWS: u32 = UNITS / PLANE;
 
 /// `x` `[B, L, N, K]`, `weight` `[K]`, `cos` and `sin` `[L, K]` → `[B, N, L, K]`.
-pub fn forward(inputs: [CudaTensor; 4], epsilon: f64) -> Plain {
+pub fn forward(inputs: [CudaTensor; 4], epsilon: f64) -> RawTensor {
     let [x, weight, cos, sin] = in_pairs(inputs.map(in_rows));
     let [batch, tokens, heads, width] = dims(&x);
     let y = empty(&x, [batch, heads, tokens, width], x.dtype);
@@ -36,11 +36,11 @@ pub fn forward(inputs: [CudaTensor; 4], epsilon: f64) -> Plain {
             dtypes,
         );
     }
-    plain(y)
+    raw_tensor(y)
 }
 
 /// The gradient of `x`, from `x`, the gradient `[B, N, L, K]` of the output, `weight`, `cos` and `sin`.
-pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> Plain {
+pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> RawTensor {
     let [x, gradient, weight, cos, sin] = in_pairs(inputs.map(in_rows));
     let dx = empty(&x, dims::<4>(&x), x.dtype);
     let (rows, size, address, dtypes) = launched(&x, [&weight, &cos, &sin, &gradient]);
@@ -63,7 +63,7 @@ pub fn input_gradient(inputs: [CudaTensor; 5], epsilon: f64) -> Plain {
             dtypes,
         );
     }
-    plain(dx)
+    raw_tensor(dx)
 }
 
 /// The tensors, such that a unit can read the two elements of a pair at once.

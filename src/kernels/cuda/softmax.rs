@@ -11,9 +11,9 @@ use burn_cubecl::{
 };
 
 use super::{
-    CudaTensor, PLANE, Plain, address_type, cube_sum, dims, matmul, plain,
+    CudaTensor, PLANE, RawTensor, address_type, cube_sum, dims, matmul,
     product::{self, Product},
-    storage, tensors, vector_size,
+    raw_tensor, storage, tensors, vector_size,
 };
 use crate::cuda::{Library, library};
 
@@ -22,15 +22,15 @@ use crate::cuda::{Library, library};
 const SHRINK: f64 = 1.0 / 64.0;
 
 /// The tensor in a layout that matrix products can read; copied only if each of them would copy it.
-pub fn laid_out(tensor: CudaTensor) -> Plain {
+pub fn contiguous_rows(tensor: CudaTensor) -> RawTensor {
     match matrix_batch_layout(tensor.meta.strides(), None) {
-        MatrixBatchLayout::HighlyPermuted => plain(into_contiguous(tensor)),
-        _ => plain(tensor),
+        MatrixBatchLayout::HighlyPermuted => raw_tensor(into_contiguous(tensor)),
+        _ => raw_tensor(tensor),
     }
 }
 
 /// `softmax(q·kᵀ/√K)`, `[B, N, L, S]`.
-pub fn probabilities([q, k]: [CudaTensor; 2]) -> Plain {
+pub fn probabilities([q, k]: [CudaTensor; 2]) -> RawTensor {
     let dtype = q.dtype;
     let (scores, scale) = scores(q, k);
     let (count, dim, each, size) = rows(&[&scores]);
@@ -50,11 +50,11 @@ pub fn probabilities([q, k]: [CudaTensor; 2]) -> Plain {
             [storage(scores.dtype), storage(dtype)],
         );
     }
-    plain(CudaTensor { dtype, ..scores })
+    raw_tensor(CudaTensor { dtype, ..scores })
 }
 
 /// The probabilities, and the gradient of `q·kᵀ` from the gradient `g` of the output.
-pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [Plain; 2] {
+pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [RawTensor; 2] {
     let ([.., width], dtype) = (dims::<4>(&q), q.dtype);
     let (scores, scale) = scores(q, k);
     let dp = product(g, v, dtype);
@@ -77,7 +77,7 @@ pub fn slopes([q, k, v, g]: [CudaTensor; 4]) -> [Plain; 2] {
             [storage(scores.dtype), storage(dtype)],
         );
     }
-    [plain(CudaTensor { dtype, ..scores }), plain(dp)]
+    [raw_tensor(CudaTensor { dtype, ..scores }), raw_tensor(dp)]
 }
 
 /// `q·kᵀ` scaled down, and the factor that restores the scores. In 16 bits this is f16, whose steps are finer than bf16's.
@@ -91,7 +91,7 @@ fn scores(q: CudaTensor, k: CudaTensor) -> (CudaTensor, f32) {
             if let Some(scores) = by_library(q.clone(), k.clone()) {
                 return (scores, rest);
             }
-            let q = tensor::Tensor::<4>::from_dispatch(plain(q)) * SHRINK;
+            let q = tensor::Tensor::<4>::from_dispatch(raw_tensor(q)) * SHRINK;
             let [q] = tensors([q.into_dispatch()]);
             (product(q, k, DType::F16), rest)
         }
@@ -113,7 +113,7 @@ fn product(a: CudaTensor, b: CudaTensor, dtype: DType) -> CudaTensor {
 
 /// The last two axes the other way round, without moving anything.
 fn turned(tensor: CudaTensor) -> CudaTensor {
-    let [turned] = tensors([tensor::Tensor::<4>::from_dispatch(plain(tensor)).transpose().into_dispatch()]);
+    let [turned] = tensors([tensor::Tensor::<4>::from_dispatch(raw_tensor(tensor)).transpose().into_dispatch()]);
     turned
 }
 

@@ -5,7 +5,7 @@ use crate::kernels::composed::attention as products;
 
 #[test]
 fn attention_over_all_keys() {
-    for ([batch, heads, queries, keys, width], in_order) in [
+    for ([batch, heads, queries, keys, width], contiguous) in [
         ([1, 1, 1, 1, 2], true),
         ([2, 3, 5, 7, 10], true),
         ([2, 2, 70, 33, 16], false),
@@ -17,7 +17,7 @@ fn attention_over_all_keys() {
         ([1, 2, 64, 70, 160], false),
     ] {
         // As the model has them: heads before tokens, or a view of tokens before heads.
-        let heads_first = |t: &Tensor<1>, tokens: usize| match in_order {
+        let heads_first = |t: &Tensor<1>, tokens: usize| match contiguous {
             true => t.clone().reshape([batch, heads, tokens, width]),
             false => t.clone().reshape([batch, tokens, heads, width]).swap_dims(1, 2),
         };
@@ -65,7 +65,7 @@ fn by_products(t: &[Tensor<4>; 4], at_once: usize) -> [Tensor<4>; 4] {
 
 #[test]
 fn attention_by_products_is_the_formula_however_many_heads_go_at_once() {
-    for ([batch, heads, queries, keys, width], in_order) in
+    for ([batch, heads, queries, keys, width], contiguous) in
         [([1, 1, 1, 1, 2], true), ([2, 5, 33, 33, 40], false), ([1, 4, 70, 77, 64], true), ([2, 3, 20, 35, 128], false)]
     {
         let device = Device::flex();
@@ -73,7 +73,7 @@ fn attention_by_products_is_the_formula_however_many_heads_go_at_once() {
             let n = batch * heads * tokens * width;
             let numbers = Seed(7).draw(Purpose::Noise, 0, i).normal(n);
             let numbers = Tensor::<1>::from_data(TensorData::new(numbers, [n]), &device);
-            match in_order {
+            match contiguous {
                 true => numbers.reshape([batch, heads, tokens, width]),
                 false => numbers.reshape([batch, tokens, heads, width]).swap_dims(1, 2),
             }

@@ -30,7 +30,7 @@ fn some_rows_of_a_linear_layer_and_its_adapter_have_the_bits_of_all() {
     ] {
         let (x, weight, bias) = (normal([rows, inputs], 0), normal([outputs, inputs], 1), normal([outputs], 2));
         let (a, b) = (normal([rank, inputs], 3), normal([outputs, rank], 4));
-        for weight in [weight.clone(), laid_out(weight)] {
+        for weight in [weight.clone(), prepack_weight(weight)] {
             let forward = |x: Tensor<2>| {
                 let y = linear(x.clone(), weight.clone(), Some(bias.clone()));
                 low_rank(y, x, a.clone(), b.clone(), 0.7)

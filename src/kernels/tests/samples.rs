@@ -16,7 +16,7 @@ fn a_sample_of_a_linear_layer_has_the_bits_that_it_has_alone() {
                 let x = normal([samples * rows, inputs], 0);
                 let (weight, bias) = (normal([outputs, inputs], 1), normal([outputs], 2));
                 for bias in [None, Some(bias)] {
-                    for weight in [weight.clone(), laid_out(weight.clone())] {
+                    for weight in [weight.clone(), prepack_weight(weight.clone())] {
                         let together = linear_by_sample(x.clone(), weight.clone(), bias.clone(), samples);
                         let alone = alone(&x, rows, |x, _| linear(x, weight.clone(), bias.clone()));
                         assert_eq!(together.into_data(), alone, "{samples} of {rows}, {inputs} to {outputs}");

@@ -11,17 +11,19 @@ fn near_one(t: &Tensor<1>) -> Tensor<1> {
 fn trained_linear_layers() {
     for [rows, inputs, outputs] in [[1, 5, 3], [2, 64, 48], [37, 33, 65], [300, 96, 80]] {
         let matrix =
-            |t: &Tensor<1>, n: usize, m: usize, in_order: bool| view(t, [1, n, m], in_order).squeeze_dim::<2>(0);
-        for in_order in [true, false] {
+            |t: &Tensor<1>, n: usize, m: usize, contiguous: bool| view(t, [1, n, m], contiguous).squeeze_dim::<2>(0);
+        for contiguous in [true, false] {
             let composed = |x: Tensor<2>, weight: Tensor<2>| matmul(x, weight.transpose());
             agree_in_products(
                 &[rows * inputs, outputs * inputs, outputs],
                 &|t| {
-                    let (x, weight) = (matrix(&t[0], rows, inputs, in_order), matrix(&t[1], outputs, inputs, in_order));
+                    let (x, weight) =
+                        (matrix(&t[0], rows, inputs, contiguous), matrix(&t[1], outputs, inputs, contiguous));
                     flat(linear(x, weight, Some(t[2].clone())))
                 },
                 &|t| {
-                    let (x, weight) = (matrix(&t[0], rows, inputs, in_order), matrix(&t[1], outputs, inputs, in_order));
+                    let (x, weight) =
+                        (matrix(&t[0], rows, inputs, contiguous), matrix(&t[1], outputs, inputs, contiguous));
                     flat(composed(x, weight) + t[2].clone().unsqueeze())
                 },
             );
@@ -30,13 +32,13 @@ fn trained_linear_layers() {
                 &|t| {
                     flat(linear(
                         constant_like([rows, inputs], 0, &t[0]),
-                        matrix(&t[0], outputs, inputs, in_order),
+                        matrix(&t[0], outputs, inputs, contiguous),
                         None,
                     ))
                 },
                 &|t| {
-                    let x = lift(constant_like([rows, inputs], 0, &t[0]), &t[0]);
-                    flat(composed(x, matrix(&t[0], outputs, inputs, in_order)))
+                    let x = on_tape_of(constant_like([rows, inputs], 0, &t[0]), &t[0]);
+                    flat(composed(x, matrix(&t[0], outputs, inputs, contiguous)))
                 },
             );
             // A bias that is trained beside a weight that is not.
@@ -44,11 +46,11 @@ fn trained_linear_layers() {
                 &[rows * inputs, outputs],
                 &|t| {
                     let weight = constant_like([outputs, inputs], 0, &t[0]);
-                    flat(linear(matrix(&t[0], rows, inputs, in_order), weight, Some(t[1].clone())))
+                    flat(linear(matrix(&t[0], rows, inputs, contiguous), weight, Some(t[1].clone())))
                 },
                 &|t| {
-                    let weight = lift(constant_like([outputs, inputs], 0, &t[0]), &t[0]);
-                    flat(composed(matrix(&t[0], rows, inputs, in_order), weight) + t[1].clone().unsqueeze())
+                    let weight = on_tape_of(constant_like([outputs, inputs], 0, &t[0]), &t[0]);
+                    flat(composed(matrix(&t[0], rows, inputs, contiguous), weight) + t[1].clone().unsqueeze())
                 },
             );
         }
@@ -57,7 +59,7 @@ fn trained_linear_layers() {
 
 #[test]
 fn norms_of_groups() {
-    for (shape @ [batch, channels, height, width], groups, in_order) in [
+    for (shape @ [batch, channels, height, width], groups, contiguous) in [
         ([1, 4, 1, 1], 2, true),
         ([2, 6, 3, 5], 3, true),
         ([3, 32, 7, 9], 32, false),
@@ -65,7 +67,7 @@ fn norms_of_groups() {
         ([1, 4, 70, 70], 2, true),
     ] {
         let numbers = shape.iter().product();
-        let picture = |t: &Tensor<1>| match in_order {
+        let picture = |t: &Tensor<1>| match contiguous {
             true => t.clone().reshape(shape),
             false => t.clone().reshape([batch, height, width, channels]).permute([0, 3, 1, 2]),
         };
@@ -94,7 +96,7 @@ fn norms_of_groups() {
                 flat(group_norm_silu(picture(&t[0]), weight, bias, groups, 1e-1))
             },
             &|t| {
-                let [weight, bias] = constants(&t[0]).map(|c| lift(c, &t[0]));
+                let [weight, bias] = constants(&t[0]).map(|c| on_tape_of(c, &t[0]));
                 flat(activation::silu(composed(picture(&t[0]), weight, bias)))
             },
         );
@@ -121,7 +123,7 @@ fn statistics_of_a_large_group_keep_their_digits() {
 
 #[test]
 fn norms_of_tokens() {
-    for (shape @ [batch, tokens, width], in_order) in
+    for (shape @ [batch, tokens, width], contiguous) in
         [([1, 1, 2], true), ([2, 5, 33], true), ([2, 7, 40], false), ([2, 300, 96], true)]
     {
         let composed = |x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>| {
@@ -130,8 +132,8 @@ fn norms_of_tokens() {
         };
         agree(
             &[batch * tokens * width, width, width],
-            &|t| flat(layer_norm(view(&t[0], shape, in_order), near_one(&t[1]), t[2].clone(), 1e-1)),
-            &|t| flat(composed(view(&t[0], shape, in_order), near_one(&t[1]), t[2].clone())),
+            &|t| flat(layer_norm(view(&t[0], shape, contiguous), near_one(&t[1]), t[2].clone(), 1e-1)),
+            &|t| flat(composed(view(&t[0], shape, contiguous), near_one(&t[1]), t[2].clone())),
         );
         agree(
             &[width],
@@ -140,8 +142,8 @@ fn norms_of_tokens() {
                 flat(layer_norm(x, near_one(&t[0]), constant_like([width], 1, &t[0]), 1e-1))
             },
             &|t| {
-                let [x, bias] =
-                    [flat(constant_like(shape, 0, &t[0])), constant_like([width], 1, &t[0])].map(|c| lift(c, &t[0]));
+                let [x, bias] = [flat(constant_like(shape, 0, &t[0])), constant_like([width], 1, &t[0])]
+                    .map(|c| on_tape_of(c, &t[0]));
                 flat(composed(x.reshape(shape), near_one(&t[0]), bias))
             },
         );
@@ -160,11 +162,11 @@ fn larger_pictures() {
 
 #[test]
 fn gated_units() {
-    for (shape @ [batch, tokens, width], in_order) in
+    for (shape @ [batch, tokens, width], contiguous) in
         [([1, 1, 2], true), ([2, 5, 34], true), ([2, 7, 40], false), ([2, 300, 96], true)]
     {
-        agree(&[batch * tokens * width], &|t| flat(geglu(view(&t[0], shape, in_order))), &|t| {
-            let x = view(&t[0], shape, in_order);
+        agree(&[batch * tokens * width], &|t| flat(geglu(view(&t[0], shape, contiguous))), &|t| {
+            let x = view(&t[0], shape, contiguous);
             let [a, b] = [0, 1].map(|half| x.clone().narrow(2, half * width / 2, width / 2));
             flat(a * b.clone() * ((b / 2f64.sqrt()).erf() + 1.0) * 0.5)
         });

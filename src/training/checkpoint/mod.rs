@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     nn::Parameters,
     training::{Mode, OptimizerConfig, origin::Origin, record::run_folder, step::optimizer::AdamW},
-    weights::{Stored, TensorFile, Values, write_tensors},
+    weights::{FlatTensor, TensorBytes, TensorFile, write_tensors},
 };
 
 const ADAPTER: &str = "adapter.safetensors";
@@ -50,9 +50,9 @@ pub struct State {
 /// What goes into a checkpoint beside its state.
 pub(in crate::training) struct Content<'a> {
     /// An adapter or weights.
-    pub trained: BTreeMap<String, Values>,
+    pub trained: BTreeMap<String, FlatTensor>,
     /// Their EMA, if there is one.
-    pub averaged: Option<BTreeMap<String, Values>>,
+    pub averaged: Option<BTreeMap<String, FlatTensor>>,
     /// Of both files.
     pub metadata: BTreeMap<String, String>,
     /// Its moments.
@@ -317,7 +317,11 @@ fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
 }
 
 /// Writes a file of tensors; its checksum.
-fn write<T: Stored>(path: &Path, tensors: &BTreeMap<String, T>, metadata: &BTreeMap<String, String>) -> Result<String> {
+fn write<T: TensorBytes>(
+    path: &Path,
+    tensors: &BTreeMap<String, T>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<String> {
     write_tensors(path, tensors, metadata)?;
     checksum(path)
 }

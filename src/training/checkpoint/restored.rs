@@ -12,12 +12,12 @@ use crate::{
     nn::Parameters,
     training::{
         Mode, TrainConfig,
-        step::trained::{Trained, assign},
+        step::trainable::{Trainable, assign},
     },
     weights::TensorFile,
 };
 
-impl Trained {
+impl Trainable {
     /// The values of a checkpoint, on `device`, with those of the EMA if `averaged` is asked for and there is one.
     /// For a full run they go into `model`.
     ///

@@ -5,7 +5,7 @@ mod flow_matching;
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::kernels::lift;
+use crate::kernels::on_tape_of;
 pub use denoising::Denoising;
 pub use flow_matching::FlowMatching;
 
@@ -24,13 +24,13 @@ impl<I> Example<I> {
     /// The mean squared error of each sample, in f32: `[B]`.
     pub fn errors(&self, prediction: Tensor<4>) -> Tensor<1> {
         let prediction = prediction.cast(FloatDType::F32);
-        let difference = prediction.clone() - lift(self.target.clone(), &prediction);
+        let difference = prediction.clone() - on_tape_of(self.target.clone(), &prediction);
         difference.square().flatten::<2>(1, 3).mean_dim(1).squeeze_dim(1)
     }
 
     /// The weighted mean of [`errors`](Self::errors): a scalar `[1]`.
     pub fn loss(&self, prediction: Tensor<4>) -> Tensor<1> {
         let errors = self.errors(prediction);
-        (errors.clone() * lift(self.weight.clone(), &errors)).mean()
+        (errors.clone() * on_tape_of(self.weight.clone(), &errors)).mean()
     }
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, ops::Range};
 use burn::{backend::DispatchTensor, tensor::Tensor};
 
 use crate::{
-    kernels::pull_back,
+    kernels::vjp_seed,
     lending::Part,
     lora::{name_a, name_b},
     models::{Change, Inputs, Network, Segment, State},
@@ -112,7 +112,7 @@ pub fn backward_onto<M: Network>(
             state = segment.run(&tracked_inputs, state);
         }
         let scalar = match upstream.take() {
-            Some(gradients) => pull(state, gradients),
+            Some(gradients) => seed_state(state, gradients),
             None => {
                 let scalar = loss(state.prediction());
                 value = Some(scalar.clone().inner());
@@ -184,16 +184,16 @@ impl Change for Entered<'_> {
 }
 
 /// Adds up scalars whose gradients with respect to the tensors of a state are given.
-struct Pull {
+struct VjpSeeds {
     gradients: std::vec::IntoIter<Option<DispatchTensor>>,
     sum: Option<Tensor<1>>,
 }
 
-impl Change for Pull {
+impl Change for VjpSeeds {
     fn stream<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
         let gradient = self.gradients.next().expect("a group leaves what the next one is entered by");
         if let Some(gradient) = gradient {
-            let scalar = pull_back(tensor.clone(), Tensor::from_dispatch(gradient));
+            let scalar = vjp_seed(tensor.clone(), Tensor::from_dispatch(gradient));
             self.sum = Some(match self.sum.take() {
                 Some(sum) => sum + scalar,
                 None => scalar,
@@ -209,10 +209,10 @@ impl Change for Pull {
 
 /// A scalar whose gradient with respect to `state` is as given. What the group only reads or lets pass has its own share of
 /// the gradient from behind the group.
-fn pull(state: impl State, gradients: Vec<Option<DispatchTensor>>) -> Tensor<1> {
-    let mut pull = Pull { gradients: gradients.into_iter(), sum: None };
-    state.map(&mut pull);
-    pull.sum.expect("a state holds at least one stream")
+fn seed_state(state: impl State, gradients: Vec<Option<DispatchTensor>>) -> Tensor<1> {
+    let mut seeds = VjpSeeds { gradients: gradients.into_iter(), sum: None };
+    state.map(&mut seeds);
+    seeds.sum.expect("a state holds at least one stream")
 }
 
 /// Makes what is trained of a segment leaves; returns them with their names.

@@ -15,14 +15,14 @@ use crate::{
         step::{
             backward::{self, Gradients, Subject, backward_onto},
             optimizer::{AdamW, clip},
-            trained::{Both, Trained, assign},
+            trainable::{Trainable, TrainableParameters, assign},
         },
     },
 };
 
 /// What learns: trained parameters, their optimizer, and their EMA if there is one.
 pub struct Learner {
-    pub(in crate::training) trained: Trained,
+    pub(in crate::training) trainable: Trainable,
     pub(in crate::training) optimizer: AdamW,
     pub(in crate::training) ema: Option<Ema>,
     activations: Activations,
@@ -60,18 +60,18 @@ pub struct Stepped {
 impl Learner {
     /// Trains an adapter, or the model itself if there is none. Nothing is dropped out, and no mean is kept.
     pub fn new(lora: Option<Lora>, optimizer: AdamW, activations: Activations) -> Self {
-        let trained = lora.map_or(Trained::Full, Trained::Lora);
-        Self { trained, optimizer, ema: None, activations, dropout: (0.0, Seed(0)) }
+        let trainable = lora.map_or(Trainable::Full, Trainable::Lora);
+        Self { trainable, optimizer, ema: None, activations, dropout: (0.0, Seed(0)) }
     }
 
     /// The same for trained parameters that are there, with dropout in their adapters.
     pub(in crate::training) fn of(
-        trained: Trained,
+        trainable: Trainable,
         optimizer: AdamW,
         activations: Activations,
         dropout: (f64, Seed),
     ) -> Self {
-        Self { trained, optimizer, ema: None, activations, dropout }
+        Self { trainable, optimizer, ema: None, activations, dropout }
     }
 
     /// The same with an EMA.
@@ -81,7 +81,7 @@ impl Learner {
 
     /// What the model wears; nothing where it is trained itself.
     pub fn adapters(&self) -> Option<Adapters> {
-        self.trained.adapters()
+        self.trainable.adapters()
     }
 
     /// The EMA.
@@ -98,7 +98,7 @@ impl Learner {
         step: u64,
     ) -> Summed {
         let first_sample = before.as_ref().map_or(0, |before| before.samples) as u64;
-        let adapters = self.trained.adapters().map(|adapters| match self.dropout {
+        let adapters = self.trainable.adapters().map(|adapters| match self.dropout {
             (0.0, _) => adapters,
             (probability, seed) => adapters.dropping_out(probability, seed, step, first_sample),
         });
@@ -121,25 +121,25 @@ impl Learner {
     pub fn apply<M: Network>(&mut self, model: &mut M, learning_rate: f64, summed: Summed) -> Stepped {
         let Summed { loss, mut gradients, samples } = summed;
         let grad_norm = clip(&mut gradients, 1.0 / samples as f64, self.optimizer.max_grad_norm());
-        match &mut self.trained {
-            Trained::Lora(lora) => self.optimizer.step(learning_rate, lora, gradients),
-            Trained::Full => self.optimizer.step(learning_rate, model, gradients),
+        match &mut self.trainable {
+            Trainable::Lora(lora) => self.optimizer.step(learning_rate, lora, gradients),
+            Trainable::Full => self.optimizer.step(learning_rate, model, gradients),
         }
         if let Some(ema) = &mut self.ema {
-            ema.update(&mut Both(&mut self.trained, model));
+            ema.update(&mut TrainableParameters(&mut self.trainable, model));
         }
         Stepped { loss: loss / samples as f64, grad_norm }
     }
 
     /// Calls `visit` with everything that is trained.
     pub fn parameters<M: Network>(&mut self, model: &mut M, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
-        Both(&mut self.trained, model).parameters("", visit);
+        TrainableParameters(&mut self.trainable, model).parameters("", visit);
     }
 
     /// Puts the EMA in the place of the trained parameters, which it returns, and which lie where the EMA does; `None` without one.
     pub(in crate::training) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
         let ema = self.ema.as_ref()?;
-        let mut both = Both(&mut self.trained, model);
+        let mut both = TrainableParameters(&mut self.trainable, model);
         let mut raw = BTreeMap::new();
         both.parameters("", &mut |name, parameter| _ = raw.insert(name.to_string(), ema.beside(parameter.flat())));
         assign(&mut both, ema.means());
@@ -148,6 +148,6 @@ impl Learner {
 
     /// Sets each trained tensor that `values` names.
     pub(in crate::training) fn assign<M: Network>(&mut self, model: &mut M, values: &BTreeMap<String, Tensor<1>>) {
-        assign(&mut Both(&mut self.trained, model), values);
+        assign(&mut TrainableParameters(&mut self.trainable, model), values);
     }
 }

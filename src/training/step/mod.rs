@@ -4,7 +4,7 @@ pub mod backward;
 mod ema;
 pub mod optimizer;
 mod schedule;
-pub(in crate::training) mod trained;
+pub(in crate::training) mod trainable;
 mod learner;
 
 pub use ema::Ema;

@@ -10,7 +10,7 @@ use crate::{
     nn::Parameters,
     quantization::{DynamicMap, MOMENT_BLOCK},
     training::{OptimizerConfig, step::backward::Gradients},
-    weights::{Stored, TensorFile, Values},
+    weights::{FlatTensor, TensorBytes, TensorFile},
 };
 
 /// AdamW and its moments, by the name of each parameter.
@@ -38,12 +38,12 @@ const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 #[derive(Clone, Debug)]
 pub enum Moment {
     /// Numbers in f32.
-    Values(Values),
+    Values(FlatTensor),
     /// Levels, of one byte each.
     Codes([usize; 1], Tensor<1, Int>),
 }
 
-impl Stored for Moment {
+impl TensorBytes for Moment {
     fn dtype(&self) -> DType {
         match self {
             Self::Values(values) => values.dtype(),
@@ -113,7 +113,7 @@ impl AdamW {
 
     /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`; in 8 bits with `….absmax` beside either.
     pub fn tensors(&self) -> BTreeMap<String, Moment> {
-        let values = |row: &Tensor<1>| Moment::Values(Values { shape: row.dims().into(), numbers: row.clone() });
+        let values = |row: &Tensor<1>| Moment::Values(FlatTensor { shape: row.dims().into(), numbers: row.clone() });
         let mut named = BTreeMap::new();
         for (name, moments) in &self.moments {
             for (number, kind) in NAMES.into_iter().enumerate() {

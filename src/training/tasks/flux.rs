@@ -20,7 +20,7 @@ use crate::{
         EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
         objective::{Example, FlowMatching},
         record::grid::arrange,
-        task::{Noised, Task},
+        task::{Draw, Task},
     },
 };
 
@@ -73,13 +73,13 @@ impl Task for FluxTask {
         f64::from(self.objective.draw_sigma(seed, step, sample, (height / 2) * (width / 2)))
     }
 
-    fn example(&self, batch: Batch, noised: Noised) -> Example<FluxInputs> {
-        let latents = noised.latents(&Moments::from_tensor(batch.moments));
+    fn example(&self, batch: Batch, draw: Draw) -> Example<FluxInputs> {
+        let latents = draw.latents(&Moments::from_tensor(batch.moments));
         let latents = self.pipeline.vae.latent_scale().normalize(latents);
         let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
-        let sigmas: Vec<f32> = noised.levels.iter().map(|&sigma| sigma as f32).collect();
+        let sigmas: Vec<f32> = draw.levels.iter().map(|&sigma| sigma as f32).collect();
         let config = &self.pipeline.transformer.config;
-        let example = self.objective.example(config, latents, text, noised.noise, &sigmas, self.pipeline.dtype());
+        let example = self.objective.example(config, latents, text, draw.noise, &sigmas, self.pipeline.dtype());
         Example { inputs: FluxInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
     }
 

@@ -1,6 +1,6 @@
 //! Tasks: what can be trained, each with its model and its objective.
 
-mod edit;
+mod instruct_pix2pix;
 mod flux;
 
 use burn::tensor::Device;
@@ -12,8 +12,8 @@ use crate::{
     pipelines::{FluxPipeline, InstructPix2PixPipeline, Pipeline},
     rng::Seed,
 };
-use edit::EditTask;
 use flux::FluxTask;
+use instruct_pix2pix::InstructPix2PixTask;
 
 /// What is done with a task, whichever it is.
 pub(in crate::training) trait Job {
@@ -60,7 +60,7 @@ pub(in crate::training) fn with_task<J: Job>(
             };
             pipeline.limit(prepared.level.limits());
             drop(loading);
-            job.run(EditTask::new(config, objective, &prepared.dataset, family, pipeline))
+            job.run(InstructPix2PixTask::new(config, objective, &prepared.dataset, family, pipeline))
         }
     }
 }

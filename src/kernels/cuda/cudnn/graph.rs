@@ -25,7 +25,7 @@ pub struct Layout {
 
 impl Layout {
     /// A contiguous layout.
-    pub fn in_order(shape: [i64; 4], dtype: Type) -> Self {
+    pub fn contiguous(shape: [i64; 4], dtype: Type) -> Self {
         let [_, b, c, d] = shape;
         Self { shape, strides: [b * c * d, c * d, d, 1], dtype }
     }
@@ -94,7 +94,7 @@ impl Graph {
     /// A constant.
     pub fn value(&mut self, value: f32) -> Result<Operand, String> {
         self.values.push((self.next_id(), value));
-        self.add(Layout::in_order([1; 4], Type::F32), Some(Attribute::TensorIsByValue))
+        self.add(Layout::contiguous([1; 4], Type::F32), Some(Attribute::TensorIsByValue))
     }
 
     /// An intermediate tensor, which is never in memory.

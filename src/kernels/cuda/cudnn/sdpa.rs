@@ -32,7 +32,7 @@ impl Sizes {
     /// `[B, N, L, 1]`.
     fn log_sums(&self) -> Layout {
         let [batch, heads, queries, _] = self.q.shape;
-        Layout::in_order([batch, heads, queries, 1], Type::F32)
+        Layout::contiguous([batch, heads, queries, 1], Type::F32)
     }
 
     /// `1/√K`.
@@ -104,10 +104,10 @@ const COPY: i32 = 21;
 fn composed(library: &'static Cudnn, target: &Target, sizes: &Sizes, deterministic: bool) -> Result<Plan, String> {
     let ([batch, heads, queries, width], [_, _, keys, _]) = (sizes.q.shape, sizes.k.shape);
     let dtype = sizes.q.dtype;
-    let scores = Layout::in_order([batch, heads, queries, keys], Type::F32);
+    let scores = Layout::contiguous([batch, heads, queries, keys], Type::F32);
     // The same values with keys as rows, as the products over the queries need them.
     let by_keys = Layout { dtype, ..scores }.transposed();
-    let rows = Layout::in_order([batch, heads, queries, width], Type::F32);
+    let rows = Layout::contiguous([batch, heads, queries, width], Type::F32);
 
     let mut graph = Graph::new(library);
     let q = graph.tensor(sizes.q)?;

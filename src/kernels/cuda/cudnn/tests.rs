@@ -44,7 +44,7 @@ fn layout([batch, heads, tokens, width]: [i64; 4], dtype: Type, by: Tokens) -> L
     let apart =
         |times| Layout { shape, strides: [times * tokens * heads * width, width, times * heads * width, 1], dtype };
     match by {
-        Tokens::Together => Layout::in_order(shape, dtype),
+        Tokens::Together => Layout::contiguous(shape, dtype),
         Tokens::Apart => apart(1),
         Tokens::Threefold => apart(3),
     }

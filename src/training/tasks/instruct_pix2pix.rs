@@ -21,12 +21,12 @@ use crate::{
         curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
         objective::{Denoising, Example},
         record::grid::arrange,
-        task::{Noised, Task, draw_normal},
+        task::{Draw, Task, draw_normal},
     },
 };
 
 /// An InstructPix2Pix pipeline and the objective of a model with a noise schedule.
-pub(in crate::training) struct EditTask<'a> {
+pub(in crate::training) struct InstructPix2PixTask<'a> {
     pipeline: InstructPix2PixPipeline,
     family: &'static dyn Family,
     objective: Denoising,
@@ -37,7 +37,7 @@ pub(in crate::training) struct EditTask<'a> {
     shown: Vec<Vec<SampleIndex>>,
 }
 
-impl<'a> EditTask<'a> {
+impl<'a> InstructPix2PixTask<'a> {
     /// A UNet that does not read an image yet is widened.
     pub fn new(
         config: &TrainConfig,
@@ -128,7 +128,7 @@ struct Pairs {
     targets: Vec<RgbImage>,
 }
 
-impl Task for EditTask<'_> {
+impl Task for InstructPix2PixTask<'_> {
     type Model = UNet;
 
     const LEVEL: &'static str = "timestep";
@@ -159,13 +159,13 @@ impl Task for EditTask<'_> {
         noise + draw_normal(seed, Purpose::Offset, step, first, [rows, channels, 1, 1], self.device()) * offset
     }
 
-    fn example(&self, batch: Batch, noised: Noised) -> Example<UNetInputs> {
+    fn example(&self, batch: Batch, draw: Draw) -> Example<UNetInputs> {
         let condition = self.condition(Moments::from_tensor(originals(&batch)).mode());
-        let latents = noised.latents(&Moments::from_tensor(batch.moments));
+        let latents = draw.latents(&Moments::from_tensor(batch.moments));
         let latents = self.pipeline.vae.latent_scale().normalize(latents);
-        let timesteps: Vec<i64> = noised.levels.iter().map(|&timestep| timestep as i64).collect();
+        let timesteps: Vec<i64> = draw.levels.iter().map(|&timestep| timestep as i64).collect();
         let dtype = self.pipeline.dtype();
-        let example = self.objective.example(latents, condition, batch.prompt, noised.noise, &timesteps, dtype);
+        let example = self.objective.example(latents, condition, batch.prompt, draw.noise, &timesteps, dtype);
         Example { inputs: UNetInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
     }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A tensor to write. Its bytes are requested when their turn comes, so that only one tensor's are in host memory.
-pub trait Stored {
+pub trait TensorBytes {
     /// Its dtype in the file.
     fn dtype(&self) -> DType;
 
@@ -32,7 +32,7 @@ pub trait Stored {
 }
 
 /// For tensors in host memory.
-impl Stored for TensorData {
+impl TensorBytes for TensorData {
     fn dtype(&self) -> DType {
         self.dtype
     }
@@ -46,14 +46,14 @@ impl Stored for TensorData {
 
 /// The values of one tensor, on the device where they were computed.
 #[derive(Clone, Debug)]
-pub struct Values {
+pub struct FlatTensor {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its values, flattened.
     pub numbers: Tensor<1>,
 }
 
-impl Stored for Values {
+impl TensorBytes for FlatTensor {
     fn dtype(&self) -> DType {
         self.numbers.dtype()
     }
@@ -66,7 +66,7 @@ impl Stored for Values {
 }
 
 /// Puts them on the CPU.
-impl From<TensorData> for Values {
+impl From<TensorData> for FlatTensor {
     fn from(mut data: TensorData) -> Self {
         let (shape, dtype) = (data.shape.to_vec(), data.dtype);
         data.shape = [data.num_elements()].into();
@@ -77,7 +77,7 @@ impl From<TensorData> for Values {
 /// A tensor whose dtype the file format supports.
 struct Typed<'a, T>(&'a T, Dtype);
 
-impl<T: Stored> View for Typed<'_, T> {
+impl<T: TensorBytes> View for Typed<'_, T> {
     fn dtype(&self) -> Dtype {
         self.1
     }
@@ -97,7 +97,7 @@ impl<T: Stored> View for Typed<'_, T> {
 ///
 /// # Errors
 /// A tensor's dtype is not one of f32, f64, bf16, f16, i64, i32, i8, u8, fp8; or writing fails.
-pub fn write_tensors<T: Stored>(
+pub fn write_tensors<T: TensorBytes>(
     path: impl AsRef<Path>,
     tensors: &BTreeMap<String, T>,
     metadata: &BTreeMap<String, String>,

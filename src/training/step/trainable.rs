@@ -11,18 +11,18 @@ use crate::{
     nn::{Adapters, Parameter, Parameters},
     rng::Seed,
     training::{Mode, TrainConfig},
-    weights::Values,
+    weights::FlatTensor,
 };
 
 /// The trainable parameters.
-pub(in crate::training) enum Trained {
+pub(in crate::training) enum Trainable {
     /// Beside the model, which wears them while it is lent.
     Lora(Lora),
     /// The model's own.
     Full,
 }
 
-impl Trained {
+impl Trainable {
     /// Untrained parameters for `model`.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Trained {
         &mut self,
         model: &mut impl Network,
         means: Option<&BTreeMap<String, Tensor<1>>>,
-    ) -> BTreeMap<String, Values> {
+    ) -> BTreeMap<String, FlatTensor> {
         if let Self::Lora(lora) = self {
             let mut lora = lora.clone();
             assign(&mut lora, means.unwrap_or(&BTreeMap::new()));
@@ -80,16 +80,16 @@ impl Trained {
         self.parameters(model, &mut |name, parameter| {
             let mean = means.and_then(|means| means.get(name)).cloned();
             let numbers = mean.unwrap_or_else(|| parameter.flat());
-            tensors.insert(name.to_string(), Values { shape: parameter.shape(), numbers });
+            tensors.insert(name.to_string(), FlatTensor { shape: parameter.shape(), numbers });
         });
         tensors
     }
 }
 
 /// The trained parameters of a run as one thing with names.
-pub(in crate::training) struct Both<'a, M>(pub &'a mut Trained, pub &'a mut M);
+pub(in crate::training) struct TrainableParameters<'a, M>(pub &'a mut Trainable, pub &'a mut M);
 
-impl<M: Network> Parameters for Both<'_, M> {
+impl<M: Network> Parameters for TrainableParameters<'_, M> {
     fn parameters(&mut self, _: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         self.0.parameters(self.1, visit);
     }

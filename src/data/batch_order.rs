@@ -35,7 +35,7 @@ pub fn joint_dropout(u: f32, p: f64) -> Dropped {
 /// The order of training: a pure function of seed and epoch, so a run that continues at micro-batch `n` sees what an
 /// uninterrupted one would have seen.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct BatchOrder {
     seed: Seed,
     samples: Vec<(usize, Bucket)>,
     batch_size: usize,
@@ -46,7 +46,7 @@ pub struct Plan {
     conditioning_dropout: f64,
 }
 
-impl Plan {
+impl BatchOrder {
     /// A plan for the training samples, given with their sizes.
     pub fn new(config: &DataConfig, kind: DatasetKind, seed: Seed, samples: Vec<(usize, Bucket)>) -> Self {
         let DataConfig { batch_size, repeats, flip, conditioning_dropout, .. } = *config;
@@ -112,10 +112,10 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn plan(repeats: usize) -> Plan {
+    fn plan(repeats: usize) -> BatchOrder {
         let config = DataConfig { batch_size: 4, repeats, flip: true, caption_dropout: 0.25, ..Default::default() };
         let bucket = |i: usize| Bucket { width: [512, 256, 128][i % 3], height: 512 };
-        Plan::new(&config, DatasetKind::Captions, Seed(5), (0..20).map(|i| (i * 10, bucket(i))).collect())
+        BatchOrder::new(&config, DatasetKind::Captions, Seed(5), (0..20).map(|i| (i * 10, bucket(i))).collect())
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
     fn the_order_depends_on_seed_and_epoch_alone() {
         assert_eq!(plan(1).epoch(3), plan(1).epoch(3));
         assert_ne!(plan(1).epoch(3), plan(1).epoch(4));
-        assert_ne!(plan(1).epoch(3), Plan { seed: Seed(6), ..plan(1) }.epoch(3));
+        assert_ne!(plan(1).epoch(3), BatchOrder { seed: Seed(6), ..plan(1) }.epoch(3));
         let flipped = (0..50).flat_map(|e| plan(1).epoch(e)).flatten().filter(|s| s.flipped).count();
         assert!((400..600).contains(&flipped), "{flipped} of 1000 mirrored");
     }
@@ -163,7 +163,7 @@ mod tests {
         let dropped = (0..1000).flat_map(|n| plan.dropped(n, 4)).filter(|d| d.text).count();
         assert!((900..1100).contains(&dropped), "{dropped} of 4000");
         assert_eq!(plan.dropped(7, 4), plan.dropped(7, 4));
-        assert!(!Plan { caption_dropout: 0.0, ..plan.clone() }.dropped(7, 100).iter().any(|d| d.text));
-        assert!(Plan { caption_dropout: 1.0, ..plan }.dropped(7, 100).iter().all(|d| d.text && !d.image));
+        assert!(!BatchOrder { caption_dropout: 0.0, ..plan.clone() }.dropped(7, 100).iter().any(|d| d.text));
+        assert!(BatchOrder { caption_dropout: 1.0, ..plan }.dropped(7, 100).iter().all(|d| d.text && !d.image));
     }
 }
