@@ -31,7 +31,7 @@ use super::{
         trainable::{Trainable, TrainableParameters},
     },
     task::{Draw, Task},
-    tasks::{Job, with_task},
+    tasks::{AnyTask, open_task},
 };
 use crate::{
     data::{Batch, BatchOrder, Prefetch},
@@ -83,7 +83,10 @@ fn train_at(
     }
     stop::check()?;
     let training = Training { config, prepared: &prepared, plan, origin, resumed, display, opened: run };
-    with_task(config, &prepared, device, training)
+    match open_task(config, &prepared, device)? {
+        AnyTask::Flux(task) => training.run(*task),
+        AnyTask::InstructPix2Pix(task) => training.run(*task),
+    }
 }
 
 /// A training run that waits for its task.
@@ -97,9 +100,7 @@ struct Training<'a> {
     opened: &'a mut Option<PathBuf>,
 }
 
-impl Job for Training<'_> {
-    type Output = PathBuf;
-
+impl Training<'_> {
     fn run<T: Task>(self, task: T) -> Result<PathBuf> {
         let Self { config, prepared, plan, origin, resumed, display, opened } = self;
         let dataset = &prepared.dataset;

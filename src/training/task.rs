@@ -3,13 +3,12 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use super::{curve::EditCurve, objective::Example};
+use super::objective::Example;
 use crate::{
     data::Batch,
     error::Result,
     models::{Network, draw_noise, vae::Moments},
     nn::Adapters,
-    pipelines::Similarity,
     rng::{Purpose, Seed},
 };
 
@@ -53,12 +52,6 @@ pub(super) trait Task: Sized {
     /// # Errors
     /// An image is not finite, or the cache is damaged.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>>;
-
-    /// How far the edits of held-out pairs, at least one, go and how much they keep, with `adapters` on.
-    ///
-    /// # Errors
-    /// The model does not edit images, an image is not finite, or the cache is damaged.
-    fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve>;
 }
 
 /// Everything random about a batch.

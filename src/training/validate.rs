@@ -18,12 +18,13 @@ use super::{
     run_config::run_config,
     step::trainable::Trainable,
     task::Task,
-    tasks::{Job, with_task},
+    tasks::{AnyTask, open_task},
 };
 use crate::{
     error::{Error, Result},
     families::ObjectiveKind,
     memory::{self, Level, MemoryConfig},
+    nn::Adapters,
     pipelines::Similarity,
     rng::Seed,
     stop,
@@ -150,8 +151,12 @@ fn measure(
     };
     let origin = Origin::of(&prepared.model, prepared.family, &prepared.dataset)?;
     checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, &config))?;
-    let scoring = Scoring { config: &config, prepared: &prepared, run: &run, checkpoints, similarity };
-    with_task(&config, &prepared, device, scoring)
+    let scoring = Scoring { config: &config, prepared: &prepared, run: &run, checkpoints };
+    match open_task(&config, &prepared, device)? {
+        AnyTask::Flux(task) => scoring.run(*task, |_, _| Ok(None)),
+        AnyTask::InstructPix2Pix(task) => scoring
+            .run(*task, |task, adapters| similarity.map(|similarity| task.curve(adapters, &similarity)).transpose()),
+    }
 }
 
 /// A validation that waits for its task.
@@ -160,14 +165,16 @@ struct Scoring<'a> {
     prepared: &'a Prepared,
     run: &'a Path,
     checkpoints: Vec<Held>,
-    similarity: Option<Similarity>,
 }
 
-impl Job for Scoring<'_> {
-    type Output = ValidationReport;
-
-    fn run<T: Task>(self, mut task: T) -> Result<ValidationReport> {
-        let Self { config, prepared, run, checkpoints, similarity } = self;
+impl Scoring<'_> {
+    /// Scores all, and with `curve` the newest checkpoint.
+    fn run<T: Task>(
+        self,
+        mut task: T,
+        curve: impl FnOnce(&T, &[Adapters]) -> Result<Option<EditCurve>>,
+    ) -> Result<ValidationReport> {
+        let Self { config, prepared, run, checkpoints } = self;
         let device = task.device().clone();
         let validator = Validator::new(Seed(config.run.seed), &prepared.dataset);
         let before = memory::usage(&device).resident_mib();
@@ -194,8 +201,7 @@ impl Job for Scoring<'_> {
             scores.push(score(checkpoint.step, losses, samples));
             Ok(())
         });
-        let curve = measured
-            .and_then(|()| similarity.map(|similarity| task.curve(adapters.as_slice(), &similarity)).transpose());
+        let curve = measured.and_then(|()| curve(&task, adapters.as_slice()));
         let (curve, unmeasured) = match curve {
             // What is measured is not thrown away.
             Err(error) if error.is_stop() => (None, total + 1 - scores.len()),

@@ -5,7 +5,7 @@ use image::RgbImage;
 
 use crate::{
     data::{Batch, LatentDataset},
-    error::{Error, Result},
+    error::Result,
     families::Family,
     generation::{self, Embedded, Generator, SamplingOptions},
     models::{
@@ -14,10 +14,10 @@ use crate::{
         vae::Moments,
     },
     nn::Adapters,
-    pipelines::{FluxPipeline, Pipeline, Similarity},
+    pipelines::{FluxPipeline, Pipeline},
     rng::Seed,
     training::{
-        EditCurve, FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
+        FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
         objective::{Example, FlowMatching},
         record::grid::arrange,
         task::{Draw, Task},
@@ -104,10 +104,6 @@ impl Task for FluxTask {
         };
         let pairs = self.without_adapter.iter().zip(&with_adapter).flat_map(|(before, after)| [before, after]);
         Ok(Some(arrange(&pairs.collect::<Vec<_>>(), 2 * self.validation.seeds.len())))
-    }
-
-    fn curve(&self, _: &[Adapters], _: &Similarity) -> Result<EditCurve> {
-        Err(Error::setting("clip", "is for models that edit images").hint("leave it out"))
     }
 }
 

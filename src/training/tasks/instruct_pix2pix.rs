@@ -116,6 +116,38 @@ impl<'a> InstructPix2PixTask<'a> {
         };
         Generator { pipeline: &self.pipeline, family: self.family }.make(&batch, &pairs.shown, &options, adapters)
     }
+    /// How far the edits of held-out pairs, at least one, go and how much they keep, with `adapters` on.
+    ///
+    /// # Errors
+    /// An image is not finite, or the cache is damaged.
+    pub fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve> {
+        let mut of_guidance = vec![Vec::new(); IMAGE_GUIDANCES.len()];
+        let mut of_targets = Vec::new();
+        for batch in &self.shown {
+            let pairs = self.pairs(batch)?;
+            let measure = |edits: &[RgbImage], scores: &mut Vec<EditScore>| {
+                for ((index, original), edit) in batch.iter().zip(&pairs.originals).zip(edits) {
+                    let sample = &self.dataset.samples()[index.sample];
+                    let captions = sample.original_caption.as_deref().zip(sample.edited_caption.as_deref());
+                    scores.push(similarity.measure(original, edit, captions)?);
+                }
+                Ok(())
+            };
+            measure(&pairs.targets, &mut of_targets)?;
+            for (&guidance, scores) in IMAGE_GUIDANCES.iter().zip(&mut of_guidance) {
+                for &seed in &self.validation.seeds {
+                    measure(&self.edit(&pairs, seed, guidance, adapters)?, scores)?;
+                }
+            }
+        }
+        let points = IMAGE_GUIDANCES.into_iter().zip(of_guidance);
+        Ok(EditCurve {
+            edits: of_targets.len(),
+            text_guidance: self.validation.text_guidance,
+            points: points.map(|(guidance, scores)| CurvePoint::new(Some(guidance), &scores)).collect(),
+            target: CurvePoint::new(None, &of_targets),
+        })
+    }
 }
 
 /// Held-out pairs of one size. The images are as the VAE gives them back, which is the best that an edit can look.
@@ -188,35 +220,6 @@ impl Task for InstructPix2PixTask<'_> {
         }
         let columns = self.validation.seeds.len() + 2;
         Ok((!pictures.is_empty()).then(|| arrange(&pictures.iter().collect::<Vec<_>>(), columns)))
-    }
-
-    fn curve(&self, adapters: &[Adapters], similarity: &Similarity) -> Result<EditCurve> {
-        let mut of_guidance = vec![Vec::new(); IMAGE_GUIDANCES.len()];
-        let mut of_targets = Vec::new();
-        for batch in &self.shown {
-            let pairs = self.pairs(batch)?;
-            let measure = |edits: &[RgbImage], scores: &mut Vec<EditScore>| {
-                for ((index, original), edit) in batch.iter().zip(&pairs.originals).zip(edits) {
-                    let sample = &self.dataset.samples()[index.sample];
-                    let captions = sample.original_caption.as_deref().zip(sample.edited_caption.as_deref());
-                    scores.push(similarity.measure(original, edit, captions)?);
-                }
-                Ok(())
-            };
-            measure(&pairs.targets, &mut of_targets)?;
-            for (&guidance, scores) in IMAGE_GUIDANCES.iter().zip(&mut of_guidance) {
-                for &seed in &self.validation.seeds {
-                    measure(&self.edit(&pairs, seed, guidance, adapters)?, scores)?;
-                }
-            }
-        }
-        let points = IMAGE_GUIDANCES.into_iter().zip(of_guidance);
-        Ok(EditCurve {
-            edits: of_targets.len(),
-            text_guidance: self.validation.text_guidance,
-            points: points.map(|(guidance, scores)| CurvePoint::new(Some(guidance), &scores)).collect(),
-            target: CurvePoint::new(None, &of_targets),
-        })
     }
 }
 

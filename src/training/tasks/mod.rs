@@ -5,7 +5,7 @@ mod flux;
 
 use burn::tensor::Device;
 
-use super::{ModelInit, ObjectiveConfig, TrainConfig, prepare::Prepared, task::Task};
+use super::{ModelInit, ObjectiveConfig, TrainConfig, prepare::Prepared};
 use crate::{
     error::Result,
     memory::Stage,
@@ -15,29 +15,24 @@ use crate::{
 use flux::FluxTask;
 use instruct_pix2pix::InstructPix2PixTask;
 
-/// What is done with a task, whichever it is.
-pub(in crate::training) trait Job {
-    /// What comes of it.
-    type Output;
-
-    /// Does it.
-    ///
-    /// # Errors
-    /// Whatever goes wrong.
-    fn run<T: Task>(self, task: T) -> Result<Self::Output>;
+/// The task of a run, its model loaded.
+pub(in crate::training) enum AnyTask<'a> {
+    /// FLUX.1, by flow matching.
+    Flux(Box<FluxTask>),
+    /// Stable Diffusion, to edit images by instruction.
+    InstructPix2Pix(Box<InstructPix2PixTask<'a>>),
 }
 
-/// Loads the model and does `job` with the task that it is trained for.
+/// Loads the model, and makes the task that it is trained for.
 ///
 /// # Errors
-/// The model cannot be loaded, settings do not suit it, or the job fails.
-pub(in crate::training) fn with_task<J: Job>(
+/// The model cannot be loaded, or settings do not suit it.
+pub(in crate::training) fn open_task<'a>(
     config: &TrainConfig,
-    prepared: &Prepared,
+    prepared: &'a Prepared,
     device: &Device,
-    job: J,
-) -> Result<J::Output> {
-    let loading = Stage::enter("load", device);
+) -> Result<AnyTask<'a>> {
+    let _loading = Stage::enter("load", device);
     let family = prepared.family;
     let (model, dtype, seed) = (&prepared.model, config.model.dtype.into(), Seed(config.run.seed));
     if config.model.init == ModelInit::Random {
@@ -50,8 +45,8 @@ pub(in crate::training) fn with_task<J: Job>(
                 ModelInit::Random => FluxPipeline::untrained(prepared.level.into(), model, seed, device)?,
             };
             pipeline.limit(prepared.level.limits());
-            drop(loading);
-            job.run(FluxTask::new(config, objective, &prepared.dataset, family, pipeline)?)
+            let task = FluxTask::new(config, objective, &prepared.dataset, family, pipeline)?;
+            Ok(AnyTask::Flux(Box::new(task)))
         }
         ObjectiveConfig::InstructPix2Pix(objective) => {
             let mut pipeline = match config.model.init {
@@ -59,8 +54,8 @@ pub(in crate::training) fn with_task<J: Job>(
                 ModelInit::Random => InstructPix2PixPipeline::untrained(prepared.level.into(), model, seed, device)?,
             };
             pipeline.limit(prepared.level.limits());
-            drop(loading);
-            job.run(InstructPix2PixTask::new(config, objective, &prepared.dataset, family, pipeline))
+            let task = InstructPix2PixTask::new(config, objective, &prepared.dataset, family, pipeline);
+            Ok(AnyTask::InstructPix2Pix(Box::new(task)))
         }
     }
 }
