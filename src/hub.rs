@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    families::{self, Component, Family},
+    families::{self, Component},
     lora, paths, single_file, stop,
     weights::{VARIANTS, VIEW, read_json, shards},
 };
@@ -49,7 +49,7 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     if folder.is_dir() {
         let mut lacking = if folder.join(INDEX).is_file() { missing(&folder)? } else { vec![INDEX.into()] };
         if !trained {
-            let denoisers = families::ALL.map(Family::denoiser);
+            let denoisers = families::ALL.map(|family| family.denoiser().folder());
             // As `missing` names them.
             let is_denoiser = |part: &str| part.strip_suffix('/').is_some_and(|part| denoisers.contains(&part));
             let has_config = |part: &str| folder.join(part).join("config.json").is_file();

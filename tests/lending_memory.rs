@@ -10,7 +10,7 @@ use kiln::{
     generation::{Images, SamplingOptions, Session},
     lending::Residence::{self, Resident, Streamed},
     limits::Limits,
-    lora::{Lora, LoraConfig},
+    lora::{Denoiser, Lora, LoraConfig},
     memory::{self, Stage, mib},
     models::{
         Network,
@@ -44,7 +44,7 @@ fn switching_a_thousand_times_leaves_weights_and_memory_as_they_were() {
     let inputs = unet::inputs(golden, "unet.0", FloatDType::F32).unwrap();
     let worn = [4, 16].map(|rank| {
         let config = LoraConfig { rank, ..LoraConfig::default() };
-        Lora::init(&config, Seed(0), &model.layers(), &Device::flex()).unwrap()
+        Lora::init(&config, Denoiser::Unet, Seed(0), &model.layers(), &Device::flex()).unwrap()
     });
     let device = Device::flex();
     let switch = |model: &UNet, times: usize| {
@@ -156,7 +156,7 @@ fn step(folder: &Path, residence: Residence) -> (f64, f64, TensorData) {
     weights.finish().unwrap();
     drop(weights);
     let lora_config = LoraConfig { rank: 2, ..LoraConfig::default() };
-    let lora = Lora::init(&lora_config, Seed(0), &model.layers(), &device).unwrap();
+    let lora = Lora::init(&lora_config, Denoiser::Transformer, Seed(0), &model.layers(), &device).unwrap();
     let adapters = lora.adapters(1.0);
     let inputs = FluxInputs {
         img: Tensor::ones([1, 16, 16], &device),

@@ -12,7 +12,7 @@ use burn::tensor::{Device, Tensor};
 use kiln::{
     generation::{Images, SamplingOptions, Session},
     limits::Limits,
-    lora::{Lora, LoraConfig, Targets},
+    lora::{Denoiser, Lora, LoraConfig, Targets},
     memory,
     models::Network,
     pipelines::{FluxPipeline, StableDiffusionPipeline},
@@ -56,12 +56,14 @@ fn back_at(level: f64, what: &str) {
 /// An adapter for the model of this class that produces values which are not finite.
 fn broken(class: &str) -> Lora {
     let (model, device, dtype) = (&goldens(class)[0].model, Device::flex(), burn::tensor::FloatDType::F32);
-    let layers = match class {
-        "FluxPipeline" => FluxPipeline::open(model, &device, dtype).unwrap().transformer.layers(),
-        _ => StableDiffusionPipeline::open(model, &device, dtype).unwrap().unet.layers(),
+    let (denoiser, layers) = match class {
+        "FluxPipeline" => {
+            (Denoiser::Transformer, FluxPipeline::open(model, &device, dtype).unwrap().transformer.layers())
+        }
+        _ => (Denoiser::Unet, StableDiffusionPipeline::open(model, &device, dtype).unwrap().unet.layers()),
     };
     let config = LoraConfig { rank: 1, targets: Targets::All, ..LoraConfig::default() };
-    let mut lora = Lora::init(&config, Seed(0), &layers, &device).unwrap();
+    let mut lora = Lora::init(&config, denoiser, Seed(0), &layers, &device).unwrap();
     lora.layers.iter_mut().for_each(|layer| layer.b = Tensor::full(layer.b.dims(), f32::INFINITY, &device));
     lora
 }

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{Case, Denoiser, SEED, TrainTarget};
+use super::{Case, Denoiser, Model, SEED, TrainTarget};
 use crate::{
     error::Result,
-    lora::{Lora, LoraConfig, Targets},
+    lora::{self, Lora, LoraConfig, Targets},
     models::Network,
     training::{Activations, OptimizerConfig, optimizer::AdamW, step::Learner},
 };
@@ -31,7 +31,11 @@ impl<D: Denoiser> Training<D> {
         };
         let config = |targets| LoraConfig { targets, rank: case.rank.unwrap_or(16), ..Default::default() };
         let (layers, device) = (denoiser.model().layers(), denoiser.model().lender().device());
-        let lora = targets.map(|targets| Lora::init(&config(targets), SEED, &layers, device)).transpose()?;
+        let kind = match case.model {
+            Some(Model::Unet) => lora::Denoiser::Unet,
+            _ => lora::Denoiser::Transformer,
+        };
+        let lora = targets.map(|targets| Lora::init(&config(targets), kind, SEED, &layers, device)).transpose()?;
         let settings = OptimizerConfig::default();
         let learning_rate = settings.learning_rate;
         Ok(Self { denoiser, learner: Learner::new(lora, AdamW::new(settings), activations), learning_rate, step: 0 })

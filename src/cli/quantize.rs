@@ -54,7 +54,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let model = hub::resolve(&args.model)?;
     let family = families::of(&model)?;
     family.check_parts(&model)?;
-    let mut parts = vec![family.denoiser()];
+    let mut parts = vec![family.denoiser().folder()];
     if args.text_encoder {
         if !model.join(TEXT_ENCODER).is_dir() {
             let problem = format!("{} has no T5", family.name());

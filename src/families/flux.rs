@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    lora::Denoiser,
     models::{
         flux::FluxConfig,
         text::{ClipTextConfig, T5Config},
@@ -43,8 +44,8 @@ impl Family for Flux {
         &[SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, TRANSFORMER, VAE]
     }
 
-    fn denoiser(&self) -> &'static str {
-        "transformer"
+    fn denoiser(&self) -> Denoiser {
+        Denoiser::Transformer
     }
 
     fn check_parts(&self, model: &Path) -> Result<()> {
@@ -65,7 +66,7 @@ impl Family for Flux {
                 given: clip.hidden_size,
             },
         ];
-        parts::check(model, self.denoiser(), &widths)
+        parts::check(model, self.denoiser().folder(), &widths)
     }
 
     /// Its tokenizer's own limit, up to what it was trained with.
@@ -119,6 +120,6 @@ impl Family for Flux {
     }
 
     fn trained_part(&self) -> TrainedPart {
-        TrainedPart { folder: self.denoiser(), widened: None, pointwise: |_, _| false }
+        TrainedPart { folder: self.denoiser().folder(), widened: None, pointwise: |_, _| false }
     }
 }

@@ -23,6 +23,7 @@ pub use stable_diffusion::{INSTRUCT_PIX2PIX, STABLE_DIFFUSION, StableDiffusion};
 
 use crate::{
     error::{Error, Result},
+    lora::Denoiser,
     pipelines::{ImageSizes, Pipeline, Placement},
     rng::Seed,
     schedulers::SchedulerConfig,
@@ -51,12 +52,12 @@ pub trait Family: Debug + Sync {
     /// The folders of a model that kiln reads. Others (safety checker, image encoder) are left.
     fn components(&self) -> &'static [Component];
 
-    /// The folder of the denoiser in a model's folder.
-    fn denoiser(&self) -> &'static str;
+    /// Its denoiser.
+    fn denoiser(&self) -> Denoiser;
 
     /// The folders that decide what a denoiser learns and does: its own and that of its noise schedule.
     fn parts(&self) -> [&'static str; 2] {
-        [self.denoiser(), "scheduler"]
+        [self.denoiser().folder(), "scheduler"]
     }
 
     /// Checks that the denoiser reads what the text encoders give.
@@ -234,7 +235,7 @@ mod tests {
     fn a_familys_answers_agree_with_each_other() {
         for family in ALL {
             assert_eq!(family.edits(), family.defaults().image_guidance.is_some(), "{family:?}");
-            assert!(family.parts()[0] == family.denoiser() && family.defaults().steps > 0, "{family:?}");
+            assert!(family.parts()[0] == family.denoiser().folder() && family.defaults().steps > 0, "{family:?}");
         }
     }
 }

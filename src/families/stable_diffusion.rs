@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    lora::Denoiser,
     models::{text::ClipTextConfig, unet::UNetConfig, vae::VaeConfig},
     pipelines::{ImageSizes, Pipeline, Placement, StableDiffusionPipeline},
     rng::Seed,
@@ -61,8 +62,8 @@ impl Family for StableDiffusion {
         &[SCHEDULER, TEXT_ENCODER, TOKENIZER, components::UNET, VAE]
     }
 
-    fn denoiser(&self) -> &'static str {
-        UNET
+    fn denoiser(&self) -> Denoiser {
+        Denoiser::Unet
     }
 
     fn check_parts(&self, model: &Path) -> Result<()> {

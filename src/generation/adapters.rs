@@ -20,7 +20,7 @@ impl Session {
     pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
         let lora = Lora::read(path)?;
         self.check_adapter(&lora).map_err(|e| e.at(path))?;
-        Ok(lora.to_device(&self.device))
+        Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
     }
 
     /// Whether this model may wear an adapter, wherever its tensors are. Reads headers alone.
@@ -82,7 +82,7 @@ impl Session {
         if left_out > 0 {
             warn_once(format!("{}: left out, as asked: {left_out} tensors for text encoders", path.display()));
         }
-        Ok(lora.to_device(&self.device))
+        Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
     }
 }
 

@@ -156,6 +156,7 @@ fn difference(wanted: &LoraLayer, found: Option<&LoraLayer>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lora::Denoiser;
 
     fn layer(name: &str, scale: f32) -> LoraLayer {
         let values = |count, seed| Seed(seed).named(Purpose::Init, name).normal(count);
@@ -170,7 +171,7 @@ mod tests {
     }
 
     fn lora(layers: Vec<LoraLayer>) -> Lora {
-        Lora { layers, ..Lora::default() }
+        Lora::new(Denoiser::Transformer, layers)
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Format, Part,
+    Denoiser, Format, Part,
     index::{Index, Module},
     programs::{Reader, readers, said},
     read::adapter_file,
@@ -140,7 +140,8 @@ impl LoraSummary {
         };
         let of_denoiser = modules.iter().all(|module| module.place.part == Part::Denoiser);
         let known = format.filter(|_| is_plain && of_denoiser);
-        let readers = known.map_or_else(Vec::new, |format| readers(names.iter().copied(), format));
+        let denoiser = Denoiser::guess(names.iter().copied());
+        let readers = known.map_or_else(Vec::new, |format| readers(denoiser, names.iter().copied(), format));
         Ok(Self { format: layout.into(), kinds, ranks, alphas, targets, problems, readers })
     }
 }

@@ -13,6 +13,7 @@ mod foreign;
 mod targets;
 mod config;
 mod unet;
+mod denoiser;
 mod convolution;
 mod text;
 mod names;
@@ -39,6 +40,7 @@ use crate::{
     rng::{Purpose, Seed},
 };
 pub use config::{Init, LoraConfig};
+pub use denoiser::Denoiser;
 pub use export::{ExportReport, export, export_bare};
 pub use foreign::ForeignLayer;
 pub use inspect::{Inspection, LoraSummary, inspect};
@@ -50,8 +52,10 @@ pub use targets::{ATTENTION, Targets, UNET_ATTENTION};
 pub use write::Format;
 
 /// A set of changes to the layers of one model.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Lora {
+    /// The denoiser that it is for.
+    pub denoiser: Denoiser,
     /// Low-rank changes of the denoiser's linear layers: what is trained and written. In the order of the model when made by
     /// [`init`](Self::init), in natural order of names when read from a file.
     pub layers: Vec<LoraLayer>,
@@ -124,12 +128,23 @@ impl Parameters for Lora {
 }
 
 impl Lora {
-    /// New adapters, on `device`, for those of a model's `layers` that the configuration means. Each layer's values depend on
+    /// Changes of these layers of a `denoiser`, and nothing else.
+    pub fn new(denoiser: Denoiser, layers: Vec<LoraLayer>) -> Self {
+        Self { denoiser, layers, foreign: Vec::new(), metadata: BTreeMap::new() }
+    }
+
+    /// New adapters, on `device`, for those of a denoiser's `layers` that the configuration means. Each layer's values depend on
     /// `seed` and its name only.
     ///
     /// # Errors
     /// A setting is impossible, or a pattern matches no layer.
-    pub fn init(config: &LoraConfig, seed: Seed, layers: &[LayerShape], device: &Device) -> Result<Self> {
+    pub fn init(
+        config: &LoraConfig,
+        denoiser: Denoiser,
+        seed: Seed,
+        layers: &[LayerShape],
+        device: &Device,
+    ) -> Result<Self> {
         config.validate()?;
         let names: Vec<_> = layers.iter().map(|layer| layer.name.clone()).collect();
         let targets = config.targets.resolve(&names)?;
@@ -149,7 +164,7 @@ impl Lora {
             let b = Tensor::zeros([outputs, rank], (device, DType::F32));
             LoraLayer { name: name.clone(), a, b, alpha, pointwise }
         };
-        Ok(Self { layers: chosen.map(new).collect(), ..Self::default() })
+        Ok(Self::new(denoiser, chosen.map(new).collect()))
     }
 
     /// How many values each tensor of the adapters of a configuration has on a model of these `layers`.
@@ -250,16 +265,6 @@ impl Lora {
     pub fn parameters(&self) -> usize {
         let own = self.layers.iter().map(|layer| layer.a.shape().num_elements() + layer.b.shape().num_elements());
         own.chain(self.foreign.iter().map(|layer| layer.delta.parameters())).sum()
-    }
-
-    /// What diffusers calls the part of a pipeline that these layers belong to: `unet` or `transformer`.
-    fn component(&self) -> &'static str {
-        if self.is_unet() { "unet" } else { "transformer" }
-    }
-
-    /// Whether these are layers of Stable Diffusion's UNet.
-    fn is_unet(&self) -> bool {
-        self.layers.iter().any(|layer| unet::layer_named(&layer.name).is_some())
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Format, Lora, keys, unet};
+use super::{Denoiser, Format, Lora, keys};
 
 /// A program that loads adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -65,9 +65,8 @@ struct Layers {
     last: usize,
 }
 
-/// Which programs read how much of an adapter on `layers` (diffusers' names) in a file of this `format`.
-pub fn readers<'a>(layers: impl Iterator<Item = &'a str> + Clone, format: Format) -> Vec<Reader> {
-    let is_unet = layers.clone().any(|layer| unet::layer_named(layer).is_some());
+/// Which programs read how much of an adapter on `layers` (diffusers' names) of a `denoiser` in a file of this `format`.
+pub fn readers<'a>(denoiser: Denoiser, layers: impl Iterator<Item = &'a str> + Clone, format: Format) -> Vec<Reader> {
     let originals: Vec<_> = layers.clone().filter_map(keys::original_of).collect();
     let count = |test: &dyn Fn(&str) -> bool| originals.iter().filter(|module| test(&module.name)).count();
     let found = Layers {
@@ -75,14 +74,16 @@ pub fn readers<'a>(layers: impl Iterator<Item = &'a str> + Clone, format: Format
         outside: count(&|name| !name.contains("_blocks.")),
         last: count(&|name| name.starts_with("final_layer.")),
     };
-    let rows: &[Program] = match (is_unet, format) {
-        (true, Format::Diffusers) => &[Diffusers, ComfyUi, Forge], // of the others it is not known
-        (true, _) => &[Diffusers, ComfyUi, Forge, Kohya, InvokeAi, SdCpp],
-        (false, _) => &[Diffusers, ComfyUi, Forge, Kohya, InvokeAi, SdCpp, AiToolkit],
+    let rows: &[Program] = match (denoiser, format) {
+        (Denoiser::Unet, Format::Diffusers) => &[Diffusers, ComfyUi, Forge], // of the others it is not known
+        (Denoiser::Unet, _) => &[Diffusers, ComfyUi, Forge, Kohya, InvokeAi, SdCpp],
+        (Denoiser::Transformer, _) => &[Diffusers, ComfyUi, Forge, Kohya, InvokeAi, SdCpp, AiToolkit],
     };
     let reader = |&program: &Program| {
-        let missed =
-            if is_unet { missed_of_unet(program, found, format) } else { missed_of_flux(program, found, format) };
+        let missed = match denoiser {
+            Denoiser::Unet => missed_of_unet(program, found, format),
+            Denoiser::Transformer => missed_of_flux(program, found, format),
+        };
         Reader { program, missed }
     };
     rows.iter().map(reader).collect()
@@ -113,12 +114,16 @@ fn missed_of_flux(program: Program, Layers { all, outside, last }: Layers, forma
 impl Lora {
     /// The layout that the most programs read: diffusers' for FLUX, kohya's for a UNet, which diffusers reads exactly, too.
     pub fn usual_format(&self) -> Format {
-        if self.is_unet() { Format::Kohya } else { Format::Diffusers }
+        match self.denoiser {
+            Denoiser::Unet => Format::Kohya,
+            Denoiser::Transformer => Format::Diffusers,
+        }
     }
 
     /// Lines about which programs read a file of it in this `format`.
     pub fn compatibility(&self, format: Format) -> Vec<String> {
-        said(&readers(self.layers.iter().map(|layer| layer.name.as_str()), format), self.layers.len())
+        let layers = self.layers.iter().map(|layer| layer.name.as_str());
+        said(&readers(self.denoiser, layers, format), self.layers.len())
     }
 }
 
@@ -157,8 +162,10 @@ pub fn said(readers: &[Reader], all: usize) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn missed(layers: &[&str], format: Format) -> Vec<(Program, usize)> {
-        readers(layers.iter().copied(), format).into_iter().map(|r| (r.program, r.missed)).filter(|r| r.1 > 0).collect()
+    fn missed(denoiser: Denoiser, layers: &[&str], format: Format) -> Vec<(Program, usize)> {
+        assert_eq!(Denoiser::guess(layers.iter().copied()), denoiser);
+        let readers = readers(denoiser, layers.iter().copied(), format).into_iter();
+        readers.map(|r| (r.program, r.missed)).filter(|r| r.1 > 0).collect()
     }
 
     #[test]
@@ -166,19 +173,22 @@ mod tests {
         let attention = ["attn.to_q", "attn.to_k", "attn.to_v"].map(|name| format!("transformer_blocks.0.{name}"));
         let attention: Vec<&str> = attention.iter().map(String::as_str).collect();
         for format in [Format::Diffusers, Format::Kohya, Format::ComfyUi] {
-            assert_eq!(missed(&attention, format), []);
+            assert_eq!(missed(Denoiser::Transformer, &attention, format), []);
         }
         let all = [&attention[..], &["x_embedder", "norm_out.linear", "proj_out"]].concat();
-        assert_eq!(missed(&all, Format::Diffusers), [(Kohya, 2), (InvokeAi, 6), (SdCpp, 3)]);
-        assert_eq!(missed(&all, Format::Kohya), [(Diffusers, 3), (Kohya, 2), (InvokeAi, 6), (SdCpp, 3)]);
+        assert_eq!(missed(Denoiser::Transformer, &all, Format::Diffusers), [(Kohya, 2), (InvokeAi, 6), (SdCpp, 3)]);
+        assert_eq!(
+            missed(Denoiser::Transformer, &all, Format::Kohya),
+            [(Diffusers, 3), (Kohya, 2), (InvokeAi, 6), (SdCpp, 3)]
+        );
     }
 
     #[test]
     fn a_unet_in_diffusers_names_is_for_diffusers_alone() {
         let layers = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"];
-        assert_eq!(missed(&layers, Format::Kohya), []);
-        assert_eq!(missed(&layers, Format::Diffusers), [(ComfyUi, 1), (Forge, 1)]);
-        let lines = said(&readers(layers.into_iter(), Format::Diffusers), 1);
+        assert_eq!(missed(Denoiser::Unet, &layers, Format::Kohya), []);
+        assert_eq!(missed(Denoiser::Unet, &layers, Format::Diffusers), [(ComfyUi, 1), (Forge, 1)]);
+        let lines = said(&readers(Denoiser::Unet, layers.into_iter(), Format::Diffusers), 1);
         assert!(lines[0].contains("in full in diffusers") && lines[1].contains("ComfyUI, Forge"), "{lines:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
-    ForeignLayer, Lora, LoraLayer, Part,
+    Denoiser, ForeignLayer, Lora, LoraLayer, Part,
     forms::{Change, Piece, pieces},
     index::Index,
     natural,
@@ -27,7 +27,8 @@ impl Lora {
     /// Reads an adapter file, or the folder of one, as diffusers, PEFT, kohya's scripts, LyCORIS, XLabs, OneTrainer, ComfyUI and the
     /// trainers that follow them write it: LoRA, LoCon, DoRA, LoKr, LoHa and full changes, in floats of 8 to 64 bits. Fused layers
     /// come apart, and every scale is that of the program the file is for: alpha from the file, from diffusers' metadata, or from
-    /// PEFT's `adapter_config.json` beside it; else alpha = rank. The tensors are on the CPU.
+    /// PEFT's `adapter_config.json` beside it; else alpha = rank. The tensors are on the CPU. Its [`denoiser`](Self::denoiser) is
+    /// guessed from the names of its layers: whoever knows the model says it instead.
     ///
     /// # Errors
     /// The file is broken or holds no adapter; or parts of it cannot be applied (norms, biases, OFT, …), which are listed: nothing is
@@ -97,7 +98,9 @@ impl Lora {
         foreign.sort_by(|one, other| one.part.cmp(&other.part).then_with(|| natural(&one.name, &other.name)));
         let mut metadata = file.metadata();
         metadata.retain(|key, _| key != "format" && key != ADAPTER_METADATA);
-        Ok(Self { layers, foreign, metadata })
+        let of_denoiser = foreign.iter().filter(|layer| layer.part == Part::Denoiser).map(|layer| layer.name.as_str());
+        let denoiser = Denoiser::guess(layers.iter().map(|layer| layer.name.as_str()).chain(of_denoiser));
+        Ok(Self { denoiser, layers, foreign, metadata })
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Lora, LoraLayer,
+    Denoiser, Lora, LoraLayer,
     keys::{self, Original},
     matrix::Matrix,
     name_a, name_b,
@@ -82,8 +82,8 @@ impl Lora {
         }
         let tensors = match format {
             Format::Diffusers => self.diffusers(dtype),
-            Format::Kohya if self.is_unet() => self.flattened(path, dtype)?,
-            Format::ComfyUi if self.is_unet() => {
+            Format::Kohya if self.denoiser == Denoiser::Unet => self.flattened(path, dtype)?,
+            Format::ComfyUi if self.denoiser == Denoiser::Unet => {
                 return Err(Error::setting("format", "`comfyui` is a layout for FLUX, and this adapter is for a UNet")
                     .hint("`format kohya` is what ComfyUI reads for Stable Diffusion"));
             }
@@ -97,7 +97,7 @@ impl Lora {
     /// [`read`](Self::read) takes.
     pub fn tensors(&self) -> BTreeMap<String, TensorData> {
         let of = |layer: &LoraLayer| {
-            let name = format!("{}.{}", self.component(), layer.name);
+            let name = format!("{}.{}", self.denoiser, layer.name);
             let alpha = TensorData::new(vec![layer.alpha as f32], Vec::<usize>::new());
             let (a, b) = (shaped(layer, layer.a.to_data()), shaped(layer, layer.b.to_data()));
             [(name_a(&name), a), (name_b(&name), b), (format!("{name}.alpha"), alpha)]
@@ -107,7 +107,7 @@ impl Lora {
 
     fn diffusers(&self, dtype: FileDtype) -> BTreeMap<String, TensorData> {
         let of = |layer: &LoraLayer| {
-            let name = format!("{}.{}", self.component(), layer.name);
+            let name = format!("{}.{}", self.denoiser, layer.name);
             let (a, b) = folded(layer, dtype);
             [(name_a(&name), shaped(layer, stored(a, dtype))), (name_b(&name), shaped(layer, stored(b, dtype)))]
         };
@@ -181,7 +181,7 @@ impl Lora {
             ("use_dora", json!(false)),
             ("use_rslora", json!(false)),
         ];
-        let component = self.component();
+        let component = self.denoiser;
         let settings: Map<_, _> =
             settings.into_iter().map(|(key, value)| (format!("{component}.{key}"), value)).collect();
         vec![("format", "pt".into()), (ADAPTER_METADATA, Value::Object(settings).to_string())]
@@ -192,9 +192,9 @@ impl Lora {
         let mut metadata = model_metadata();
         metadata.extend([("ss_network_dim", rank.clone()), ("ss_network_alpha", rank)]);
         // Of a UNet the layers do not say which version of Stable Diffusion it is.
-        metadata.extend(match self.is_unet() {
-            true => vec![("ss_network_module", "networks.lora".into())],
-            false => {
+        metadata.extend(match self.denoiser {
+            Denoiser::Unet => vec![("ss_network_module", "networks.lora".into())],
+            Denoiser::Transformer => {
                 vec![("ss_network_module", "networks.lora_flux".into()), ("ss_base_model_version", "flux1".into())]
             }
         });

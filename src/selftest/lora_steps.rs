@@ -5,7 +5,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::{Golden, Sink, flux};
 use crate::{
     error::Result,
-    lora::{Lora, LoraLayer, name_a, name_b},
+    lora::{Denoiser, Lora, LoraLayer, name_a, name_b},
     models::{Network, flux::unpack, text::PromptEmbeds},
     schedulers::FlowMatchEuler,
     training::{
@@ -31,7 +31,7 @@ pub fn adapter(golden: &Golden, section: &str) -> Result<Lora> {
             layers.push(LoraLayer { name: layer.into(), a, b, alpha, pointwise: false });
         }
     }
-    Ok(Lora { layers, ..Lora::default() })
+    Ok(Lora::new(Denoiser::Transformer, layers))
 }
 
 /// Replays the steps of `section`, the transformer in `dtype` and the adapter in f32.

@@ -152,7 +152,7 @@ impl<'a, T: Task> Run<'a, T> {
         };
         let (folder, step, mut trainable, ema, optimizer) = match (folder, checkpoint) {
             (folder, None) => {
-                let trainable = Trainable::new(config, model)?;
+                let trainable = Trainable::new(config, prepared.family.denoiser(), model)?;
                 let ema = (decay > 0.0).then(|| Ema::new(decay).at(home));
                 let folder = folder.map_or_else(|| RunFolder::create(config), Ok)?;
                 (folder, 0, trainable, ema, AdamW::new(config.optimizer.clone()))

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     lending::Residence::{self, Resident, Streamed},
-    lora::{Lora, LoraConfig, Targets},
+    lora::{Denoiser, Lora, LoraConfig, Targets},
     models::{
         Network,
         flux::FluxTransformer,
@@ -25,9 +25,9 @@ use crate::support::{
 const UNETS: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline"];
 
 /// An adapter of this rank on every linear layer, both of whose matrices are random.
-fn adapters(model: &impl Network, rank: usize) -> Adapters {
+fn adapters(denoiser: Denoiser, model: &impl Network, rank: usize) -> Adapters {
     let config = LoraConfig { rank, targets: Targets::All, ..LoraConfig::default() };
-    let mut lora = Lora::init(&config, Seed(rank as u64), &model.layers(), &Device::flex()).unwrap();
+    let mut lora = Lora::init(&config, denoiser, Seed(rank as u64), &model.layers(), &Device::flex()).unwrap();
     for layer in &mut lora.layers {
         let [outputs, rank] = layer.b.dims();
         let numbers = Seed(1).named(Purpose::Noise, &layer.name).normal(outputs * rank);
@@ -79,7 +79,7 @@ fn flux_has_one_loss_and_one_gradient_wherever_its_weights_lie_and_whatever_is_k
     for golden in goldens("FluxPipeline") {
         let [resident, streamed] = [Resident, Streamed].map(|residence| open_flux(&golden, residence));
         let inputs = flux::inputs(&golden, &resident, "transformer.2", FloatDType::F32).unwrap();
-        let adapters = adapters(&streamed, 4);
+        let adapters = adapters(Denoiser::Transformer, &streamed, 4);
         all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
         let dropping = adapters.dropping_out(0.3, Seed(3), 5, 0);
         all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&dropping));
@@ -91,7 +91,7 @@ fn a_unet_has_one_loss_and_one_gradient_wherever_its_weights_lie_and_whatever_is
     for golden in UNETS.into_iter().flat_map(goldens) {
         let [mut resident, mut streamed] = [Resident, Streamed].map(|residence| open_unet(&golden, residence));
         let inputs = unet::inputs(&golden, "unet.2", FloatDType::F32).unwrap();
-        all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters(&streamed, 4)));
+        all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters(Denoiser::Unet, &streamed, 4)));
         all_ways_are_one([&resident, &streamed], &inputs, Subject::Weights);
         // A streamed model is widened every time its first layer is read.
         let channels = resident.config.in_channels;
@@ -115,7 +115,7 @@ fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the
             };
             let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
             let inputs = flux::inputs(&golden, &resident, "transformer.2", FloatDType::F32).unwrap();
-            let adapters = adapters(&streamed, 4);
+            let adapters = adapters(Denoiser::Transformer, &streamed, 4);
             let format = format!("{to:?}").to_lowercase();
             assert_eq!([&resident, &streamed].map(|model| model.lender().quantized()), [Some(format.as_str()); 2]);
             all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
@@ -129,7 +129,7 @@ fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the
             };
             let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
             let inputs = unet::inputs(&golden, "unet.2", FloatDType::F32).unwrap();
-            let adapters = adapters(&streamed, 4);
+            let adapters = adapters(Denoiser::Unet, &streamed, 4);
             all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
             all_ways_are_one([&open(Resident, &dense), &resident], &inputs, Subject::Adapters(&adapters));
         }
@@ -195,7 +195,7 @@ fn four_rows_of_flux_with_four_adapters_give_the_images_they_give_alone() {
         });
         let config = &resident.transformer.config;
         let text = text(4, 9, config.joint_attention_dim, config.pooled_projection_dim);
-        let ranks = [4, 8, 16].map(|rank| adapters(&resident.transformer, rank));
+        let ranks = [4, 8, 16].map(|rank| adapters(Denoiser::Transformer, &resident.transformer, rank));
         let adapters = ranks.into_iter().chain([Adapters::default()]).collect();
         let request = Request { adapters, guidance: 3.5, ..request(&resident, text) };
         pictures_are_the_same([&resident, &streamed], &request);
@@ -209,7 +209,7 @@ fn four_rows_of_a_unet_with_four_adapters_give_the_images_they_give_alone() {
             StableDiffusionPipeline::open_as(residence, &golden.model, &Device::flex(), FloatDType::F32).unwrap()
         });
         let width = resident.unet.config.cross_attention_dim;
-        let ranks = [4, 8, 16].map(|rank| adapters(&resident.unet, rank));
+        let ranks = [4, 8, 16].map(|rank| adapters(Denoiser::Unet, &resident.unet, rank));
         let adapters = ranks.into_iter().chain([Adapters::default()]).collect();
         let request = Request { adapters, ..request(&resident, text(4, 9, width, 1)) };
         // Guidance makes each image two or three rows of one batch.

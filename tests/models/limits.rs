@@ -4,7 +4,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
     lending::Residence,
     limits::Limits,
-    lora::{Lora, LoraConfig, Targets},
+    lora::{Denoiser, Lora, LoraConfig, Targets},
     models::{
         Network,
         flux::{FluxInputs, FluxTransformer},
@@ -156,9 +156,9 @@ fn unet(golden: &Golden) -> (UNet, UNetInputs) {
 }
 
 /// Adapters on every linear layer, both of whose matrices are random.
-fn lora(model: &impl Network) -> Lora {
+fn lora(denoiser: Denoiser, model: &impl Network) -> Lora {
     let config = LoraConfig { rank: 4, targets: Targets::All, ..LoraConfig::default() };
-    let mut lora = Lora::init(&config, Seed(4), &model.layers(), &Device::flex()).unwrap();
+    let mut lora = Lora::init(&config, denoiser, Seed(4), &model.layers(), &Device::flex()).unwrap();
     for layer in &mut lora.layers {
         layer.b = normal(layer.b.dims(), &layer.name) * 0.1;
     }
@@ -184,7 +184,7 @@ fn everything<M: Network>(model: &M, adapters: &Adapters, inputs: &M::Inputs, we
 fn flux_predicts_and_learns_the_same_within_limits() {
     for golden in goldens("FluxPipeline") {
         let (model, inputs) = flux(&golden);
-        let plain = lora(&model).adapters(1.0);
+        let plain = lora(Denoiser::Transformer, &model).adapters(1.0);
         for adapters in [plain.clone(), plain.dropping_out(0.3, Seed(3), 5, 0)] {
             let expected = everything(&model, &adapters, &inputs, false);
             for (name, limits) in each_limit() {
@@ -199,7 +199,7 @@ fn flux_predicts_and_learns_the_same_within_limits() {
 fn a_unet_predicts_and_learns_the_same_within_limits() {
     for golden in goldens("StableDiffusionPipeline") {
         let (model, inputs) = unet(&golden);
-        let adapters = lora(&model).adapters(1.0);
+        let adapters = lora(Denoiser::Unet, &model).adapters(1.0);
         let expected = everything(&model, &adapters, &inputs, true);
         for (name, limits) in each_limit() {
             let inputs = UNetInputs { limits, ..inputs.clone() };
@@ -209,8 +209,8 @@ fn a_unet_predicts_and_learns_the_same_within_limits() {
 }
 
 /// Adapters after 50 steps of AdamW, block by block.
-fn trained<M: Network>(model: &M, mut inputs: impl FnMut(u64) -> M::Inputs) -> Vec<Vec<u32>> {
-    let mut lora = lora(model);
+fn trained<M: Network>(denoiser: Denoiser, model: &M, mut inputs: impl FnMut(u64) -> M::Inputs) -> Vec<Vec<u32>> {
+    let mut lora = lora(denoiser, model);
     let mut optimizer = AdamW::new(OptimizerConfig::default());
     for step in 0..50 {
         let adapters = lora.adapters(1.0);
@@ -229,12 +229,12 @@ fn fifty_training_steps_are_the_same_within_limits() {
     let unet_model = unet(&goldens("StableDiffusionPipeline")[0]);
     let run = |limits| {
         let (model, inputs) = &flux_model;
-        let flux = trained(model, |step| {
+        let flux = trained(Denoiser::Transformer, model, |step| {
             let img = inputs.img.clone() * (1.0 + step as f32 / 50.0);
             FluxInputs { img, limits, ..inputs.clone() }
         });
         let (model, inputs) = &unet_model;
-        let unet = trained(model, |step| {
+        let unet = trained(Denoiser::Unet, model, |step| {
             let sample = inputs.sample.clone() * (1.0 + step as f32 / 50.0);
             UNetInputs { sample, limits, ..inputs.clone() }
         });

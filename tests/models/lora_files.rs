@@ -8,7 +8,7 @@ use std::{
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use kiln::{
     kernels,
-    lora::{Format, Init, Lora, LoraConfig, Targets, export, inspect},
+    lora::{Denoiser, Format, Init, Lora, LoraConfig, Targets, export, inspect},
     nn::Delta,
     rng::Seed,
     weights::{FileDtype, TensorFile, write_tensors},
@@ -133,7 +133,8 @@ fn uneven(golden: &Golden) -> Lora {
     ];
     let targets = Targets::Patterns(patterns.map(String::from).to_vec());
     let config = LoraConfig { targets, init: Init::Kaiming, ..LoraConfig::default() };
-    let mut lora = Lora::init(&config, Seed(5), &transformer(golden).shapes(), &Device::flex()).unwrap();
+    let mut lora =
+        Lora::init(&config, Denoiser::Transformer, Seed(5), &transformer(golden).shapes(), &Device::flex()).unwrap();
     for (i, layer) in lora.layers.iter_mut().enumerate() {
         let rank = 1 + i % 5;
         layer.a = layer.a.clone().narrow(0, 0, rank);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use kiln::{
     kernels,
-    lora::{Init, Lora, LoraConfig, LoraLayer, Targets, export},
+    lora::{Denoiser, Init, Lora, LoraConfig, LoraLayer, Targets, export},
     nn::{Adapters, Linear, Weight},
     rng::Seed,
     weights::FileDtype,
@@ -22,7 +22,8 @@ fn a_new_adapter_changes_nothing_and_can_be_exported() {
     let path = temporary.path().join("out.safetensors");
     let golden = &goldens("FluxPipeline")[0];
     let config = LoraConfig { targets: Targets::All, rank: 3, ..LoraConfig::default() };
-    let lora = Lora::init(&config, Seed(1), &transformer(golden).shapes(), &Device::flex()).unwrap();
+    let lora =
+        Lora::init(&config, Denoiser::Transformer, Seed(1), &transformer(golden).shapes(), &Device::flex()).unwrap();
     assert!(lora.layers.iter().all(|layer| layer.norm() == 0.0));
     for format in FORMATS {
         assert_eq!(export(&lora, &path, format, FileDtype::Bf16).unwrap().difference, 0.0);
@@ -38,7 +39,8 @@ fn named_targets_are_the_layers_that_diffusers_trains() {
         let all = folder.file_name().unwrap().to_str().unwrap().contains("_all");
         let targets = if all { Targets::All } else { Targets::Attention };
         let config = LoraConfig { targets, ..LoraConfig::default() };
-        let ours = Lora::init(&config, Seed(0), &transformer(golden).shapes(), &Device::flex()).unwrap();
+        let ours = Lora::init(&config, Denoiser::Transformer, Seed(0), &transformer(golden).shapes(), &Device::flex())
+            .unwrap();
         assert_eq!(ours.layers.iter().map(|l| l.name.clone()).collect::<BTreeSet<_>>(), theirs, "{}", folder.display());
     });
 }
@@ -48,7 +50,7 @@ fn initial_values_depend_on_seed_and_name_and_have_the_stated_spread() {
     let golden = &goldens("FluxPipeline")[0];
     let init = |seed, init, targets| {
         let config = LoraConfig { rank: 8, init, targets, ..LoraConfig::default() };
-        Lora::init(&config, Seed(seed), &transformer(golden).shapes(), &Device::flex()).unwrap()
+        Lora::init(&config, Denoiser::Transformer, Seed(seed), &transformer(golden).shapes(), &Device::flex()).unwrap()
     };
     let values = |layer: &LoraLayer| layer.a.to_data().into_vec::<f32>().unwrap();
     let find = |lora: Lora| lora.layers.into_iter().find(|l| l.name == "transformer_blocks.0.attn.to_k").unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use burn::tensor::{DType, Device, TensorData};
 use kiln::{
-    lora::{Format, Lora, LoraConfig, LoraLayer, Targets, export, inspect},
+    lora::{Denoiser, Format, Lora, LoraConfig, LoraLayer, Targets, export, inspect},
     rng::Seed,
     weights::{FileDtype, TensorFile, write_tensors},
 };
@@ -190,7 +190,7 @@ fn named_targets_are_the_layers_that_diffusers_trains() {
         let shapes = layers(&golden.model.join("unet")).shapes();
         let init = |targets| {
             let config = LoraConfig { targets, rank: 4, ..LoraConfig::default() };
-            Lora::init(&config, Seed(0), &shapes, &Device::flex()).unwrap()
+            Lora::init(&config, Denoiser::Unet, Seed(0), &shapes, &Device::flex()).unwrap()
         };
         let names = |lora: &Lora| lora.layers.iter().map(|layer| layer.name.clone()).collect::<BTreeSet<_>>();
         let theirs = |case: &str| names(&Lora::read(diffusers_file(&golden.folder.join(case))).unwrap());

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use kiln::{
     families::{Family, STABLE_DIFFUSION},
     limits::Limits,
-    lora::{Format, Lora, LoraConfig, Targets, export},
+    lora::{Denoiser, Format, Lora, LoraConfig, Targets, export},
     models::{
         Network,
         unet::{UNet, UNetInputs},
@@ -84,7 +84,7 @@ fn adapters_give_the_output_of_diffusers_attached_merged_and_written_again() {
 fn a_new_adapter_knows_which_layers_the_checkpoint_has_as_convolutions() {
     for (_, model, _) in every() {
         let config = LoraConfig { targets: Targets::All, ..LoraConfig::default() };
-        let lora = Lora::init(&config, Seed(0), &model.layers(), &Device::flex()).unwrap();
+        let lora = Lora::init(&config, Denoiser::Unet, Seed(0), &model.layers(), &Device::flex()).unwrap();
         let pointwise = lora.layers.iter().filter(|layer| layer.pointwise);
         assert_eq!(pointwise.count(), 2 * 16, "proj_in and proj_out of every attention block");
     }

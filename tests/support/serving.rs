@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
-    lora::{Format, Lora, LoraConfig, Targets},
+    lora::{Denoiser, Format, Lora, LoraConfig, Targets},
     memory::LevelChoice,
     nn::LayerShape,
     pipelines::{FluxPipeline, Pipeline},
@@ -111,7 +111,7 @@ pub fn layers(model: &str) -> Vec<LayerShape> {
 /// An adapter with some effect, different for each seed.
 pub fn adapter(layers: &[LayerShape], rank: usize, seed: u64) -> Lora {
     let config = LoraConfig { rank, targets: Targets::Attention, ..LoraConfig::default() };
-    let mut lora = Lora::init(&config, Seed(seed), layers, &Device::flex()).unwrap();
+    let mut lora = Lora::init(&config, Denoiser::Transformer, Seed(seed), layers, &Device::flex()).unwrap();
     for layer in &mut lora.layers {
         let shape = layer.b.dims();
         let values = Seed(seed).named(Purpose::Weights, &layer.name).normal(shape[0] * shape[1]);

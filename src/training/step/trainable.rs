@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use crate::{
     error::Result,
-    lora::Lora,
+    lora::{Denoiser, Lora},
     models::Network,
     nn::{Adapters, Parameter, Parameters},
     rng::Seed,
@@ -23,14 +23,15 @@ pub(in crate::training) enum Trainable {
 }
 
 impl Trainable {
-    /// Untrained parameters for `model`.
+    /// Untrained parameters for `model`, a `denoiser`.
     ///
     /// # Errors
     /// A LoRA target matches no layer.
-    pub fn new(config: &TrainConfig, model: &impl Network) -> Result<Self> {
+    pub fn new(config: &TrainConfig, denoiser: Denoiser, model: &impl Network) -> Result<Self> {
         match config.training.mode {
             Mode::Lora => Ok(Self::Lora(Lora::init(
                 &config.lora,
+                denoiser,
                 Seed(config.run.seed),
                 &model.layers(),
                 model.lender().device(),
