@@ -15,7 +15,7 @@ use crate::{
     limits::Limits,
     models::{
         Network,
-        flux::{FluxInputs, FluxTransformer, pack, unpack},
+        flux::{FluxConfig, FluxInputs, FluxTransformer, pack, unpack},
         vae::{AutoencoderKl, VaeConfig},
     },
     nn::LayerShape,
@@ -61,6 +61,7 @@ impl FluxPipeline {
         dtype: FloatDType,
     ) -> Result<Self> {
         let (model, placement) = (model.as_ref(), placement.into());
+        Self::check_channels(model)?;
         let transformer = FluxTransformer::open_as(placement.denoiser, model.join("transformer"), device, Some(dtype))?;
         Self::with(transformer, placement, model, device, dtype)
     }
@@ -72,6 +73,7 @@ impl FluxPipeline {
     /// As [`open`](Self::open).
     pub fn untrained(placement: Placement, model: impl AsRef<Path>, seed: Seed, device: &Device) -> Result<Self> {
         let model = model.as_ref();
+        Self::check_channels(model)?;
         let transformer = FluxTransformer::untrained(placement.denoiser, model.join("transformer"), seed, device)?;
         Self::with(transformer, placement, model, device, FloatDType::F32)
     }
@@ -84,16 +86,21 @@ impl FluxPipeline {
         dtype: FloatDType,
     ) -> Result<Self> {
         let vae = AutoencoderKl::open_in(model, placement.vae, device)?;
-        if 4 * vae.latent_channels() != transformer.config.in_channels {
-            let problem = format!(
-                "the VAE has {} latent channels, the transformer takes {} features per token",
-                vae.latent_channels(),
-                transformer.config.in_channels
-            );
-            return Err(Error::file(model, problem).hint("transformer and VAE must come from the same FLUX.1 model"));
-        }
         let scheduler = FlowMatchEuler::open(model.join("scheduler"))?;
         Ok(Self::new(transformer, vae, scheduler, dtype))
+    }
+
+    /// # Errors
+    /// The transformer is for another kind of latents, or configurations are missing or broken.
+    fn check_channels(model: &Path) -> Result<()> {
+        let features = FluxConfig::open(model.join("transformer"))?.in_channels;
+        let channels = VaeConfig::open(model.join("vae"))?.latent_channels;
+        if 4 * channels != features {
+            let problem =
+                format!("the VAE has {channels} latent channels, the transformer takes {features} features per token");
+            return Err(Error::file(model, problem).hint("transformer and VAE must come from the same FLUX.1 model"));
+        }
+        Ok(())
     }
 
     /// The pipeline of these parts, which are of one model. `dtype` is the transformer's.

@@ -337,6 +337,11 @@ fn options_that_a_model_does_not_support_are_named() {
     let cut = folder.path().join("cut").to_str().unwrap().to_string();
     copy(&makes, &cut);
     truncate(folder.path().join("cut/text_encoder/model.safetensors"));
+    // The same of a transformer, beside a VAE of another model.
+    let mixed = folder.path().join("mixed").to_str().unwrap().to_string();
+    copy(&flux, &mixed);
+    truncate(folder.path().join("mixed/transformer/diffusion_pytorch_model.safetensors"));
+    std::fs::copy(format!("{makes}/vae/config.json"), folder.path().join("mixed/vae/config.json")).unwrap();
     let numbers = || TensorData::zeros::<f32, _>([1, 4, 4, 4]);
     let noise = write(&folder.path().join("noise"), vec![("noise", numbers())]);
     let latents = write(&folder.path().join("latents"), vec![("latents", numbers())]);
@@ -373,6 +378,7 @@ fn options_that_a_model_does_not_support_are_named() {
         (&cut, &["--image", "no/such.png"], "no/such.png"),
         (&cut, &["--lora", &LORA], "the model has no such layer"),
         (&edits, &[], "unet/config.json: `in_channels` is 8"),
+        (&mixed, &[], "the VAE has 4 latent channels, the transformer takes 64 features per token"),
     ] {
         let start = ["generate", "--model", model, "--prompt", "p", "--output", output.to_str().unwrap()];
         let said = fails(&[&start[..], more].concat());
