@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use kiln::{
-    lending::Residence::{self, Resident, Streamed},
+    lending::Residence::{self, Resident, Single, Streamed},
     lora::{Denoiser, Lora, LoraConfig, Targets},
     models::{
         Network,
@@ -23,6 +23,9 @@ use crate::support::{
 };
 
 const UNETS: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline"];
+
+/// Everywhere that weights may lie.
+const EVERYWHERE: [Residence; 3] = [Resident, Streamed, Single];
 
 /// An adapter of this rank on every linear layer, both of whose matrices are random.
 fn adapters(denoiser: Denoiser, model: &impl Network, rank: usize) -> Adapters {
@@ -49,10 +52,10 @@ fn step<M: Network>(model: &M, subject: Subject, inputs: &M::Inputs, groups: &[s
 
 type Step = (Vec<u32>, Vec<(String, Vec<u32>)>);
 
-/// Asserts that all four ways to compute gradients agree bit for bit.
-fn all_ways_are_one<M: Network>(models: [&M; 2], inputs: &M::Inputs, subject: Subject) {
+/// Asserts that all ways to compute gradients agree bit for bit: of each model, block by block and as a whole.
+fn all_ways_are_one<M: Network>(models: &[M], inputs: &M::Inputs, subject: Subject) {
     let count = models[0].len();
-    let expected = step(models[0], subject, inputs, &full(count));
+    let expected = step(&models[0], subject, inputs, &full(count));
     for model in models {
         for groups in [blockwise(count), full(count)] {
             let found = step(model, subject, inputs, &groups);
@@ -77,28 +80,28 @@ fn open_unet(golden: &Golden, residence: Residence) -> UNet {
 #[test]
 fn flux_has_one_loss_and_one_gradient_wherever_its_weights_lie_and_whatever_is_kept() {
     for golden in goldens("FluxPipeline") {
-        let [resident, streamed] = [Resident, Streamed].map(|residence| open_flux(&golden, residence));
-        let inputs = flux::inputs(&golden, &resident, "transformer.2", FloatDType::F32).unwrap();
-        let adapters = adapters(Denoiser::Transformer, &streamed, 4);
-        all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
+        let models = EVERYWHERE.map(|residence| open_flux(&golden, residence));
+        let inputs = flux::inputs(&golden, &models[0], "transformer.2", FloatDType::F32).unwrap();
+        let adapters = adapters(Denoiser::Transformer, &models[1], 4);
+        all_ways_are_one(&models, &inputs, Subject::Adapters(&adapters));
         let dropping = adapters.dropping_out(0.3, Seed(3), 5, 0);
-        all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&dropping));
+        all_ways_are_one(&models, &inputs, Subject::Adapters(&dropping));
     }
 }
 
 #[test]
 fn a_unet_has_one_loss_and_one_gradient_wherever_its_weights_lie_and_whatever_is_kept() {
     for golden in UNETS.into_iter().flat_map(goldens) {
-        let [mut resident, mut streamed] = [Resident, Streamed].map(|residence| open_unet(&golden, residence));
+        let mut models = EVERYWHERE.map(|residence| open_unet(&golden, residence));
         let inputs = unet::inputs(&golden, "unet.2", FloatDType::F32).unwrap();
-        all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters(Denoiser::Unet, &streamed, 4)));
-        all_ways_are_one([&resident, &streamed], &inputs, Subject::Weights);
+        all_ways_are_one(&models, &inputs, Subject::Adapters(&adapters(Denoiser::Unet, &models[1], 4)));
+        all_ways_are_one(&models, &inputs, Subject::Weights);
         // A streamed model is widened every time its first layer is read.
-        let channels = resident.config.in_channels;
-        [&mut resident, &mut streamed].into_iter().for_each(|model| model.widen(2 * channels));
+        let channels = models[0].config.in_channels;
+        models.iter_mut().for_each(|model| model.widen(2 * channels));
         let sample = Tensor::cat(vec![inputs.sample.clone(), inputs.sample.clone() * 0.5], 1);
         let wide = UNetInputs { sample, ..inputs };
-        all_ways_are_one([&resident, &streamed], &wide, Subject::Weights);
+        all_ways_are_one(&models, &wide, Subject::Weights);
     }
 }
 
@@ -113,13 +116,14 @@ fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the
             let open = |residence, model: &std::path::Path| {
                 FluxTransformer::open_as(residence, model.join("transformer"), &device, Some(FloatDType::F32)).unwrap()
             };
-            let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
-            let inputs = flux::inputs(&golden, &resident, "transformer.2", FloatDType::F32).unwrap();
-            let adapters = adapters(Denoiser::Transformer, &streamed, 4);
+            let models = EVERYWHERE.map(|residence| open(residence, &quantized));
+            let inputs = flux::inputs(&golden, &models[0], "transformer.2", FloatDType::F32).unwrap();
+            let adapters = adapters(Denoiser::Transformer, &models[1], 4);
             let format = format!("{to:?}").to_lowercase();
-            assert_eq!([&resident, &streamed].map(|model| model.lender().quantized()), [Some(format.as_str()); 2]);
-            all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
-            all_ways_are_one([&open(Resident, &dense), &resident], &inputs, Subject::Adapters(&adapters));
+            assert!(models.iter().all(|model| model.lender().quantized() == Some(format.as_str())), "{format}");
+            all_ways_are_one(&models, &inputs, Subject::Adapters(&adapters));
+            let [resident, ..] = models;
+            all_ways_are_one(&[open(Resident, &dense), resident], &inputs, Subject::Adapters(&adapters));
         }
         for golden in UNETS.into_iter().flat_map(goldens) {
             let quantized = models::quantized(&golden.model, "unet", to, folder.path());
@@ -127,11 +131,12 @@ fn quantized_models_have_one_loss_and_one_gradient_wherever_they_lie_and_are_the
             let open = |residence, model: &std::path::Path| {
                 UNet::open_as(residence, model.join("unet"), &device, Some(FloatDType::F32)).unwrap()
             };
-            let [resident, streamed] = [Resident, Streamed].map(|residence| open(residence, &quantized));
+            let models = EVERYWHERE.map(|residence| open(residence, &quantized));
             let inputs = unet::inputs(&golden, "unet.2", FloatDType::F32).unwrap();
-            let adapters = adapters(Denoiser::Unet, &streamed, 4);
-            all_ways_are_one([&resident, &streamed], &inputs, Subject::Adapters(&adapters));
-            all_ways_are_one([&open(Resident, &dense), &resident], &inputs, Subject::Adapters(&adapters));
+            let adapters = adapters(Denoiser::Unet, &models[1], 4);
+            all_ways_are_one(&models, &inputs, Subject::Adapters(&adapters));
+            let [resident, ..] = models;
+            all_ways_are_one(&[open(Resident, &dense), resident], &inputs, Subject::Adapters(&adapters));
         }
     }
 }
@@ -172,15 +177,18 @@ fn latents(pipeline: &dyn Pipeline, request: &Request) -> Vec<u32> {
     bits(pipeline.generate(request, &mut |_| ()).unwrap())
 }
 
-/// Asserts that images are the same from both, and that each of a batch is the one that it is alone.
-fn pictures_are_the_same(pipelines: [&dyn Pipeline; 2], request: &Request) {
-    let [resident, streamed] = pipelines.map(|pipeline| latents(pipeline, request));
+/// Asserts that images are the same from all, and that each of a batch is the one that it is alone.
+fn pictures_are_the_same(pipelines: [&dyn Pipeline; 3], request: &Request) {
+    let [resident, streamed, single] = pipelines.map(|pipeline| latents(pipeline, request));
     assert_eq!(resident, streamed, "from resident and from streamed weights");
+    assert_eq!(resident, single, "from resident weights and from one part at a time");
     let pixels = |pipeline: &dyn Pipeline| {
         let made = pipeline.generate(request, &mut |_| ()).unwrap();
         pipeline.decode(made).unwrap().into_iter().map(|picture| picture.into_raw()).collect::<Vec<_>>()
     };
-    assert_eq!(pixels(pipelines[0]), pixels(pipelines[1]));
+    let [resident_pixels, streamed_pixels, single_pixels] = pipelines.map(pixels);
+    assert_eq!(resident_pixels, streamed_pixels);
+    assert_eq!(resident_pixels, single_pixels);
     let each: Vec<_> = (0..4).flat_map(|row| latents(pipelines[0], &alone(request, row))).collect();
     assert_eq!(resident, each, "four rows together and one by one");
     let rows: Vec<_> = resident.chunks(resident.len() / 4).collect();
@@ -190,7 +198,7 @@ fn pictures_are_the_same(pipelines: [&dyn Pipeline; 2], request: &Request) {
 #[test]
 fn four_rows_of_flux_with_four_adapters_give_the_images_they_give_alone() {
     for golden in goldens("FluxPipeline") {
-        let [resident, streamed] = [Resident, Streamed].map(|residence| {
+        let [resident, streamed, single] = EVERYWHERE.map(|residence| {
             FluxPipeline::open_as(residence, &golden.model, &Device::flex(), FloatDType::F32).unwrap()
         });
         let config = &resident.transformer.config;
@@ -198,14 +206,14 @@ fn four_rows_of_flux_with_four_adapters_give_the_images_they_give_alone() {
         let ranks = [4, 8, 16].map(|rank| adapters(Denoiser::Transformer, &resident.transformer, rank));
         let adapters = ranks.into_iter().chain([Adapters::default()]).collect();
         let request = Request { adapters, guidance: 3.5, ..request(&resident, text) };
-        pictures_are_the_same([&resident, &streamed], &request);
+        pictures_are_the_same([&resident, &streamed, &single], &request);
     }
 }
 
 #[test]
 fn four_rows_of_a_unet_with_four_adapters_give_the_images_they_give_alone() {
     for golden in UNETS.into_iter().flat_map(goldens) {
-        let [resident, streamed] = [Resident, Streamed].map(|residence| {
+        let [resident, streamed, single] = EVERYWHERE.map(|residence| {
             StableDiffusionPipeline::open_as(residence, &golden.model, &Device::flex(), FloatDType::F32).unwrap()
         });
         let width = resident.unet.config.cross_attention_dim;
@@ -218,7 +226,7 @@ fn four_rows_of_a_unet_with_four_adapters_give_the_images_they_give_alone() {
             original: resident.edits().then(|| (request.noise.clone() * 0.3, 1.5)),
             ..request
         };
-        pictures_are_the_same([&resident, &streamed], &request);
+        pictures_are_the_same([&resident, &streamed, &single], &request);
     }
 }
 
@@ -250,10 +258,10 @@ fn streamed_weights_that_do_not_fit_are_found_at_the_start() {
     all.insert(mistyped.clone(), TensorData::zeros::<i64, _>(shape));
     all.insert("stranger.weight".into(), TensorData::zeros::<f32, _>([2]));
     kiln::weights::write_tensors(&path, &all, &Default::default()).unwrap();
-    let errors = [Resident, Streamed].map(|residence| {
+    let errors = EVERYWHERE.map(|residence| {
         FluxTransformer::open_as(residence, folder.path(), &Device::flex(), None).unwrap_err().to_string()
     });
-    assert_eq!(errors[0], errors[1], "both say the same");
+    assert!(errors.iter().all(|error| *error == errors[0]), "all say the same");
     for named in [missing, misshapen, mistyped, "stranger.weight".into()] {
         assert!(errors[1].contains(&format!("`{named}`")), "{named}: {}", errors[1]);
     }

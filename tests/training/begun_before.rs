@@ -1,8 +1,9 @@
 //! Runs that were started before blocks were lent resume and end as they would have then.
 //!
-//! `tests/fixtures/begun_before` holds, of one run with FLUX.1 and one with a UNet, the checkpoint after step 2 and that after
-//! step 6 of the same run uninterrupted, both written by kiln at commit bf5538c: dropout, flips, dropped captions or conditions,
-//! accumulation and an EMA are on. Only the paths in `config.toml` have changed since: models and images have moved.
+//! `tests/fixtures/begun_before` holds, of one run with FLUX.1 and two with a UNet, the checkpoint after step 2 and that after
+//! step 6 of the same run uninterrupted, both written by kiln at commit bf5538c: flips, dropped captions or conditions and
+//! accumulation are on; in the two that train an adapter, dropout and an EMA too, while the third trains the whole UNet, which it
+//! widens. Only the paths in `config.toml` have changed since: models and images have moved.
 
 use std::path::Path;
 
@@ -23,8 +24,8 @@ fn floats(data: &TensorData) -> Vec<f32> {
     data.clone().convert_dtype(DType::F32).into_vec().unwrap()
 }
 
-/// Resumes a run of the fixtures and compares its results.
-fn goes_on(name: &str) {
+/// Resumes a run of the fixtures and compares these files of its last checkpoint.
+fn goes_on(name: &str, files: &[&str]) {
     let fixtures = Path::new("tests/fixtures/begun_before");
     let workshop = workshop(&format!("begun_before_{name}"));
     let run = workshop.join(name);
@@ -34,7 +35,7 @@ fn goes_on(name: &str) {
     let config = training::run_config(&run, &here).unwrap();
     assert_eq!(config.training.max_steps, 6);
     training::train(&config, Some(&run), &Device::flex(), &mut Silent).unwrap();
-    for file in ["adapter", "ema", "optimizer"] {
+    for file in files {
         let file = format!("{file}.safetensors");
         let expected = tensors(fixtures.join(format!("{name}-ended")).join(&file));
         let found = tensors(run.join("step-000006").join(&file));
@@ -56,10 +57,15 @@ fn goes_on(name: &str) {
 
 #[test]
 fn a_flux_run_resumes_bit_for_bit() {
-    goes_on("flux");
+    goes_on("flux", &["adapter", "ema", "optimizer"]);
 }
 
 #[test]
 fn a_unet_run_resumes_bit_for_bit() {
-    goes_on("unet");
+    goes_on("unet", &["adapter", "ema", "optimizer"]);
+}
+
+#[test]
+fn a_run_of_all_weights_resumes_bit_for_bit() {
+    goes_on("full", &["weights"]);
 }
