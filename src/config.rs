@@ -41,6 +41,11 @@ impl Sources {
         Self::new(path.as_ref(), text, overrides)
     }
 
+    /// The text of the file.
+    pub fn text(&self) -> &str {
+        &self.texts[0]
+    }
+
     fn new(path: &Path, text: String, overrides: &[String]) -> Result<Self> {
         // An override is TOML itself (a dotted key). Blanks before it move its spans behind those of everything before, so
         // that a position tells the source.

@@ -54,7 +54,6 @@ struct Feed<'a> {
 /// # Errors
 /// As `batch`; the queue or the store cannot be used, or the request has what workers do not take.
 pub fn feed(request: &BatchRequest, config: &ClusterConfig) -> Result<BatchReport> {
-    config.check()?;
     for (field, is_given) in [
         ("scaled_condition", request.sampling.scaled_condition),
         ("no_lora_text_encoders", request.loras.no_text_encoders),

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::config::{PageConfig, check_name};
 use crate::{
+    config::Sources,
     error::{Error, Result},
     training::TrainConfig,
 };
@@ -113,8 +114,9 @@ impl Starts {
     /// The configurations that can be started, and the run that was started last.
     pub fn list(&self) -> Startable {
         let configs = self.configs().into_iter().filter_map(|(name, path)| {
-            let run = TrainConfig::load(&path, &[]).ok()?.run.name;
-            Some(StartableConfig { name, run, text: fs::read_to_string(path).ok()? })
+            let sources = Sources::read(&path, &[]).ok()?;
+            let run = TrainConfig::of(&sources, &path).ok()?.run.name;
+            Some(StartableConfig { name, run, text: sources.text().into() })
         });
         let configs: Vec<_> = configs.collect();
         let PageConfig { configs: folders, pasted_configs: takes_text, .. } = &self.page;

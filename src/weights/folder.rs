@@ -274,7 +274,7 @@ fn copy_config(from: &Path, to: &Path) -> Result<bool> {
     let Ok(mut config) = read_json::<Map<String, Value>>(from) else { return Ok(false) };
     let has_paths = local_paths::remove(&mut config);
     if has_paths {
-        write_json(to, &config)?;
+        put_json(to, &config)?;
     }
     Ok(has_paths)
 }
@@ -283,7 +283,11 @@ fn copy_config(from: &Path, to: &Path) -> Result<bool> {
 pub(super) fn write_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
     let mut value = value.clone();
     local_paths::remove(&mut value);
-    let text = serde_json::to_string_pretty(&value).expect("it was read from JSON");
+    put_json(path, &value)
+}
+
+fn put_json(path: &Path, value: &Map<String, Value>) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).expect("it was read from JSON");
     fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
 }
 

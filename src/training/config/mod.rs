@@ -88,13 +88,20 @@ impl TrainConfig {
     /// # Errors
     /// What [`config::load`](crate::config::load) refuses; values that are impossible by themselves or beside others, all in one error.
     pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
-        let sources = Sources::read(&path, overrides)?;
+        Self::of(&Sources::read(&path, overrides)?, path.as_ref())
+    }
+
+    /// The same of sources that were read from the file `path`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn of(sources: &Sources, path: &Path) -> Result<Self> {
         let mut document = sources.document()?;
         match document.take_table("edit") {
             Some(edit) => Err(edit_is_an_objective(&document, &edit)),
             None => {
                 let kind = document.take("objective", "kind")?.unwrap_or_default();
-                Self::from_document(document, kind, path.as_ref())
+                Self::from_document(document, kind, path)
             }
         }
     }
