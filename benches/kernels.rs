@@ -6,7 +6,7 @@
 use std::{hint::black_box, time::Instant};
 
 use burn::tensor::{Device, Distribution, Tensor, activation, module, ops::ConvOptions};
-use kiln::kernels;
+use kiln::{bench::median, kernels};
 
 const ROUNDS: usize = 21;
 
@@ -50,11 +50,6 @@ fn milliseconds(f: Function, inputs: &[Tensor<4>], backward: bool) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 fn main() {
     kiln::memory::tune_allocator();
     println!("{:34} {:>12} {:>12} {:>12} {:>12}   milliseconds", "", "forward", "composed", "backward", "composed");
@@ -72,7 +67,7 @@ fn main() {
                 fused.push(milliseconds(case.fused, &inputs, backward));
                 composed.push(milliseconds(case.composed, &inputs, backward));
             }
-            medians.extend([median(fused), median(composed)]);
+            medians.extend([fused, composed].map(|times| median(&times).expect("a case runs at least once")));
         }
         let [forward, forward_composed, backward, backward_composed] = medians[..] else { unreachable!() };
         println!("{:34} {forward:12.3} {forward_composed:12.3} {backward:12.3} {backward_composed:12.3}", case.name);

@@ -10,21 +10,21 @@
 //! disturb less. The outputs are compared: "equal" says whether they are the same bits. Results: `benches/results/`.
 #![allow(clippy::disallowed_macros)] // a bench may end when nobody reads its results
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{fs, path::PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use kiln::{
-    kernels,
+    bench, kernels,
     lending::Residence,
     limits::Limits,
-    memory::{self, Stage, mib},
+    memory::{self, mib},
     models::{
         flux::{FluxConfig, FluxInputs, FluxTransformer},
         unet::{UNet, UNetConfig, UNetInputs},
-        vae::{AutoencoderKl, VaeConfig},
+        vae::AutoencoderKl,
     },
-    rng::{Purpose, Seed},
+    rng::Seed,
     weights::Weights,
 };
 use serde::Serialize;
@@ -81,20 +81,11 @@ type Run = Box<dyn Fn(&Limits) -> TensorData>;
 const SEED: Seed = Seed(0);
 
 fn normal<const D: usize>(shape: [usize; D], dtype: FloatDType) -> Tensor<D> {
-    let numbers = SEED.draw(Purpose::Noise, 0, 0).normal(shape.iter().product());
-    Tensor::<D>::from_data(TensorData::new(numbers, shape), &Device::flex()).cast(dtype)
+    bench::normal("inputs", shape, &Device::flex(), dtype)
 }
 
 fn vae() -> AutoencoderKl {
-    let config: VaeConfig = serde_json::from_value(serde_json::json!({
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": vec!["DownEncoderBlock2D"; 4],
-        "up_block_types": vec!["UpDecoderBlock2D"; 4],
-        "layers_per_block": 2,
-    }))
-    .expect("written as the file of a checkpoint");
-    AutoencoderKl::load(&Weights::random(SEED, &Device::flex(), None), config, Residence::Resident)
+    AutoencoderKl::load(&Weights::random(SEED, &Device::flex(), None), bench::unet_vae(), Residence::Resident)
 }
 
 /// The call, and the limits of its second side.
@@ -185,14 +176,11 @@ fn core_seconds() -> f64 {
 }
 
 fn measure(run: &Run, limits: &Limits) -> (Call, TensorData) {
-    let device = Device::flex();
-    memory::release(&device);
-    let stage = Stage::watch("call", &device);
-    let (started, cores) = (Instant::now(), core_seconds());
-    let output = run(limits);
-    let (seconds, core_seconds) = (started.elapsed().as_secs_f64(), core_seconds() - cores);
-    let measured = stage.measure();
-    (Call { peak_mib: mib(measured.peak) - mib(measured.before), seconds, core_seconds }, output)
+    let ((output, core_seconds), measured) = bench::watched("call", &Device::flex(), || {
+        let before = core_seconds();
+        (run(limits), core_seconds() - before)
+    });
+    (Call { peak_mib: mib(measured.taken()), seconds: measured.seconds, core_seconds }, output)
 }
 
 fn largest(a: &TensorData, b: &TensorData) -> f64 {

@@ -15,15 +15,15 @@ mod support;
 
 use std::{fs, path::Path};
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType};
 use clap::{Parser, ValueEnum};
 use kiln::{
+    bench,
     lending::Residence::{self, Resident, Single, Streamed},
     limits::Limits,
-    memory::{self, Level, Stage, gib, mib},
+    memory::{self, Level, gib, mib},
     models::text::PromptEmbeds,
     pipelines::{FluxPipeline, Pipeline, Placement, Request, StableDiffusionPipeline},
-    rng::{Purpose, Seed},
     training::{Silent, TrainConfig, dry_run},
     weights::{QuantizeOptions, QuantizedTo, quantize_folder},
 };
@@ -174,23 +174,27 @@ impl Technique {
         };
         let embeds = |number| {
             let width = if kind == Kind::Flux { 2 * TEXT } else { TEXT };
-            PromptEmbeds { prompt: normal(number, [1, kind.tokens(), width]), pooled: normal(number, [1, TEXT]) }
+            let [prompt, pooled] = ["prompt", "pooled"].map(|part| format!("{part} {number}"));
+            PromptEmbeds {
+                prompt: bench::normal(&prompt, [1, kind.tokens(), width], &device, FloatDType::F32),
+                pooled: bench::normal(&pooled, [1, TEXT], &device, FloatDType::F32),
+            }
         };
-        memory::release(&device);
-        let stage = Stage::watch("image", &device);
-        let mut pipeline = open(self.place);
-        let negative = (kind.rows() == 2).then(|| (embeds(1), 7.5));
-        let noise = pipeline.start_noise(0, side, side);
-        let request = Request { negative, ..Request::new(embeds(0), noise, vec![0], STEPS) };
-        let latents = pipeline.generate(&request, &mut |_| ()).unwrap();
-        if self.releases {
-            drop(pipeline);
-            memory::release(&device);
-            pipeline = open(Placement { denoiser: Streamed, ..self.place });
-        }
-        let image = pipeline.decode(latents).unwrap().remove(0).into_raw();
-        let measured = stage.measure();
-        Measured { mib: mib(measured.peak - measured.before), seconds: measured.seconds, image }
+        let make = || {
+            let mut pipeline = open(self.place);
+            let negative = (kind.rows() == 2).then(|| (embeds(1), 7.5));
+            let noise = pipeline.start_noise(0, side, side);
+            let request = Request { negative, ..Request::new(embeds(0), noise, vec![0], STEPS) };
+            let latents = pipeline.generate(&request, &mut |_| ()).unwrap();
+            if self.releases {
+                drop(pipeline);
+                memory::release(&device);
+                pipeline = open(Placement { denoiser: Streamed, ..self.place });
+            }
+            pipeline.decode(latents).unwrap().remove(0).into_raw()
+        };
+        let (image, measured) = bench::watched("image", &device, make);
+        Measured { mib: mib(measured.taken()), seconds: measured.seconds, image }
     }
 }
 
@@ -200,11 +204,6 @@ struct Measured {
     mib: f64,
     seconds: f64,
     image: Vec<u8>,
-}
-
-fn normal<const D: usize>(number: u64, shape: [usize; D]) -> Tensor<D> {
-    let values = Seed(0).draw(Purpose::Noise, 0, number).normal(shape.iter().product());
-    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
 }
 
 /// Every level and every technique alone.

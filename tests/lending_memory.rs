@@ -181,7 +181,7 @@ fn step(folder: &Path, residence: Residence) -> (f64, f64, TensorData) {
         seconds = seconds.min(started.elapsed().as_secs_f64());
     }
     let measured = stage.measure();
-    (mib(measured.peak - measured.before), seconds, loss.unwrap())
+    (mib(measured.taken()), seconds, loss.unwrap())
 }
 
 fn a_streamed_model_holds_two_blocks_at_most() {

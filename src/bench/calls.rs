@@ -5,9 +5,9 @@ use half::bf16;
 
 use super::{
     Case, Operation, Variant,
-    denoiser::normal,
     measure::{guarded, timed},
     operation::Function,
+    subject::normal,
 };
 use crate::{
     device::{self, Dtype},

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Case, Kind, Run, SEED, denoiser::normal, shape};
+use super::{Case, Kind, Run, SEED, shape, subject::normal};
 use crate::{
     error::Result,
     lending::Residence,

@@ -47,9 +47,7 @@ impl Variant {
 
     /// The middle one of [`seconds`](Self::seconds).
     pub fn median(&self) -> Option<f64> {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        median(&self.seconds)
     }
 
     /// What it took where its tensors are: device memory, on the CPU host memory.
@@ -63,8 +61,6 @@ impl Variant {
 pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl FnOnce() -> Result<Run>) -> Variant {
     guarded(name, device, || {
         let mut run = prepare()?;
-        memory::release(device); // what only making it ready took
-        let stage = Stage::watch(name, device);
         let mut once = || -> Result<f64> {
             let (number, seconds) = timed(device, &mut run)?;
             match number?.map(|number| number.into_scalar::<f32>()) {
@@ -72,10 +68,28 @@ pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl
                 _ => Ok(seconds),
             }
         };
-        let first = once()?;
-        let seconds = (0..repeats).map(|_| once()).collect::<Result<_>>()?;
-        Ok(Variant::of(first, seconds, &stage.measure()))
+        let (times, measured) = watched(name, device, || {
+            let first = once()?;
+            Ok((first, (0..repeats).map(|_| once()).collect::<Result<_>>()?))
+        });
+        let (first, seconds) = times?;
+        Ok(Variant::of(first, seconds, &measured))
     })
+}
+
+/// What comes of `run`, and its time and memory; what is free is given back before it begins.
+pub fn watched<T>(name: &str, device: &Device, run: impl FnOnce() -> T) -> (T, memory::Measured) {
+    memory::release(device);
+    let stage = Stage::watch(name, device);
+    let output = run();
+    (output, stage.measure())
+}
+
+/// The middle one of some times, or of the upper half where they are even; `None` if there are none.
+pub fn median(times: &[f64]) -> Option<f64> {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 /// What `measurement` says under this `name`, or the error that it ended with: a panic on another thread, such as the

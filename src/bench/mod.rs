@@ -9,7 +9,7 @@
 //! kernels. The [`peer`] is another program that measures the same case in its turn, with all of the device's memory but
 //! what CUDA itself takes for two programs.
 
-mod denoiser;
+mod subject;
 mod machine;
 mod measure;
 mod operation;
@@ -21,23 +21,21 @@ mod markdown;
 mod shape;
 mod encoders;
 mod flux;
+mod unet;
 mod load;
 mod plan;
 mod step;
-mod unet;
 mod run;
 
 pub use case::{Case, Kind, Model, TrainTarget};
-pub use denoiser::Denoiser;
-pub use flux::FluxBench;
 pub use machine::Machine;
-pub use measure::{Run, Variant};
+pub use measure::{Run, Variant, median, watched};
 pub use operation::{Operation, Work};
 pub use plan::Options;
 pub use report::{Report, Row};
 pub use run::{Files, run};
-pub use step::Training;
-pub use unet::UNetBench;
+pub use shape::unet_vae;
+pub use subject::normal;
 
 use crate::rng::Seed;
 

@@ -8,13 +8,14 @@ use std::{
 use burn::tensor::Device;
 
 use super::{
-    Case, Denoiser, FluxBench, Kind, Machine, Model, Options, Report, Row, Run, Training, UNetBench, Variant, encoders,
-    load, markdown, measure::measure, peer::Peer,
+    Case, Kind, Machine, Model, Options, Report, Row, Run, Variant, encoders, flux, load, markdown, measure::measure,
+    peer::Peer, step::Training, subject::Subject, unet,
 };
 use crate::{
     error::{Error, Result},
     memory,
-    training::Activations,
+    pipelines::Pipeline,
+    training::{Activations, objective::Objective},
 };
 
 /// Where a report goes, after every case: what was measured is kept when the program is ended.
@@ -65,29 +66,33 @@ fn variants(case: &Case, device: &Device) -> Vec<Variant> {
     let one = |prepare: &dyn Fn() -> Result<Run>| vec![measure("kiln", device, case.repeats, prepare)];
     match (case.kind, case.model) {
         (Kind::Operation, _) => case.operation.map(|operation| operation.measure(case, device)).into_iter().collect(),
-        (Kind::Train, Some(Model::Unet)) => training(case, device, UNetBench::new),
-        (Kind::Train, _) => training(case, device, FluxBench::new),
-        (Kind::Sample, Some(Model::Unet)) => one(&|| Ok(sampling(case, UNetBench::new(case, device)))),
-        (Kind::Sample, _) => one(&|| Ok(sampling(case, FluxBench::new(case, device)))),
+        (Kind::Train, Some(Model::Unet)) => training(case, device, unet::subject),
+        (Kind::Train, _) => training(case, device, flux::subject),
+        (Kind::Sample, Some(Model::Unet)) => one(&|| Ok(sampling(case, unet::subject(case, device)))),
+        (Kind::Sample, _) => one(&|| Ok(sampling(case, flux::subject(case, device)))),
         (Kind::Load, _) => one(&|| load::prepare(case, device)),
         _ => one(&|| Ok(encoders::prepare(case, device))),
     }
 }
 
-fn training<D: Denoiser>(case: &Case, device: &Device, denoiser: fn(&Case, &Device) -> D) -> Vec<Variant> {
+fn training<P: Pipeline + 'static, O: Objective<P> + 'static>(
+    case: &Case,
+    device: &Device,
+    subject: fn(&Case, &Device) -> Subject<P, O>,
+) -> Vec<Variant> {
     let ways = [("blockwise", Activations::Blockwise), ("kept", Activations::Full)];
     let measured = ways.map(|(name, activations)| {
         measure(name, device, case.repeats, || {
-            let mut training = Training::new(case, denoiser(case, device), activations)?;
+            let mut training = Training::new(case, subject(case, device), activations)?;
             Ok(Box::new(move || Ok(Some(training.step()))))
         })
     });
     measured.into()
 }
 
-fn sampling(case: &Case, denoiser: impl Denoiser) -> Run {
+fn sampling<P: Pipeline + 'static, O: 'static>(case: &Case, subject: Subject<P, O>) -> Run {
     let steps = case.steps.unwrap_or(1);
-    Box::new(move || denoiser.sample(steps).map(Some))
+    Box::new(move || subject.sample(steps).map(Some))
 }
 
 fn tell(side: &str, variant: &Variant) {

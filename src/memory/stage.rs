@@ -42,6 +42,13 @@ pub struct Measured {
     pub device_peak: u64,
 }
 
+impl Measured {
+    /// Peak host memory during it beside what was in use when it began, in bytes.
+    pub fn taken(&self) -> u64 {
+        self.peak.saturating_sub(self.before)
+    }
+}
+
 impl Stage {
     /// Begins the stage `name`, whose tensors are on `device`.
     pub fn enter(name: impl Into<String>, device: &Device) -> Self {

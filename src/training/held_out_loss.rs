@@ -2,7 +2,10 @@
 //!
 //! Nothing here depends on the draws of training, and nothing of training depends on what is drawn here.
 
-use super::task::{Draw, Task};
+use super::{
+    objective::{Draw, Objective},
+    task::Task,
+};
 use crate::{
     data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
@@ -55,7 +58,7 @@ impl<'a> Validator<'a> {
             for (sum, &level) in sums.iter_mut().zip(levels) {
                 stop::check()?;
                 let draw = Draw { posterior: None, noise: noise.clone(), levels: vec![level; rows] };
-                let example = task.example(data.clone(), draw);
+                let example = task.objective().batch_example(task.pipeline(), data.clone(), draw);
                 let errors = example.errors(task.model().predict(&example.inputs, adapters));
                 *sum += f64::from(errors.sum().into_scalar::<f32>());
             }

@@ -14,6 +14,7 @@ use super::{
     checkpoint::{Checkpoint, Content, State},
     export::finish,
     held_out_loss::Validator,
+    objective::Objective,
     origin::Origin,
     origin_metadata::describe,
     prepare::{Prepared, batches, fitting, prepare_dataset},
@@ -30,7 +31,7 @@ use super::{
         optimizer::AdamW,
         trainable::{Trainable, TrainableParameters},
     },
-    task::{Draw, Task},
+    task::Task,
     tasks::{AnyTask, open_task},
 };
 use crate::{
@@ -308,11 +309,8 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// The summed loss of a batch and its gradients, added to those of the batches `before` it in this step.
     fn gradients(&self, before: Option<Summed>, batch: Batch) -> Summed {
-        let [rows, moments, height, width] = batch.moments.dims();
-        let first = before.as_ref().map_or(0, |before| before.samples) as u64;
-        let draw = Draw::new(&self.task, self.seed, self.step, first, [rows, moments / 2, height, width]);
-        let example = self.task.example(batch, draw);
-        self.learner.gradients(before, self.task.model(), &example, self.step)
+        let (objective, pipeline) = (self.task.objective(), self.task.pipeline());
+        self.learner.learn(before, objective, pipeline, batch, self.seed, self.step)
     }
 
     /// Whether this step ends a period of `every` steps; there are no periods of 0.
@@ -334,7 +332,7 @@ impl<'a, T: Task> Run<'a, T> {
         let adapters = self.learner.trainable.adapters();
         let losses = validator.losses(&self.task, adapters.as_slice())?;
         if let Some((level, _)) = losses.iter().find(|(_, loss)| !loss.is_finite()) {
-            let what = format!("the held-out loss at {} {level}", T::LEVEL);
+            let what = format!("the held-out loss at {} {level}", T::Objective::LEVEL);
             return Err(Error::not_finite(self.step, what)
                 .hint("lower `optimizer.learning_rate`, and resume from a checkpoint before this step"));
         }

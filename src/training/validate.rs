@@ -12,6 +12,7 @@ use super::{
     EditCurve, Silent, TrainConfig,
     checkpoint::{Checkpoint, Held},
     held_out_loss::Validator,
+    objective::Objective,
     origin::Origin,
     prepare::{Prepared, prepare_dataset},
     record::{grid::save_grid, metrics::mean_loss, started},
@@ -208,6 +209,12 @@ impl Scoring<'_> {
             curve => (curve?, 0),
         };
         memory::release(&device);
-        Ok(ValidationReport::new(T::LEVEL, scores, curve, unmeasured, [before, memory::usage(&device).resident_mib()]))
+        Ok(ValidationReport::new(
+            T::Objective::LEVEL,
+            scores,
+            curve,
+            unmeasured,
+            [before, memory::usage(&device).resident_mib()],
+        ))
     }
 }

@@ -10,9 +10,10 @@ use std::{
 
 use burn::tensor::{DType, Device};
 use kiln::{
+    bench,
     generation::{self, GenerateRequest, SamplingOptions},
     lending::Residence::Streamed,
-    memory::{self, Level, LevelChoice, MemoryConfig, Plan, Stage},
+    memory::{Level, LevelChoice, MemoryConfig, Plan},
     models::{
         clip::{ClipTextConfig, ClipTextModel},
         flux::{FluxConfig, FluxTransformer},
@@ -148,11 +149,8 @@ impl Work {
         let (device, folder) = (Device::flex(), tempfile::tempdir().unwrap());
         let memory = MemoryConfig { level: LevelChoice::Fixed(level), ..MemoryConfig::default() };
         let measure = |plan: Plan, work: &dyn Fn()| {
-            memory::release(&device);
-            let stage = Stage::watch("work", &device);
-            work();
-            let measured = stage.measure();
-            Taken { plan, peak: measured.peak - measured.before, seconds: measured.seconds }
+            let ((), measured) = bench::watched("work", &device, work);
+            Taken { plan, peak: measured.taken(), seconds: measured.seconds }
         };
         if self == Self::FluxLora {
             let data = folder.path().join("data");

@@ -1,12 +1,17 @@
 //! What InstructPix2Pix learns (Brooks et al. 2023): the noise in an edited image, from the original beside it and an
 //! instruction.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
-use super::Example;
+use super::{Draw, Example, Objective, draw::draw_normal};
 use crate::{
+    data::Batch,
     limits::Limits,
-    models::unet::UNetInputs,
+    models::{
+        unet::{UNet, UNetInputs},
+        vae::Moments,
+    },
+    pipelines::InstructPix2PixPipeline,
     rng::{Purpose, Seed},
     schedulers::{NoiseSchedule, PredictionType},
     training::InstructPix2PixConfig,
@@ -73,10 +78,51 @@ impl Denoising {
     }
 }
 
+impl Objective<InstructPix2PixPipeline> for Denoising {
+    type Model = UNet;
+
+    const LEVEL: &'static str = "timestep";
+
+    fn model(pipeline: &InstructPix2PixPipeline) -> &UNet {
+        &pipeline.unet
+    }
+
+    fn model_mut(pipeline: &mut InstructPix2PixPipeline) -> &mut UNet {
+        &mut pipeline.unet
+    }
+
+    fn draw_level(&self, seed: Seed, step: u64, sample: u64, _: [usize; 4]) -> f64 {
+        self.draw_timestep(seed, step, sample) as f64
+    }
+
+    fn draw_noise(&self, seed: Seed, step: u64, first: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
+        let noise = draw_normal(seed, Purpose::Noise, step, first, shape, device);
+        let offset = self.config.noise_offset;
+        if offset == 0.0 {
+            return noise;
+        }
+        let [rows, channels, ..] = shape;
+        noise + draw_normal(seed, Purpose::Offset, step, first, [rows, channels, 1, 1], device) * offset
+    }
+
+    fn batch_example(&self, pipeline: &InstructPix2PixPipeline, batch: Batch, draw: Draw) -> Example<UNetInputs> {
+        let scale = pipeline.vae.latent_scale();
+        let raw = Moments::from_tensor(originals(&batch)).mode();
+        let condition = if self.config.scaled_condition { scale.normalize(raw) } else { raw };
+        let latents = scale.normalize(draw.latents(&Moments::from_tensor(batch.moments)));
+        let timesteps: Vec<i64> = draw.levels.iter().map(|&timestep| timestep as i64).collect();
+        let example = self.example(latents, condition, batch.prompt, draw.noise, &timesteps, pipeline.dtype());
+        Example { inputs: UNetInputs { limits: pipeline.limits, ..example.inputs }, ..example }
+    }
+}
+
+/// The moments of the originals of a batch of pairs.
+pub(in crate::training) fn originals(batch: &Batch) -> Tensor<4> {
+    batch.original.clone().expect("the dataset was prepared as pairs")
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
     use crate::schedulers::SchedulerConfig;
 

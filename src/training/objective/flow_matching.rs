@@ -4,13 +4,16 @@ use std::f64::consts::PI;
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::Example;
+use super::{Draw, Example, Objective};
 use crate::{
+    data::Batch,
     limits::Limits,
     models::{
-        flux::{FluxConfig, FluxInputs, pack},
+        flux::{FluxConfig, FluxInputs, FluxTransformer, pack},
         text::PromptEmbeds,
+        vae::Moments,
     },
+    pipelines::FluxPipeline,
     rng::{Purpose, Seed},
     schedulers::{
         FlowMatchEuler,
@@ -89,6 +92,34 @@ impl FlowMatching {
             Weighting::SigmaSqrt => sigma.powi(-2),
             Weighting::Cosmap => 2.0 / (PI * (1.0 - 2.0 * sigma + 2.0 * sigma * sigma)),
         }
+    }
+}
+
+impl Objective<FluxPipeline> for FlowMatching {
+    type Model = FluxTransformer;
+
+    const LEVEL: &'static str = "sigma";
+
+    fn model(pipeline: &FluxPipeline) -> &FluxTransformer {
+        &pipeline.transformer
+    }
+
+    fn model_mut(pipeline: &mut FluxPipeline) -> &mut FluxTransformer {
+        &mut pipeline.transformer
+    }
+
+    fn draw_level(&self, seed: Seed, step: u64, sample: u64, [_, _, height, width]: [usize; 4]) -> f64 {
+        f64::from(self.draw_sigma(seed, step, sample, (height / 2) * (width / 2)))
+    }
+
+    fn batch_example(&self, pipeline: &FluxPipeline, batch: Batch, draw: Draw) -> Example<FluxInputs> {
+        let latents = draw.latents(&Moments::from_tensor(batch.moments));
+        let latents = pipeline.vae.latent_scale().normalize(latents);
+        let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
+        let sigmas: Vec<f32> = draw.levels.iter().map(|&sigma| sigma as f32).collect();
+        let (config, dtype) = (&pipeline.transformer.config, pipeline.dtype());
+        let example = self.example(config, latents, text, draw.noise, &sigmas, dtype);
+        Example { inputs: FluxInputs { limits: pipeline.limits, ..example.inputs }, ..example }
     }
 }
 

@@ -1,13 +1,49 @@
 //! Objectives: the loss a model learns from a batch.
 
+mod draw;
 mod denoising;
 mod flow_matching;
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
-use crate::kernels::on_tape_of;
+use crate::{
+    data::Batch,
+    kernels::on_tape_of,
+    models::Network,
+    pipelines::Pipeline,
+    rng::{Purpose, Seed},
+};
 pub use denoising::Denoising;
+pub(in crate::training) use denoising::originals;
+pub use draw::Draw;
 pub use flow_matching::FlowMatching;
+
+/// What the denoiser of a pipeline `P` learns from batches. This is the one place where a batch becomes an [`Example`]: in a run, in its
+/// validation, and in a benchmark.
+pub trait Objective<P: Pipeline> {
+    /// The denoiser.
+    type Model: Network;
+
+    /// What a noise level is called: `sigma` or `timestep`.
+    const LEVEL: &'static str;
+
+    /// The denoiser of a pipeline.
+    fn model(pipeline: &P) -> &Self::Model;
+
+    /// The same, to be changed.
+    fn model_mut(pipeline: &mut P) -> &mut Self::Model;
+
+    /// The noise level of a sample of latents `shape` `[B, C, h, w]`: a function of seed, step and sample number alone.
+    fn draw_level(&self, seed: Seed, step: u64, sample: u64, shape: [usize; 4]) -> f64;
+
+    /// The noise of the samples from `first` on, `[B, C, h, w]`: standard normal where nothing else is said.
+    fn draw_noise(&self, seed: Seed, step: u64, first: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
+        draw::draw_normal(seed, Purpose::Noise, step, first, shape, device)
+    }
+
+    /// A batch at the given noise, ready for the denoiser of this pipeline.
+    fn batch_example(&self, pipeline: &P, batch: Batch, draw: Draw) -> Example<<Self::Model as Network>::Inputs>;
+}
 
 /// One batch, ready for a model that is called with `I`.
 #[derive(Clone, Debug)]

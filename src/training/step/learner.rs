@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 
 use crate::{
+    data::Batch,
     lora::Lora,
     models::{Inputs, Network},
     nn::{Adapters, Parameter, Parameters},
+    pipelines::Pipeline,
     rng::Seed,
     training::{
         Activations, Ema,
-        objective::Example,
+        objective::{Draw, Example, Objective},
         step::{
             backward::{self, Gradients, Subject, backward_onto},
             optimizer::{AdamW, clip},
@@ -89,7 +91,25 @@ impl Learner {
         self.ema.as_ref()
     }
 
-    /// The loss of a batch and its gradients in optimizer step `step`, added to those of the batches `before` it in this step.
+    /// Draws noise and noise levels for a batch; its loss and gradients in optimizer step `step`, added to those of the batches
+    /// `before` it in this step.
+    pub fn learn<P: Pipeline, O: Objective<P>>(
+        &self,
+        before: Option<Summed>,
+        objective: &O,
+        pipeline: &P,
+        batch: Batch,
+        seed: Seed,
+        step: u64,
+    ) -> Summed {
+        let [rows, moments, height, width] = batch.moments.dims();
+        let first = before.as_ref().map_or(0, |before| before.samples) as u64;
+        let draw = Draw::new(objective, seed, step, first, [rows, moments / 2, height, width], pipeline.device());
+        let example = objective.batch_example(pipeline, batch, draw);
+        self.gradients(before, O::model(pipeline), &example, step)
+    }
+
+    /// The loss of an example and its gradients in optimizer step `step`, added to those of the batches `before` it in this step.
     pub fn gradients<M: Network>(
         &self,
         before: Option<Summed>,

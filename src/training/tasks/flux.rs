@@ -1,26 +1,18 @@
 //! Training FLUX.1, or an adapter on it.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use image::RgbImage;
 
 use crate::{
-    data::{Batch, LatentDataset},
+    data::LatentDataset,
     error::Result,
     families::Family,
     generation::{self, Embedded, Generator, SamplingOptions},
-    models::{
-        flux::{FluxInputs, FluxTransformer},
-        text::PromptEmbeds,
-        vae::Moments,
-    },
     nn::Adapters,
     pipelines::{FluxPipeline, Pipeline},
-    rng::Seed,
     training::{
-        FlowMatchingConfig, Mode, TrainConfig, ValidationConfig,
-        objective::{Example, FlowMatching},
-        record::grid::arrange,
-        task::{Draw, Task},
+        FlowMatchingConfig, Mode, TrainConfig, ValidationConfig, objective::FlowMatching, record::grid::arrange,
+        task::Task,
     },
 };
 
@@ -53,34 +45,19 @@ impl FluxTask {
 }
 
 impl Task for FluxTask {
-    type Model = FluxTransformer;
+    type Pipeline = FluxPipeline;
+    type Objective = FlowMatching;
 
-    const LEVEL: &'static str = "sigma";
-
-    fn model(&self) -> &FluxTransformer {
-        &self.pipeline.transformer
+    fn objective(&self) -> &FlowMatching {
+        &self.objective
     }
 
-    fn model_mut(&mut self) -> &mut FluxTransformer {
-        &mut self.pipeline.transformer
+    fn pipeline(&self) -> &FluxPipeline {
+        &self.pipeline
     }
 
-    fn device(&self) -> &Device {
-        self.pipeline.device()
-    }
-
-    fn draw_level(&self, seed: Seed, step: u64, sample: u64, [_, _, height, width]: [usize; 4]) -> f64 {
-        f64::from(self.objective.draw_sigma(seed, step, sample, (height / 2) * (width / 2)))
-    }
-
-    fn example(&self, batch: Batch, draw: Draw) -> Example<FluxInputs> {
-        let latents = draw.latents(&Moments::from_tensor(batch.moments));
-        let latents = self.pipeline.vae.latent_scale().normalize(latents);
-        let text = PromptEmbeds { prompt: batch.prompt, pooled: batch.pooled };
-        let sigmas: Vec<f32> = draw.levels.iter().map(|&sigma| sigma as f32).collect();
-        let config = &self.pipeline.transformer.config;
-        let example = self.objective.example(config, latents, text, draw.noise, &sigmas, self.pipeline.dtype());
-        Example { inputs: FluxInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
+    fn pipeline_mut(&mut self) -> &mut FluxPipeline {
+        &mut self.pipeline
     }
 
     fn levels(&self) -> &[f64] {

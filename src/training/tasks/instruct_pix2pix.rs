@@ -1,27 +1,23 @@
 //! Training Stable Diffusion to edit images by instruction.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use image::RgbImage;
 
 use crate::{
-    data::{Batch, Dropped, LatentDataset, SampleIndex},
+    data::{Dropped, LatentDataset, SampleIndex},
     error::Result,
     families::Family,
     generation::{self, Embedded, Generator, SamplingOptions},
-    models::{
-        text::PromptEmbeds,
-        unet::{UNet, UNetInputs},
-        vae::Moments,
-    },
+    models::{text::PromptEmbeds, vae::Moments},
     nn::Adapters,
     pipelines::{EditScore, InstructPix2PixPipeline, Pipeline, Similarity},
-    rng::{Purpose, Seed},
+    rng::Seed,
     training::{
         InstructPix2PixConfig, TrainConfig, ValidationConfig,
         curve::{CurvePoint, EditCurve, IMAGE_GUIDANCES},
-        objective::{Denoising, Example},
+        objective::{Denoising, originals},
         record::grid::arrange,
-        task::{Draw, Task, draw_normal},
+        task::Task,
     },
 };
 
@@ -69,14 +65,6 @@ impl<'a> InstructPix2PixTask<'a> {
         shown.retain(|batch| !batch.is_empty());
         let levels = validation.timesteps.iter().map(|&timestep| f64::from(timestep)).collect();
         Self { pipeline, family, objective, validation, levels, dataset, shown }
-    }
-
-    /// Raw latents of originals, as the UNet reads them.
-    fn condition(&self, raw: Tensor<4>) -> Tensor<4> {
-        match self.objective.config.scaled_condition {
-            true => self.pipeline.vae.latent_scale().normalize(raw),
-            false => raw,
-        }
     }
 
     /// The pairs of a batch.
@@ -161,44 +149,19 @@ struct Pairs {
 }
 
 impl Task for InstructPix2PixTask<'_> {
-    type Model = UNet;
+    type Pipeline = InstructPix2PixPipeline;
+    type Objective = Denoising;
 
-    const LEVEL: &'static str = "timestep";
-
-    fn model(&self) -> &UNet {
-        &self.pipeline.unet
+    fn objective(&self) -> &Denoising {
+        &self.objective
     }
 
-    fn model_mut(&mut self) -> &mut UNet {
-        &mut self.pipeline.unet
+    fn pipeline(&self) -> &InstructPix2PixPipeline {
+        &self.pipeline
     }
 
-    fn device(&self) -> &Device {
-        Pipeline::device(&self.pipeline)
-    }
-
-    fn draw_level(&self, seed: Seed, step: u64, sample: u64, _: [usize; 4]) -> f64 {
-        self.objective.draw_timestep(seed, step, sample) as f64
-    }
-
-    fn draw_noise(&self, seed: Seed, step: u64, first: u64, shape: [usize; 4]) -> Tensor<4> {
-        let noise = draw_normal(seed, Purpose::Noise, step, first, shape, self.device());
-        let offset = self.objective.config.noise_offset;
-        if offset == 0.0 {
-            return noise;
-        }
-        let [rows, channels, ..] = shape;
-        noise + draw_normal(seed, Purpose::Offset, step, first, [rows, channels, 1, 1], self.device()) * offset
-    }
-
-    fn example(&self, batch: Batch, draw: Draw) -> Example<UNetInputs> {
-        let condition = self.condition(Moments::from_tensor(originals(&batch)).mode());
-        let latents = draw.latents(&Moments::from_tensor(batch.moments));
-        let latents = self.pipeline.vae.latent_scale().normalize(latents);
-        let timesteps: Vec<i64> = draw.levels.iter().map(|&timestep| timestep as i64).collect();
-        let dtype = self.pipeline.dtype();
-        let example = self.objective.example(latents, condition, batch.prompt, draw.noise, &timesteps, dtype);
-        Example { inputs: UNetInputs { limits: self.pipeline.limits, ..example.inputs }, ..example }
+    fn pipeline_mut(&mut self) -> &mut InstructPix2PixPipeline {
+        &mut self.pipeline
     }
 
     fn levels(&self) -> &[f64] {
@@ -221,9 +184,4 @@ impl Task for InstructPix2PixTask<'_> {
         let columns = self.validation.seeds.len() + 2;
         Ok((!pictures.is_empty()).then(|| arrange(&pictures.iter().collect::<Vec<_>>(), columns)))
     }
-}
-
-/// The moments of the originals of a batch of pairs.
-fn originals(batch: &Batch) -> Tensor<4> {
-    batch.original.clone().expect("the dataset was prepared as pairs")
 }
