@@ -32,7 +32,7 @@ use super::{
         trainable::{Trainable, TrainableParameters},
     },
     task::Task,
-    tasks::{AnyTask, open_task},
+    tasks::{each_task, open_task},
 };
 use crate::{
     data::{Batch, BatchOrder, Prefetch},
@@ -84,10 +84,7 @@ fn train_at(
     }
     stop::check()?;
     let training = Training { config, prepared: &prepared, plan, origin, resumed, display, opened: run };
-    match open_task(config, &prepared, device)? {
-        AnyTask::Flux(task) => training.run(*task),
-        AnyTask::InstructPix2Pix(task) => training.run(*task),
-    }
+    each_task!(open_task(config, &prepared, device)?, task => training.run(*task))
 }
 
 /// A training run that waits for its task.

@@ -19,7 +19,7 @@ use super::{
     run_config::run_config,
     step::trainable::Trainable,
     task::Task,
-    tasks::{AnyTask, open_task},
+    tasks::{AnyTask, each_task, open_task},
 };
 use crate::{
     error::{Error, Result},
@@ -154,9 +154,10 @@ fn measure(
     checkpoints.iter().try_for_each(|checkpoint| checkpoint.state()?.origin.check(&origin, &config))?;
     let scoring = Scoring { config: &config, prepared: &prepared, run: &run, checkpoints };
     match open_task(&config, &prepared, device)? {
-        AnyTask::Flux(task) => scoring.run(*task, |_, _| Ok(None)),
+        // The one that edits.
         AnyTask::InstructPix2Pix(task) => scoring
             .run(*task, |task, adapters| similarity.map(|similarity| task.curve(adapters, &similarity)).transpose()),
+        any => each_task!(any, task => scoring.run(*task, |_, _| Ok(None))),
     }
 }
 

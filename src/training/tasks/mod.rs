@@ -23,6 +23,17 @@ pub(in crate::training) enum AnyTask<'a> {
     InstructPix2Pix(Box<InstructPix2PixTask<'a>>),
 }
 
+/// Does the same with a task, whichever it is: `each_task!(any, task => …)`.
+macro_rules! each_task {
+    ($any:expr, $task:ident => $work:expr) => {
+        match $any {
+            $crate::training::tasks::AnyTask::Flux($task) => $work,
+            $crate::training::tasks::AnyTask::InstructPix2Pix($task) => $work,
+        }
+    };
+}
+pub(in crate::training) use each_task;
+
 /// Loads the model, and makes the task that it is trained for.
 ///
 /// # Errors
