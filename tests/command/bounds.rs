@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::program::{EDITING, MODEL, copy, fails, overrides, with_overrides, workshop};
+use crate::support::program::{MODEL, TINY_EDIT, copy, fails, overrides, with_overrides, workshop};
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| workshop("inputs-bounds"));
 
@@ -85,7 +85,7 @@ fn numbers_in_a_configuration_beyond_all_bounds_are_refused_at_once() {
     }
     let seeds = format!("validation.seeds={:?}", (0..1001).collect::<Vec<_>>());
     refused(&with_overrides("train", &overrides(&WORKSHOP, "never", &[&seeds])), "validation.seeds");
-    let editing = ["train", "--config", EDITING, "--set", "validation.steps=4294967295"];
+    let editing = ["train", "--config", TINY_EDIT, "--set", "validation.steps=4294967295"];
     refused(&editing, "validation.steps");
     assert!(!WORKSHOP.join("runs").exists());
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::support::{
-    program::{EDITING, MODEL, fails, overrides, succeeds, tensors, train, with_overrides, workshop},
+    program::{MODEL, TINY_EDIT, fails, overrides, succeeds, tensors, train, with_overrides, workshop},
     sampling::{EDITS, MAKES, draw, model},
 };
 
@@ -90,7 +90,7 @@ fn a_run_resumes_at_another_level_bit_for_bit() {
 fn weights_that_are_trained_stay_on_the_device() {
     let settings = ["run.name=full", "memory.level=aggressive"].map(String::from);
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
-    let arguments: Vec<_> = ["train", "--config", EDITING].into_iter().chain(settings).collect();
+    let arguments: Vec<_> = ["train", "--config", TINY_EDIT].into_iter().chain(settings).collect();
     let said = fails(&arguments);
     assert!(said.contains("`memory.level`: `aggressive`") && said.contains("`balanced`"), "{said}");
 }

@@ -22,7 +22,7 @@ use kiln::{
 
 use crate::support::{
     goldens,
-    program::{EDITING, fails, kiln, succeeds, tensors, train, workshop},
+    program::{TINY_EDIT, fails, kiln, succeeds, tensors, train, workshop},
     quantized::{ALL, dense, quantized, safetensors},
     run::{numbers, state},
 };
@@ -272,7 +272,7 @@ fn an_adapter_trains_on_quantized_weights_as_on_their_values() {
 fn training_the_weights_themselves_is_refused_by_name() {
     let workshop = workshop("quantized_full");
     let folder = quantized(Path::new("tests/fixtures/tiny-sd"), "unet", QuantizedTo::Nf4, &workshop);
-    let mut arguments = vec!["train".to_string(), "--config".into(), EDITING.into()];
+    let mut arguments = vec!["train".to_string(), "--config".into(), TINY_EDIT.into()];
     for setting in [
         format!("model.path='{}'", folder.display()),
         format!("run.output='{}'", workshop.join("runs").display()),

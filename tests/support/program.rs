@@ -1,4 +1,4 @@
-//! The program as a user runs it: the quickstart with other settings, in its own folder.
+//! The program as a user runs it: the tiny configurations with other settings, in its own folder.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,15 +9,15 @@ use burn::tensor::TensorData;
 use kiln::weights::TensorFile;
 
 /// The configuration that every test starts from.
-pub const QUICKSTART: &str = "tests/fixtures/tiny_flux.toml";
-
-/// The same for editing.
-pub const EDITING: &str = "tests/fixtures/tiny_edit.toml";
+pub const TINY_FLUX: &str = "tests/fixtures/tiny_flux.toml";
 
 /// Its model.
 pub const MODEL: &str = "tests/fixtures/tiny-flux";
 
-/// Makes the quickstart short and fast: few steps, one noise level, no images. Later settings win.
+/// The same for editing.
+pub const TINY_EDIT: &str = "tests/fixtures/tiny_edit.toml";
+
+/// Makes a tiny configuration short and fast: few steps, one noise level, no images. Later settings win.
 pub const SHORT: [&str; 5] = [
     "training.max_steps=3",
     "training.log_every=1",
@@ -47,10 +47,10 @@ pub fn overrides(workshop: &Path, name: &str, more: &[&str]) -> Vec<String> {
     all
 }
 
-/// The arguments of `command` with the quickstart and these overrides.
+/// The arguments of `command` with the tiny configuration and these overrides.
 pub fn with_overrides(command: &str, overrides: &[String]) -> Vec<String> {
     let settings = overrides.iter().flat_map(|setting| ["--set".to_string(), setting.clone()]);
-    [command, "--config", QUICKSTART].map(String::from).into_iter().chain(settings).collect()
+    [command, "--config", TINY_FLUX].map(String::from).into_iter().chain(settings).collect()
 }
 
 /// The program with these arguments, where cargo runs tests: in the folder of the package.

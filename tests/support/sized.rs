@@ -27,7 +27,7 @@ use kiln::{
 };
 use serde_json::{Value, json};
 
-use super::program::{QUICKSTART, copy};
+use super::program::{TINY_FLUX, copy};
 
 /// A tensor of small values; whoever writes many of them holds one at a time.
 struct Numbers(Vec<usize>);
@@ -169,7 +169,7 @@ impl Work {
                 "validation.prompts=[]".into(),
                 format!("memory.level={}", level.word()),
             ];
-            let config = TrainConfig::load(QUICKSTART, &settings).unwrap();
+            let config = TrainConfig::load(TINY_FLUX, &settings).unwrap();
             let plan = training::dry_run(&config, &device, &mut Silent).unwrap().memory;
             return measure(plan, &|| drop(training::train(&config, None, &device, &mut Silent).unwrap()));
         }

@@ -1,4 +1,4 @@
-//! The editing quickstart as a user goes through it: prepare, train, resume, validate, export.
+//! The tiny editing configuration as a user goes through it: prepare, train, resume, validate, export.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use kiln::{
     training::{self, Metrics, Record, Silent, TrainConfig, ValidationMetrics},
 };
 
-use crate::support::program::{EDITING, copy, fails, succeeds, tensors, workshop};
+use crate::support::program::{TINY_EDIT, copy, fails, succeeds, tensors, workshop};
 
 /// The folder of this file's runs; its cache is filled.
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -22,17 +22,17 @@ static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
     workshop
 });
 
-/// The arguments of a command with the editing quickstart and these settings.
+/// The arguments of a command with the tiny editing configuration and these settings.
 fn command(name: &str, settings: &[String]) -> Vec<String> {
     let settings = settings.iter().flat_map(|setting| ["--set".to_string(), setting.clone()]);
-    [name, "--config", EDITING].map(String::from).into_iter().chain(settings).collect()
+    [name, "--config", TINY_EDIT].map(String::from).into_iter().chain(settings).collect()
 }
 
 fn settings(name: &str, more: &[&str]) -> Vec<String> {
     settings_in(&WORKSHOP, name, more)
 }
 
-/// The editing quickstart, shorter, in a workshop. Later settings win.
+/// The tiny editing configuration, shorter, in a workshop. Later settings win.
 fn settings_in(workshop: &Path, name: &str, more: &[&str]) -> Vec<String> {
     let mut all = vec![
         format!("run.name={name}"),
@@ -54,7 +54,7 @@ fn settings_in(workshop: &Path, name: &str, more: &[&str]) -> Vec<String> {
 }
 
 fn config(name: &str, more: &[&str]) -> TrainConfig {
-    TrainConfig::load(EDITING, &settings(name, more)).unwrap()
+    TrainConfig::load(TINY_EDIT, &settings(name, more)).unwrap()
 }
 
 fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {

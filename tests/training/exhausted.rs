@@ -11,14 +11,14 @@ use kiln::{
 };
 
 use crate::support::{
-    program::{QUICKSTART, overrides, workshop},
+    program::{TINY_FLUX, overrides, workshop},
     run::{numbers, state},
 };
 
 fn run(workshop: &Path, name: &str, more: &[&str]) -> Result<PathBuf> {
     let settings = ["training.max_steps=8", "checkpoint.every=4", "validation.every=4", "validation.steps=1"];
     let settings: Vec<_> = settings.iter().chain(&["validation.prompts=['a cat']"]).chain(more).copied().collect();
-    let config = TrainConfig::load(Path::new(QUICKSTART), &overrides(workshop, name, &settings)).unwrap();
+    let config = TrainConfig::load(Path::new(TINY_FLUX), &overrides(workshop, name, &settings)).unwrap();
     train(&config, None, &Device::flex(), &mut Silent)
 }
 

@@ -15,7 +15,7 @@ use kiln::{
     training::{self, Metrics, Record, Silent, TrainConfig},
 };
 
-use crate::support::program::{MODEL, QUICKSTART, copy, fails, overrides, succeeds, tensors, with_overrides, workshop};
+use crate::support::program::{MODEL, TINY_FLUX, copy, fails, overrides, succeeds, tensors, with_overrides, workshop};
 
 static WORKSHOP: LazyLock<PathBuf> = LazyLock::new(|| {
     let workshop = workshop("train_full");
@@ -42,7 +42,7 @@ const EVERYTHING: [&str; 9] = [
 
 fn config(name: &str, more: &[&str]) -> TrainConfig {
     let settings: Vec<_> = EVERYTHING.iter().chain(more).copied().collect();
-    TrainConfig::load(QUICKSTART, &overrides(&WORKSHOP, name, &settings)).unwrap()
+    TrainConfig::load(TINY_FLUX, &overrides(&WORKSHOP, name, &settings)).unwrap()
 }
 
 fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {

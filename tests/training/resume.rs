@@ -15,7 +15,7 @@ use kiln::{
 
 use crate::support::{
     program::{
-        EDITING, MODEL, QUICKSTART, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop,
+        MODEL, TINY_EDIT, TINY_FLUX, command, copy, overrides, succeeds, tensors, truncate, with_overrides, workshop,
     },
     run::{check_curves, leftovers, names, numbers, state},
 };
@@ -44,7 +44,7 @@ const EVERYTHING: [&str; 12] = [
 
 fn config(name: &str, more: &[&str]) -> TrainConfig {
     let settings: Vec<_> = EVERYTHING.iter().chain(more).copied().collect();
-    TrainConfig::load(QUICKSTART, &overrides(&WORKSHOP, name, &settings)).unwrap()
+    TrainConfig::load(TINY_FLUX, &overrides(&WORKSHOP, name, &settings)).unwrap()
 }
 
 fn train(config: &TrainConfig, resume: Option<&Path>) -> Result<PathBuf> {
@@ -129,7 +129,7 @@ fn a_run_of_an_older_kiln_is_migrated_as_it_is_read() {
         "objective.noise_offset=0.05",
         "validation.edits=0",
     ];
-    for (name, file, more) in [("flux", QUICKSTART, &flux[..]), ("edit", EDITING, &edit[..])] {
+    for (name, file, more) in [("flux", TINY_FLUX, &flux[..]), ("edit", TINY_EDIT, &edit[..])] {
         let places = ["runs", "cache-old"].map(|place| WORKSHOP.join(format!("{place}-{name}")));
         let [output, cache] = ["run.output", "data.cache"].map(String::from);
         let places =

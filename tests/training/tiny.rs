@@ -1,4 +1,4 @@
-//! The quickstart as a user goes through it: prepare, train, validate, export, inspect.
+//! The tiny configuration as a user goes through it: prepare, train, validate, export, inspect.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
