@@ -106,8 +106,8 @@ pub(super) fn finish(run: &Path, config: &TrainConfig) -> Result<()> {
 fn values(file: &TensorFile) -> Result<BTreeMap<String, FlatTensor>> {
     let read = |name: String| {
         let shape = file.shape(&name).unwrap_or_default().to_vec();
-        let numbers = file.row(&name, &shape, &Device::flex())?;
-        Ok((name, FlatTensor { shape, numbers }))
+        let values = file.row(&name, &shape, &Device::flex())?;
+        Ok((name, FlatTensor { shape, values }))
     };
     file.names().into_iter().map(read).collect()
 }

@@ -155,14 +155,14 @@ fn fill(base: &Path, part: &TrainedPart, folder: &Path, stored: BTreeMap<String,
 
 /// One tensor in the shape and dtype of the file.
 struct Converted<'a> {
-    numbers: &'a Tensor<1>,
+    values: &'a Tensor<1>,
     shape: Vec<usize>,
     dtype: FileDtype,
 }
 
 impl Converted<'_> {
     fn data(&self) -> TensorData {
-        let mut data = self.numbers.to_data().convert_dtype(DType::from(self.dtype));
+        let mut data = self.values.to_data().convert_dtype(DType::from(self.dtype));
         data.shape = self.shape.clone().into();
         data
     }
@@ -189,12 +189,12 @@ fn stored<'a>(
 ) -> Result<BTreeMap<String, Converted<'a>>> {
     if !has_weights(folder)? {
         let config = read_json(folder.join(CONFIG))?;
-        let own = |(name, FlatTensor { shape, numbers }): (&String, &'a FlatTensor)| {
+        let own = |(name, FlatTensor { shape, values }): (&String, &'a FlatTensor)| {
             let mut shape = shape.clone();
             if shape.len() == 2 && (part.pointwise)(name, &config) {
                 shape.extend([1, 1]);
             }
-            (name.clone(), Converted { numbers, shape, dtype })
+            (name.clone(), Converted { values, shape, dtype })
         };
         return Ok(tensors.iter().map(own).collect());
     }
@@ -204,7 +204,7 @@ fn stored<'a>(
     });
     let mut shapes: BTreeMap<_, _> = shapes.collect();
     let (mut stored, mut problems) = (BTreeMap::new(), Vec::new());
-    for (name, FlatTensor { shape, numbers }) in tensors {
+    for (name, FlatTensor { shape, values }) in tensors {
         let Some(base) = shapes.remove(name) else {
             problems.push(format!("tensor `{name}` is not in the base model"));
             continue;
@@ -213,13 +213,13 @@ fn stored<'a>(
         let fits = long(&base) == long(shape);
         let may_widen = part.widened.is_some_and(|widened| name == widened.weight);
         let widened = may_widen && shape.len() == 4 && (shape[0], &shape[2..]) == (base[0], &base[2..]);
-        let count = numbers.dims()[0];
+        let count = values.dims()[0];
         if !(fits || widened) || shape.iter().product::<usize>() != count {
             problems
                 .push(format!("tensor `{name}` has {count} values of shape {shape:?}, the base model's is {base:?}"));
             continue;
         }
-        stored.insert(name.clone(), Converted { numbers, shape: if fits { base } else { shape.clone() }, dtype });
+        stored.insert(name.clone(), Converted { values, shape: if fits { base } else { shape.clone() }, dtype });
     }
     problems.extend(shapes.keys().map(|name| format!("tensor `{name}` of the base model was not trained")));
     if problems.is_empty() {

@@ -50,18 +50,18 @@ pub struct FlatTensor {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its values, flattened.
-    pub numbers: Tensor<1>,
+    pub values: Tensor<1>,
 }
 
 impl TensorBytes for FlatTensor {
     fn dtype(&self) -> DType {
-        self.numbers.dtype()
+        self.values.dtype()
     }
     fn shape(&self) -> &[usize] {
         &self.shape
     }
     fn bytes(&self) -> Cow<'_, [u8]> {
-        self.numbers.to_data().as_bytes().to_vec().into()
+        self.values.to_data().as_bytes().to_vec().into()
     }
 }
 
@@ -70,7 +70,7 @@ impl From<TensorData> for FlatTensor {
     fn from(mut data: TensorData) -> Self {
         let (shape, dtype) = (data.shape.to_vec(), data.dtype);
         data.shape = [data.num_elements()].into();
-        Self { shape, numbers: Tensor::from_data(data, (&Device::flex(), dtype)) }
+        Self { shape, values: Tensor::from_data(data, (&Device::flex(), dtype)) }
     }
 }
 

@@ -32,7 +32,7 @@ fn values(model: &Path, change: impl Fn(Tensor<1>) -> Tensor<1>) -> BTreeMap<Str
             if let [outputs, inputs, 1, 1] = shape[..] {
                 shape = vec![outputs, inputs];
             }
-            tensors.insert(name, FlatTensor { shape, numbers });
+            tensors.insert(name, FlatTensor { shape, values: numbers });
         }
     }
     tensors
@@ -99,7 +99,7 @@ fn an_exported_folder_is_the_base_with_new_weights() {
         assert_eq!(file.names(), base.keys().cloned().collect::<Vec<_>>());
         for (name, shape) in base {
             assert_eq!(file.shape(&name).unwrap(), shape, "{name}");
-            let expected = tensors[&name].numbers.to_data().into_vec::<f32>().unwrap();
+            let expected = tensors[&name].values.to_data().into_vec::<f32>().unwrap();
             assert_eq!(file.read(&name).unwrap().into_vec::<f32>().unwrap(), expected, "{name}");
         }
 
@@ -142,12 +142,12 @@ fn a_widened_unet_becomes_a_pipeline_of_instruct_pix2pix() {
     let temporary = tempfile::tempdir().unwrap();
     let golden = goldens("StableDiffusionPipeline").remove(0);
     let mut tensors = values(&golden.model, |numbers| numbers);
-    let FlatTensor { shape, numbers } = tensors.remove("conv_in.weight").unwrap();
+    let FlatTensor { shape, values: numbers } = tensors.remove("conv_in.weight").unwrap();
     let narrow = numbers.reshape([shape[0], shape[1], shape[2], shape[3]]);
     let wide = Tensor::<4>::cat(vec![narrow.clone(), narrow.zeros_like()], 1);
     let shape = wide.dims().to_vec();
     assert_eq!(shape[1], 8);
-    tensors.insert("conv_in.weight".into(), FlatTensor { numbers: wide.clone().flatten(0, 3), shape });
+    tensors.insert("conv_in.weight".into(), FlatTensor { values: wide.clone().flatten(0, 3), shape });
     let folder = temporary.path().join("edits");
     let report = export_folder(&golden.model, &part(), &tensors, &folder, FileDtype::F32).unwrap();
     assert_eq!(report.class, "StableDiffusionInstructPix2PixPipeline");
@@ -208,7 +208,7 @@ fn lower_precision_is_rounded_once_and_overflow_is_refused() {
         let file = written(&folder);
         for (key, values) in &tensors {
             assert_eq!(file.dtype(key).as_deref(), Some(name));
-            let expected = values.numbers.to_data().convert_dtype(dtype.into()).convert_dtype(DType::F32);
+            let expected = values.values.to_data().convert_dtype(dtype.into()).convert_dtype(DType::F32);
             let (found, expected) = (file.read_f32(key).unwrap().into_vec::<f32>(), expected.into_vec::<f32>());
             assert_eq!(found.unwrap(), expected.unwrap(), "{key}");
         }
@@ -248,7 +248,7 @@ fn what_does_not_fit_is_refused_and_leaves_nothing_behind() {
     refuse(&golden.folder, tensors(), &["unet"]);
     let mut broken = tensors();
     let first = broken.values_mut().next().unwrap();
-    first.numbers = first.numbers.clone() * f64::NAN;
+    first.values = first.values.clone() * f64::NAN;
     refuse(&golden.model, broken, &["not finite"]);
 
     fs::create_dir(&folder).unwrap();

@@ -53,7 +53,7 @@ fn part() -> TrainedPart {
 fn values(model: &UNet) -> BTreeMap<String, FlatTensor> {
     let mut values = BTreeMap::new();
     model.clone().parameters("", &mut |name, parameter| {
-        values.insert(name.to_string(), FlatTensor { shape: parameter.shape(), numbers: parameter.flat() });
+        values.insert(name.to_string(), FlatTensor { shape: parameter.shape(), values: parameter.flat() });
     });
     values
 }

@@ -113,7 +113,7 @@ impl AdamW {
 
     /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`; in 8 bits with `….absmax` beside either.
     pub fn tensors(&self) -> BTreeMap<String, Moment> {
-        let values = |row: &Tensor<1>| Moment::Values(FlatTensor { shape: row.dims().into(), numbers: row.clone() });
+        let values = |row: &Tensor<1>| Moment::Values(FlatTensor { shape: row.dims().into(), values: row.clone() });
         let mut named = BTreeMap::new();
         for (name, moments) in &self.moments {
             for (number, kind) in NAMES.into_iter().enumerate() {

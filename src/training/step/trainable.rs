@@ -80,8 +80,8 @@ impl Trainable {
         let mut tensors = BTreeMap::new();
         self.parameters(model, &mut |name, parameter| {
             let mean = means.and_then(|means| means.get(name)).cloned();
-            let numbers = mean.unwrap_or_else(|| parameter.flat());
-            tensors.insert(name.to_string(), FlatTensor { shape: parameter.shape(), numbers });
+            let values = mean.unwrap_or_else(|| parameter.flat());
+            tensors.insert(name.to_string(), FlatTensor { shape: parameter.shape(), values });
         });
         tensors
     }
