@@ -3,6 +3,8 @@
 //! Unknown keys, wrong types and impossible options are refused, whether they stand in the file or in a `--set`
 //! override: both become one document, in which every value still knows where it came from.
 
+pub mod reference;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, de::DeserializeOwned};

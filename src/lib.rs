@@ -17,7 +17,7 @@
 //!
 //! # fn main() -> kiln::error::Result<()> {
 //! let device = DeviceChoice::Cpu.open(None, Default::default())?;
-//! let config = TrainConfig::load("configs/quickstart.toml", &["training.steps=20".into()])?;
+//! let config = TrainConfig::load("configs/quickstart.toml", &["training.max_steps=20".into()])?;
 //! let run = train(&config, None, &device, &mut Silent)?;
 //! println!("{}", run.display());
 //! # Ok(())

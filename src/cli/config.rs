@@ -3,20 +3,22 @@
 use anyhow::Result;
 
 use super::print;
-use crate::{error::Error, families::ObjectiveKind, training::commented};
+use crate::{error::Error, families::ObjectiveKind, serve, training};
 
 /// Prints a commented configuration to start from, or the list of them
 ///
-/// Save it as a file and edit it: `kiln config flux_lora_12gb > run.toml`, then `kiln train --config run.toml`. With `--task`, prints
-/// every key of that task with its documentation and default.
+/// Save it as a file and edit it: `kiln config flux_lora_12gb > run.toml`, then `kiln train --config run.toml`. `--task` and
+/// `--serve` print every key with its documentation and default instead.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the configuration [default: print the list]
     name: Option<String>,
-    /// Print every key with its default instead, for this `objective.kind`: `flow_matching` (FLUX.1) or `instruct_pix2pix` (Stable
-    /// Diffusion)
+    /// Print every key of a training with this `objective.kind`: `flow_matching` (FLUX.1) or `instruct_pix2pix` (Stable Diffusion)
     #[arg(long, value_name = "KIND", conflicts_with = "name")]
     task: Option<ObjectiveKind>,
+    /// Print every key of `kiln serve` and `kiln worker`
+    #[arg(long, conflicts_with_all = ["name", "task"])]
+    serve: bool,
 }
 
 /// Files of `configs/` by their names.
@@ -43,7 +45,10 @@ const SHIPPED: [(&str, &str); 13] = files![
 
 pub(super) fn run(args: Args) -> Result<()> {
     if let Some(kind) = args.task {
-        return print(commented(kind));
+        return print(training::commented(kind));
+    }
+    if args.serve {
+        return print(serve::commented());
     }
     let Some(name) = args.name else {
         let line = |(name, text): &(&str, &str)| {

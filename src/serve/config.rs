@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,26 +23,27 @@ pub const LOCAL: &str = "local";
 const LONGEST_NAME: usize = 128;
 
 /// The configuration of a server.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct ServeConfig {
-    /// The address to listen on. Default `127.0.0.1`: this machine only.
+    /// Address to listen on. Default `127.0.0.1`: this machine only. Any other address needs `keys`.
     #[serde(default = "loopback")]
     pub host: IpAddr,
-    /// The port to listen on. Default 7800.
+    /// Port to listen on. Default 7800; 0 picks a free one.
     #[serde(default = "port")]
     pub port: u16,
-    /// A file with one name and key (or the key's BLAKE3 hash) per line. Without it the server answers only this machine.
+    /// A file with one client per line: a name, a blank, and a key of at least 16 characters, or `blake3:` and the key's hash (`b3sum`).
+    /// Default: none, and the server answers only this machine.
     #[serde(default)]
     pub keys: Option<PathBuf>,
-    /// Origins of web pages that may call the server, such as `https://example.org`. Default: only its own page.
+    /// Origins of web pages that may call the server, such as `"https://example.org"`. Default: only its own page.
     #[serde(default)]
     pub origins: Vec<String>,
-    /// The folder of the journal, the images and the uploaded adapters.
+    /// Folder of the job journal, the images and the uploaded LoRA files; one server at a time. No default.
     pub state: PathBuf,
-    /// The models to serve, the default one first.
+    /// A model to serve, once per model. Requests that name none get the first one.
     pub models: Vec<ModelEntry>,
-    /// Folders of LoRA files. A LoRA's name is its file name without the extension.
+    /// Folders of LoRA files. Requests name a LoRA by its file name without the extension. Default: none.
     #[serde(default)]
     pub loras: Vec<PathBuf>,
     /// Limits on requests and memory.
@@ -50,44 +52,46 @@ pub struct ServeConfig {
     /// How long images are kept.
     #[serde(default)]
     pub results: ResultsConfig,
-    /// What the page shows beside jobs.
+    /// The page in the browser: what it shows beside jobs.
     #[serde(default)]
     pub page: PageConfig,
-    /// Where workers on other machines get the jobs. Without it this process makes the images itself.
+    /// Where workers on other machines get their jobs (needs the feature `cluster`). Without this table the server generates the
+    /// images itself.
     #[serde(default)]
     pub cluster: Option<ClusterConfig>,
 }
 
 /// A model to serve.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
-    /// Its name in requests.
+    /// Name of the model in requests. No default.
     pub name: String,
-    /// Its folder, or `org/name` on the Hugging Face hub.
+    /// A folder in diffusers' layout, `org/name` on the Hugging Face hub, or `FILE@MODEL` for a single file. No default.
     pub path: String,
-    /// `none`, `balanced`, `aggressive` or `ultra`, as in `[memory]` of a training. Default `auto`: the fastest that fits when the
-    /// model is loaded.
+    /// Memory level: `none`, `balanced`, `aggressive` or `ultra`, as in `[memory]` of a training. Default `auto`: the fastest that fits
+    /// when the model is loaded.
     #[serde(default)]
     pub memory: LevelChoice,
 }
 
 /// `[limits]`: limits on requests and memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Maximum number of waiting jobs. Default 64.
+    /// Maximum number of waiting jobs; further ones are refused with status 429 and `Retry-After`. Default 64.
     pub queue: usize,
     /// The share of the queue that one key may fill, above 0 and at most 1. Default 0.5. Without keys there is one owner, who may
     /// fill the whole queue.
     pub share: f64,
     /// Maximum number of images per job. Default 10.
     pub images: usize,
-    /// Maximum number of pixels of an image, generated or sent. Default 4,194,304: 2048 × 2048.
+    /// Maximum number of pixels of an image, generated or sent. Default 4194304: 2048 × 2048.
     pub pixels: u64,
     /// Maximum number of denoising steps. Default 200.
     pub steps: usize,
-    /// Maximum number of images denoised at the same time. Default 8; fewer if memory does not suffice.
+    /// Maximum number of images denoised at the same time. Default 8; fewer if memory does not suffice. Raise it while the time per
+    /// image falls.
     pub rows: usize,
     /// Maximum size of a request's body. Default `"32MiB"`.
     pub body_bytes: Bytes,
@@ -114,10 +118,10 @@ impl Default for LimitsConfig {
 }
 
 /// `[results]`: how long images are kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResultsConfig {
-    /// How long images are kept after a job has finished, in seconds. Default 86,400: one day.
+    /// How long images are kept after a job has finished, in seconds. Default 86400: one day.
     pub keep_seconds: u64,
     /// Maximum size of all images together; the oldest are removed first. Default `"4GiB"`.
     pub bytes: Bytes,
@@ -137,38 +141,39 @@ impl Default for ResultsConfig {
 }
 
 /// `[page]`: what the page shows beside jobs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct PageConfig {
-    /// Folders that contain run folders. Default: none.
+    /// Run folders, or folders of them, to plot. Default: none.
     pub runs: Vec<PathBuf>,
-    /// Folders of training images with captions. Default: none.
+    /// Folders of training images whose captions can be edited. Default: none.
     pub datasets: Vec<PathBuf>,
     /// Folders of configurations of `kiln train` whose runs can be started from the page. Default: none.
     pub configs: Vec<PathBuf>,
     /// Whether a configuration may also be sent as text. Configurations name files on this machine: whoever may submit jobs could
-    /// then have any of them read, and write into the folders of runs. Default false.
+    /// then have any of them read, and write into run folders. Default false.
     pub pasted_configs: bool,
 }
 
 /// `[cluster]`: where workers on other machines get the jobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// The NATS server with JetStream, `nats://HOST:4222`; with `tls://` only encrypted.
+    /// The NATS server with JetStream: `nats://HOST:4222`, or `tls://HOST:4222` for encrypted connections only. No default.
     pub queue: String,
-    /// Where images and adapters are handed over: a folder that all machines see, or `s3://BUCKET/PREFIX`.
+    /// Where images and LoRA files are handed over: a folder that all machines see, or `s3://BUCKET/PREFIX` with the usual `AWS_…`
+    /// variables. No default.
     pub store: String,
-    /// A file with the credentials for the queue: a `.creds` file of NATS, or one line, `USER:PASSWORD` or a token. Default: what
-    /// the variable `KILN_QUEUE_CREDENTIALS` holds, or none.
+    /// A file with the credentials for the queue: a `.creds` file of NATS, or one line, `USER:PASSWORD` or a token. Default: the
+    /// variable `KILN_QUEUE_CREDENTIALS`, or none.
     pub credentials: Option<PathBuf>,
-    /// A PEM file of the authorities that may vouch for the queue. Default: those of the system.
+    /// A PEM file of the certificate authorities to trust for the queue. Default: those of the system.
     pub ca: Option<PathBuf>,
-    /// A PEM file of the certificate to show to the queue. Default: none.
+    /// A PEM file of the client certificate to show to the queue. Default: none.
     pub certificate: Option<PathBuf>,
-    /// A PEM file of the key of `certificate`.
+    /// A PEM file of the private key of `certificate`. Default: none.
     pub key: Option<PathBuf>,
-    /// Seconds for which a worker may be silent before its jobs are given to others, the same on all machines. Default 30.
+    /// Seconds for which a worker may be silent before its jobs are given to others; the same on all machines. Default 30.
     pub silence_seconds: u64,
 }
 
@@ -187,10 +192,10 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// Whether this build can do it, and the settings go together.
+    /// Checks that this build has the feature and that the settings fit each other.
     ///
     /// # Errors
-    /// The first that does not fit.
+    /// The first setting that is invalid.
     pub fn check(&self) -> Result<()> {
         if !cfg!(feature = "cluster") {
             return Err(Error::setting("cluster", "this kiln was built without the feature `cluster`")
@@ -206,9 +211,9 @@ impl ClusterConfig {
         }
         let name = self.queue.strip_prefix("nats://").or_else(|| self.queue.strip_prefix("tls://"));
         if name.is_none_or(|name| name.is_empty() || name.contains(['/', '@', ' '])) {
-            // What it holds may be secret.
+            // The value may hold a secret, so it is not quoted.
             return Err(Error::setting("cluster.queue", "is not `nats://HOST:PORT` or `tls://HOST:PORT`")
-                .hint("credentials belong into the file `cluster.credentials`"));
+                .hint("put credentials into the file `cluster.credentials`"));
         }
         if self.certificate.is_some() != self.key.is_some() {
             return Err(Error::setting("cluster.key", "and `cluster.certificate` need each other"));
@@ -219,7 +224,7 @@ impl ClusterConfig {
         Ok(())
     }
 
-    /// With its paths as a person means them.
+    /// With `~` and the like in its paths resolved.
     fn meant(mut self) -> Result<Self> {
         for (field, path) in [
             ("cluster.credentials", &mut self.credentials),
@@ -242,7 +247,24 @@ fn port() -> u16 {
 }
 
 impl ServeConfig {
-    /// Reads `serve.toml` with overrides such as `port=7801`, and checks it but for `[cluster]`, which options may complete.
+    /// A server of these models, with a default for everything else.
+    pub fn new(state: impl Into<PathBuf>, models: Vec<ModelEntry>) -> Self {
+        Self {
+            host: loopback(),
+            port: port(),
+            keys: None,
+            origins: Vec::new(),
+            state: state.into(),
+            models,
+            loras: Vec::new(),
+            limits: LimitsConfig::default(),
+            results: ResultsConfig::default(),
+            page: PageConfig::default(),
+            cluster: None,
+        }
+    }
+
+    /// Reads `serve.toml` with overrides such as `port=7801`, and checks all of it except `[cluster]`, which options may complete.
     ///
     /// # Errors
     /// As [`config::load`] and [`check`](Self::check).

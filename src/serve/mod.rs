@@ -11,6 +11,7 @@
 //! two steps.
 
 pub mod config;
+mod reference;
 pub mod job;
 mod info;
 mod refusal;
@@ -63,6 +64,7 @@ use crate::{
     generation::{BatchReport, BatchRequest},
 };
 pub use info::{LoraInfo, MemoryStatus, ModelDefaults, ModelInfo, QueueStatus, StatusInfo};
+pub use reference::{commented, reference};
 pub use refusal::{Accepted, CancelOutcome, Missing, Refusal};
 pub use service::Service;
 

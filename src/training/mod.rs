@@ -1,7 +1,7 @@
-//! The training loop and what surrounds it.
+//! Training: the loop, its configuration, checkpoints, metrics, validation and export.
 //!
 //! A run folder `checkpoints/NAME/` holds `config.toml` (every value, resolved), `metrics.jsonl`, `tensorboard/`, `samples/`,
-//! checkpoints `step-NNNNNN/`, and at the end what other programs load: `NAME.safetensors`, a LoRA, or `model/`, a whole model.
+//! checkpoints `step-NNNNNN/`, and at the end an export for other programs: `NAME.safetensors`, a LoRA, or `model/`, a full model.
 
 // As in `lib.rs`: each imports only from those above it.
 mod config;
@@ -27,9 +27,9 @@ mod validate;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, KeyReference, LoopConfig, Mode,
-    ModelConfig, ModelInit, ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig,
-    ScheduleName, Shift, TableReference, TrainConfig, ValidationConfig, Weighting, commented, reference,
+    Activations, CheckpointConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, Mode, ModelConfig, ModelInit,
+    ObjectiveConfig, OptimizerConfig, OptimizerName, RunConfig, Sampling, ScheduleConfig, ScheduleName, Shift,
+    TrainConfig, ValidationConfig, Weighting, commented, reference,
 };
 pub use curve::{CurvePoint, EditCurve};
 pub use display::{

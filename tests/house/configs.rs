@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use kiln::{
+    config::reference::{KeyReference, TableReference},
     families::ObjectiveKind,
-    serve::config::{LimitsConfig, ResultsConfig, ServeConfig},
-    training::{KeyReference, TableReference, TrainConfig, reference},
+    serve::{
+        self,
+        config::{LimitsConfig, ResultsConfig, ServeConfig},
+    },
+    training::{TrainConfig, reference},
 };
 
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/serve.toml");
@@ -117,30 +121,39 @@ fn section(title: &str, docs: &str, keys: &[KeyReference]) -> String {
     format!("**{title}** {docs}\n\n| key | default | |\n|---|---|---|\n{rows}\n")
 }
 
-#[test]
-fn the_readme_lists_every_key_as_the_code_documents_it() {
-    const START: &str = "<summary>Every key of a training</summary>\n\n";
+/// Compares the list of keys below `summary` in the README with `listed`, or replaces it where snapshots are updated.
+fn is_in_the_readme(summary: &str, listed: &str) {
     const END: &str = "</details>";
-    let mut listed = String::new();
-    let others = reference(ObjectiveKind::InstructPix2Pix);
-    for (table, other) in reference(ObjectiveKind::FlowMatching).into_iter().zip(others) {
-        let TableReference { name, docs, keys } = table;
-        match name {
-            "objective" => {
-                let title = |kind: &str| format!("`[objective]` with `kind = \"{kind}\"`");
-                listed += &section(&title("flow_matching"), &docs, &keys);
-                listed += &section(&title("instruct_pix2pix"), &docs, &other.keys);
-            }
-            _ => listed += &section(&format!("`[{name}]`"), &docs, &merged(keys, other.keys)),
-        }
-    }
+    let start = format!("<summary>{summary}</summary>\n\n");
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let text = std::fs::read_to_string(readme).unwrap();
-    let (before, rest) = text.split_once(START).expect("the README has a list of keys");
+    let (before, rest) = text.split_once(&start).expect("the README has a list of keys");
     let (found, after) = rest.split_once(END).unwrap();
     if std::env::var_os("INSTA_UPDATE").is_some_and(|mode| mode == "always") {
-        std::fs::write(readme, format!("{before}{START}{listed}{END}{after}")).unwrap();
+        std::fs::write(readme, format!("{before}{start}{listed}{END}{after}")).unwrap();
         return;
     }
     assert!(found == listed, "the keys in README.md are not those of the code: run this test with INSTA_UPDATE=always");
+}
+
+#[test]
+fn the_readme_lists_every_key_as_the_code_documents_it() {
+    let mut listed = String::new();
+    let others = reference(ObjectiveKind::InstructPix2Pix);
+    for (table, other) in reference(ObjectiveKind::FlowMatching).into_iter().zip(others) {
+        match table.name {
+            "objective" => {
+                let title = |kind: &str| format!("`[objective]` with `kind = \"{kind}\"`");
+                listed += &section(&title("flow_matching"), &table.docs, &table.keys);
+                listed += &section(&title("instruct_pix2pix"), &table.docs, &other.keys);
+            }
+            _ => listed += &section(&format!("`{}`", table.heading()), &table.docs, &merged(table.keys, other.keys)),
+        }
+    }
+    is_in_the_readme("Every key of a training", &listed);
+    let of_server = |table: TableReference| match table.name {
+        "" => section("Before the first table", &table.docs, &table.keys),
+        _ => section(&format!("`{}`", table.heading()), &table.docs, &table.keys),
+    };
+    is_in_the_readme("Every key of a server", &serve::reference().into_iter().map(of_server).collect::<String>());
 }

@@ -14,7 +14,7 @@ use kiln::{
     rng::{Purpose, Seed},
     serve::{
         Accepted, Service,
-        config::{LOCAL, LimitsConfig, ModelEntry, PageConfig, ResultsConfig, ServeConfig},
+        config::{LOCAL, ModelEntry, ServeConfig},
         job::{Job, JobId, JobRequest, LoraChoice, Status},
     },
     weights::FileDtype,
@@ -34,19 +34,7 @@ pub fn model(name: &str, path: &str) -> ModelEntry {
 
 /// Nano FLUX alone, with its state in a folder.
 pub fn config(state: &Path) -> ServeConfig {
-    ServeConfig {
-        host: [127, 0, 0, 1].into(),
-        port: 0,
-        keys: None,
-        origins: Vec::new(),
-        state: state.into(),
-        models: vec![model("nano", NANO)],
-        loras: Vec::new(),
-        limits: LimitsConfig::default(),
-        results: ResultsConfig::default(),
-        page: PageConfig::default(),
-        cluster: None,
-    }
+    ServeConfig { port: 0, ..ServeConfig::new(state, vec![model("nano", NANO)]) }
 }
 
 pub fn start(config: ServeConfig) -> Service {

@@ -1,5 +1,5 @@
-//! The configuration of a training run: what a `configs/*.toml` says. One struct a table, one field a key; the defaults
-//! are right for FLUX.1-dev.
+//! The configuration of a training run, such as `configs/*.toml`: one struct per table, one field per key. The defaults suit
+//! FLUX.1-dev.
 
 mod checkpoint;
 mod flow_matching;
@@ -24,7 +24,7 @@ pub use self::{
     model::{ModelConfig, ModelInit},
     objective::ObjectiveConfig,
     optimizer::{OptimizerConfig, OptimizerName, ScheduleConfig, ScheduleName},
-    reference::{KeyReference, TableReference, commented, reference},
+    reference::{commented, reference},
     run::RunConfig,
     training::{Activations, LoopConfig, Mode},
     validation::ValidationConfig,
@@ -40,13 +40,13 @@ use crate::{
     paths,
 };
 
-/// Whether something that must hold does, the key it is about, and the rule.
+/// A rule: whether it holds, its key, and its text.
 type Rule = (bool, &'static str, &'static str);
 
-/// All of a run. `[run]`, `[model]` and `[data]` have keys without a default; every other table may be left out.
+/// The whole configuration. `[run]`, `[model]` and `[data]` have keys without a default; every other table may be left out.
 ///
-/// Read with `O` as the objective of one kind, so that each of its keys is checked where it stands in the file; then the kind
-/// is part of the value.
+/// It is parsed with the objective `O` of one kind, so that errors name the position of each key; afterwards the kind is part of the
+/// value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig<O = ObjectiveConfig> {
@@ -68,10 +68,10 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     /// How the learning rate changes over the run.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// The training loop: what is trained, how long, and at which memory.
+    /// The training loop: mode, length, and memory.
     #[serde(default)]
     pub training: LoopConfig,
-    /// When checkpoints are written, and how many stay.
+    /// When checkpoints are written, and how many are kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
     /// How progress is measured: held-out loss and sample images.
@@ -86,7 +86,7 @@ impl TrainConfig {
     /// Reads and checks a configuration file, with overrides as in [`config::load`](crate::config::load).
     ///
     /// # Errors
-    /// What [`config::load`](crate::config::load) refuses; values that are impossible by themselves or beside others, all in one error.
+    /// As [`config::load`](crate::config::load); or values are invalid, alone or together: all in one error.
     pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         Self::of(&Sources::read(&path, overrides)?, path.as_ref())
     }
@@ -106,7 +106,7 @@ impl TrainConfig {
         }
     }
 
-    /// The configuration in a document from the file `path`, whose objective is of this kind, which is not among its keys.
+    /// The configuration in a document from the file `path`, with an objective of this kind, which is not among its keys.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -135,7 +135,7 @@ impl TrainConfig {
     /// run folder.
     ///
     /// # Errors
-    /// A number is too large for TOML (a seed above 2⁶³ − 1, which no file can hold either).
+    /// A number is too large for TOML (a seed above 2⁶³ − 1, which no file can contain either).
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(|e| Error::setting("configuration", e.to_string()))
     }
@@ -145,12 +145,12 @@ impl TrainConfig {
         self.run.output.join(&self.run.name)
     }
 
-    /// What is impossible, one line each, over all tables.
+    /// The violated rules of all tables, one line each.
     fn problems(&self) -> Vec<String> {
         let training = &self.training;
         let named = (!self.model.path.is_empty(), "model.path", "must name a folder or a model of the hub");
         let saved = (self.checkpoint.every > 0, "checkpoint.every", "must be at least 1");
-        // Over several tables.
+        // Rules about several tables.
         let together = vec![
             (
                 self.schedule.warmup_steps < training.max_steps.max(1),
@@ -191,7 +191,7 @@ impl TrainConfig {
 }
 
 impl<O> TrainConfig<O> {
-    /// The same run with its objective as a part of all objectives.
+    /// The same configuration with the objective as [`ObjectiveConfig`].
     #[rustfmt::skip] // one field a line would hide that nothing else happens
     fn with_objective(self, objective: impl FnOnce(O) -> ObjectiveConfig) -> TrainConfig {
         let Self {
@@ -204,7 +204,7 @@ impl<O> TrainConfig<O> {
     }
 }
 
-/// The error of a configuration from before `[edit]` became an objective: it says what to write.
+/// The error for a configuration from before `[edit]` became an objective, with what to write instead.
 fn edit_is_an_objective(document: &Document<'_>, edit: &Table<'_>) -> Error {
     let kind = ("kind".to_string(), format!("\"{}\"", ObjectiveKind::InstructPix2Pix.word()));
     let entries = std::iter::once(kind).chain(edit.entries());

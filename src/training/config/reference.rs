@@ -1,5 +1,4 @@
-//! All keys of a configuration with what they mean and their defaults. Both come from the types: the doc comments of the fields, and
-//! [`Default`].
+//! All keys of a configuration, with their documentation and defaults, which come from the types.
 
 use documented::DocumentedFields;
 
@@ -7,31 +6,11 @@ use super::{
     CheckpointConfig, DataConfig, FlowMatchingConfig, InstructPix2PixConfig, LoopConfig, LoraConfig, MemoryConfig,
     ModelConfig, ObjectiveConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, ValidationConfig,
 };
-use crate::{device::Dtype, families::ObjectiveKind};
-
-/// One table of a configuration.
-#[derive(Clone, Debug)]
-pub struct TableReference {
-    /// Its name, such as `lora`.
-    pub name: &'static str,
-    /// What it is about.
-    pub docs: String,
-    /// Its keys, in the order of their declaration.
-    pub keys: Vec<KeyReference>,
-}
-
-/// One key of a table.
-#[derive(Clone, Debug)]
-pub struct KeyReference {
-    /// Its name, such as `rank`.
-    pub name: &'static str,
-    /// What it does, and when to change it.
-    pub docs: String,
-    /// Its default as TOML; an example where `is_required`; nothing if it is not set by default.
-    pub value: Option<String>,
-    /// Whether there is no default.
-    pub is_required: bool,
-}
+use crate::{
+    config::reference::{self, KeyReference, TableReference},
+    device::Dtype,
+    families::ObjectiveKind,
+};
 
 /// Keys without a default, each with an example.
 const REQUIRED: [(&str, &str, &str); 3] =
@@ -60,56 +39,36 @@ pub fn reference(kind: ObjectiveKind) -> Vec<TableReference> {
             "memory" => (MemoryConfig::FIELD_NAMES, MemoryConfig::FIELD_DOCS),
             other => unreachable!("a table `{other}` without a reference; a test reads all of them"),
         };
-        let value = |key: &str| defaults.get(name).and_then(|table| table.get(key)).map(toml::Value::to_string);
-        let key = |(&key, docs): (&&'static str, &&str)| KeyReference {
-            name: key,
-            docs: one_line(docs),
-            value: value(key),
-            is_required: REQUIRED.iter().any(|(table, required, _)| (*table, *required) == (name, key)),
-        };
-        let mut keys: Vec<_> = fields.iter().zip(field_docs).map(key).filter(|key| key.is_for(kind)).collect();
+        let values = defaults.get(name).and_then(toml::Value::as_table);
+        let required: Vec<_> = REQUIRED.iter().filter(|(table, ..)| *table == name).map(|(_, key, _)| *key).collect();
+        let mut table = TableReference::new(name, docs, (fields, field_docs), values, &required);
+        table.keys.retain(|key| is_for(key, kind));
         if name == "objective" {
             let docs = "What the model is trained for; it decides which other keys there are. Default `flow_matching`, for FLUX.1; \
                         Stable Diffusion needs `instruct_pix2pix`.";
-            keys.insert(0, KeyReference { name: "kind", docs: docs.into(), value: value("kind"), is_required: false });
+            let value = values.and_then(|values| values.get("kind")).map(toml::Value::to_string);
+            table.keys.insert(0, KeyReference { name: "kind", docs: docs.into(), value, is_required: false });
         }
-        TableReference { name, docs: one_line(docs), keys }
+        table
     };
     names.map(table).collect()
 }
 
-/// The same as a configuration file: every key with its documentation above it.
+/// The same as a configuration file: every key below its documentation.
 pub fn commented(kind: ObjectiveKind) -> String {
-    let mut lines = vec![
-        format!("# Every key of a training with `objective.kind = \"{}\"`, with its default.", kind.word()),
-        "# Keys without a default hold an example; those behind a `#` are not set. What you leave out keeps its default.".into(),
-    ];
-    for TableReference { name, docs, keys } in reference(kind) {
-        lines.push(String::new());
-        lines.extend(comment(&docs));
-        lines.push(format!("[{name}]"));
-        for (number, KeyReference { name, docs, value, .. }) in keys.into_iter().enumerate() {
-            if number > 0 {
-                lines.push(String::new());
-            }
-            lines.extend(comment(&docs));
-            lines.push(value.map_or_else(|| format!("# {name} ="), |value| format!("{name} = {value}")));
-        }
-    }
-    lines.join("\n")
+    let first = format!("Every key of a training with `objective.kind = \"{}\"`, with its default.", kind.word());
+    reference::commented(&first, &reference(kind))
 }
 
-impl KeyReference {
-    /// Whether a training of this kind reads it: the documentation of others begins with the family that they are for.
-    fn is_for(&self, kind: ObjectiveKind) -> bool {
-        !self.docs.starts_with(match kind {
-            ObjectiveKind::FlowMatching => "Stable Diffusion:",
-            ObjectiveKind::InstructPix2Pix => "FLUX.1:",
-        })
-    }
+/// Whether a training of this kind reads the key: the documentation of others begins with the family that they are for.
+fn is_for(key: &KeyReference, kind: ObjectiveKind) -> bool {
+    !key.docs.starts_with(match kind {
+        ObjectiveKind::FlowMatching => "Stable Diffusion:",
+        ObjectiveKind::InstructPix2Pix => "FLUX.1:",
+    })
 }
 
-/// A configuration in which all is the default that has one.
+/// A configuration with all defaults, and an example for every key without one.
 fn defaults(kind: ObjectiveKind) -> TrainConfig {
     let [name, model, data] = REQUIRED.map(|(_, _, example)| example);
     TrainConfig {
@@ -128,25 +87,6 @@ fn defaults(kind: ObjectiveKind) -> TrainConfig {
         validation: Default::default(),
         memory: Default::default(),
     }
-}
-
-fn one_line(docs: &str) -> String {
-    docs.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// A text as lines of a comment, at most 100 characters wide.
-fn comment(text: &str) -> Vec<String> {
-    let mut lines = vec!["#".to_string()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("there is one at least");
-        if line.chars().count() + 1 + word.chars().count() > 100 {
-            lines.push(format!("# {word}"));
-        } else {
-            line.push(' ');
-            line.push_str(word);
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
