@@ -1,7 +1,7 @@
 //! Checks of the base model that layer names alone cannot make: a 4- and an 8-channel UNet have the same linear layers.
 //!
-//! A UNet that edits images and one that makes them have the same layers but for the first convolution, which no adapter
-//! changes: on the wrong one, an adapter would fit and make nonsense.
+//! An editing UNet and a generating one differ only in the first convolution, which no adapter changes: on the wrong one, an adapter
+//! would fit and produce garbage.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::{
     models::unet::UNetConfig,
 };
 
-/// The key of the metadata under which files say how many channels the UNet reads that they were made for.
+/// Metadata key for the number of input channels of the base model's UNet.
 const CHANNELS: &str = "kiln.base_model_channels";
 
 impl Lora {
-    /// What the metadata of an adapter for the model in `folder` says about it: nothing where it has no UNet.
+    /// The metadata entry about the base model in `folder`; `None` if it has no UNet.
     ///
     /// # Errors
     /// The configuration of its UNet is broken.
@@ -23,28 +23,27 @@ impl Lora {
         Ok(channels(folder)?.map(|channels| (CHANNELS, channels)))
     }
 
-    /// Whether the model in `folder` may wear the adapter, as far as its metadata says;
-    /// [`adapters_for`](Self::adapters_for) looks at the layers.
+    /// Checks the metadata against the model in `folder`; [`adapters_for`](Self::adapters_for) checks the layers.
     ///
     /// # Errors
-    /// It was made for a UNet that reads another number of channels; or the configuration of this one is broken.
+    /// The adapter is for a UNet with another number of input channels; or the configuration of this UNet is broken.
     pub fn check_base(&self, folder: &Path) -> Result<()> {
         let (Some(made_for), Some(found)) = (self.metadata.get(CHANNELS), channels(folder)?) else { return Ok(()) };
         if *made_for == found {
             return Ok(());
         }
         let problem = format!(
-            "this adapter was made for a UNet that reads {made_for} channels, and that of {} reads {found}",
+            "this adapter is for a UNet with {made_for} input channels, and the UNet of {} has {found}",
             folder.display()
         );
         Err(Error::file("LoRA", problem).hint(match self.metadata.get("kiln.base_model") {
-            Some(base) => format!("use it with the model it was trained on, {base}, or with one made from that"),
-            None => "use it with the model it was trained on, or with one made from that".into(),
+            Some(base) => format!("use it with its base model, {base}, or with a model derived from it"),
+            None => "use it with its base model, or with a model derived from it".into(),
         }))
     }
 }
 
-/// How many channels the UNet of a model folder reads: 4, or 8 where it edits images.
+/// The number of input channels of the UNet in a model folder: 4, or 8 for an editing model.
 fn channels(folder: &Path) -> Result<Option<String>> {
     let unet = folder.join("unet");
     let config = unet.is_dir().then(|| UNetConfig::open(unet)).transpose()?;

@@ -20,16 +20,16 @@ pub struct LoraConfig {
     /// for FLUX also feed-forward layers. `"blocks"`: every linear layer that all programs load. `"all"`: every linear layer. Or a
     /// list of patterns such as `["attn.to_q", "transformer_blocks.{0-9}.*"]`.
     pub targets: Targets,
-    /// How the matrix A starts; B starts at zero. Default `"gaussian"`, as in diffusers. `"kaiming"` is kohya's and ai-toolkit's: it
-    /// differs much in scale, so learning rates do not carry over from one to the other.
+    /// Initial values of the matrix A; B starts at zero. Default `"gaussian"`, as in diffusers. `"kaiming"` is the choice of kohya and
+    /// ai-toolkit. Their scales differ a lot, so a learning rate for one does not suit the other.
     pub init: Init,
     /// Dropout between an adapter's two matrices, from 0 to below 1. Default 0. It acts where kohya's `network_dropout` does, not on
     /// the layer's input as PEFT's `lora_dropout`.
     pub dropout: f64,
 }
 
-/// How the matrix A of an adapter starts; B starts at zero, so the model is unchanged at first. The two differ much in
-/// scale, so learning rates do not carry over from one to the other.
+/// Initial values of the matrix A of an adapter; B starts at zero, so the model is unchanged at first. The scales of the two differ a
+/// lot, so a learning rate for one does not suit the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Init {
@@ -46,7 +46,7 @@ impl Default for LoraConfig {
     }
 }
 
-/// More than the width of FLUX.1's layers would be no low rank.
+/// The width of FLUX.1's layers: a higher rank would not be low.
 const LARGEST_RANK: usize = 3072;
 
 impl LoraConfig {
@@ -55,10 +55,10 @@ impl LoraConfig {
         self.alpha.unwrap_or(self.rank as f64)
     }
 
-    /// Checks every value by itself. Whether the targets exist shows when there is a model.
+    /// Checks every value by itself. Checking that the targets exist needs the model.
     ///
     /// # Errors
-    /// Names the first field with an impossible value.
+    /// Names the first field with an invalid value.
     pub fn validate(&self) -> Result<()> {
         if !(1..=LARGEST_RANK).contains(&self.rank) {
             let problem = format!("is {}, but must be from 1 to {LARGEST_RANK}", self.rank);

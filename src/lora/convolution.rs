@@ -3,7 +3,7 @@
 
 use super::unet::{original, spelled};
 
-/// By diffusers' name; `#` stands for a number.
+/// diffusers' names; `#` stands for a number.
 const LAYERS: [&str; 13] = [
     "down_blocks.#.resnets.#.conv1",
     "down_blocks.#.resnets.#.conv2",
@@ -20,14 +20,14 @@ const LAYERS: [&str; 13] = [
     "conv_out",
 ];
 
-/// The last parts of names of the original code, and diffusers' for them.
+/// Last parts of names in the original code, each with diffusers' name.
 const RENAMED: [(&str, &str); 3] =
     [("in_layers.2", "conv1"), ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")];
 
-/// The two convolutions that stand outside of blocks.
+/// The two convolutions outside the blocks.
 const OUTSIDE: [(&str, &str); 2] = [("input_blocks.0.0", "conv_in"), ("out.2", "conv_out")];
 
-/// The convolution called `module`, by diffusers' name, if it is one of a UNet.
+/// diffusers' name of the convolution called `module`, if a UNet has it.
 pub(super) fn layer_named(module: &str) -> Option<String> {
     if let Some((_, layer)) = OUTSIDE.iter().find(|(name, _)| spelled(name, module).is_some()) {
         return Some(layer.to_string());
@@ -36,10 +36,10 @@ pub(super) fn layer_named(module: &str) -> Option<String> {
     LAYERS.iter().find_map(|layer| spelled(layer, &name))
 }
 
-/// A name of the original code whose block has diffusers' name already, all of it in diffusers' words.
+/// diffusers' name for a name of the original code whose block is already renamed.
 fn renamed(name: &str) -> String {
     let level = |name: &str| name.split('.').nth(1).map(str::to_string);
-    // A change of size stands behind the blocks of its level, as if it were one more.
+    // A down- or upsampler comes after the blocks of its level, as if it were one more block.
     match (name.strip_suffix(".op"), name.strip_suffix(".conv")) {
         (Some(block), _) if block.starts_with("down_blocks.") => {
             level(block).map_or_else(|| name.into(), |level| format!("down_blocks.{level}.downsamplers.0.conv"))

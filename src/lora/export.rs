@@ -1,4 +1,4 @@
-//! Writing an adapter file and proving that it says what was trained.
+//! Writing an adapter file and verifying it by reading it back.
 
 use std::{
     collections::BTreeMap,
@@ -16,22 +16,22 @@ use crate::{
     weights::FileDtype,
 };
 
-/// What was written and how well it was read back.
+/// The result of an export, with the difference after reading it back.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExportReport {
     /// The file.
     pub path: PathBuf,
     /// Its layout.
     pub format: Format,
-    /// How many layers it changes.
+    /// The number of layers.
     pub layers: usize,
-    /// How many values it holds, padding not counted.
+    /// The number of parameters, without padding.
     pub parameters: usize,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
     /// The largest relative difference that any layer's change has after reading the file back; 0 is exact.
     pub difference: f64,
-    /// Which programs read how much of it.
+    /// Lines about the programs that load it.
     pub notes: Vec<String>,
 }
 
@@ -49,11 +49,10 @@ impl fmt::Display for ExportReport {
     }
 }
 
-/// Writes `lora` to `path` (see [`Lora::write`]), reads the file back and compares the set of layers and every layer's
-/// change with what was to be written.
+/// Writes `lora` to `path` (see [`Lora::write`]), reads the file back and compares the layers and the change of each with `lora`.
 ///
 /// # Errors
-/// As [`Lora::write`]; or the file does not say the same, up to the rounding of `dtype`.
+/// As [`Lora::write`]; or the file differs by more than the rounding of `dtype`.
 pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FileDtype) -> Result<ExportReport> {
     export_by(lora, path.as_ref(), format, dtype, |partial| {
         lora.write(partial, format, dtype)?;
@@ -65,7 +64,7 @@ pub fn export(lora: &Lora, path: impl AsRef<Path>, format: Format, dtype: FileDt
     })
 }
 
-/// The same without a word about the adapter: only its tensors.
+/// The same without metadata: only the tensors.
 ///
 /// # Errors
 /// As [`export`].
@@ -101,10 +100,10 @@ fn export_by(
     })
 }
 
-/// The largest relative difference between the changes of two adapters, or what is different beyond the rounding of `dtype`.
+/// The largest relative difference between the changes of two adapters, or the differences beyond the rounding of `dtype`.
 fn compare(wanted: &Lora, found: &Lora, dtype: FileDtype) -> std::result::Result<f64, Vec<String>> {
-    // Eight times what rounding both matrices does to one product: the sums over the rank may cancel in part. In f32 only a
-    // scale that is no power of two is rounded.
+    // Eight times the error of one product of two rounded factors: sums over the rank may cancel in part. In f32 only a scale that
+    // is not a power of two is rounded.
     let allowed = match dtype {
         FileDtype::Bf16 => 2f64.powi(-6),
         FileDtype::F16 => 2f64.powi(-9),
@@ -127,8 +126,8 @@ fn compare(wanted: &Lora, found: &Lora, dtype: FileDtype) -> std::result::Result
     if problems.is_empty() { Ok(largest) } else { Err(problems) }
 }
 
-/// `‖(ΔW − ΔW')·X‖ / ‖ΔW·X‖` for a few random columns X, in f64: the matrices ΔW themselves are never made, and two that
-/// differ anywhere differ here. No layer at all is a change of zero. Not a number if there is none to give.
+/// `‖(ΔW − ΔW')·X‖ / ‖ΔW·X‖` for a few random columns X, in f64: the full matrices ΔW are never built, and any difference between
+/// them shows. A missing layer is a change of zero. NaN if undefined.
 fn difference(wanted: &LoraLayer, found: Option<&LoraLayer>) -> f64 {
     const PROBES: usize = 4;
     let change = |layer: &LoraLayer| {
@@ -193,7 +192,7 @@ mod tests {
         let one = lora(vec![layer("x", 1.0)]);
         assert!(compare(&both, &one, FileDtype::F32).unwrap_err()[0].contains("`y` is missing"));
         assert!(compare(&one, &both, FileDtype::F32).unwrap_err()[0].contains("`y` is unexpected"));
-        // A change of zero may be left out: it is what formats with fused layers do.
+        // A change of zero may be left out, as formats with fused layers do.
         let zero = lora(vec![layer("x", 1.0), layer("y", 0.0)]);
         assert_eq!(compare(&zero, &one, FileDtype::F32), Ok(0.0));
     }

@@ -1,8 +1,9 @@
 //! From the tensors of one module of an adapter file to changes of single layers.
 
 use super::{
-    index::{Form, Module, Role},
+    index::{Form, Module},
     matrix::Matrix,
+    role::Role,
 };
 use crate::{error::Result, weights::TensorFile};
 
@@ -19,21 +20,25 @@ pub(super) enum Change {
         right: Matrix,
     },
     Dense(Matrix),
+    /// A change of the bias: one column.
+    Bias(Matrix),
 }
 
-/// The change of one of a module's layers.
+/// A change of one of a module's layers.
 pub(super) struct Piece {
-    /// Of the layer.
+    /// The name of the layer.
     pub name: String,
     pub change: Change,
-    /// The length of every row of the changed weight (DoRA).
+    /// Factor of the change.
+    pub scale: f64,
+    /// For DoRA: the norm of each row of the changed weight.
     pub magnitude: Option<Vec<f32>>,
 }
 
-/// Reads a module. Where the layout fuses several layers it comes apart; one that was never trained is left out.
+/// Reads a module. Fused layers are split; those that were never trained are left out.
 ///
 /// # Errors
-/// Inside: why the module cannot be applied.
+/// The file cannot be read. The inner error is the reason why the module cannot be applied.
 pub(super) fn pieces(file: &TensorFile, module: &Module) -> Result<std::result::Result<Vec<Piece>, String>> {
     let mut broken = None;
     let mut read = |role: Role| -> Result<Matrix> {
@@ -72,17 +77,33 @@ pub(super) fn pieces(file: &TensorFile, module: &Module) -> Result<std::result::
             hadamard(&[read(Role::FirstA)?, read(Role::SecondA)?], &[read(Role::FirstB)?, read(Role::SecondB)?])
         }
         Form::Full => Some(Change::Dense(read(Role::Full)?)),
+        Form::Bias => Some(Change::Bias(read(Role::Bias)?)),
+    };
+    // A change of the bias beside one of the weight.
+    let bias = match (has(Role::Bias) && module.form != Form::Bias, has(Role::UpBias)) {
+        (true, _) => Some((read(Role::Bias)?, 1.0)),
+        (_, true) => Some((read(Role::UpBias)?, module.scale)),
+        _ => None,
     };
     let magnitude = if has(Role::Magnitude) { Some(read(Role::Magnitude)?) } else { None };
     if let Some(problem) = broken {
         return Ok(Err(problem));
     }
-    let change = change.ok_or_else(|| "has matrices that do not fit each other".to_string());
-    Ok(change.and_then(|change| apart(module, change, magnitude)))
+    let Some(change) = change else { return Ok(Err("has matrices that do not fit each other".into())) };
+    let width = change.inputs();
+    let bias = match bias {
+        Some((bias, _)) if bias.rows != change.outputs() => {
+            return Ok(Err(format!("changes {} outputs, but the biases of {}", change.outputs(), bias.rows)));
+        }
+        Some((bias, scale)) => apart(module, Change::Bias(bias), width, scale, None),
+        None => Ok(Vec::new()),
+    };
+    let weight = apart(module, change, width, module.scale, magnitude);
+    Ok(weight.and_then(|weight| Ok(weight.into_iter().chain(bias?).collect())))
 }
 
-/// A core `[i, j · kernel²]` with its second axis multiplied by `by` `[j, in]`: `[i, in · kernel²]`. The axes of `j` and of the
-/// kernel are one in the core, as matrices have two.
+/// A core `[i, j · kernel²]` contracted over `j` with `by` `[j, in]`: `[i, in · kernel²]`. As matrices have two axes, those of `j` and
+/// of the kernel are one.
 fn contracted(core: &Matrix, by: &Matrix) -> Option<Matrix> {
     let kernel = core.columns.checked_div(by.rows).filter(|kernel| kernel * by.rows == core.columns)?;
     let mut result = Matrix::zeros(core.rows, by.columns * kernel);
@@ -103,8 +124,8 @@ fn tucker(core: &Matrix, a: &Matrix, b: &Matrix) -> Option<Matrix> {
     a.transposed().product(&contracted(core, b)?)
 }
 
-/// `(B₁·A₁) ∘ (B₂·A₂)`, which is low-rank itself, of rank `r₁·r₂`: row (i, j) of its A is row i of A₁ times row j of A₂. Where
-/// that is larger than the matrix, the matrix.
+/// `(B₁·A₁) ∘ (B₂·A₂)`, which is itself low-rank, of rank `r₁·r₂`: row (i, j) of its A is row i of A₁ times row j of A₂. Where these
+/// factors are larger than the full matrix, the full matrix.
 fn hadamard(ups: &[Matrix; 2], downs: &[Matrix; 2]) -> Option<Change> {
     let ([up_1, up_2], [down_1, down_2]) = (ups, downs);
     let (outputs, inputs) = (up_1.rows, down_1.columns);
@@ -117,18 +138,24 @@ fn hadamard(ups: &[Matrix; 2], downs: &[Matrix; 2]) -> Option<Change> {
     Some(Change::LowRank { down, up })
 }
 
-/// Divides a change among the layers of its module.
-fn apart(module: &Module, change: Change, magnitude: Option<Matrix>) -> std::result::Result<Vec<Piece>, String> {
+/// Divides a change among the layers of its module, whose number of inputs is `width`, if that is known.
+fn apart(
+    module: &Module,
+    change: Change,
+    width: Option<usize>,
+    scale: f64,
+    magnitude: Option<Matrix>,
+) -> std::result::Result<Vec<Piece>, String> {
     let layers = &module.place.layers;
     let swapped = module.place.swapped;
-    let (outputs, inputs) = change.dims();
+    let outputs = change.outputs();
     let lengths = match magnitude {
         Some(lengths) if lengths.values.len() == outputs && lengths.rows == outputs => {
             Some(if swapped { lengths.halves_swapped().values } else { lengths.values })
         }
         Some(lengths) => {
             return Err(format!(
-                "stretches columns of the weight ({} × {} lengths for {outputs} outputs); kiln reads DoRA that stretches rows",
+                "scales the columns of the weight ({} × {} magnitudes for {outputs} outputs); kiln reads DoRA that scales rows",
                 lengths.rows, lengths.columns
             ));
         }
@@ -136,10 +163,12 @@ fn apart(module: &Module, change: Change, magnitude: Option<Matrix>) -> std::res
     };
     if let [name] = layers.as_slice() {
         let change = if swapped { change.halves_swapped() } else { change };
-        return Ok(vec![Piece { name: name.clone(), change, magnitude: lengths }]);
+        return Ok(vec![Piece { name: name.clone(), change, scale, magnitude: lengths }]);
     }
-    // Queries, keys and values are as wide as the input; what is left is the feed-forward part of a single block.
-    let (count, width) = (layers.len(), inputs);
+    // Queries, keys and values are as wide as the input; the remaining rows are the feed-forward part of a single block. In FLUX that
+    // part is four times as wide, which gives the width if only biases change.
+    let count = layers.len();
+    let width = width.unwrap_or(outputs / if count == 3 { 3 } else { 7 });
     let rest = outputs.checked_sub(3 * width).filter(|&rest| (rest == 0) == (count == 3));
     let rest = rest.ok_or_else(|| format!("has {outputs} rows, which are not {count} layers of width {width}"))?;
     let heights = [width, width, width, rest];
@@ -157,24 +186,25 @@ fn apart(module: &Module, change: Change, magnitude: Option<Matrix>) -> std::res
         Change::Dense(dense) => {
             blocks(&heights[..count], 1).map(|rows| Some(Change::Dense(dense.rows(rows)))).collect()
         }
+        Change::Bias(bias) => blocks(&heights[..count], 1).map(|rows| Some(Change::Bias(bias.rows(rows)))).collect(),
     };
     let lengths_of = |rows: std::ops::Range<usize>| lengths.as_ref().map(|lengths| lengths[rows].to_vec());
     let piece = |((name, change), rows): ((&String, Option<Change>), _)| {
         let magnitude = lengths_of(rows);
-        // With lengths, a layer is changed even where nothing is added to it.
+        // Row norms change a layer even if nothing is added to it.
         let change = match (change, &magnitude) {
             (Some(change), _) => change,
             (None, Some(lengths)) => {
-                Change::LowRank { down: Matrix::zeros(1, inputs), up: Matrix::zeros(lengths.len(), 1) }
+                Change::LowRank { down: Matrix::zeros(1, width), up: Matrix::zeros(lengths.len(), 1) }
             }
             (None, None) => return None,
         };
-        Some(Piece { name: name.clone(), change, magnitude })
+        Some(Piece { name: name.clone(), change, scale, magnitude })
     };
     Ok(layers.iter().zip(changes).zip(blocks(&heights[..count], 1)).filter_map(piece).collect())
 }
 
-/// The rows of each of several blocks below each other, in units of `unit` rows.
+/// The row ranges of stacked blocks, in units of `unit` rows.
 fn blocks(heights: &[usize], unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let mut top = 0;
     heights.iter().map(move |height| {
@@ -184,8 +214,8 @@ fn blocks(heights: &[usize], unit: usize) -> impl Iterator<Item = std::ops::Rang
     })
 }
 
-/// Either `up` is block-diagonal, one block for each layer, and then `down` is divided as `up`'s columns are; or all layers share
-/// `down`.
+/// Splits a fused low-rank pair. Either `up` is block-diagonal, one block for each layer, and `down` is split as the columns of `up`;
+/// or all layers share `down`.
 fn low_rank_apart(down: &Matrix, up: &Matrix, heights: &[usize]) -> Vec<Option<Change>> {
     let (count, whole, width) = (heights.len(), down.rows, down.columns);
     let rank = whole / count;
@@ -200,7 +230,7 @@ fn low_rank_apart(down: &Matrix, up: &Matrix, heights: &[usize]) -> Vec<Option<C
             return Some(Change::LowRank { down: down.clone(), up: up.block(rows, 0..whole) });
         }
         let (a, b) = (down.block(block(i), 0..width), up.block(rows.clone(), block(i)));
-        // Padding to a common rank is taken off. A layer that was never trained is nothing but padding.
+        // Padding to a common rank is removed. A layer that was never trained is all padding.
         let used = (0..rank).rev().find(|&k| a.row(k).iter().any(|&v| v != 0.0) || b.column(k).any(|v| v != 0.0));
         let rank = used? + 1;
         Some(Change::LowRank { down: a.block(0..rank, 0..width), up: b.block(0..rows.len(), 0..rank) })
@@ -209,12 +239,21 @@ fn low_rank_apart(down: &Matrix, up: &Matrix, heights: &[usize]) -> Vec<Option<C
 }
 
 impl Change {
-    /// `(out, in)`.
-    fn dims(&self) -> (usize, usize) {
+    fn outputs(&self) -> usize {
         match self {
-            Self::LowRank { down, up } => (up.rows, down.columns),
-            Self::Kronecker { left, right } => (left.rows * right.rows, left.columns * right.columns),
-            Self::Dense(dense) => (dense.rows, dense.columns),
+            Self::LowRank { up, .. } => up.rows,
+            Self::Kronecker { left, right } => left.rows * right.rows,
+            Self::Dense(matrix) | Self::Bias(matrix) => matrix.rows,
+        }
+    }
+
+    /// `None` for a bias, which fits any number.
+    fn inputs(&self) -> Option<usize> {
+        match self {
+            Self::LowRank { down, .. } => Some(down.columns),
+            Self::Kronecker { left, right } => Some(left.columns * right.columns),
+            Self::Dense(dense) => Some(dense.columns),
+            Self::Bias(_) => None,
         }
     }
 
@@ -226,6 +265,7 @@ impl Change {
             }
             Self::Kronecker { left, right } => Self::Dense(left.kronecker(&right).halves_swapped()),
             Self::Dense(dense) => Self::Dense(dense.halves_swapped()),
+            Self::Bias(bias) => Self::Bias(bias.halves_swapped()),
         }
     }
 }

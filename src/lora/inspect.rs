@@ -24,8 +24,7 @@ use crate::{
 /// An optimizer's tensors are named after those of the adapter or model.
 const OPTIMIZER: (&str, &[&str]) = ("optimizer state", &["exp_avg"]);
 
-/// What a file is whose tensors have one of these in their names. The first line that fits counts, and each part of a
-/// model in shards fits one.
+/// Kinds of files, each with parts of tensor names that identify it. The first match counts; every shard of a model matches.
 const KINDS: [(&str, &[&str]); 14] = [
     OPTIMIZER,
     ("FLUX transformer, original layout", &["double_blocks.", "single_blocks."]),
@@ -50,49 +49,49 @@ const KINDS: [(&str, &[&str]); 14] = [
     ("latents", &["latents", "noise"]),
 ];
 
-/// What [`inspect`] found out.
+/// The result of [`inspect`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
     /// The file.
     pub path: PathBuf,
     /// In words: `LoRA`, `VAE, layout of diffusers`, `unknown`, …
     pub kind: String,
-    /// How many tensors it holds.
+    /// The number of tensors.
     pub tensors: usize,
-    /// How many values these have.
+    /// The number of parameters.
     pub parameters: usize,
-    /// How many tensors there are of each dtype.
+    /// The number of tensors of each dtype.
     pub dtypes: BTreeMap<String, usize>,
-    /// If it is an adapter.
+    /// Its adapter, if it is one.
     pub lora: Option<LoraSummary>,
-    /// The text pairs the file carries.
+    /// The metadata in its header.
     pub metadata: BTreeMap<String, String>,
 }
 
 /// The adapter in a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoraSummary {
-    /// Whose layout it is: diffusers, PEFT, kohya, LyCORIS, ComfyUI, OneTrainer, XLabs, or bare names.
+    /// The layout: diffusers, PEFT, kohya, LyCORIS, ComfyUI, OneTrainer, XLabs, or bare names.
     pub format: String,
-    /// How many modules are of each kind: LoRA, LoCon (of convolutions), DoRA, LoKr, LoHa.
+    /// The number of modules of each kind: LoRA, LoCon (of convolutions), DoRA, LoKr, LoHa, full change, bias change.
     pub kinds: BTreeMap<String, usize>,
-    /// How many modules have each rank, if any. A format that fuses layers has their common rank.
+    /// The number of modules of each rank. A format with fused layers has their common rank.
     pub ranks: BTreeMap<usize, usize>,
-    /// How many modules have each alpha.
+    /// The number of modules of each alpha.
     pub alphas: BTreeMap<String, usize>,
-    /// The layers in diffusers' names: below each kind of block (`transformer_blocks`, `down_blocks.attentions`; empty for what
-    /// stands outside) how many blocks have each.
+    /// The layers by diffusers' names: for each kind of block (`transformer_blocks`, `down_blocks.attentions`; empty outside the blocks)
+    /// the number of blocks with each layer.
     pub targets: BTreeMap<String, BTreeMap<String, usize>>,
-    /// What kiln cannot apply, and why.
+    /// The parts that kiln cannot apply, with reasons.
     pub problems: Vec<String>,
-    /// Which programs read how much of it, for the layouts of which kiln knows that.
+    /// The programs that load it, for layouts where this is known.
     pub readers: Vec<Reader>,
 }
 
-/// Looks at the names, shapes and metadata of any safetensors file; only scalars are read.
+/// Describes any safetensors file by names, shapes and metadata; of the tensors only scalars are read.
 ///
 /// # Errors
-/// The file is missing, cut short or no safetensors file.
+/// The file is missing, cut short or not a safetensors file.
 pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     let file = TensorFile::open(adapter_file(path.as_ref())?)?;
     let names = file.names();
@@ -131,7 +130,8 @@ impl LoraSummary {
         }
         let layout = index.layout();
         let names: Vec<&str> = modules.iter().flat_map(|module| &module.place.layers).map(String::as_str).collect();
-        let is_plain = kinds.keys().all(|kind| kind == "LoRA") && problems.is_empty();
+        let is_plain = kinds.keys().all(|kind| kind == "LoRA") && !modules.iter().any(Module::has_bias);
+        let is_plain = is_plain && problems.is_empty();
         let format = match layout {
             "diffusers" => Some(Format::Diffusers),
             "kohya" => Some(Format::Kohya),
@@ -146,8 +146,8 @@ impl LoraSummary {
     }
 }
 
-/// The kind of block and the name inside it, taken apart at the number after the last list of blocks, which all have names in
-/// the plural: `transformer_blocks` and `attn.to_q`, `down_blocks.attentions` and `proj_in`.
+/// The kind of block and the name inside it, split at the number after the last list of blocks, whose name is a plural:
+/// `transformer_blocks` and `attn.to_q`, `down_blocks.attentions` and `proj_in`.
 fn in_block(layer: &str) -> (String, String) {
     let parts: Vec<_> = layer.split('.').collect();
     let number = |part: &str| part.parse::<usize>().is_ok();

@@ -1,12 +1,12 @@
-//! The one key table between the two layouts of FLUX: diffusers' modules and those of the original code, which kohya's
-//! and ComfyUI's files use. Reading, writing and inspecting adapters all go by it.
+//! The key table between the two layouts of FLUX: diffusers' modules and those of the original code, which kohya's and ComfyUI's files
+//! use. Adapters are read, written and inspected by it.
 
 /// One module of the original layout and the diffusers modules it is made of.
 #[derive(Debug)]
 struct Row {
-    /// Dotted, below its block.
+    /// Its dotted name inside its block.
     original: &'static str,
-    /// Dotted, below their block; several when the original is one fused projection, in the order of its output rows.
+    /// Their dotted names inside their block: several if the original is a fused projection, in the order of its output rows.
     modules: &'static [&'static str],
 }
 
@@ -42,24 +42,24 @@ const TOP: &[Row] = &[
     Row { original: "final_layer.linear", modules: &["proj_out"] },
 ];
 
-/// The one module whose output halves stand in another order: (shift, scale) originally, (scale, shift) in diffusers.
+/// The only module whose output halves differ in order: (shift, scale) in the original, (scale, shift) in diffusers.
 const SWAPPED: &str = "final_layer.adaLN_modulation.1";
 
-/// Where rows stand: the name of the list of blocks originally and in diffusers; empty for what stands outside blocks.
+/// The tables by their list of blocks: its name in the original and in diffusers; empty outside the blocks.
 const LEVELS: [(&str, &str, &[Row]); 3] = [
     ("double_blocks", "transformer_blocks", DOUBLE),
     ("single_blocks", "single_transformer_blocks", SINGLE),
     ("", "", TOP),
 ];
 
-/// A module of the original layout in the terms of diffusers.
+/// A module of the original layout with its diffusers layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Original {
     /// Its dotted name, such as `double_blocks.3.img_attn.qkv`.
     pub name: String,
     /// The names of the diffusers layers it is made of, in the order of its output rows.
     pub layers: Vec<String>,
-    /// Whether the two halves of its output change places between the layouts.
+    /// Whether the two halves of its output are swapped between the layouts.
     pub swapped: bool,
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn layers_of_original(module: &str) -> Option<Vec<String>> {
     original_named(module).map(|original| original.layers)
 }
 
-/// Whether the halves of its output change places.
+/// Whether the two halves of its output are swapped.
 pub(crate) fn swaps_halves(module: &str) -> bool {
     original_named(module).is_some_and(|original| original.swapped)
 }
@@ -117,7 +117,7 @@ pub(super) fn flat(name: &str) -> String {
     name.replace('.', "_")
 }
 
-/// Takes `stem` and a block number off the front: `("3", "attn.to_q")` of `transformer_blocks.3.attn.to_q`.
+/// Splits off `stem` and a block number: `("3", "attn.to_q")` for `transformer_blocks.3.attn.to_q`.
 fn below<'a>(module: &'a str, stem: &str) -> Option<(&'a str, &'a str)> {
     if stem.is_empty() {
         return Some(("", module));

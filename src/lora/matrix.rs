@@ -1,4 +1,4 @@
-//! Small matrices on the host, for taking adapter files apart, putting them together and comparing them.
+//! Small matrices on the host, for splitting, joining and comparing adapters.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::kernels;
 
-/// A matrix of f32, row by row.
+/// A row-major matrix of f32.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Matrix {
     pub rows: usize,
@@ -23,7 +23,7 @@ impl Matrix {
         Self::from_data(tensor.to_data())
     }
 
-    /// `data` has float elements of whatever width. All axes but the first are one; a vector is one column.
+    /// Takes floating-point `data` of any width. All axes but the first are flattened; a vector is one column.
     pub fn from_data(data: TensorData) -> Self {
         let shape = data.shape.as_slice();
         let rows = shape.first().copied().unwrap_or(1);
@@ -36,7 +36,7 @@ impl Matrix {
         TensorData::new(self.values, [self.rows, self.columns])
     }
 
-    /// On the CPU.
+    /// A tensor on the CPU.
     pub fn into_tensor(self) -> Tensor<2> {
         Tensor::from_data(self.into_data(), (&Device::flex(), DType::F32))
     }
@@ -49,13 +49,13 @@ impl Matrix {
         self.values.iter().skip(column).step_by(self.columns.max(1)).copied()
     }
 
-    /// The part at `rows` and `columns`.
+    /// The block at `rows` and `columns`.
     pub fn block(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
         let values = rows.clone().flat_map(|row| &self.row(row)[columns.clone()]).copied().collect();
         Self { rows: rows.len(), columns: columns.len(), values }
     }
 
-    /// Writes `block` into this matrix, its corner at `row`, `column`.
+    /// Writes `block` into this matrix, with its corner at `row`, `column`.
     pub fn put(&mut self, row: usize, column: usize, block: &Matrix) {
         for i in 0..block.rows {
             let start = (row + i) * self.columns + column;
@@ -86,7 +86,7 @@ impl Matrix {
         fits.then_some(self)
     }
 
-    /// Every row times every row of the other, element by element, if both are as wide: row (i, j) is row i of this times row j.
+    /// Every row times every row of the other, element by element, if both are equally wide: row (i, j) is row i of this times row j.
     pub fn rows_times_rows(&self, other: &Self) -> Option<Self> {
         let product = |i, j| self.row(i).iter().zip(other.row(j)).map(|(one, other)| one * other).collect::<Vec<_>>();
         let pairs = (0..self.rows).flat_map(|i| (0..other.rows).map(move |j| (i, j)));
@@ -106,7 +106,7 @@ impl Matrix {
         result
     }
 
-    /// The upper half of the rows below the lower half.
+    /// Swaps the upper and the lower half of the rows.
     pub fn halves_swapped(mut self) -> Self {
         let half = self.rows / 2 * self.columns;
         self.values.rotate_left(half);

@@ -1,5 +1,5 @@
-//! What an adapter file that is shared says about itself: the keys that viewers and other programs read, and nothing about the
-//! machine and the folders of its maker.
+//! Metadata of exported adapter files: the keys that viewers and other programs read, without anything about the machine and the
+//! folders of the author.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -10,15 +10,15 @@ use crate::error::{Error, Result};
 /// The configuration of the run, as TOML.
 pub const CONFIG: &str = "kiln.config";
 
-/// The model that the run trained on, as it was named.
+/// The base model, as the configuration names it.
 pub const BASE_MODEL: &str = "kiln.base_model";
 
-/// Keys of a configuration that are of no use to others, and whose they are: what was shown while training, where things were kept.
+/// Private keys of a configuration, with their tables: validation prompts and local folders.
 const OWN: [(&str, &str); 4] =
     [("run", "output"), ("data", "cache"), ("validation", "prompts"), ("validation", "negative_prompt")];
 
-/// `metadata` of a run for a file that others get: paths become names, and settings about the maker's folders and validation
-/// prompts are left out.
+/// The metadata of a run for a file to share: paths become names, and settings about local folders and validation prompts are
+/// removed.
 pub fn to_share(mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
     if let Some(base) = metadata.get_mut(BASE_MODEL) {
         *base = name_of(base);
@@ -37,7 +37,7 @@ pub fn to_share(mut metadata: BTreeMap<String, String>) -> BTreeMap<String, Stri
     metadata
 }
 
-/// Makes names of all paths in a value.
+/// Replaces all paths in a value by names.
 fn shorten(value: &mut toml::Value) {
     match value {
         toml::Value::String(text) => *text = name_of(text),
@@ -47,7 +47,7 @@ fn shorten(value: &mut toml::Value) {
     }
 }
 
-/// The last part of what is a path of a machine; other texts, and `org/name`, as they are.
+/// The last part of a local path; other texts, and `org/name`, unchanged.
 pub fn name_of(text: &str) -> String {
     let drive = text.as_bytes().get(1..3).is_some_and(|rest| rest[0] == b':' && matches!(rest[1], b'\\' | b'/'));
     let is_path = text.starts_with(['/', '~', '\\']) || drive || text.starts_with("./") || text.contains("../");
@@ -59,7 +59,7 @@ pub fn name_of(text: &str) -> String {
     parts.map(str::trim).find(|part| !part.is_empty() && !["~", ".", ".."].contains(part)).unwrap_or_default().into()
 }
 
-/// The hash of a file's tensors, whatever its header says (`sshs_model_hash` of kohya's scripts), in hexadecimal.
+/// The hash of a file's tensors without its header (`sshs_model_hash` of kohya's scripts), in hexadecimal.
 ///
 /// # Errors
 /// The file cannot be read.

@@ -1,8 +1,8 @@
 //! LoRA adapters (Hu et al. 2021): which layers get one, how it starts, the files of diffusers, PEFT, kohya and ComfyUI, and
 //! merging into the weights.
 //!
-//! In memory an adapter has one form only: diffusers' layer names without a prefix, A `[rank, in]` and B `[out, rank]` in
-//! f32, and alpha. What the file formats do differently is undone when reading and redone when writing.
+//! In memory an adapter has one form: diffusers' layer names without a prefix, A `[rank, in]` and B `[out, rank]` in f32, and alpha.
+//! Reading and writing convert from and to the file formats.
 
 mod base;
 mod keys;
@@ -18,6 +18,7 @@ mod convolution;
 mod text;
 mod names;
 mod settings;
+mod role;
 mod index;
 mod forms;
 mod read;
@@ -56,13 +57,13 @@ pub use write::Format;
 pub struct Lora {
     /// The denoiser that it is for.
     pub denoiser: Denoiser,
-    /// Low-rank changes of the denoiser's linear layers: what is trained and written. In the order of the model when made by
+    /// Low-rank changes of the denoiser's linear layers, which are trained and written. In the order of the model after
     /// [`init`](Self::init), in natural order of names when read from a file.
     pub layers: Vec<LoraLayer>,
-    /// All else that a file of another program changes: other layers, and forms that are no low-rank pair. It is worn and merged,
-    /// and neither trained nor written.
+    /// All other changes in a file of another program: of other layers, or in other forms than a low-rank pair. They are applied and
+    /// merged, but neither trained nor written.
     pub foreign: Vec<ForeignLayer>,
-    /// What the file said about itself, or is to say: free text by key. Formats add their own keys when writing.
+    /// The metadata of the file: text by key. Formats add their own keys when writing.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -77,13 +78,13 @@ pub struct LoraLayer {
     pub b: Tensor<2>,
     /// The change is scaled by `alpha / rank`.
     pub alpha: f64,
-    /// Whether the layer is a 1×1 convolution in the checkpoint, as `proj_in` and `proj_out` of Stable Diffusion 1: then files
-    /// hold `[rank, in, 1, 1]` and `[out, rank, 1, 1]`.
+    /// Whether the layer is a 1×1 convolution in the checkpoint, like `proj_in` and `proj_out` of Stable Diffusion 1: then files hold
+    /// `[rank, in, 1, 1]` and `[out, rank, 1, 1]`.
     pub pointwise: bool,
 }
 
 impl LoraLayer {
-    /// The inner size.
+    /// The rank.
     pub fn rank(&self) -> usize {
         self.a.dims()[0]
     }
@@ -98,7 +99,7 @@ impl LoraLayer {
         kernels::matmul(self.b.clone(), self.a.clone()) * self.scale()
     }
 
-    /// The Frobenius norm of [`delta`](Self::delta), without making that matrix: `‖BA‖² = Σ (BᵀB)∘(AAᵀ)`.
+    /// The Frobenius norm of [`delta`](Self::delta), without building that matrix: `‖BA‖² = Σ (BᵀB)∘(AAᵀ)`.
     pub fn norm(&self) -> f64 {
         let b = kernels::matmul(self.b.clone().transpose(), self.b.clone());
         let a = kernels::matmul(self.a.clone(), self.a.clone().transpose());
@@ -128,16 +129,16 @@ impl Parameters for Lora {
 }
 
 impl Lora {
-    /// Changes of these layers of a `denoiser`, and nothing else.
+    /// Changes of these layers of a `denoiser`, without metadata.
     pub fn new(denoiser: Denoiser, layers: Vec<LoraLayer>) -> Self {
         Self { denoiser, layers, foreign: Vec::new(), metadata: BTreeMap::new() }
     }
 
-    /// New adapters, on `device`, for those of a denoiser's `layers` that the configuration means. Each layer's values depend on
-    /// `seed` and its name only.
+    /// New adapters on `device` for the layers that the configuration targets. The values of each depend only on `seed` and the name
+    /// of the layer.
     ///
     /// # Errors
-    /// A setting is impossible, or a pattern matches no layer.
+    /// A setting is invalid, or a pattern matches no layer.
     pub fn init(
         config: &LoraConfig,
         denoiser: Denoiser,
@@ -167,7 +168,7 @@ impl Lora {
         Ok(Self::new(denoiser, chosen.map(new).collect()))
     }
 
-    /// How many values each tensor of the adapters of a configuration has on a model of these `layers`.
+    /// The number of values in each tensor of the adapters that a configuration gives a model of these `layers`.
     ///
     /// # Errors
     /// A target matches no layer.
@@ -178,8 +179,7 @@ impl Lora {
         Ok(chosen.flat_map(|layer| [layer.inputs, layer.outputs].map(|size| config.rank * size)).collect())
     }
 
-    /// The adapters as layers of the denoiser wear them, at `strength` (1 is as trained), where their tensors are. Nothing is
-    /// copied.
+    /// The adapters of the denoiser at the LoRA scale `strength` (1 is as trained), on the device of their tensors, which are shared.
     pub fn adapters(&self, strength: f64) -> Adapters {
         let of = |layer: &LoraLayer| {
             (layer.name.clone(), Adapter::low_rank(layer.a.clone(), layer.b.clone(), layer.scale() * strength))
@@ -191,24 +191,24 @@ impl Lora {
     /// The same for a model with these `layers` on `device`.
     ///
     /// # Errors
-    /// The model has no such layers, or they are of another size: one error that lists all.
+    /// The model lacks layers, or their sizes differ: one error that lists all.
     pub fn adapters_for(&self, layers: &[LayerShape], device: &Device, strength: f64) -> Result<Adapters> {
         self.check(layers)?;
         Ok(self.clone().to_device(device).adapters(strength))
     }
 
-    /// Whether it changes text encoders, too.
+    /// Whether it changes text encoders as well.
     pub fn changes_text(&self) -> bool {
         self.foreign.iter().any(|layer| layer.part != Part::Denoiser)
     }
 
-    /// The adapters of the text encoders on `device`, which [`TextEncoders`](crate::models::text::TextEncoders) wear.
+    /// The adapters of the text encoders on `device`, for [`TextEncoders`](crate::models::text::TextEncoders).
     pub fn text_adapters(&self, device: &Device, strength: f64) -> Adapters {
         let text = self.foreign.iter().filter(|layer| layer.part != Part::Denoiser);
         text.map(|layer| layer.clone().on(device).adapter(strength)).collect()
     }
 
-    /// The same on another device.
+    /// Moves it to another device.
     pub fn to_device(mut self, device: &Device) -> Self {
         for layer in &mut self.layers {
             layer.a = layer.a.clone().to_device(device);
@@ -218,10 +218,10 @@ impl Lora {
         self
     }
 
-    /// Puts the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
+    /// Merges the changes, times `strength`, into the weights of `model`: computed in f32, rounded once to the weight's dtype.
     ///
     /// # Errors
-    /// As [`adapters_for`](Self::adapters_for). Then nothing was changed.
+    /// As [`adapters_for`](Self::adapters_for); then nothing is changed.
     pub fn merge(&self, model: &mut (impl Linears + ?Sized), strength: f64) -> Result<()> {
         let mut layers = LayerShape::all("", model);
         layers.extend(LayerShape::convolutions("", model));
@@ -240,53 +240,55 @@ impl Lora {
         Ok(())
     }
 
-    /// Whether a model with these `layers` can wear the adapters of the denoiser.
+    /// Checks that a model with these `layers` fits the adapters of the denoiser.
     ///
     /// # Errors
     /// As [`adapters_for`](Self::adapters_for).
     pub fn check(&self, layers: &[LayerShape]) -> Result<()> {
         let foreign = self.foreign.iter().filter(|layer| layer.part == Part::Denoiser);
-        let foreign = foreign.map(|layer| (layer.name.clone(), layer.delta.dims()));
-        let own = self.layers.iter().map(|layer| (layer.name.clone(), [layer.b.dims()[0], layer.a.dims()[1]]));
+        let foreign = foreign.map(|layer| (layer.name.clone(), layer.delta.outputs(), layer.delta.inputs()));
+        let own = self.layers.iter().map(|layer| (layer.name.clone(), layer.b.dims()[0], Some(layer.a.dims()[1])));
         fit(own.chain(foreign), layers)
     }
 
-    /// Whether text encoders with these `layers`, whose names begin with the encoder's folder, can wear the adapters of text
-    /// encoders.
+    /// Checks that text encoders with these `layers`, whose names begin with the encoder's folder, fit the adapters of text encoders.
     ///
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_text(&self, layers: &[LayerShape]) -> Result<()> {
         let text = self.foreign.iter().filter(|layer| layer.part != Part::Denoiser);
-        fit(text.map(|layer| (layer.full_name(), layer.delta.dims())), layers)
+        fit(text.map(|layer| (layer.full_name(), layer.delta.outputs(), layer.delta.inputs())), layers)
     }
 
-    /// The number of values.
+    /// The number of parameters.
     pub fn parameters(&self) -> usize {
         let own = self.layers.iter().map(|layer| layer.a.shape().num_elements() + layer.b.shape().num_elements());
         own.chain(self.foreign.iter().map(|layer| layer.delta.parameters())).sum()
     }
 }
 
-/// Whether changes of these sizes `[out, in]`, by the names of their layers, are changes of `layers`.
-fn fit(changes: impl Iterator<Item = (String, [usize; 2])>, layers: &[LayerShape]) -> Result<()> {
-    let sizes: BTreeMap<_, _> = layers.iter().map(|layer| (&layer.name, [layer.outputs, layer.inputs])).collect();
-    let misfit = |(name, wanted): (String, [usize; 2])| match sizes.get(&name) {
-        None => Some(format!("`{name}`: the model has no such layer")),
-        Some(found) if *found != wanted => Some(format!(
-            "`{name}`: the adapter is for {} inputs and {} outputs, the layer has {} and {}",
-            wanted[1], wanted[0], found[1], found[0]
-        )),
-        Some(_) => None,
+/// Checks that `layers` have the layers of these changes: name, number of outputs, number of inputs (`None` fits any).
+fn fit(changes: impl Iterator<Item = (String, usize, Option<usize>)>, layers: &[LayerShape]) -> Result<()> {
+    let sizes: BTreeMap<_, _> = layers.iter().map(|layer| (&layer.name, (layer.outputs, layer.inputs))).collect();
+    let misfit = |(name, outputs, inputs): (String, usize, Option<usize>)| {
+        let Some(&(found_outputs, found_inputs)) = sizes.get(&name) else {
+            return Some(format!("`{name}`: the model has no such layer"));
+        };
+        let inputs = inputs.unwrap_or(found_inputs);
+        ((outputs, inputs) != (found_outputs, found_inputs)).then(|| {
+            format!(
+                "`{name}`: the adapter is for {inputs} inputs and {outputs} outputs, the layer has {found_inputs} and {found_outputs}"
+            )
+        })
     };
     let problems: Vec<_> = changes.filter_map(misfit).collect();
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::many("LoRA", problems).hint("this adapter was made for another model; `kiln inspect` shows for which"))
+    Err(Error::many("LoRA", problems).hint("this adapter has another base model; `kiln inspect` shows which"))
 }
 
-/// The order in which people count: numbers between dots by value, so block 2 before block 10.
+/// Natural order: numbers between dots by value, so block 2 before block 10.
 fn natural(one: &str, other: &str) -> Ordering {
     let parts =
         |name: &str| name.split('.').map(|part| (part.parse::<u64>().ok(), part.to_string())).collect::<Vec<_>>();

@@ -1,33 +1,32 @@
-//! Which layers of which part of a model a module in an adapter file is on, however programs spell it.
+//! From module names in adapter files, in the spellings of all programs, to layers of a model.
 
 use super::{Part, convolution, keys, text, unet};
 
-/// Where a module acts.
+/// The layers that a module changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub part: Part,
-    /// The layers by the names of diffusers or transformers: several if the file's layout fuses them, in the order of its output
-    /// rows.
+    /// Their names in diffusers or transformers: several if the file's layout fuses them, in the order of its output rows.
     pub layers: Vec<String>,
-    /// Whether the two halves of the output change places.
+    /// Whether the two halves of the output are swapped.
     pub swapped: bool,
-    /// Whether it is a convolution of more than one pixel, or one that is no linear layer here.
+    /// Whether it is a convolution here: of more than one pixel, or pointwise but not a linear layer.
     pub convolution: bool,
 }
 
-/// What a prefix says.
+/// The meaning of a prefix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mark {
-    /// Nothing: wrappers of PyTorch and PEFT.
+    /// None: wrappers of PyTorch and PEFT.
     Wrapper,
     Denoiser,
-    /// A text encoder; its layers tell which.
+    /// A text encoder; its layers show which.
     Text,
-    /// As the last, but of the second one where it is a CLIP: that of Stable Diffusion XL.
+    /// The same, but a CLIP is the second one, that of Stable Diffusion XL.
     SecondText,
 }
 
-/// What may stand before the name of a layer, in any order and nesting, and whose layout it is a sign of.
+/// Prefixes of layer names, in any order and nesting, with the layout that each indicates.
 const PREFIXES: [(&str, Mark, &str); 21] = [
     (PEFT, Mark::Wrapper, "PEFT"),
     ("base_model.", Mark::Wrapper, ""),
@@ -55,11 +54,11 @@ const PREFIXES: [(&str, Mark, &str); 21] = [
 /// PEFT's prefix.
 pub(super) const PEFT: &str = "base_model.model.";
 
-/// A name without its prefixes, and what these said.
+/// A name without its prefixes, and their meaning.
 struct Peeled<'a> {
     bare: &'a str,
     mark: Mark,
-    /// The layout, by the first prefix that tells.
+    /// The layout that the first telling prefix indicates.
     layout: Option<&'static str>,
     /// Whether a prefix ended in an underscore, so that underscores stand for dots.
     flat: bool,
@@ -82,12 +81,12 @@ fn peel(module: &str) -> Peeled<'_> {
     peeled
 }
 
-/// The program whose layout has a module of this name, if its prefixes tell.
+/// The layout that the prefixes of a module's name indicate, if any.
 pub(super) fn layout(module: &str) -> Option<&'static str> {
     peel(module).layout
 }
 
-/// Whether a module or tensor of this name belongs to a text encoder, which kiln may know or not.
+/// Whether a module or tensor of this name belongs to a text encoder, even one that kiln does not know.
 pub(super) fn is_of_text(name: &str) -> bool {
     let Peeled { bare, mark, .. } = peel(name);
     match mark {
@@ -97,10 +96,10 @@ pub(super) fn is_of_text(name: &str) -> bool {
     }
 }
 
-/// Where the module of this name acts. Names of no known layer are taken for layers of the denoiser where dots divide them.
+/// The layers that the module of this name changes. Unknown names count as layers of the denoiser if they are dotted.
 ///
 /// # Errors
-/// The reason for which it can be on no layer that kiln knows.
+/// The reason why it changes no layer that kiln knows.
 pub(super) fn place(module: &str) -> Result<Place, &'static str> {
     let Peeled { bare, mark, flat, .. } = peel(module);
     let of = |part, layers| Place { part, layers, swapped: false, convolution: false };
@@ -110,13 +109,13 @@ pub(super) fn place(module: &str) -> Result<Place, &'static str> {
     {
         return match (part, mark) {
             (Part::TextEncoder, Mark::SecondText) => {
-                Err("is of a second CLIP text encoder, which models of Stable Diffusion XL have")
+                Err("belongs to a second CLIP text encoder, as in Stable Diffusion XL")
             }
             _ => Ok(of(part, vec![layer])),
         };
     }
     if is_text {
-        return Err("is no linear layer of CLIP or T5 that kiln knows");
+        return Err("is not a linear layer of CLIP or T5 that kiln knows");
     }
     if let Some(original) = keys::original_named(bare) {
         return Ok(Place { swapped: original.swapped, ..of(Part::Denoiser, original.layers) });
@@ -131,15 +130,15 @@ pub(super) fn place(module: &str) -> Result<Place, &'static str> {
         return Ok(Place { convolution: true, ..of(Part::Denoiser, vec![layer]) });
     }
     let layer = keys::layer_named(bare);
-    // Without dots there is no telling where a layer of an unknown model begins and ends.
+    // Without dots, the name of an unknown layer cannot be recovered.
     if flat && keys::original_of(&layer).is_none() {
-        return Err("is no layer of FLUX or of Stable Diffusion's UNet that kiln knows");
+        return Err("is not a layer of FLUX or of Stable Diffusion's UNet that kiln knows");
     }
     Ok(of(Part::Denoiser, vec![layer]))
 }
 
-/// A share of a fused module of FLUX's original code: `….qkv.1` is the second layer of it (OneTrainer), and `….linear1.qkv` the
-/// first three of a single block (XLabs).
+/// A part of a fused module of FLUX's original code: `….qkv.1` is its second layer (OneTrainer), and `….linear1.qkv` the first three
+/// of a single block (XLabs).
 fn share(module: &str) -> Option<Vec<String>> {
     let (fused, share) = module.rsplit_once(['.', '_'])?;
     let layers = keys::original_named(fused)?.layers;
@@ -204,7 +203,7 @@ mod tests {
                     "single_transformer_blocks.1.attn.to_v",
                 ],
             ),
-            // The last number is the layer's own here.
+            // Here the last number is part of the layer's own name.
             ("double_blocks.7.img_mlp.0", &["transformer_blocks.7.ff.net.0.proj"]),
         ] {
             assert_eq!(layer(module).1, layers, "{module}");

@@ -10,7 +10,7 @@ pub enum Part {
     Denoiser,
     /// CLIP.
     TextEncoder,
-    /// T5, which FLUX.1 has.
+    /// T5, in FLUX.1.
     #[serde(rename = "text_encoder_2")]
     TextEncoder2,
 }

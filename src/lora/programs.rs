@@ -1,5 +1,5 @@
-//! Which programs read how much of an adapter file. Each line is what the loader of that program was seen to do with files of kiln,
-//! by name and number of layers.
+//! Compatibility of adapter files with other programs. The rules are observed behaviour of each program's loader on kiln's files, by
+//! names and number of layers.
 
 use std::fmt;
 
@@ -46,26 +46,26 @@ impl fmt::Display for Program {
     }
 }
 
-/// How much of a file a program reads.
+/// A program and how much of a file it loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Reader {
     /// The program.
     pub program: Program,
-    /// How many of the layers it leaves out, without a word; all of them if it reads none of the file.
+    /// The number of layers that it silently leaves out; all of them if it does not load the file.
     pub missed: usize,
 }
 
-/// The layers of an adapter by what programs make of them.
+/// Counts of an adapter's layers that programs treat differently.
 #[derive(Clone, Copy, Debug)]
 struct Layers {
     all: usize,
-    /// Of FLUX, outside of the two lists of blocks.
+    /// FLUX: layers outside the two lists of blocks.
     outside: usize,
-    /// Of these, in the last layer.
+    /// FLUX: those of them in the last layer.
     last: usize,
 }
 
-/// Which programs read how much of an adapter on `layers` (diffusers' names) of a `denoiser` in a file of this `format`.
+/// The programs that load an adapter on `layers` (diffusers' names) of a `denoiser` in a file of this `format`, and how much of it.
 pub fn readers<'a>(denoiser: Denoiser, layers: impl Iterator<Item = &'a str> + Clone, format: Format) -> Vec<Reader> {
     let originals: Vec<_> = layers.clone().filter_map(keys::original_of).collect();
     let count = |test: &dyn Fn(&str) -> bool| originals.iter().filter(|module| test(&module.name)).count();
@@ -89,7 +89,7 @@ pub fn readers<'a>(denoiser: Denoiser, layers: impl Iterator<Item = &'a str> + C
     rows.iter().map(reader).collect()
 }
 
-/// diffusers' names of a UNet's layers are not those that user interfaces look for.
+/// User interfaces do not look for diffusers' names of a UNet's layers.
 fn missed_of_unet(program: Program, Layers { all, .. }: Layers, format: Format) -> usize {
     match (format, program) {
         (Format::Diffusers, Diffusers) => 0,
@@ -100,19 +100,19 @@ fn missed_of_unet(program: Program, Layers { all, .. }: Layers, format: Format) 
 
 fn missed_of_flux(program: Program, Layers { all, outside, last }: Layers, format: Format) -> usize {
     match (program, format) {
-        // It converts the others' names, those outside of blocks too, and then drops these.
+        // It converts the names of other layouts, including those outside blocks, and then drops the latter.
         (Diffusers, Format::Kohya | Format::ComfyUi) => outside,
         (Diffusers, Format::Diffusers) => 0,
         (Kohya, _) => last,
         (SdCpp, _) => outside,
-        // It refuses a file with layers that it does not know.
+        // It refuses a file with unknown layers.
         (InvokeAi, _) if outside > 0 => all,
         (ComfyUi | Forge | AiToolkit | InvokeAi, _) => 0,
     }
 }
 
 impl Lora {
-    /// The layout that the most programs read: diffusers' for FLUX, kohya's for a UNet, which diffusers reads exactly, too.
+    /// The layout that most programs read: diffusers' for FLUX, kohya's for a UNet, which diffusers reads as well.
     pub fn usual_format(&self) -> Format {
         match self.denoiser {
             Denoiser::Unet => Format::Kohya,
@@ -120,7 +120,7 @@ impl Lora {
         }
     }
 
-    /// Lines about which programs read a file of it in this `format`.
+    /// Lines about the programs that load a file of it in this `format`.
     pub fn compatibility(&self, format: Format) -> Vec<String> {
         let layers = self.layers.iter().map(|layer| layer.name.as_str());
         said(&readers(self.denoiser, layers, format), self.layers.len())

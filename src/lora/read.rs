@@ -1,4 +1,4 @@
-//! From adapter files of several programs to one form.
+//! Reading the adapter files of all programs.
 
 use std::{
     collections::BTreeSet,
@@ -20,35 +20,35 @@ use crate::{
     weights::TensorFile,
 };
 
-/// The names of adapters in folders that PEFT and diffusers save.
+/// File names of adapters in folders of PEFT and diffusers.
 const IN_FOLDERS: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
 
 impl Lora {
-    /// Reads an adapter file, or the folder of one, as diffusers, PEFT, kohya's scripts, LyCORIS, XLabs, OneTrainer, ComfyUI and the
-    /// trainers that follow them write it: LoRA, LoCon, DoRA, LoKr, LoHa and full changes, in floats of 8 to 64 bits. Fused layers
-    /// come apart, and every scale is that of the program the file is for: alpha from the file, from diffusers' metadata, or from
-    /// PEFT's `adapter_config.json` beside it; else alpha = rank. The tensors are on the CPU. Its [`denoiser`](Self::denoiser) is
-    /// guessed from the names of its layers: whoever knows the model says it instead.
+    /// Reads an adapter file, or a folder with one, in the layout of diffusers, PEFT, kohya's scripts, LyCORIS, XLabs, OneTrainer, ComfyUI
+    /// and trainers that follow them: LoRA, LoCon, DoRA, LoKr, LoHa and full changes of weights and biases, in floats of 8 to 64 bits.
+    /// Fused layers are split. The scale is that of the file's own program: alpha from the file, from diffusers' metadata, or from PEFT's
+    /// `adapter_config.json` beside it; else alpha = rank. The tensors are on the CPU. The [`denoiser`](Self::denoiser) is guessed from the
+    /// names of the layers; a caller that knows the model sets it.
     ///
     /// # Errors
-    /// The file is broken or holds no adapter; or parts of it cannot be applied (norms, biases, OFT, …), which are listed: nothing is
+    /// The file is broken or holds no adapter; or parts of it cannot be applied (norms, OFT, …), which are listed: nothing is
     /// dropped silently.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let file = TensorFile::open(adapter_file(path.as_ref())?)?;
         Self::of(&file, Index::of(&file)?)
     }
 
-    /// The same without the tensors that belong to text encoders, and how many these are: for files made with other text encoders
-    /// than those of the model, or that change them in ways kiln does not read.
+    /// The same without tensors of text encoders, with their number: for files whose text encoders are not those of the model, or are
+    /// changed in ways that kiln does not read.
     ///
     /// # Errors
-    /// As [`read`](Self::read), of the rest; or nothing is left.
+    /// As [`read`](Self::read), for the rest; or nothing is left.
     pub fn read_without_text_encoders(path: impl AsRef<Path>) -> Result<(Self, usize)> {
         let file = TensorFile::open(adapter_file(path.as_ref())?)?;
         let mut index = Index::of(&file)?;
         let count = if index.is_adapter() { index.without_text_encoders() } else { 0 };
         if count > 0 && !index.is_adapter() {
-            return Err(Error::file(file.path(), "changes text encoders only, and these are to be left out"));
+            return Err(Error::file(file.path(), "changes only text encoders, which were to be left out"));
         }
         Ok((Self::of(&file, index)?, count))
     }
@@ -69,14 +69,14 @@ impl Lora {
                 }
             };
             let part = module.place.part;
-            for Piece { name, change, magnitude } in pieces {
-                if !seen.insert((part, name.clone())) {
+            for Piece { name, change, scale, magnitude } in pieces {
+                if !seen.insert((part, name.clone(), matches!(change, Change::Bias(_)))) {
                     problems.push(format!("`{}` changes layer `{name}` a second time", module.name));
                 }
                 let plain = part == Part::Denoiser && magnitude.is_none() && !module.place.convolution;
                 match change {
                     Change::LowRank { down, up } if plain => {
-                        let alpha = module.scale * down.rows as f64;
+                        let alpha = scale * down.rows as f64;
                         let (a, b, pointwise) = (down.into_tensor(), up.into_tensor(), module.pointwise);
                         layers.push(LoraLayer { name, a, b, alpha, pointwise });
                     }
@@ -84,7 +84,7 @@ impl Lora {
                         part,
                         name,
                         delta: delta(change),
-                        scale: module.scale,
+                        scale,
                         magnitude: magnitude.map(lengths),
                     }),
                 }
@@ -109,6 +109,7 @@ fn delta(change: Change) -> Delta {
         Change::LowRank { down, up } => Delta::LowRank { a: down.into_tensor(), b: up.into_tensor() },
         Change::Kronecker { left, right } => Delta::Kronecker { left: left.into_tensor(), right: right.into_tensor() },
         Change::Dense(dense) => Delta::Dense(dense.into_tensor()),
+        Change::Bias(bias) => Delta::Bias(bias.transposed().into_tensor()),
     }
 }
 
@@ -117,7 +118,7 @@ fn lengths(values: Vec<f32>) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values, [count]), (&Device::flex(), DType::F32))
 }
 
-/// The file that `path` means: itself, or the one adapter in a folder.
+/// The adapter file at `path`: itself, or the only adapter in a folder.
 ///
 /// # Errors
 /// The folder holds none, or several.
@@ -143,6 +144,6 @@ pub(super) fn adapter_file(path: &Path) -> Result<PathBuf> {
         ([], []) => Err(Error::file(path, format!("is a folder without an adapter (`{}`)", IN_FOLDERS[0]))
             .hint("give the .safetensors file of the adapter, or the folder that PEFT saved")),
         (files, _) => Err(Error::file(path, format!("is a folder with {} safetensors files", files.len()))
-            .hint(format!("give the one that is meant, such as {}", files[0]))),
+            .hint(format!("give one of them, such as {}", files[0]))),
     }
 }

@@ -1,4 +1,4 @@
-//! What stands beside the tensors of an adapter file about their scale, in PEFT's words.
+//! PEFT's settings beside the tensors of an adapter file, which give their scale.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(super) const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 /// PEFT's own file of settings.
 const CONFIG: &str = "adapter_config.json";
 
-/// The settings of the parts of a model.
+/// The settings for the parts of a model.
 #[derive(Debug, Default)]
 pub(super) struct Settings(BTreeMap<Part, PartSettings>);
 
@@ -26,12 +26,12 @@ struct PartSettings {
     alpha: Option<f64>,
     patterns: Vec<(Regex, f64)>,
     rank_stabilized: bool,
-    /// Of Kronecker products, which PEFT scales by alpha over the rank that was asked for, also where no factor has it.
+    /// For Kronecker products, which PEFT scales by alpha over the requested rank, even if no factor has it.
     ranks: Option<(f64, Vec<(Regex, f64)>)>,
 }
 
 impl Settings {
-    /// From the file's own metadata; else, for PEFT's own layout, from `adapter_config.json` in the same folder.
+    /// Reads them from the file's metadata; else, in PEFT's layout, from `adapter_config.json` in the same folder.
     pub fn beside(file: &TensorFile) -> Result<Self> {
         let metadata = file.metadata();
         if let Some(text) = metadata.get(ADAPTER_METADATA) {
@@ -60,8 +60,8 @@ impl Settings {
         Ok(Self::default())
     }
 
-    /// The alpha of a layer that has none in the file. Rank-stabilized scaling is `alpha / √rank`, which becomes an alpha for
-    /// `alpha / rank` here.
+    /// The alpha of a layer that has none in the file. Rank-stabilized scaling is `alpha / √rank`; the result is the alpha for
+    /// `alpha / rank`.
     pub fn alpha(&self, part: Part, layer: &str, rank: usize) -> f64 {
         let Some(own) = self.0.get(&part) else { return rank as f64 };
         match first(&own.patterns, layer).or(own.alpha) {
@@ -94,11 +94,11 @@ impl PartSettings {
         let kinds = ["LORA", "LOHA", "LOKR"];
         let kind = get("peft_type").as_str().map(|kind| kind.rsplit('.').next().unwrap_or(kind).to_uppercase());
         let knows_kind = get("peft_type").is_null() || kind.as_deref().is_some_and(|kind| kinds.contains(&kind));
-        // What another rule of scaling, or another kind of adapter, would depend on is not taken for something else.
+        // Settings of other kinds of adapters, or other rules of scaling, are refused.
         for (key, fits, wanted) in [
             ("peft_type", knows_kind, "one of LORA, LOHA, LOKR"),
             ("use_dora", is_switch("use_dora"), "true or false"),
-            ("lora_bias", matches!(get("lora_bias"), Value::Null | Value::Bool(false)), "false"),
+            ("lora_bias", is_switch("lora_bias"), "true or false"),
             ("lora_alpha", get("lora_alpha").is_null() || get("lora_alpha").is_number(), "a number"),
             ("alpha", get("alpha").is_null() || get("alpha").is_number(), "a number"),
             ("use_rslora", is_switch("use_rslora"), "true or false"),
@@ -130,7 +130,7 @@ fn patterns(file: &TensorFile, key: &str, table: &Value) -> Result<Vec<(Regex, f
     };
     let pattern = |(text, value): (&String, &Value)| {
         let value = value.as_f64().ok_or_else(|| bad(format!("{value} for `{text}`, which is not a number")))?;
-        // As PEFT matches it: the whole name, or the end of it at a dot.
+        // PEFT matches the whole name, or the end of it after a dot.
         let pattern = Regex::new(&format!(r"^(?:.*\.)?(?:{text})$"))
             .map_err(|e| bad(format!("`{text}`, which is not a regular expression ({e})")))?;
         Ok((pattern, value))

@@ -1,11 +1,11 @@
-//! The layers that get an adapter.
+//! The choice of layers that get an adapter.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// diffusers' default for FLUX: attention and feed-forward of both kinds of blocks (of the single blocks, which have no
-/// layer called `to_out` or `ff`, only the three projections into attention).
+/// diffusers' default for FLUX: attention and feed-forward layers of both kinds of blocks (in single blocks, which have no layer
+/// called `to_out` or `ff`, only the three projections into attention).
 pub const ATTENTION: [&str; 12] = [
     "attn.to_k",
     "attn.to_q",
@@ -21,8 +21,8 @@ pub const ATTENTION: [&str; 12] = [
     "ff_context.net.2",
 ];
 
-/// diffusers' default for Stable Diffusion's UNet: the four projections of self-attention and of attention to the text
-/// (`to_k`, `to_q`, `to_v` and `to_out.0` in `train_text_to_image_lora.py`).
+/// diffusers' default for Stable Diffusion's UNet: the four projections of self-attention and cross-attention (`to_k`, `to_q`, `to_v`
+/// and `to_out.0` in `train_text_to_image_lora.py`).
 pub const UNET_ATTENTION: [&str; 8] = [
     "attn1.to_k",
     "attn1.to_q",
@@ -36,8 +36,8 @@ pub const UNET_ATTENTION: [&str; 8] = [
 
 /// A named set of layers, or patterns.
 ///
-/// A pattern is matched against the end of a layer's dotted name, at a dot: `attn.to_q` means every layer of that name in
-/// every block, `transformer_blocks.0.attn.to_q` one of them. In a pattern
+/// A pattern is matched against the end of a layer's dotted name, at a dot: `attn.to_q` matches the layers of that name in all
+/// blocks, `transformer_blocks.0.attn.to_q` one of them. In a pattern
 /// - `*` stands for any characters, dots too: `transformer_blocks.3.attn.*`, `*norm*.linear`;
 /// - `0-9` between dots, or `{3,5-7}`, stands for numbers: `single_transformer_blocks.0-9.proj_mlp`,
 ///   `transformer_blocks.{3,5-7}.attn.*`.
@@ -46,8 +46,8 @@ pub const UNET_ATTENTION: [&str; 8] = [
 pub enum Targets {
     /// What diffusers trains by default: [`UNET_ATTENTION`] in a model that has such layers, else [`ATTENTION`].
     Attention,
-    /// Every linear layer of a block that all programs train: of a transformer those inside its blocks, of a UNet those of its
-    /// transformers. Files with other layers are not read in full everywhere.
+    /// Every linear layer that all programs load: in a transformer those inside its blocks, in a UNet those of its transformers. Some
+    /// programs do not load other layers.
     Blocks,
     /// Every linear layer.
     All,
@@ -95,10 +95,10 @@ impl From<Targets> for Spelled {
 }
 
 impl Targets {
-    /// Checks the patterns' spelling.
+    /// Checks the syntax of the patterns.
     ///
     /// # Errors
-    /// There is none, or one cannot be read.
+    /// There is no pattern, or one is invalid.
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Patterns(patterns) if patterns.is_empty() => {
@@ -109,10 +109,10 @@ impl Targets {
         }
     }
 
-    /// The names in `layers` that are meant, in their order there.
+    /// The targeted names in `layers`, in their order there.
     ///
     /// # Errors
-    /// A pattern cannot be read or matches nothing; the message shows the layers with the most similar names.
+    /// A pattern is invalid or matches nothing; the message shows the layers with the most similar names.
     pub fn resolve(&self, layers: &[String]) -> Result<Vec<String>> {
         self.validate()?;
         let patterns = match self {
@@ -134,7 +134,7 @@ impl Targets {
                 *meant |= matches;
                 found |= matches;
             }
-            // A model may lack some of a named set; what a person wrote down is expected to be there.
+            // A model may lack some layers of a named set, but not those of a pattern.
             if !found && matches!(self, Self::Patterns(_)) {
                 return Err(Error::setting("lora.targets", format!("the pattern `{text}` matches no layer"))
                     .hint(format!("layers with similar names are {}", similar(text, layers).join(", "))));
@@ -143,14 +143,14 @@ impl Targets {
         let chosen: Vec<_> =
             layers.iter().zip(meant).filter(|(_, meant)| *meant).map(|(name, _)| name.clone()).collect();
         if chosen.is_empty() {
-            return Err(Error::setting("lora.targets", "the model has none of the layers meant")
+            return Err(Error::setting("lora.targets", "the model has none of these layers")
                 .hint(format!("its layers are called {}, …", similar("attn.to_q", layers).join(", "))));
         }
         Ok(chosen)
     }
 }
 
-/// Up to four names, of as many kinds (names that differ in block numbers are one kind), the most similar to `text` first.
+/// Up to four names, all different apart from block numbers, the most similar to `text` first.
 fn similar(text: &str, layers: &[String]) -> Vec<String> {
     let pairs = |name: &str| name.as_bytes().windows(2).map(<[u8]>::to_vec).collect::<Vec<_>>();
     let kind = |name: &str| name.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
@@ -166,7 +166,7 @@ fn similar(text: &str, layers: &[String]) -> Vec<String> {
     names.into_iter().take(4).map(|name| format!("`{name}`")).collect()
 }
 
-/// A pattern taken apart.
+/// A parsed pattern.
 struct Pattern(Vec<Token>);
 
 enum Token {
@@ -209,7 +209,7 @@ impl Pattern {
         Ok(Self(tokens))
     }
 
-    /// Whether the end of `name`, from its start or from a dot on, is what the pattern says.
+    /// Whether the end of `name`, from its start or after a dot, matches the pattern.
     fn matches(&self, name: &str) -> bool {
         let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
         starts.map(|start| &name[start..]).any(|name| whole(&self.0, name))

@@ -3,11 +3,11 @@
 
 use super::{Part, unet::spelled};
 
-/// Below each block, of CLIP; `#` stands for a number.
+/// Layers in each block of CLIP; `#` stands for a number.
 const CLIP: [&str; 6] =
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"];
 
-/// Below each block, of T5.
+/// Layers in each block of T5.
 const T5: [&str; 7] = [
     "layer.0.SelfAttention.q",
     "layer.0.SelfAttention.k",
@@ -18,7 +18,7 @@ const T5: [&str; 7] = [
     "layer.1.DenseReluDense.wo",
 ];
 
-/// The layer called `module`, by transformers' name without CLIP's `text_model.`, and the text encoder that has it.
+/// transformers' name, without CLIP's `text_model.`, of the layer called `module`, and its text encoder.
 pub(super) fn layer_named(module: &str) -> Option<(Part, String)> {
     let clip = module.strip_prefix("text_model").and_then(|rest| rest.strip_prefix(['.', '_'])).unwrap_or(module);
     let find = |block: &str, layers: &[&str], module: &str| {

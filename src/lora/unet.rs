@@ -1,9 +1,9 @@
 //! The layers of Stable Diffusion's UNet in the spellings of adapter files: diffusers' own names, those with underscores for
 //! the dots, those of its former attention processors, and those of the original code.
 //!
-//! Of the original code the table knows the UNet that all of Stable Diffusion 1 and 2 has: two residual blocks on each level.
+//! The names of the original code are those of the UNet of Stable Diffusion 1 and 2, with two residual blocks on each level.
 
-/// What a name can be, the block first; `#` stands for a number.
+/// Patterns of names, starting with the block; `#` stands for a number.
 const LAYERS: [(&[&str], &[&str]); 3] = [
     (
         &["down_blocks.#.attentions.#", "mid_block.attentions.#", "up_blocks.#.attentions.#"],
@@ -26,17 +26,17 @@ const LAYERS: [(&[&str], &[&str]); 3] = [
     (&["time_embedding"], &["linear_1", "linear_2"]),
 ];
 
-/// Names of the original code below its blocks, and diffusers' for them.
+/// Names inside the blocks of the original code, each with diffusers' name.
 const RENAMED: [(&str, &str); 3] = [
     ("emb_layers.1", "time_emb_proj"),
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
 ];
 
-/// Residual blocks on a level and the step to the next one: what the original code counts on.
+/// The residual blocks of a level and its down- or upsampler: the original code numbers all of them.
 const LEVEL: usize = 3;
 
-/// The layer called `module`, by diffusers' name, if it is one of a UNet.
+/// diffusers' name of the layer called `module`, if a UNet has it.
 pub(super) fn layer_named(module: &str) -> Option<String> {
     let module = module.replace(".processor.", ".");
     let module = if module.ends_with(".to_out") { module + ".0" } else { module };
@@ -46,7 +46,7 @@ pub(super) fn layer_named(module: &str) -> Option<String> {
     })
 }
 
-/// `name` with the dots of `pattern`, if it is that pattern with numbers for `#` and, here and there, underscores for dots.
+/// `name` with the dots of `pattern`, if it matches that pattern, with numbers for `#` and possibly underscores for dots.
 pub(super) fn spelled(pattern: &str, name: &str) -> Option<String> {
     let (mut spelled, mut rest) = (String::new(), name);
     for expected in pattern.chars() {
@@ -84,7 +84,7 @@ pub(super) fn original(module: &str) -> Option<String> {
     Some(format!("{stem}.{}", renamed.map_or(rest, |(_, layer)| layer)))
 }
 
-/// Takes `stem` and a number off the front of `name`, with what stands between them.
+/// Splits off `stem` and a number from the front of `name`, with the separator between them.
 fn numbered<'a>(name: &'a str, stem: &str) -> Option<(usize, &'a str)> {
     let rest = name.strip_prefix(stem)?;
     let rest = if stem.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };

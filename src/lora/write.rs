@@ -1,4 +1,4 @@
-//! From the one form in memory to the files of other programs.
+//! Writing adapters in the file formats of other programs.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -19,14 +19,14 @@ use crate::{
     weights::{FileDtype, write_tensors},
 };
 
-/// The layout of an adapter file. In each, alpha equals the rank: the scale is inside the matrices, so that no reader can
-/// get it wrong (diffusers takes scale 1 where a file has no alpha, others divide by a rank of their own).
+/// The layout of an adapter file. In each, alpha equals the rank: the scale is folded into the matrices, because readers disagree on a
+/// missing alpha (diffusers takes scale 1, others divide by a rank of their own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum Format {
-    /// `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, or `unet.…`, with PEFT's settings as metadata. Of FLUX, ComfyUI
-    /// reads it too.
+    /// `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, or `unet.…`, with PEFT's settings as metadata. For FLUX, ComfyUI reads it
+    /// as well.
     Diffusers,
     /// `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`: by the modules of the original FLUX code, or
     /// diffusers' names of a UNet's layers, with underscores for dots. A1111 and ComfyUI read it.
@@ -47,12 +47,12 @@ impl fmt::Display for Format {
 }
 
 impl Lora {
-    /// Writes one file, its matrices in `dtype`. The adapter's metadata goes before what the format says by
-    /// itself. [`export`](fn@super::export) also checks the result.
+    /// Writes one file, with its matrices in `dtype`. The adapter's own metadata overrides that of the format.
+    /// [`export`](fn@super::export) also verifies the result.
     ///
     /// # Errors
-    /// There is nothing to write; the format does not exist for a UNet, or layers have no name in it (one error that lists
-    /// them); or the disk refuses.
+    /// There is nothing to write; the format does not exist for a UNet, or layers have no name in it (one error that lists them); or
+    /// the file cannot be written.
     pub fn write(&self, path: impl AsRef<Path>, format: Format, dtype: FileDtype) -> Result<()> {
         let own = match format {
             Format::Diffusers => self.diffusers_metadata(),
@@ -64,7 +64,7 @@ impl Lora {
         self.write_with(path.as_ref(), format, dtype, &all)
     }
 
-    /// The same with this metadata and no other.
+    /// The same with exactly this metadata.
     pub(super) fn write_with(
         &self,
         path: &Path,
@@ -76,9 +76,11 @@ impl Lora {
             return Err(Error::file(path, "the adapter has no layers: there is nothing to write"));
         }
         if !self.foreign.is_empty() {
-            let problem =
-                format!("{} of the layers are in forms or parts that kiln does not write", self.foreign.len());
-            return Err(Error::file(path, problem).hint("use the file that they came from"));
+            let problem = format!(
+                "{} of its changes are of a kind that kiln applies but does not write (DoRA, LoKr, biases, text encoders, …)",
+                self.foreign.len()
+            );
+            return Err(Error::file(path, problem).hint("use the file that they were read from"));
         }
         let tensors = match format {
             Format::Diffusers => self.diffusers(dtype),
@@ -93,8 +95,8 @@ impl Lora {
         write_tensors(path, &tensors, metadata)
     }
 
-    /// The adapter bit for bit, each layer's alpha beside it, under diffusers' names: what a checkpoint holds, and
-    /// [`read`](Self::read) takes.
+    /// The exact tensors of a checkpoint, under diffusers' names and with the alpha of each layer; [`read`](Self::read) restores
+    /// them bit for bit.
     pub fn tensors(&self) -> BTreeMap<String, TensorData> {
         let of = |layer: &LoraLayer| {
             let name = format!("{}.{}", self.denoiser, layer.name);
@@ -114,7 +116,7 @@ impl Lora {
         self.layers.iter().flat_map(of).collect()
     }
 
-    /// The tensors of kohya's layout for a UNet, which has diffusers' layers as they are.
+    /// The tensors of kohya's layout for a UNet, which has the same layers as diffusers.
     fn flattened(&self, path: &Path, dtype: FileDtype) -> Result<BTreeMap<String, TensorData>> {
         let unknown = self.layers.iter().filter(|layer| unet::layer_named(&layer.name).is_none());
         nameless(path, unknown.map(|layer| layer.name.as_str()))?;
@@ -132,9 +134,8 @@ impl Lora {
         Ok(self.layers.iter().flat_map(of).collect())
     }
 
-    /// The tensors of a layout by the modules of the original code, `key` being its spelling of their names. Fused
-    /// projections have `down` = the layers' A below each other and a block-diagonal `up`; layers that were not trained and
-    /// missing ranks are zeros there.
+    /// The tensors of a layout with the modules of the original code, whose names `key` spells. A fused projection has the stacked A of
+    /// its layers as `down` and a block-diagonal `up`, with zeros for untrained layers and missing ranks.
     fn original(
         &self,
         path: &Path,
@@ -162,11 +163,11 @@ impl Lora {
         Ok(tensors)
     }
 
-    /// What diffusers hands to `peft.LoraConfig`, every key prefixed with the component.
+    /// The arguments that diffusers passes to `peft.LoraConfig`, with the component as prefix of every key.
     fn diffusers_metadata(&self) -> Vec<(&'static str, String)> {
         let rank = self.usual_rank();
         let others = self.layers.iter().filter(|layer| layer.rank() != rank);
-        // `^`: a pattern is matched to the end of names otherwise, and `proj_out` is the end of many.
+        // `^`, because patterns are otherwise matched against the end of names, and many end in `proj_out`.
         let patterns: Map<_, _> = others.map(|layer| (format!("^{}", layer.name), json!(layer.rank()))).collect();
         let names: Vec<_> = self.layers.iter().map(|layer| layer.name.as_str()).collect();
         let settings = [
@@ -191,7 +192,7 @@ impl Lora {
         let rank = self.usual_rank().to_string();
         let mut metadata = model_metadata();
         metadata.extend([("ss_network_dim", rank.clone()), ("ss_network_alpha", rank)]);
-        // Of a UNet the layers do not say which version of Stable Diffusion it is.
+        // The layers of a UNet do not show the version of Stable Diffusion.
         metadata.extend(match self.denoiser {
             Denoiser::Unet => vec![("ss_network_module", "networks.lora".into())],
             Denoiser::Transformer => {
@@ -209,12 +210,12 @@ impl Lora {
     }
 }
 
-/// What PyTorch's loaders ask for.
+/// The metadata that PyTorch's loaders expect.
 pub(super) fn model_metadata() -> Vec<(&'static str, String)> {
     vec![("format", "pt".into())]
 }
 
-/// Layers that a format has no name for are an error.
+/// An error if there are any layers: the format has no names for them.
 fn nameless<'a>(path: &Path, layers: impl Iterator<Item = &'a str>) -> Result<()> {
     let problems: Vec<_> = layers.map(|name| format!("`{name}` has no name in this format")).collect();
     if problems.is_empty() {
@@ -223,7 +224,7 @@ fn nameless<'a>(path: &Path, layers: impl Iterator<Item = &'a str>) -> Result<()
     Err(Error::many(path, problems).hint("export with `format diffusers`"))
 }
 
-/// An alpha equal to the rank, in f32 whatever the matrices are: a rank above 256 may not exist in bf16.
+/// An alpha equal to the rank, always in f32: bf16 cannot represent every rank above 256.
 fn alpha(rank: usize) -> TensorData {
     TensorData::new(vec![rank as f32], Vec::<usize>::new())
 }
@@ -232,7 +233,7 @@ fn stored(matrix: Matrix, dtype: FileDtype) -> TensorData {
     matrix.into_data().convert_dtype(DType::from(dtype))
 }
 
-/// A matrix of `layer` with the axes it has in files.
+/// A matrix of `layer` with its axes in files.
 fn shaped(layer: &LoraLayer, mut matrix: TensorData) -> TensorData {
     if layer.pointwise {
         matrix.shape.extend([1, 1]);
@@ -240,8 +241,8 @@ fn shaped(layer: &LoraLayer, mut matrix: TensorData) -> TensorData {
     matrix
 }
 
-/// A and B with the scale inside B, which is exact where `alpha / rank` is a power of two. For f16, whose smallest numbers
-/// are soon reached, a power of two moves between them until they are of like size.
+/// A and B with the scale folded into B, which is exact if `alpha / rank` is a power of two. For f16, with its small range, a power of
+/// two moves between them to make them similar in size.
 fn folded(layer: &LoraLayer, dtype: FileDtype) -> (Matrix, Matrix) {
     let (a, b) = (Matrix::from_tensor(&layer.a), Matrix::from_tensor(&layer.b).scaled(layer.scale()));
     let (largest_a, largest_b) = (a.largest(), b.largest());
@@ -252,7 +253,7 @@ fn folded(layer: &LoraLayer, dtype: FileDtype) -> (Matrix, Matrix) {
     (a.scaled((-shift).exp2()), b.scaled(shift.exp2()))
 }
 
-/// The matrices of one module of the original layout, whose rank is the largest of the trained layers' times their number.
+/// The matrices of a module of the original layout, whose rank is the largest rank of its trained layers times the number of layers.
 fn fused(module: &Original, trained: &[&LoraLayer], dtype: FileDtype) -> (Matrix, Matrix) {
     if let ([_], [layer]) = (module.layers.as_slice(), trained) {
         return folded(layer, dtype);
@@ -260,8 +261,8 @@ fn fused(module: &Original, trained: &[&LoraLayer], dtype: FileDtype) -> (Matrix
     let rank = trained.iter().map(|layer| layer.rank()).max().unwrap_or_default();
     let width = trained.iter().map(|layer| layer.a.dims()[1]).max().unwrap_or_default();
     let layers: Vec<_> = module.layers.iter().map(|name| trained.iter().find(|layer| layer.name == *name)).collect();
-    // A layer that was not trained does not tell its size. All are as wide as the input but the fourth of a single block,
-    // which is the feed-forward part: four times that in every FLUX.
+    // The size of an untrained layer is not known here. All have the width of the input except the fourth layer of a single block, the
+    // feed-forward part, which is four times as wide in every FLUX.
     let usual = [width, width, width, 4 * width];
     let heights: Vec<_> =
         layers.iter().zip(usual).map(|(layer, usual)| layer.map_or(usual, |l| l.b.dims()[0])).collect();

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::{Adapter, Delta, Parameter, Parameters, Worn};
+use super::{Adapter, Delta, Parameter, Parameters, Worn, delta::add_to_bias};
 use crate::{kernels, weights::Weights};
 
 /// A convolution over `[B, C, H, W]`, plus its attached adapters (LoCon): they treat the kernel as a matrix `[out, in · kernel²]`,
@@ -68,8 +68,12 @@ impl Conv2d {
         [outputs, inputs * height * width]
     }
 
-    /// Merges `adapter` into the kernel: computed in f32, rounded once to the kernel's dtype.
+    /// Merges `adapter` into the kernel, or the bias: computed in f32, rounded once to the kernel's dtype.
     pub fn merge(&mut self, adapter: &Adapter) {
+        if let Delta::Bias(change) = &adapter.delta {
+            self.bias = Some(add_to_bias(self.bias.take(), change.clone() * adapter.scale, self.dtype()));
+            return;
+        }
         let own = self.matrix();
         let mut changed = own + adapter.delta.dense() * adapter.scale;
         if let Some(magnitude) = &adapter.magnitude {
@@ -163,7 +167,7 @@ impl Conv2d {
         kernels::conv2d_rows(x, self.weight.clone(), self.bias.clone(), self.stride, [0, self.padding], height)
     }
 
-    /// The convolution of `x` with a change of the kernel, `[B, out, H', W']`.
+    /// The convolution of `x` with a change of the kernel, `[B, out, H', W']`; or a change of the bias, `[1, out, 1, 1]`.
     fn change(&self, delta: &Delta, x: Tensor<4>) -> Tensor<4> {
         let [outputs, inputs, height, width] = self.dims;
         let dtype = x.dtype();
@@ -178,6 +182,7 @@ impl Conv2d {
                 kernels::conv2d(through(x, a.clone(), rank), pointwise, None, 1, 0)
             }
             Delta::Kronecker { .. } | Delta::Dense(_) => through(x, delta.dense(), outputs),
+            Delta::Bias(bias) => bias.clone().cast(dtype).reshape([1, outputs, 1, 1]),
         }
     }
 }
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_and_upsampling_keep_the_element_type() {
+    fn padding_and_upsampling_keep_the_dtype() {
         let x = numbers([1, 1, 1, 2]).cast(DType::BF16);
         let padded = pad_bottom_right(x.clone());
         assert_eq!((padded.dtype(), padded.dims()), (DType::BF16, [1, 1, 2, 3]));

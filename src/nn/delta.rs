@@ -1,13 +1,13 @@
-//! Weight changes in the forms that adapters use. They act on activations; the full matrix `[out, in]` is built only for
+//! Changes of weights and biases in the forms that adapters use. They act on activations; the full matrix `[out, in]` is built only for
 //! merging.
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::kernels;
 
-/// A change `ΔW` of a weight `[out, in]`. All tensors are f32.
+/// A change `ΔW` of a weight `[out, in]`, or of a bias `[out]`. All tensors are f32.
 #[derive(Clone, Debug)]
 pub enum Delta {
     /// `B·A` (LoRA, Hu et al. 2021).
@@ -26,18 +26,28 @@ pub enum Delta {
     },
     /// The matrix itself, `[out, in]`.
     Dense(Tensor<2>),
+    /// A change of the bias, `[1, out]`; the weight stays as it is.
+    Bias(Tensor<2>),
 }
 
 impl Delta {
-    /// `[out, in]`.
-    pub fn dims(&self) -> [usize; 2] {
+    /// The number of the layer's outputs.
+    pub fn outputs(&self) -> usize {
         match self {
-            Self::LowRank { a, b } => [b.dims()[0], a.dims()[1]],
-            Self::Kronecker { left, right } => {
-                let ([out_1, in_1], [out_2, in_2]) = (left.dims(), right.dims());
-                [out_1 * out_2, in_1 * in_2]
-            }
-            Self::Dense(delta) => delta.dims(),
+            Self::LowRank { b, .. } => b.dims()[0],
+            Self::Kronecker { left, right } => left.dims()[0] * right.dims()[0],
+            Self::Dense(delta) => delta.dims()[0],
+            Self::Bias(bias) => bias.dims()[1],
+        }
+    }
+
+    /// The number of the layer's inputs; a change of the bias fits any.
+    pub fn inputs(&self) -> Option<usize> {
+        match self {
+            Self::LowRank { a, .. } => Some(a.dims()[1]),
+            Self::Kronecker { left, right } => Some(left.dims()[1] * right.dims()[1]),
+            Self::Dense(delta) => Some(delta.dims()[1]),
+            Self::Bias(_) => None,
         }
     }
 
@@ -46,7 +56,7 @@ impl Delta {
         self.tensors().iter().map(|tensor| tensor.shape().num_elements()).sum()
     }
 
-    /// The full matrix `ΔW` `[out, in]`.
+    /// The full matrix `ΔW` `[out, in]`; of a change of the bias, `[1, out]`.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::LowRank { a, b } => kernels::matmul(b.clone(), a.clone()),
@@ -55,7 +65,7 @@ impl Delta {
                 let product = left.clone().reshape([out_1, 1, in_1, 1]) * right.clone().reshape([1, out_2, 1, in_2]);
                 product.reshape([out_1 * out_2, in_1 * in_2])
             }
-            Self::Dense(delta) => delta.clone(),
+            Self::Dense(delta) | Self::Bias(delta) => delta.clone(),
         }
     }
 
@@ -65,6 +75,7 @@ impl Delta {
             Self::LowRank { a, b } => Self::LowRank { a: change(a), b: change(b) },
             Self::Kronecker { left, right } => Self::Kronecker { left: change(left), right: change(right) },
             Self::Dense(delta) => Self::Dense(change(delta)),
+            Self::Bias(bias) => Self::Bias(change(bias)),
         }
     }
 
@@ -72,15 +83,15 @@ impl Delta {
         match self {
             Self::LowRank { a, b } => vec![a, b],
             Self::Kronecker { left, right } => vec![left, right],
-            Self::Dense(delta) => vec![delta],
+            Self::Dense(delta) | Self::Bias(delta) => vec![delta],
         }
     }
 
-    /// `y + scale·x·ΔWᵀ`: `y` `[M, out]`, `x` `[M, in]`.
+    /// `y + scale·x·ΔWᵀ`, or `y + scale·Δb`: `y` `[M, out]`, `x` `[M, in]`.
     pub(super) fn add(&self, y: Tensor<2>, x: Tensor<2>, scale: f64) -> Tensor<2> {
         match self {
             Self::LowRank { a, b } => kernels::low_rank(y, x, a.clone(), b.clone(), scale),
-            Self::Kronecker { .. } | Self::Dense(_) => y + self.product(x, scale),
+            Self::Kronecker { .. } | Self::Dense(_) | Self::Bias(_) => y + self.product(x, scale),
         }
     }
 
@@ -98,7 +109,7 @@ impl Delta {
         y + kernels::matmul(between(u), b.clone().cast(dtype).transpose()) * scale
     }
 
-    /// `scale·x·ΔWᵀ`: `x` `[M, in]` → `[M, out]`.
+    /// `scale·x·ΔWᵀ`: `x` `[M, in]` → `[M, out]`; of a change of the bias, `scale·Δb` `[1, out]`.
     pub(super) fn product(&self, x: Tensor<2>, scale: f64) -> Tensor<2> {
         let dtype: FloatDType = x.dtype().into();
         let times = |x: Tensor<2>, w: &Tensor<2>| kernels::matmul(x, w.clone().cast(dtype).transpose());
@@ -112,8 +123,18 @@ impl Delta {
                 times(turned, left).reshape([rows, out_2, out_1]).swap_dims(1, 2).reshape([rows, out_1 * out_2])
             }
             Self::Dense(delta) => times(x, delta),
+            Self::Bias(bias) => bias.clone().cast(dtype),
         };
         product * scale
+    }
+}
+
+/// `bias` `[out]` plus `change` `[1, out]`, in `dtype`: computed in f32.
+pub(super) fn add_to_bias(bias: Option<Tensor<1>>, change: Tensor<2>, dtype: DType) -> Tensor<1> {
+    let change = change.squeeze_dim::<1>(0);
+    match bias {
+        Some(bias) => (bias.cast(DType::F32) + change).cast(dtype),
+        None => change.cast(dtype),
     }
 }
 
@@ -164,7 +185,7 @@ mod tests {
             Delta::Kronecker { left: draw("l", 4, 3), right: draw("r", 2, 4) },
             Delta::Dense(draw("d", 8, 12)),
         ] {
-            assert_eq!(delta.dims(), [8, 12]);
+            assert_eq!((delta.outputs(), delta.inputs()), (8, Some(12)));
             assert_eq!(delta.dense().dims(), [8, 12]);
             let y = draw("y", 5, 8);
             let expected = y.clone() + kernels::matmul(x.clone(), delta.dense().transpose()) * 0.5;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Adapter, Adapters, Conv2d, Magnitude, Weight, Worn};
+use super::{Adapter, Adapters, Conv2d, Delta, Magnitude, Weight, Worn, delta::add_to_bias};
 use crate::{
     kernels,
     nn::{LayerName, Parameter, Parameters, below},
@@ -91,8 +91,12 @@ impl Linear {
         self.weight.device()
     }
 
-    /// Merges `adapter` into the weight: computed in f32, rounded once to the weight's dtype.
+    /// Merges `adapter` into the weight, or the bias: computed in f32, rounded once to the weight's dtype.
     pub fn merge(&mut self, adapter: &Adapter) {
+        if let Delta::Bias(change) = &adapter.delta {
+            self.bias = Some(add_to_bias(self.bias.take(), change.clone() * adapter.scale, self.weight.dtype()));
+            return;
+        }
         let mut change = adapter.delta.dense() * adapter.scale;
         if let Some(magnitude) = &adapter.magnitude {
             let own = self.weight.to_f32();

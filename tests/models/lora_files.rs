@@ -332,7 +332,8 @@ fn full_changes_and_fused_kronecker_products_come_apart_by_rows() {
         let names = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"];
         for (i, name) in names.into_iter().enumerate() {
             let layer = lora.foreign.iter().find(|l| l.name.ends_with(name)).unwrap();
-            assert_eq!((layer.scale, layer.delta.dims()), (1.0, [width, width]));
+            assert_eq!((layer.delta.outputs(), layer.delta.inputs()), (width, Some(width)));
+            assert_eq!(layer.scale, 1.0);
             let rows = if i < 3 { whole.clone() } else { dense.clone() }.narrow(0, i % 3 * width, width);
             let apart: f32 = (layer.delta.dense() - rows).abs().max().into_scalar();
             assert!(apart < 1e-5, "{name}: {apart}");
@@ -408,6 +409,57 @@ fn a_fused_layer_with_a_dense_up_matrix_shares_its_down_matrix() {
 }
 
 #[test]
+fn changes_of_biases_are_read_alone_and_beside_changes_of_weights() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("biases.safetensors");
+    let values = |count: usize, start: f32| (0..count).map(|i| start + i as f32).collect::<Vec<_>>();
+    let vector = |count, start| TensorData::new(values(count, start), [count]);
+    let matrix = |rows: usize, columns: usize| TensorData::new(vec![1f32; rows * columns], [rows, columns]);
+    let q = "transformer.transformer_blocks.0.attn.to_q";
+    let tensors = [
+        // Only biases: of fused layers, and of the module whose halves are swapped.
+        ("lora_unet_double_blocks_0_txt_attn_qkv.diff_b".to_string(), vector(9, 0.0)),
+        ("lora_unet_single_blocks_0_linear1.diff_b".to_string(), vector(14, 100.0)),
+        ("lora_unet_final_layer_adaLN_modulation_1.diff_b".to_string(), vector(4, 200.0)),
+        // Beside a low-rank pair: PEFT's, which has the scale of the pair, here 2, and another, which has none.
+        (format!("{q}.lora_A.weight"), matrix(1, 3)),
+        (format!("{q}.lora_B.weight"), matrix(3, 1)),
+        (format!("{q}.lora_B.bias"), vector(3, 300.0)),
+        (format!("{q}.alpha"), TensorData::new(vec![2f32], Vec::<usize>::new())),
+        ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight".to_string(), matrix(1, 3)),
+        ("lora_unet_double_blocks_0_img_attn_proj.lora_up.weight".to_string(), matrix(3, 1)),
+        ("lora_unet_double_blocks_0_img_attn_proj.alpha".to_string(), TensorData::new(vec![2f32], Vec::<usize>::new())),
+        ("lora_unet_double_blocks_0_img_attn_proj.diff_b".to_string(), vector(3, 400.0)),
+    ];
+    write_tensors(&path, &tensors.into(), &BTreeMap::new()).unwrap();
+    let lora = Lora::read(&path).unwrap();
+    let scales: Vec<_> = lora.layers.iter().map(|layer| (layer.name.as_str(), layer.scale())).collect();
+    assert_eq!(scales, [("transformer_blocks.0.attn.to_out.0", 2.0), ("transformer_blocks.0.attn.to_q", 2.0)]);
+    let mut biases = BTreeMap::new();
+    for layer in &lora.foreign {
+        let Delta::Bias(bias) = &layer.delta else { panic!("`{}` changes a weight", layer.name) };
+        let bias = (bias.clone() * layer.scale).into_data().into_vec::<f32>().unwrap();
+        assert_eq!((layer.delta.outputs(), layer.delta.inputs()), (bias.len(), None));
+        biases.insert(layer.name.as_str(), bias);
+    }
+    let expected = BTreeMap::from([
+        ("norm_out.linear", vec![202.0, 203.0, 200.0, 201.0]),
+        ("single_transformer_blocks.0.attn.to_k", values(2, 102.0)),
+        ("single_transformer_blocks.0.attn.to_q", values(2, 100.0)),
+        ("single_transformer_blocks.0.attn.to_v", values(2, 104.0)),
+        ("single_transformer_blocks.0.proj_mlp", values(8, 106.0)),
+        ("transformer_blocks.0.attn.add_k_proj", values(3, 3.0)),
+        ("transformer_blocks.0.attn.add_q_proj", values(3, 0.0)),
+        ("transformer_blocks.0.attn.add_v_proj", values(3, 6.0)),
+        ("transformer_blocks.0.attn.to_out.0", values(3, 400.0)),
+        ("transformer_blocks.0.attn.to_q", vec![600.0, 602.0, 604.0]),
+    ]);
+    assert_eq!(biases, expected);
+    let kinds = inspect(&path).unwrap().lora.unwrap().kinds;
+    assert_eq!(kinds, BTreeMap::from([("LoRA".to_string(), 2), ("bias change".to_string(), 3)]));
+}
+
+#[test]
 fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("bad.safetensors");
@@ -435,7 +487,7 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
         &[
             "7 problems",
             "second CLIP text encoder",
-            "change biases",
+            "replace biases",
             "attn.to_k` has only one",
             "OFT",
             "attn.to_v` lacks a factor",
@@ -443,8 +495,15 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
             "norm1` changes something other than the weight",
         ],
     );
-    refuse(vec![("transformer.transformer_blocks.0.attn.to_q.dora_scale", vec![1, 4])], &["stretches columns"]);
-    refuse(vec![("lora_unet_single_blocks_0_linear9.lora_down.weight", vec![2, 4])], &["linear9` is no layer of FLUX"]);
+    refuse(vec![("transformer.transformer_blocks.0.attn.to_q.dora_scale", vec![1, 4])], &["scales the columns"]);
+    refuse(
+        vec![("lora_unet_single_blocks_0_linear9.lora_down.weight", vec![2, 4])],
+        &["linear9` is not a layer of FLUX"],
+    );
+    let bias = |name: &str| format!("{q}.{name}");
+    refuse(vec![(&bias("diff_b"), vec![5])], &["changes 4 outputs, but the biases of 5"]);
+    refuse(vec![(&bias("diff_b"), vec![4, 1])], &["[4, 1], which is not a vector"]);
+    refuse(vec![(&bias("diff_b"), vec![4]), (&bias("lora_B.bias"), vec![4])], &["changes its bias twice"]);
     let fused = "lora_unet_double_blocks_0_img_attn_qkv";
     let (down, up) = (format!("{fused}.lora_down.weight"), format!("{fused}.lora_up.weight"));
     refuse(vec![(&down, vec![3, 4]), (&up, vec![13, 3])], &["13 rows"]);
@@ -459,7 +518,7 @@ fn files_that_cannot_be_applied_whole_are_refused_with_all_reasons() {
             ("lora_unet_down_blocks_0.lora_down.weight", vec![2, 4]),
             ("lora_unet_down_blocks_0.lora_up.weight", vec![4, 2]),
         ],
-        &["no layer of FLUX"],
+        &["not a layer of FLUX"],
     );
     let mut lora = Lora::read(diffusers_file(&folders(&goldens("FluxPipeline")[0])[0])).unwrap();
     lora.layers[0].b = lora.layers[0].b.clone() * f64::NAN;

@@ -236,14 +236,14 @@ fn what_cannot_be_applied_or_written_is_refused_with_the_reason() {
             ("lora_te_text_model_embeddings.lora_down.weight", &[4, 8]),
             ("lora_te_text_model_embeddings.lora_up.weight", &[8, 4]),
         ],
-        &["1 problem", "no linear layer of CLIP or T5", "without these parts"],
+        &["1 problem", "not a linear layer of CLIP or T5", "without these parts"],
     );
     refuse(
         &[
             ("lora_unet_down_blocks_0_x.lora_down.weight", &[4, 8]),
             ("lora_unet_down_blocks_0_x.lora_up.weight", &[8, 4]),
         ],
-        &["no layer of FLUX or of Stable Diffusion's UNet"],
+        &["not a layer of FLUX or of Stable Diffusion's UNet"],
     );
 }
 

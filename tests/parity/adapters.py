@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Adapters that are no plain LoRA, as PEFT and LyCORIS write them, and what the tiny models compute with them.
+"""Adapters other than plain LoRA, as PEFT and LyCORIS write them, and the outputs of the tiny models with them.
 
-    python adapters.py ../fixtures
+    python adapters.py ../fixtures [CASE ...]
 
 Writes `adapters/<model>/<case>.safetensors` (a folder where PEFT needs its settings) and `adapters/<model>/outputs.safetensors`: a
-forward pass of the denoiser with each, in f32, on the inputs of the model's golden (section `lora`), and what it is in f64.
+forward pass of the denoiser with each, in f64, on the inputs of the model's golden (section `lora`). With names of cases, only
+these are rewritten.
 Needs `torch diffusers peft lycoris-lora safetensors`.
 """
 
@@ -30,7 +31,7 @@ CONV = ["down_blocks.0.resnets.0.conv1", "down_blocks.1.resnets.0.conv_shortcut"
 
 
 def fill(module, seed):
-    """Every trainable number of an adapter, so that it changes the model."""
+    """Fill all trainable parameters of an adapter, so that it changes the model."""
     draw = torch.Generator().manual_seed(seed)
     for name, p in sorted(module.named_parameters()):
         if p.requires_grad:
@@ -47,7 +48,7 @@ def peft_case(model, config, seed, folder, double):
         adapted.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
         settings = json.loads((folder / "adapter_config.json").read_text())
-        keep = "peft_type r lora_alpha alpha use_dora use_rslora rank_pattern alpha_pattern target_modules".split()
+        keep = "peft_type r lora_alpha lora_bias alpha use_dora use_rslora rank_pattern alpha_pattern target_modules".split()
         (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k in keep and v is not None}, default=sorted) + "\n")
     return adapted.double() if double else adapted
 
@@ -72,14 +73,18 @@ def lycoris_case(model, names, seed, file, double, **options):
 
 
 def main():
-    fixtures = Path(sys.argv[1])
+    fixtures, chosen = Path(sys.argv[1]), sys.argv[2:]
     for name, cls, part, linear, conv in [
         ("flux", FluxTransformer2DModel, "transformer", FLUX, []),
         ("sd", UNet2DConditionModel, "unet", UNET, CONV),
     ]:
         out = fixtures / "adapters" / name
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
+        outputs = {}
+        if chosen:
+            outputs = load_file(out / "outputs.safetensors")
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
         with safe_open(fixtures / f"{name}_golden" / "golden.safetensors", "pt") as f:
             x = {k.removeprefix("lora."): f.get_tensor(k) for k in f.keys() if k.startswith("lora.")}
         x = {k: v for k, v in x.items() if k != "latents" and not k.startswith("output")}
@@ -102,14 +107,21 @@ def main():
         if conv:
             for algo in ("lora", "loha", "lokr"):
                 lycoris_cases[f"lycoris_{algo}_tucker"] = dict(algo=algo, linear_dim=2, linear_alpha=1, conv_dim=2, conv_alpha=1, use_tucker=True)
-        outputs = {}
-        for seed, case in enumerate([*peft_cases, *lycoris_cases]):
+        # Changes of biases; after the others, whose seeds are their numbers.
+        bias_cases = {
+            "peft_lora_bias": LoraConfig(r=3, lora_alpha=6, lora_bias=True, target_modules=[n for n in linear if "attn1.to_q" not in n]),
+            "lycoris_full": dict(algo="full"),
+        }
+        cases = peft_cases | lycoris_cases | bias_cases
+        for seed, case in enumerate(cases):
+            if chosen and case not in chosen:
+                continue
             for double in (False, True):
                 model = cls.from_pretrained(fixtures / name / part, torch_dtype=torch.float32).eval()
-                if case in peft_cases:
-                    model = peft_case(model, peft_cases[case], seed, None if double else out / case, double)
+                if case.startswith("peft"):
+                    model = peft_case(model, cases[case], seed, None if double else out / case, double)
                 else:
-                    model = lycoris_case(model, every, seed, None if double else out / f"{case}.safetensors", double, **lycoris_cases[case])
+                    model = lycoris_case(model, every, seed, None if double else out / f"{case}.safetensors", double, **cases[case])
                 kind = torch.float64 if double else torch.float32
                 inputs = {k: v.to(kind) if v.is_floating_point() else v for k, v in x.items()}
                 with torch.no_grad():

@@ -88,7 +88,7 @@ fn an_edit_does_not_depend_on_the_others_of_its_batch() {
 }
 
 #[test]
-fn a_picture_is_needed() {
+fn an_image_to_edit_is_required() {
     let golden = &goldens(CLASS)[0];
     let pipeline = open(golden, "pipe.ip2p");
     let request = Request { original: None, ..request(golden, "pipe.ip2p", &pipeline) };

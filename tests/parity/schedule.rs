@@ -116,7 +116,7 @@ fn adamw_with_moments_in_eight_bits_matches_step_by_step() {
 }
 
 #[test]
-fn a_parameter_without_a_gradient_is_left_alone() {
+fn a_parameter_without_a_gradient_is_unchanged() {
     let mut optimizer = AdamW::new(OptimizerConfig::default());
     let ones = Tensor::<2>::ones([2, 3], &Device::flex());
     let mut parameter = Named([("p".to_string(), ones)].into());

@@ -46,7 +46,7 @@ fn vae_of_flux_agrees_with_diffusers() {
 }
 
 #[test]
-fn moments_survive_the_way_through_one_tensor() {
+fn moments_survive_a_round_trip_through_a_tensor() {
     let golden = &goldens("FluxPipeline")[0];
     let moments = Moments::from_tensor(golden.tensor("vae.0.moments"));
     golden.check("vae.0.mean", moments.mode());
