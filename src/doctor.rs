@@ -15,7 +15,7 @@ use crate::{
     memory::{self, gib},
 };
 
-/// What was found: lines of a name and a text.
+/// The report: lines of a name and a text.
 pub struct Report(Vec<(&'static str, String)>);
 
 impl fmt::Display for Report {
@@ -28,7 +28,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at everything. Compiled kernels would be kept in `kernel_cache`, and NVIDIA's libraries compute what `paths` names.
+/// Examines the machine, with compiled kernels in `kernel_cache`, and NVIDIA's libraries for the operations in `paths`.
 pub fn examine(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> Report {
     let features = if cfg!(feature = "cuda") { "CPU and CUDA" } else { "CPU only" };
     let cpu = Device::flex();
@@ -50,7 +50,7 @@ pub fn examine(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> Report {
     ])
 }
 
-/// The GPUs with what is needed to compute on the first of them, or what is missing; and whether it can compute.
+/// The GPUs and the libraries to compute on the first of them, or what is missing; and whether it can compute.
 fn gpu(kernel_cache: Option<PathBuf>, paths: cuda::Paths) -> (String, bool) {
     let driver = match cuda::driver() {
         Ok(driver) => driver,
@@ -69,7 +69,7 @@ fn said(problem: &Error) -> String {
     format!("none usable: {}{}", problem.problem, hints.collect::<String>())
 }
 
-/// Where models that are named `org/name` are kept, and how many there are.
+/// The cache of models called `org/name`, and their number.
 fn models() -> String {
     let folder = match hub::cache_folder() {
         Ok(folder) => folder,
@@ -80,7 +80,7 @@ fn models() -> String {
     format!("{count} in the cache of the Hugging Face hub, {}", folder.display())
 }
 
-/// What is free where runs are written.
+/// The free disk space for runs.
 fn disk(folder: &Path) -> String {
     let here = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
     match free(folder) {
@@ -89,7 +89,7 @@ fn disk(folder: &Path) -> String {
     }
 }
 
-/// Bytes that this user may still write in `folder`; none where the system does not say.
+/// The bytes that this user may still write in `folder`; `None` if the system does not say.
 fn free(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     {

@@ -1,5 +1,5 @@
-//! What can go wrong, said once: each error has the subject it is about (a file, a tensor in it, a setting), the problem,
-//! and where there is one the next move, as fields of their own. [`cli`](crate::cli) prints them; a server sends them as JSON.
+//! The error type: subject (a file, a tensor in it, a setting), problem and, where there is one, the next move as a hint.
+//! [`cli`](crate::cli) prints them; a server sends them as JSON.
 
 use std::{
     fmt, io,
@@ -11,15 +11,15 @@ use serde::{Serialize, Serializer};
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error a person can act on.
+/// An actionable error.
 ///
-/// Its text is `SUBJECT: PROBLEM`, with the next move as a last line `hint: …`. Settings are called by the names of their
-/// fields (`lora.rank`, `width`), in backticks in a hint; how a person typed them is for the command line to know.
+/// Its text is `SUBJECT: PROBLEM`, with the next move as a last line `hint: …`. Settings have the names of their fields (`lora.rank`,
+/// `width`), in backticks in a hint; the command line replaces them by its flags.
 #[derive(Debug, Serialize)]
 pub struct Error {
-    /// The thing that is wrong.
+    /// The subject.
     pub subject: Subject,
-    /// The problem with it.
+    /// The problem.
     pub problem: Problem,
     /// The next move.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +28,7 @@ pub struct Error {
     source: Option<io::Error>,
 }
 
-/// The thing that an error is about.
+/// The subject of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
@@ -47,9 +47,9 @@ pub enum Subject {
     Step(u64),
     /// The memory of the device.
     Memory,
-    /// Work that was stopped on request: nothing went wrong, and what was done so far is kept.
+    /// Work that was stopped on request, with everything done so far kept.
     Stopped {
-        /// What is there nevertheless: the run folder, or the files written.
+        /// The results so far: the run folder, or the files written.
         done: Vec<PathBuf>,
     },
 }
@@ -57,20 +57,20 @@ pub enum Subject {
 /// The most problems that are listed one by one.
 const LISTED: usize = 20;
 
-/// The first twenty of many lines, and how many more there are.
+/// The first twenty of many lines, and the number of the others.
 pub fn cut(lines: &[String]) -> Vec<String> {
     let more = lines.len().saturating_sub(LISTED);
     let more = (more > 0).then(|| format!("and {more} more"));
     lines.iter().take(LISTED).cloned().chain(more).collect()
 }
 
-/// One problem, or all that one subject has, so that one run finds them all.
+/// One problem, or all problems of a subject, so that one run finds them all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Problem {
-    /// A sentence that goes on from the subject.
+    /// A sentence that continues the subject.
     One(String),
-    /// Problems of parts of the subject, a line each. Texts and JSON list the first twenty.
+    /// Problems of parts of the subject, one line each. Texts and JSON list the first twenty.
     Many(#[serde(serialize_with = "first")] Vec<String>),
 }
 
@@ -99,7 +99,7 @@ impl Error {
         Self::new(Subject::Tensor { path: path.as_ref().into(), name: name.into() }, Problem::One(problem.into()))
     }
 
-    /// Several things are wrong with `path`: a line each.
+    /// Several problems of `path`, one line each.
     pub fn many(path: impl AsRef<Path>, problems: Vec<String>) -> Self {
         Self::new(Subject::Path(path.as_ref().into()), Problem::Many(problems))
     }
@@ -114,18 +114,18 @@ impl Error {
         Self::new(Subject::Step(step), Problem::One(format!("not finite: {what}")))
     }
 
-    /// The device has no memory left for the work.
+    /// The device is out of memory.
     pub fn memory(problem: impl Into<String>) -> Self {
         Self::new(Subject::Memory, Problem::One(problem.into()))
     }
 
-    /// Somebody asked to stop. `what` became of the work, such as `: 3 images were written`, is empty if there is nothing to say;
-    /// `done` is the run folder, or the files that are there.
+    /// A stop on request. `what` says what became of the work, such as `: 3 images were written`, or is empty; `done` is the run folder, or
+    /// the files written.
     pub fn stopped(what: impl Into<String>, done: Vec<PathBuf>) -> Self {
         Self::new(Subject::Stopped { done }, Problem::One(what.into()))
     }
 
-    /// The same error about the file `path`, where only a caller knows which file it is. A setting stays one.
+    /// The same error about the file `path`, for callers that know the file. The subject stays if it is a setting.
     pub fn at(mut self, path: impl AsRef<Path>) -> Self {
         if let Subject::Path(own) | Subject::Tensor { path: own, .. } = &mut self.subject {
             *own = path.as_ref().into();
@@ -133,7 +133,7 @@ impl Error {
         self
     }
 
-    /// The same error with a next move, after the one it may have. Errors of the operating system stay as they are.
+    /// The same error with a hint, after an existing one. Errors of the operating system stay as they are.
     pub fn hint(mut self, next_move: impl AsRef<str>) -> Self {
         if self.source.is_none() {
             self.hint = Some(match self.hint {
@@ -144,17 +144,17 @@ impl Error {
         self
     }
 
-    /// Whether the operating system refused, so that the content of the file is not known.
+    /// Whether it is an error of the operating system, so that the content of the file is unknown.
     pub fn is_io(&self) -> bool {
         self.source.is_some()
     }
 
-    /// Whether the device has no memory left for the work.
+    /// Whether the device is out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         self.subject == Subject::Memory
     }
 
-    /// Whether somebody asked to stop.
+    /// Whether it is a stop on request.
     pub fn is_stop(&self) -> bool {
         matches!(self.subject, Subject::Stopped { .. })
     }

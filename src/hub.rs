@@ -1,4 +1,4 @@
-//! `org/name` or a folder → a local model folder, through the cache that Hugging Face's own tools share.
+//! From a folder or `org/name` to a local model folder, through the cache of Hugging Face's own tools.
 
 use std::{
     collections::BTreeMap,
@@ -18,15 +18,15 @@ use crate::{
     weights::{VARIANTS, VIEW, read_json, shards},
 };
 
-/// The file every diffusers folder starts from.
+/// The index file of every diffusers folder.
 const INDEX: &str = "model_index.json";
 
-/// The local folder of `model`: a folder in the layout of diffusers; `FILE@MODEL`, a single-file checkpoint and another model that
-/// has what the file lacks (a folder may lack the weights of the denoiser, which the file has); or the name `org/name` of a
-/// repository on the Hugging Face hub. What the hub's cache has whole is not looked up again; the rest is downloaded into it. The variables are those of
-/// huggingface_hub: the cache is `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in
-/// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; the token is that of `HF_TOKEN` or of `hf auth login`; `HF_ENDPOINT` is
-/// asked instead of huggingface.co; `HF_HUB_OFFLINE=1` (or `on`, `yes`, `true`) forbids that.
+/// The local folder of `model`: a folder in the layout of diffusers; `FILE@MODEL`, a single-file checkpoint and another model with
+/// the parts that the file lacks (a folder may lack the weights of the denoiser, which the file has); or the name `org/name` of a
+/// repository on the Hugging Face hub. A complete model in the hub's cache is not looked up again; missing files are downloaded into
+/// it. The variables are those of huggingface_hub: the cache is `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else the folder `hub`
+/// in `HF_HOME`, else in `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; the token is that of `HF_TOKEN` or of `hf auth login`;
+/// `HF_ENDPOINT` replaces huggingface.co; `HF_HUB_OFFLINE=1` (or `on`, `yes`, `true`) forbids downloads.
 ///
 /// # Errors
 /// The folder has no `model_index.json`; `model` is neither folder nor name; it is a name, but there is no place for a
@@ -35,7 +35,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
     resolve_with(model, true)
 }
 
-/// The same of a model that is to be trained from its beginning: of its denoiser the folder needs no weights.
+/// The same for a model to be trained from scratch, whose folder needs no weights of the denoiser.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -84,7 +84,7 @@ fn resolve_with(model: &str, trained: bool) -> Result<PathBuf> {
     Source::from_environment()?.resolve(model)
 }
 
-/// The folder of the Hugging Face cache, as the environment says; it need not be there yet.
+/// The folder of the Hugging Face cache, by the environment; it need not exist yet.
 ///
 /// # Errors
 /// There is no place for a cache.
@@ -105,7 +105,7 @@ fn page(model: &str) -> Option<&str> {
     Some(&path[..end]).filter(|name| is_repository(name))
 }
 
-/// The error of a file without a folder that has what it lacks.
+/// The error for a file without a folder for the missing parts.
 fn alone(file: &Path) -> Error {
     match lora::inspect(file) {
         Ok(inspection) => {
@@ -123,7 +123,7 @@ fn alone(file: &Path) -> Error {
     }
 }
 
-/// Where a path that is not there was looked for.
+/// A clause about the folder that a missing path is relative to.
 fn below(folder: &Path) -> String {
     match std::env::current_dir() {
         Ok(here) if folder.is_relative() => {
@@ -133,12 +133,12 @@ fn below(folder: &Path) -> String {
     }
 }
 
-/// Where models come from.
+/// The hub and its cache.
 struct Source {
     cache: Cache,
     /// Instead of huggingface.co.
     endpoint: Option<String>,
-    /// That of the environment, or the one that a login stored.
+    /// The token of the environment, or of a login.
     token: Option<String>,
     online: bool,
 }
@@ -148,11 +148,11 @@ impl Source {
         Self::new(|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// As the environment says, in the variables of Hugging Face's own tools.
+    /// Reads the variables of Hugging Face's own tools.
     fn new(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let home = home.filter(|home| home != Path::new(""));
-        // As huggingface_hub reads them: `~` and other variables may stand in them.
+        // As in huggingface_hub, they may contain `~` and other variables.
         let folder = |name: &str| set(name).map(|value| expanded(&value, home.as_deref(), &variable));
         let own = folder("HF_HOME").or_else(|| {
             let caches = folder("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
@@ -203,13 +203,13 @@ impl Source {
         Err(self.unavailable(model, &cached, "HF_HUB_OFFLINE forbids downloading"))
     }
 
-    /// The cached copy of the main branch, if there is one, whole or not.
+    /// The cached copy of the main branch, complete or not, if there is one.
     fn cached(&self, model: &str) -> Option<PathBuf> {
         let index = self.cache.model(model.into()).get(INDEX)?;
         index.parent().map(Path::to_path_buf)
     }
 
-    /// Downloads what the cache lacks of the present commit of the main branch.
+    /// Downloads the files of the main branch's current commit that the cache lacks.
     fn fetch(&self, model: &str) -> std::result::Result<PathBuf, ApiError> {
         let mut builder = ApiBuilder::from_cache(self.cache.clone());
         if let Some(endpoint) = &self.endpoint {
@@ -268,7 +268,7 @@ fn expanded(value: &str, home: Option<&Path>, variable: &impl Fn(&str) -> Option
     text.into()
 }
 
-/// What to say about a failed request, in one line.
+/// A failed request in one line.
 fn explain(error: &ApiError) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
@@ -282,9 +282,9 @@ fn is_repository(model: &str) -> bool {
     parts.len() == 2 && parts.iter().all(|p| !p.is_empty() && !p.starts_with('.') && p.chars().all(allowed))
 }
 
-/// Of the files of a repository, those that kiln reads: configuration, vocabularies and full-precision safetensors of the
-/// known components; half-precision ones where a component has no others. Not: other formats, other variants (`non_ema`), or one
-/// big file at the top.
+/// The files of a repository that kiln reads: configurations, vocabularies and full-precision safetensors of the known components,
+/// or half-precision ones if a component has no others. Other formats, other variants (`non_ema`), and single files at the top level
+/// are left out.
 fn wanted(names: &[String]) -> Vec<&str> {
     let has_plain = |component: &str| {
         names.iter().any(|name| {
@@ -324,7 +324,7 @@ fn is_plain(stem: &str) -> bool {
     ["model", "diffusion_pytorch_model"].contains(&whole)
 }
 
-/// What a model folder lacks of the components that its index names: an interrupted download leaves such folders.
+/// The components in its index that a model folder lacks, for example after an interrupted download.
 fn missing(folder: &Path) -> Result<Vec<String>> {
     let index: BTreeMap<String, Value> = read_json(folder.join(INDEX))?;
     let used = |name: &str| index.get(name).is_some_and(|class| class.get(0).is_some_and(|library| !library.is_null()));
@@ -339,7 +339,7 @@ fn missing(folder: &Path) -> Result<Vec<String>> {
     Ok(lacking)
 }
 
-/// Whether a component has its one weights file, or an index and all the shards it names.
+/// Whether a component has its weights file, or an index and all shards in it.
 fn has_weights(component: &Path) -> Result<bool> {
     let entries = std::fs::read_dir(component).into_iter().flatten().flatten();
     if !entries.map(|entry| entry.file_name()).any(|name| name == VIEW || is_weights(&name.to_string_lossy())) {
@@ -348,7 +348,7 @@ fn has_weights(component: &Path) -> Result<bool> {
     Ok(shards(component)?.iter().all(|file| file.is_file()))
 }
 
-/// Whether a file of this name is the weights of a component, or their index, in any precision.
+/// Whether a file of this name holds the weights of a component, or their index, in any precision.
 fn is_weights(name: &str) -> bool {
     let stem = ["diffusion_pytorch_model", "model"].iter().find_map(|stem| name.strip_prefix(stem));
     stem.is_some_and(|rest| {
@@ -357,7 +357,7 @@ fn is_weights(name: &str) -> bool {
     })
 }
 
-/// What stands in place of the weights of a component, in brackets: pickles, which are not read.
+/// A note in brackets about pickles in place of a component's weights, which are not read.
 fn what_is_there(component: &Path) -> String {
     let entries = std::fs::read_dir(component).into_iter().flatten().flatten();
     let mut pickles: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

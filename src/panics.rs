@@ -1,7 +1,7 @@
-//! Panics of work that is expected to fail now and then: caught, and told as text.
+//! Catching panics of work that may fail, as text.
 //!
-//! [`unpanicked`] hears those of all threads, for measurements. [`guarded`] is for libraries that take some things in a file for
-//! granted: a panic in one of them says that the file is broken, and nothing else; what it was building is dropped.
+//! [`unpanicked`] catches those of all threads, for measurements. [`guarded`] is for libraries that panic on broken files: a panic in
+//! one of them means only that the file is broken; the value being built is dropped.
 
 use std::{
     cell::Cell,
@@ -10,7 +10,7 @@ use std::{
 };
 
 thread_local! {
-    /// How many guards this thread is inside of.
+    /// The number of guards around this thread's current work.
     static GUARDS: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -36,10 +36,10 @@ pub fn unpanicked<T>(f: impl FnOnce() -> T) -> (Option<T>, Option<String>) {
     (result, (count > 0).then(|| format!("panicked ({count}): {}", messages.join("; "))))
 }
 
-/// Runs `read`, which hands a file to a library; a panic becomes its message.
+/// Runs `read`, which passes a file to a library; a panic becomes an error with its message.
 ///
 /// # Errors
-/// What the library said when it panicked, in one line.
+/// The panic message of the library in one line.
 pub fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
     GUARDS.with(|guards| guards.set(guards.get() + 1));
     let done = catch_unwind(AssertUnwindSafe(read));
@@ -51,7 +51,7 @@ pub fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Whether a panic of this thread will become an error: then it is not to be reported as one.
+/// Whether a panic of this thread is caught, and must not be reported as a bug.
 pub fn is_guarded() -> bool {
     GUARDS.with(|guards| guards.get() > 0)
 }

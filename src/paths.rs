@@ -1,4 +1,4 @@
-//! Paths as people write them, and whether a result can be written before the work for it begins.
+//! Paths as users write them, and checks that results can be written before the work starts.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,11 +6,11 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::error::{Error, Result};
 
-/// The longest name of a file or folder that common file systems take, in bytes.
+/// The longest name of a file or folder in common file systems, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// The path that `path` means: `~` is the home folder, and a name that is there in another Unicode form (macOS takes accents
-/// apart) is that one.
+/// Resolves `path`: `~` is the home folder, and a name that exists in another Unicode form (macOS decomposes accents) is that
+/// one.
 ///
 /// # Errors
 /// One clause about the path: it begins with the `~name` of another person's folder, there is no home folder, or it has
@@ -38,7 +38,7 @@ pub fn meant(path: &Path) -> std::result::Result<PathBuf, String> {
     Ok(other_form(path))
 }
 
-/// The setting `key` with the path it [means](meant).
+/// The resolved path of the setting `key`; see [`meant`].
 ///
 /// # Errors
 /// As [`meant`], naming the setting.
@@ -46,12 +46,12 @@ pub fn meant_by(key: &str, path: &Path) -> Result<PathBuf> {
     meant(path).map_err(|problem| Error::setting(key, format!("`{}` {problem}", path.display())))
 }
 
-/// The text in composed form, in which equal-looking texts are equal.
+/// The text in composed Unicode form, in which equal-looking texts are equal.
 pub fn composed(text: &str) -> String {
     text.nfc().collect()
 }
 
-/// The path by the names that are there: a part that is missing, but there in one other Unicode form, is replaced by that.
+/// The path with existing names: a missing part that exists in exactly one other Unicode form is replaced by that.
 fn other_form(path: &Path) -> PathBuf {
     if path.to_str().is_none_or(str::is_ascii) || path.exists() {
         return path.into();
@@ -75,10 +75,10 @@ fn other_form(path: &Path) -> PathBuf {
     found
 }
 
-/// Checks that a folder of results can be written to, or be made: by writing a small file where it is or will be.
+/// Checks that a folder for results can be written to or created, by writing a small file where it is or will be.
 ///
 /// # Errors
-/// Something else is in its place, a name is too long, or the system refuses.
+/// Something else is in its place, a name is too long, or it cannot be written to.
 pub fn check_folder(folder: &Path) -> Result<()> {
     let cannot = |problem: String| Error::file(folder, format!("results cannot be written here: {problem}"));
     let long = |part: &Component| part.as_os_str().len() > LONGEST_NAME;
@@ -101,7 +101,7 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     written.map(drop).map_err(|e| cannot(format!("{} cannot be written to ({e})", there.display())))
 }
 
-/// Checks that a file of results can be written: its folder is there and takes files, and no folder has its name.
+/// Checks that a file for results can be written: its folder exists and is writable, and no folder has its name.
 ///
 /// # Errors
 /// As [`check_folder`]; or the folder is missing.
@@ -152,7 +152,7 @@ mod tests {
         let (apart, together) = ("e\u{301}te\u{301}", "\u{e9}t\u{e9}");
         std::fs::create_dir(folder.path().join(apart)).unwrap();
         assert!(meant(&folder.path().join(together)).unwrap().is_dir());
-        // What is not there keeps the name that was given, below what is.
+        // Missing parts keep their given names, below the existing ones.
         let new = meant(&folder.path().join(together).join("\u{e0}.png")).unwrap();
         assert!(new.parent().unwrap().is_dir() && new.ends_with("\u{e0}.png"), "{}", new.display());
     }

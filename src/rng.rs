@@ -1,12 +1,12 @@
 //! Counter-based random numbers: every draw is a pure function of (seed, purpose, step, sample).
 //!
-//! Nothing is carried from one draw to the next, so a resumed run continues bit for bit, validation cannot disturb
-//! training, and the numbers are the same on every device: they are made on the host, in f32, by ChaCha8.
+//! No state is carried from one draw to the next, so a resumed run continues bit for bit, validation cannot affect training, and the
+//! values are the same on every device: they are computed on the host, in f32, by ChaCha8.
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rand_distr::{Distribution, StandardNormal, StandardUniform};
 
-/// What a draw is for. Two purposes never share numbers.
+/// The purpose of a draw. Two purposes never share values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// The noise of the VAE posterior.
@@ -38,7 +38,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// What the streams depend on. Changing one of these changes every run that is resumed.
+    /// The key of its streams. Changing one changes every resumed run.
     fn key(self) -> &'static [u8] {
         match self {
             Self::Posterior => b"posterior",

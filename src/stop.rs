@@ -1,5 +1,4 @@
-//! A request to stop, which reaches whatever is at work in this process: a signal or the dashboard makes it, and long work asks
-//! for it between two items.
+//! A request to stop the current work of this process, made by a signal or the dashboard. Long work checks for it between two items.
 
 use std::sync::{
     LazyLock,
@@ -12,10 +11,10 @@ use crate::error::{Error, Result};
 
 static REQUEST: LazyLock<Interrupter> = LazyLock::new(Interrupter::new);
 
-/// How many stretches of work are under way that lose nothing when the process ends in the middle of them.
+/// The number of running pieces of work during which the process may exit without loss.
 static EXPENDABLE: AtomicUsize = AtomicUsize::new(0);
 
-/// What makes the request: to be handed to a display, or to a handler of signals.
+/// A function that makes the request, for displays and signal handlers.
 pub fn interrupter() -> Interrupter {
     REQUEST.clone()
 }
@@ -25,7 +24,7 @@ pub fn requested() -> bool {
     REQUEST.should_stop()
 }
 
-/// To be called between two items of long work.
+/// Checks for a request, between two items of long work.
 ///
 /// # Errors
 /// [`Error::stopped`] if the process was asked to stop.
@@ -33,8 +32,8 @@ pub fn check() -> Result<()> {
     if requested() { Err(Error::stopped("", Vec::new())) } else { Ok(()) }
 }
 
-/// Does work that cannot stop half-way and is not worth waiting for, such as a download: a request to stop meanwhile ends the
-/// process at once.
+/// Does work that cannot be interrupted and is not worth waiting for, such as a download: a request to stop ends the process at
+/// once.
 pub fn expendable<T>(work: impl FnOnce() -> T) -> T {
     struct Under;
     impl Drop for Under {
@@ -47,7 +46,7 @@ pub fn expendable<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Whether work is under way that a request to stop may cut short.
+/// Whether such work is running.
 pub fn is_expendable() -> bool {
     EXPENDABLE.load(Ordering::SeqCst) > 0
 }

@@ -1,4 +1,4 @@
-//! Text to token ids. Padding and truncation are decided here only.
+//! Text to token ids, including padding and truncation.
 
 mod shortened;
 
@@ -32,12 +32,12 @@ use crate::{
 const CLIP_PIECES: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// One prompt as the text encoders read it: padded and cut to the length of each.
+/// The token ids of a prompt, padded and truncated to the length of each text encoder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PromptIds {
     /// For the first text encoder.
     pub clip: Vec<i64>,
-    /// For the second; empty where the model has none.
+    /// For the second one; empty if the model has none.
     pub t5: Vec<i64>,
 }
 
@@ -49,31 +49,30 @@ pub struct Tokenizers {
     fingerprint: String,
 }
 
-/// A tokenizer, and what its ids are compared with: a broken file can hold any, in places that no list shows.
+/// A tokenizer with the limits of its ids, which a broken file may exceed.
 #[derive(Clone, Debug)]
 struct Checked {
     tokenizer: Tokenizer,
     /// Its folder.
     path: PathBuf,
-    /// How many ids the text encoder knows; `None` if it does not say.
+    /// The vocabulary size of the text encoder; `None` if it does not say.
     rows: Option<usize>,
-    /// How many tokens a prompt is padded or cut to.
+    /// The number of tokens that prompts are padded or truncated to.
     length: usize,
 }
 
-/// How many ids CLIP knows where its configuration does not say.
+/// CLIP's vocabulary size if its configuration does not say.
 const CLIP_VOCABULARY: usize = 49408;
 
-/// The most tokens of a prompt. No text encoder here reads more at once.
+/// The most tokens of a prompt in any text encoder here.
 const LONGEST: usize = 4096;
 
 impl Tokenizers {
-    /// Opens `tokenizer/` (CLIP) and, if it is there, `tokenizer_2/` (T5) of a model folder. CLIP prompts have the length
-    /// that the folder names (77); T5 prompts have `t5_length` tokens.
+    /// Opens `tokenizer/` (CLIP) and, if it exists, `tokenizer_2/` (T5) of a model folder. CLIP prompts have the length in the folder
+    /// (77); T5 prompts have `t5_length` tokens.
     ///
     /// # Errors
-    /// Files are missing or broken, a length leaves no room for text, or a tokenizer knows more tokens than the text
-    /// encoder beside it.
+    /// Files are missing or broken, a length leaves no room for text, or a tokenizer has more tokens than its text encoder.
     pub fn open(model: impl AsRef<Path>, t5_length: usize) -> Result<Self> {
         let model = model.as_ref();
         let mut hash = blake3::Hasher::new();
@@ -92,8 +91,8 @@ impl Tokenizers {
         Ok(Self { clip, t5, fingerprint: hash.finalize().to_hex().to_string() })
     }
 
-    /// Opens the tokenizer of a single CLIP model that knows `vocabulary` ids and reads at most `positions` of them; the
-    /// files lie in `folder` itself.
+    /// Opens the tokenizer of a single CLIP model with `vocabulary` ids and at most `positions` tokens; the files are in `folder`
+    /// itself.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -104,7 +103,7 @@ impl Tokenizers {
         Ok(Self { clip, t5: None, fingerprint: hash.finalize().to_hex().to_string() })
     }
 
-    /// The ids of one prompt. A prompt that is too long loses its last tokens, never the end token.
+    /// The ids of a prompt. A prompt that is too long loses its last tokens, but never the end token.
     ///
     /// # Errors
     /// The tokenizer cannot express the text.
@@ -116,7 +115,7 @@ impl Tokenizers {
         Ok(PromptIds { clip: ids(&self.clip)?, t5: self.t5.as_ref().map(ids).transpose()?.unwrap_or_default() })
     }
 
-    /// Which of these prompts are longer than what the text encoders read.
+    /// Counts the prompts that are longer than the text encoders read.
     ///
     /// # Errors
     /// As [`tokenize`](Self::tokenize).
@@ -133,14 +132,14 @@ impl Tokenizers {
         Ok(shortened)
     }
 
-    /// Changes exactly when ids may change: a hash over the contents of the files and the lengths that decide them.
+    /// A hash that changes whenever ids may change: of the files and the lengths.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
 }
 
 impl Checked {
-    /// A prompt as tokens, padded or cut to the length.
+    /// A prompt as tokens, padded or truncated.
     fn encode(&self, prompt: &str) -> Result<Encoding> {
         let shown = || prompt.chars().take(100).collect::<String>();
         let encoding = guarded(|| self.tokenizer.encode(prompt, true)).map_err(|problem| self.broken(&problem))?;
@@ -159,9 +158,9 @@ impl Checked {
         }
     }
 
-    /// How many tokens of a prompt are cut off.
+    /// The number of tokens that a prompt loses.
     fn lost(&self, prompt: &str) -> Result<usize> {
-        // A token is of one byte at least, unless normalizing makes more of a letter; a few begin and end each prompt.
+        // A token has at least one byte, unless normalization expands a letter; a few more begin and end each prompt.
         if prompt.is_ascii() && prompt.len() + 4 <= self.length {
             return Ok(0);
         }
@@ -175,15 +174,15 @@ impl Checked {
     }
 }
 
-/// A tokenizer folder and what its configuration says.
+/// A tokenizer folder with its configuration.
 struct Folder {
     path: PathBuf,
-    /// `tokenizer_config.json`, and `special_tokens_map.json` where the former is silent about added tokens.
+    /// `tokenizer_config.json`, and `special_tokens_map.json` if the former has no added tokens.
     config: Map<String, Value>,
     encoder: EncoderLimits,
 }
 
-/// What the config of the text encoder beside a tokenizer has to say about ids.
+/// The settings about ids in the configuration of a tokenizer's text encoder.
 #[derive(Default, Deserialize)]
 struct EncoderLimits {
     vocab_size: Option<usize>,
@@ -200,7 +199,7 @@ impl Folder {
         folder.config = folder.json("tokenizer_config.json", hash)?;
         let special = folder.json("special_tokens_map.json", hash)?;
         if !folder.config.contains_key("added_tokens_decoder") {
-            // Older folders: the map has the last word, as in transformers.
+            // In older folders the map takes precedence, as in transformers.
             folder.config.extend(special);
         }
         Ok(folder)
@@ -235,7 +234,7 @@ impl Folder {
         let tokenizer =
             if self.path.join("tokenizer.json").exists() { self.whole(hash)? } else { self.byte_pairs(hash)? };
         let named = self.config.get("model_max_length").and_then(Value::as_f64);
-        // Configurations say 1e30 where they mean "no limit".
+        // 1e30 means "no limit" in configurations.
         let named = named.filter(|&length| length < 1e6).map(|length| length as usize);
         let length = named.into_iter().chain(self.encoder.max_position_embeddings).min();
         let length = length.ok_or_else(|| {
@@ -268,8 +267,8 @@ impl Folder {
             .map_err(|e| self.broken("tokenizer.json", e))
     }
 
-    /// What transformers' `CLIPTokenizer` builds: NFC, single spaces, lower case; then byte pairs within [`CLIP_PIECES`],
-    /// with `</w>` at the end of each.
+    /// The tokenizer that transformers' `CLIPTokenizer` builds: NFC, single spaces, lower case; then byte pairs within [`CLIP_PIECES`], with
+    /// `</w>` at the end of each.
     fn byte_pairs(&self, hash: &mut blake3::Hasher) -> Result<Tokenizer> {
         let [vocab, merges] =
             ["vocab.json", "merges.txt"].map(|name| self.path.join(name).to_string_lossy().into_owned());
@@ -307,7 +306,7 @@ impl Folder {
         hash: &mut blake3::Hasher,
     ) -> Result<Checked> {
         let refused = |problem: String| Err(Error::file(self.path.join("tokenizer_config.json"), problem));
-        // Room for the tokens that every prompt begins and ends with, and for one of its own.
+        // Room for the tokens that begin and end every prompt, and for at least one more.
         if length < 3 {
             return refused(format!("`model_max_length` {length} leaves no room for text"));
         }
@@ -328,7 +327,7 @@ impl Folder {
         }
         let pad_token = self.token("pad_token", padding);
         let pad_id = self.id(&tokenizer, &pad_token)?;
-        // SD 2.x pads with `!`, and transformers then takes a `!` inside a prompt for that token. Known ones stay as they are.
+        // SD 2.x pads with `!`, and transformers then reads a `!` inside a prompt as that token. Known tokens stay as they are.
         tokenizer.add_special_tokens(&[AddedToken::from(pad_token.as_str(), true)]);
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| self.broken("tokenizer.json", e))?;
@@ -336,7 +335,7 @@ impl Folder {
         tokenizer.with_padding(Some(PaddingParams { strategy, pad_id, pad_token, ..PaddingParams::default() }));
         note(hash, &(length as u64).to_le_bytes());
         let checked = Checked { tokenizer, path: self.path.clone(), rows: self.encoder.vocab_size, length };
-        // What begins, ends and fills a prompt has ids of its own: found out now, not after the text encoders are loaded.
+        // The ids of start, end and padding tokens are checked now, not after the text encoders are loaded.
         for prompt in ["", "a"] {
             checked.encode(prompt)?;
         }
@@ -354,7 +353,7 @@ impl Folder {
     }
 }
 
-/// Hashes `bytes` so that their end is known.
+/// Hashes `bytes` with their length.
 fn note(hash: &mut blake3::Hasher, bytes: &[u8]) {
     hash.update(&(bytes.len() as u64).to_le_bytes());
     hash.update(bytes);

@@ -59,7 +59,7 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
 }
 
 #[test]
-fn memory_is_given_back_and_planned() {
+fn memory_is_released_and_planned() {
     validating_twice_leaves_no_more_in_use_than_validating_once();
     memory::tune_allocator(); // as the program does; from here on
     the_plan_is_within_a_tenth_of_the_peak();

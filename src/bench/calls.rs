@@ -1,4 +1,4 @@
-//! An operation, called again and again.
+//! Repeated calls of an operation.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use half::bf16;
@@ -14,18 +14,18 @@ use crate::{
     kernels, memory,
 };
 
-/// One call, ready.
+/// A prepared call.
 type Call = Box<dyn FnOnce()>;
 
 impl Operation {
-    /// Measures the operation of a case: means over as many calls as fill 20 ms, but at most 1000, and 64 of a backward
-    /// pass; on inputs that take turns so that no cache holds them.
+    /// Measures the operation of a case: means over as many calls as fill 20 ms, but at most 1000, or 64 of a backward pass, on
+    /// alternating inputs, so that no cache holds them.
     pub(super) fn measure(self, case: &Case, device: &Device) -> Variant {
         guarded("kiln", device, || {
             let pass = self.pass(case, device);
             let (_, first) = timed(device, pass(0))?;
             let (_, once) = timed(device, pass(1))?;
-            // A backward pass needs a forward pass of its own, and an upload its data, made before.
+            // A backward pass needs its own forward pass, and an upload its data, prepared before.
             let made = if self.function == Function::Upload { case.shape.iter().product::<usize>() * 4 } else { 1 };
             let most = if self.backward { 64 } else { (2_000_000_000 / made).clamp(1, 1000) };
             let calls = (0.02 / once).ceil().clamp(1.0, most as f64) as usize;
@@ -40,12 +40,12 @@ impl Operation {
         })
     }
 
-    /// What makes call number `n` ready.
+    /// Prepares call number `n`.
     fn pass(self, case: &Case, device: &Device) -> Box<dyn Fn(usize) -> Call> {
         let shape = case.shape.clone();
         let count: usize = shape.iter().product();
-        // All sets together have at least four times the second-level cache of an H200 (60 MB). What an operation moves is at
-        // most four times its inputs.
+        // All sets together have at least four times the second-level cache of an H200 (60 MB). An operation moves at most four times
+        // its inputs.
         let bytes = self.work(&shape, case.dtype.size()).bytes as usize / 4;
         let sets = match device::is_cpu(device) {
             true => 2,

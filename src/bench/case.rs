@@ -1,4 +1,4 @@
-//! One case of a benchmark, in words.
+//! The description of a benchmark case.
 
 use std::{fmt, path::PathBuf};
 
@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::{CLIP_TOKENS, Operation, SMALL_TEXT_TOKENS, TEXT_TOKENS};
 use crate::device::Dtype;
 
-/// What kind of thing it is.
+/// The kind of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Kind {
-    /// One step of training.
+    /// A training step.
     Train,
     /// Steps of a sampler, each a call of the denoiser.
     Sample,
@@ -32,7 +32,7 @@ pub enum Kind {
     Operation,
 }
 
-/// Which denoiser.
+/// The denoiser of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
@@ -42,11 +42,11 @@ pub enum Model {
     Unet,
 }
 
-/// What is trained.
+/// The parameters to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainTarget {
-    /// A LoRA on the layers that diffusers takes by default.
+    /// A LoRA on diffusers' default layers.
     Attention,
     /// A LoRA on every linear layer.
     All,
@@ -54,40 +54,40 @@ pub enum TrainTarget {
     Full,
 }
 
-/// One thing to measure. As JSON it is the request to the peer; what a case has not is left out there.
+/// A case to measure. As JSON it is the request to the peer, without unset fields.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Case {
-    /// What it is.
+    /// The kind.
     #[serde(rename = "case")]
     pub kind: Kind,
     /// The denoiser.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
-    /// FLUX's blocks, double and single, where they are not all.
+    /// The numbers of FLUX's double and single blocks, if not all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<[usize; 2]>,
-    /// What is trained; left out for [`TrainTarget::Full`].
+    /// The parameters to train; left out for [`TrainTarget::Full`].
     #[serde(skip_serializing_if = "whole")]
     pub targets: Option<TrainTarget>,
-    /// Of the LoRA.
+    /// Rank of the LoRA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// Steps of a sampler.
+    /// Sampling steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Both sides of the image, in pixels.
+    /// Width and height of the image in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// Images, or prompts.
+    /// The number of images, or prompts.
     pub batch: usize,
-    /// Tokens of T5.
+    /// The number of T5 tokens.
     pub text_tokens: usize,
-    /// Whether the model is a small one, for a CPU.
+    /// Whether it is a small model, for a CPU.
     pub small: bool,
     /// The operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
-    /// What the operation is done on; see [`Operation`].
+    /// The shape of the operation; see [`Operation`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shape: Vec<usize>,
     /// The folder to load.
@@ -101,13 +101,13 @@ pub struct Case {
     pub device: String,
 }
 
-/// What the peer is not told.
+/// Settings that the peer does not see.
 fn whole(trained: &Option<TrainTarget>) -> bool {
     matches!(trained, None | Some(TrainTarget::Full))
 }
 
 impl Case {
-    /// A case of this kind with nothing else said.
+    /// A case of this kind with everything else unset.
     pub fn new(kind: Kind, small: bool, dtype: Dtype, repeats: usize, device: String) -> Self {
         let text_tokens = if small { SMALL_TEXT_TOKENS } else { TEXT_TOKENS };
         Self {
@@ -130,18 +130,18 @@ impl Case {
         }
     }
 
-    /// Tokens of a prompt for the encoder that is measured.
+    /// Tokens per prompt for the measured encoder.
     pub(super) fn tokens(&self) -> usize {
         if self.kind == Kind::Clip { CLIP_TOKENS } else { self.text_tokens }
     }
 
-    /// [`dtype`](Self::dtype), as Burn calls it.
+    /// [`dtype`](Self::dtype) as Burn's type.
     pub(super) fn float(&self) -> FloatDType {
         self.dtype.into()
     }
 }
 
-/// In a few words, for the log and for tables: `train flux 1024² × 1, attention`.
+/// A short description for logs and tables: `train flux 1024² × 1, attention`.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let word = |value: Option<String>| value.map_or(String::new(), |word| format!(" {word}"));
@@ -170,7 +170,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// How the command line spells a value.
+/// The command line's spelling of a value.
 pub(super) fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_string()
 }

@@ -14,7 +14,7 @@ use crate::{
     weights::Weights,
 };
 
-/// The VAE or a text encoder of a case, ready to be called on a random batch.
+/// The VAE or a text encoder of a case, prepared for a random batch.
 pub fn prepare(case: &Case, device: &Device) -> Run {
     let weights = Weights::random(SEED, device, Some(case.float()));
     match case.kind {
@@ -45,7 +45,7 @@ fn vae(case: &Case, device: &Device, weights: &Weights) -> Run {
     }
 }
 
-/// One number that is finite if all are.
+/// A scalar that is finite if all values are.
 fn sum<const D: usize>(output: Tensor<D>) -> Result<Option<Tensor<1>>> {
     Ok(Some(output.mean()))
 }

@@ -17,7 +17,7 @@ use crate::{
     weights::Weights,
 };
 
-/// Of a usual run.
+/// The rank of a usual run.
 const GUIDANCE: f64 = 3.5;
 
 /// The transformer of a case on `device`, latents of one size, and prompts.

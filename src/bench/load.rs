@@ -16,10 +16,10 @@ use crate::{
     weights::{TensorBytes, Weights, write_tensors},
 };
 
-/// Loads the FLUX transformer of the case's folder, in the dtype of the case. The system may hold its files in memory.
+/// Loads the FLUX transformer in the case's folder, in the dtype of the case. The system may have its files in memory.
 ///
 /// # Errors
-/// The case names no folder. What is wrong with the folder is an error of the first run.
+/// The case names no folder. Problems of the folder are errors of the first run.
 pub fn prepare(case: &Case, device: &Device) -> Result<Run> {
     let folder = case.path.clone().ok_or_else(|| Error::setting("weights", "names no folder"))?;
     let (device, dtype) = (device.clone(), case.float());
@@ -29,15 +29,15 @@ pub fn prepare(case: &Case, device: &Device) -> Result<Run> {
     }))
 }
 
-/// A temporary folder, removed with all in it at the end.
+/// A temporary folder, removed at the end.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Writes a FLUX transformer of the case's shape, with any values.
+    /// Writes a FLUX transformer of the case's shape, with arbitrary values.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The files cannot be written.
     pub fn write(case: &Case, device: &Device) -> Result<Self> {
         let folder = Self(std::env::temp_dir().join(format!("kiln-bench-{}", std::process::id())));
         std::fs::create_dir_all(&folder.0).map_err(|e| Error::io(&folder.0, e))?;
@@ -59,7 +59,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -71,8 +71,7 @@ impl Drop for Folder {
     }
 }
 
-/// The names and shapes of a transformer's tensors: those that it asks for. Its blocks are alike, so one of each kind
-/// is made.
+/// The names and shapes of a transformer's tensors, as it requests them. Its blocks are alike, so one of each kind is built.
 fn names(case: &Case, device: &Device) -> BTreeMap<String, Vec<usize>> {
     let config = shape::flux(&Case { layers: Some([1, 1]), ..case.clone() });
     let all = shape::flux(case);
@@ -95,7 +94,7 @@ fn names(case: &Case, device: &Device) -> BTreeMap<String, Vec<usize>> {
     names
 }
 
-/// A tensor whose values do not matter: all alike, about 0.01.
+/// A tensor with arbitrary values: all about 0.01.
 struct Numbers {
     shape: Vec<usize>,
     dtype: DType,

@@ -7,19 +7,19 @@ use serde::Serialize;
 
 use crate::device::Hardware;
 
-/// What a table of results says first.
+/// The header of a table of results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
-    /// The day, UTC, as `2026-11-21`.
+    /// The date in UTC, such as `2026-11-21`.
     pub date: String,
-    /// What computed.
+    /// The device.
     pub device: String,
-    /// NVIDIA's driver; none on the CPU.
+    /// The version of NVIDIA's driver; none on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
-    /// The version of kiln and the features it was built with; and the commit of its checkout, where that is there.
+    /// The version of kiln, its features, and the commit of its checkout, if there is one.
     pub kiln: String,
-    /// As it was typed.
+    /// The command line.
     pub command: String,
 }
 
@@ -42,7 +42,7 @@ impl Machine {
     }
 }
 
-/// As a shell needs it.
+/// Quotes an argument for a shell.
 fn quoted(word: &str) -> String {
     match word.contains(|letter: char| letter.is_whitespace() || "'\"$`\\*?#&;|<>()".contains(letter)) {
         true => format!("'{}'", word.replace('\'', "'\\''")),
@@ -50,14 +50,14 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The first line that a program prints, if it is there and does not fail.
+/// The first line that a program prints; `None` if it is missing or fails.
 fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().next().map(|line| line.trim().to_string()).filter(|line| !line.is_empty())
 }
 
-/// Today, UTC.
+/// Today's date in UTC.
 fn date() -> String {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil((since.as_secs() / 86_400) as i64);

@@ -1,4 +1,4 @@
-//! A report as tables for people.
+//! A report as Markdown tables.
 
 use super::{Case, Kind, Report, Row, Variant};
 use crate::memory::mib;
@@ -38,7 +38,7 @@ pub(super) fn page(report: &Report) -> String {
     page
 }
 
-/// A line for each of kiln's ways, with columns for each of the peer's.
+/// A row for each of kiln's variants, with columns for each of the peer's.
 fn table(rows: &[&Row], head: &[&str], cells: impl Fn(&Row, &Variant) -> Vec<String>) -> String {
     let mut peers: Vec<&str> = Vec::new();
     for variant in rows.iter().filter_map(|row| row.peer.as_ref()).flat_map(|answer| &answer.variants) {
@@ -114,7 +114,7 @@ fn name_of(case: &Case) -> &'static str {
     }
 }
 
-/// The peer's time and memory with kiln's share of them.
+/// The peer's time and memory, with kiln's ratio to them.
 fn beside(ours: &Variant, theirs: Option<&Variant>, in_ms: bool) -> Vec<String> {
     let Some(theirs) = theirs else { return vec![String::new(); if in_ms { 2 } else { 4 }] };
     let ratio = |ours: Option<f64>, theirs: Option<f64>| match (ours, theirs) {
@@ -140,7 +140,7 @@ fn number(value: Option<f64>, unit: f64) -> String {
     format!("{value:.*}", (3 - first).clamp(1, 9) as usize)
 }
 
-/// Text that does not end its cell.
+/// Escapes text for a cell.
 fn cell(text: &str) -> String {
     text.replace('|', "/").replace('\n', " ")
 }

@@ -11,30 +11,30 @@ use crate::{
     panics::unpanicked,
 };
 
-/// Something made ready to be run again and again; may leave a number `[1]` that must be finite.
+/// A prepared run that can be repeated; it may return a value `[1]` that must be finite.
 pub type Run = Box<dyn FnMut() -> Result<Option<Tensor<1>>>>;
 
-/// What was measured of one way to do a case: by kiln, or as the peer says it.
+/// The measurement of one variant of a case, by kiln or by the peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Variant {
-    /// Which way.
+    /// The name of the variant.
     pub name: String,
-    /// Of each run after the first.
+    /// The seconds of each run after the first.
     pub seconds: Vec<f64>,
-    /// Of the first run, which compiles and tunes kernels where this program has not done so before.
+    /// The seconds of the first run, which compiles and tunes new kernels.
     pub first_seconds: Option<f64>,
-    /// The most device memory: what kiln's pools held, or the peer's tensors took; none on the CPU.
+    /// Peak device memory: of kiln's pools, or of the peer's tensors; none on the CPU.
     pub device_peak_bytes: Option<u64>,
-    /// The most host memory.
+    /// Peak host memory.
     pub host_peak_bytes: Option<u64>,
-    /// Why it could not be measured.
+    /// The error, if it could not be measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Variant {
-    /// The first run, those after it, and the memory at the peak.
+    /// The first run, the others, and the peak memory.
     pub(super) fn of(first: f64, seconds: Vec<f64>, measured: &memory::Measured) -> Self {
         Self {
             seconds,
@@ -45,19 +45,19 @@ impl Variant {
         }
     }
 
-    /// The middle one of [`seconds`](Self::seconds).
+    /// The median of [`seconds`](Self::seconds).
     pub fn median(&self) -> Option<f64> {
         median(&self.seconds)
     }
 
-    /// What it took where its tensors are: device memory, on the CPU host memory.
+    /// Peak memory where its tensors are: on the device, or on the host for the CPU.
     pub fn memory(&self) -> Option<u64> {
         self.device_peak_bytes.or(self.host_peak_bytes)
     }
 }
 
-/// Makes a run ready and measures `repeats` runs after the first. Whatever goes wrong, a panic too, becomes the
-/// variant's error; everything is given back.
+/// Prepares a run and measures `repeats` runs after the first. Any failure, even a panic, becomes the variant's error; all memory is
+/// released.
 pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl FnOnce() -> Result<Run>) -> Variant {
     guarded(name, device, || {
         let mut run = prepare()?;
@@ -77,7 +77,7 @@ pub(super) fn measure(name: &str, device: &Device, repeats: usize, prepare: impl
     })
 }
 
-/// What comes of `run`, and its time and memory; what is free is given back before it begins.
+/// The result of `run` with its time and memory. Free memory is released before it starts.
 pub fn watched<T>(name: &str, device: &Device, run: impl FnOnce() -> T) -> (T, memory::Measured) {
     memory::release(device);
     let stage = Stage::watch(name, device);
@@ -85,15 +85,14 @@ pub fn watched<T>(name: &str, device: &Device, run: impl FnOnce() -> T) -> (T, m
     (output, stage.measure())
 }
 
-/// The middle one of some times, or of the upper half where they are even; `None` if there are none.
+/// The median of some times, the upper one of an even number; `None` if there are none.
 pub fn median(times: &[f64]) -> Option<f64> {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
 }
 
-/// What `measurement` says under this `name`, or the error that it ended with: a panic on another thread, such as the
-/// device's own, is part of it.
+/// The result of `measurement` as the variant `name`, or its error, including panics on other threads, such as the device's.
 pub(super) fn guarded(name: &str, device: &Device, measurement: impl FnOnce() -> Result<Variant>) -> Variant {
     let (measured, panics) = unpanicked(measurement);
     memory::release(device);
@@ -116,10 +115,10 @@ pub(super) fn guarded(name: &str, device: &Device, measurement: impl FnOnce() ->
     Variant { name: name.into(), ..variant }
 }
 
-/// What comes of `run` and its seconds, until the device has done it.
+/// The result of `run` and its seconds, until the device has finished.
 ///
 /// # Errors
-/// The device failed, such as for memory.
+/// The device failed, for example for lack of memory.
 pub(super) fn timed<T>(device: &Device, run: impl FnOnce() -> T) -> Result<(T, f64)> {
     let wait = || device.sync().map_err(|e| problem(e.to_string()));
     wait()?;

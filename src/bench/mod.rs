@@ -1,13 +1,12 @@
-//! kiln's own speed and memory at full size, without weights: `kiln bench`.
+//! `kiln bench`: speed and memory at full size, without weights.
 //!
-//! A [`Case`] is one thing to measure: a training step, a sampling step, an encoder, loading, or one operation at a
-//! size that FLUX.1 has. Models have the real shapes and weights drawn from a seed, on a GPU straight in its memory;
-//! inputs are random. A case is measured by itself: everything is built for it and given back after it, so that its
-//! peak of memory is its own.
+//! A [`Case`] is a training step, a sampling step, an encoder, loading, or one operation at a size of FLUX.1. Models have the real
+//! shapes and random weights, drawn on the GPU directly in its memory; inputs are random. Everything is built for one case and
+//! released after it, so that its peak memory is its own.
 //!
-//! A measurement waits for the device, runs, and waits again; the first is kept apart, for it compiles and tunes
-//! kernels. The [`peer`] is another program that measures the same case in its turn, with all of the device's memory but
-//! what CUDA itself takes for two programs.
+//! A measurement synchronizes the device before and after a run. The first run is listed separately, because it compiles and tunes
+//! kernels. The [`peer`] is another program that measures the same case in its turn, with all of the device's memory except what CUDA
+//! itself takes for two programs.
 
 mod subject;
 mod machine;
@@ -39,10 +38,10 @@ pub use subject::normal;
 
 use crate::rng::Seed;
 
-/// Of all that is random here.
+/// Seed of all random values.
 const SEED: Seed = Seed(0);
 
-/// Tokens of a prompt: T5's, and CLIP's. A small model reads fewer of T5's.
+/// Tokens per prompt of T5 and CLIP. A small model reads fewer T5 tokens.
 const TEXT_TOKENS: usize = 512;
 const SMALL_TEXT_TOKENS: usize = 64;
 const CLIP_TOKENS: usize = 77;

@@ -1,4 +1,4 @@
-//! Single operations at the sizes they have in FLUX.1, for the roofline.
+//! Single operations at the sizes of FLUX.1, for the roofline.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::kernels;
 
-/// What is done, and on which shape.
+/// The kind of operation, and its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Function {
     /// `[rows, in, out]`: a frozen linear layer with a bias.
@@ -26,9 +26,9 @@ pub(super) enum Function {
     Adamw,
     /// `[count]`: host to device.
     Upload,
-    /// `[count]`: every number read and written once; the ceiling of what is bound by memory.
+    /// `[count]`: every value is read and written once; the ceiling of operations bound by memory.
     Copy,
-    /// `[n, n, n]`: a square product; the ceiling of what is bound by arithmetic.
+    /// `[n, n, n]`: a square product; the ceiling of operations bound by arithmetic.
     MatmulCeiling,
 }
 
@@ -45,21 +45,20 @@ const NAMES: [(&str, Function); 10] = [
     ("matmul_ceiling", Function::MatmulCeiling),
 ];
 
-/// An operation, forward, or its backward pass alone: `gelu_tanh`, `gelu_tanh_backward`. Of a backward pass only the
-/// gradients that training with frozen weights needs are made. Attention says both: `attention_forward`,
-/// `attention_backward`.
+/// An operation, forward or only its backward pass: `gelu_tanh`, `gelu_tanh_backward`. A backward pass computes only the gradients that
+/// training with frozen weights needs. The names of attention are `attention_forward` and `attention_backward`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
     pub(super) function: Function,
     pub(super) backward: bool,
 }
 
-/// What an operation must do at least.
+/// The least work of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Work {
-    /// Multiplications and additions of matrix products.
+    /// FLOPs: multiplications and additions of matrix products.
     pub flops: f64,
-    /// Every input read once and every output written once.
+    /// Bytes: every input read once and every output written once.
     pub bytes: f64,
 }
 
@@ -74,7 +73,7 @@ impl Operation {
             .collect()
     }
 
-    /// Whether it shows what the device can do at most: by arithmetic (`true`) or by memory.
+    /// If it measures a ceiling of the device: of arithmetic (`true`) or of memory (`false`).
     pub fn ceiling(self) -> Option<bool> {
         match self.function {
             Function::MatmulCeiling => Some(true),
@@ -83,13 +82,13 @@ impl Operation {
         }
     }
 
-    /// Whether a device's ceilings say how fast it could be: an upload does not come from the device.
+    /// Whether the ceilings of the device apply: not to an upload.
     pub fn has_roof(self) -> bool {
         self.function != Function::Upload
     }
 
-    /// The shapes it has in a FLUX of this `width` with heads of `head` numbers, for `image` and `text` tokens of one
-    /// image, whose adapter has `trained` numbers.
+    /// Its shapes in a FLUX of this `width` with heads of size `head`, for one image of `image` and `text` tokens, with an adapter of
+    /// `trained` parameters.
     pub(super) fn shapes(
         self,
         width: usize,
@@ -125,8 +124,8 @@ impl Operation {
         }
     }
 
-    /// What it must do at least, in values of `size` bytes. Attention's backward pass has five products for two: it
-    /// makes the scores again, as papers about it count.
+    /// The least work, in values of `size` bytes. The backward pass of attention has five products instead of two, because it recomputes
+    /// the scores; papers count it so.
     pub fn work(self, shape: &[usize], size: usize) -> Work {
         let of = |axes: &[usize]| axes.iter().map(|&axis| shape[axis] as f64).product::<f64>();
         let count = shape.iter().map(|&n| n as f64).product::<f64>();
@@ -149,7 +148,7 @@ impl Function {
         !matches!(self, Self::Adamw | Self::Upload | Self::Copy | Self::MatmulCeiling)
     }
 
-    /// Which inputs are activations, whose gradient training needs.
+    /// Which inputs are activations that need gradients in training.
     pub(super) fn tracked(self) -> &'static [usize] {
         match self {
             Self::Attention => &[0, 1, 2],
@@ -158,7 +157,7 @@ impl Function {
         }
     }
 
-    /// Its inputs, each with four axes, from what makes so many values.
+    /// Its inputs, each with four axes, built by `of` from a number of values.
     pub(super) fn inputs(self, shape: &[usize], numbers: &dyn Fn(&str, usize) -> Tensor<1>) -> Vec<Tensor<4>> {
         let tensor = |name, dims: [usize; 4]| numbers(name, dims.iter().product()).reshape(dims);
         match (self, shape) {
@@ -170,7 +169,7 @@ impl Function {
             (Self::MatmulCeiling, &[rows, inputs, outputs]) => {
                 vec![tensor("x", [1, 1, rows, inputs]), tensor("y", [1, 1, inputs, outputs])]
             }
-            // Heads are the third axis in memory, as the model has them.
+            // Heads are the third axis in memory, as in the model.
             (Self::Attention, &[batch, heads, tokens, size]) => {
                 ["q", "k", "v"].map(|name| tensor(name, [batch, tokens, heads, size]).swap_dims(1, 2)).into()
             }

@@ -1,7 +1,7 @@
 //! Another program that measures the same cases, such as `benches/peer.py`.
 //!
-//! It is started once. For each case it gets one line of JSON, the [`Case`], and answers with one, an [`Answer`]; what
-//! it writes to standard error is passed through. It ends when its input does.
+//! It is started once. For each case it gets one line of JSON, a [`Case`], and answers with one line, an [`Answer`]; its standard error
+//! is passed through. It exits at the end of its input.
 
 use std::{
     collections::BTreeMap,
@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use super::{Case, Variant};
 use crate::error::{Error, Result};
 
-/// What the peer says about a case.
+/// The peer's answer for a case.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Answer {
-    /// The ways that it knows to do it.
+    /// The measured variants.
     pub variants: Vec<Variant>,
-    /// Of what it is made of.
+    /// The versions of its libraries.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: BTreeMap<String, String>,
-    /// Why it could not be measured at all.
+    /// The error, if nothing could be measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -33,13 +33,13 @@ pub struct Answer {
 pub struct Peer {
     command: String,
     child: Child,
-    /// `None` once it has ended.
+    /// `None` after it has exited.
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
 impl Peer {
-    /// Starts `command`, as the shell would.
+    /// Starts `command` in a shell.
     ///
     /// # Errors
     /// There is no shell.
@@ -56,11 +56,11 @@ impl Peer {
         Ok(Self { command: command.into(), child, requests, answers })
     }
 
-    /// Has a case measured. A peer that ended, or says what is no answer, is asked nothing more.
+    /// Has a case measured. A peer that exited, or gave an invalid answer, is not used again.
     pub fn measure(&mut self, case: &Case) -> Answer {
         self.ask(case).unwrap_or_else(|problem| {
             if self.requests.take().is_some() {
-                tracing::warn!("the peer `{}` {problem}; going on without it", self.command);
+                tracing::warn!("the peer `{}` {problem}; continuing without it", self.command);
             }
             Answer { error: Some(problem), ..Answer::default() }
         })

@@ -12,20 +12,20 @@ use crate::{
 use burn::tensor::Device;
 use clap::ValueEnum;
 
-/// What was asked for. An empty list takes what the model is usually used with.
+/// The options of a benchmark. An empty list takes the model's usual values.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The denoisers; with [`layers`](Self::layers) FLUX only.
     pub models: Vec<Model>,
-    /// Names of kinds of cases, `operations` for all operations, or names of operations.
+    /// Kinds of cases, `operations` for all operations, or names of operations.
     pub only: Vec<String>,
-    /// Pixels of each side.
+    /// Side lengths in pixels.
     pub sizes: Vec<usize>,
-    /// Images at a time.
+    /// Batch sizes.
     pub batches: Vec<usize>,
-    /// What is trained.
+    /// The parameters to train.
     pub targets: Vec<TrainTarget>,
-    /// How many of FLUX's double and single blocks are built.
+    /// The numbers of FLUX's double and single blocks to build.
     pub layers: Vec<usize>,
     /// Small models, for a CPU.
     pub small: bool,
@@ -35,15 +35,15 @@ pub struct Options {
     pub weights: Option<PathBuf>,
     /// Rank of the LoRA.
     pub rank: usize,
-    /// Steps of a sampler.
+    /// Sampling steps.
     pub steps: usize,
 }
 
 impl Options {
-    /// The cases, in the order in which they are measured.
+    /// The cases, in order.
     ///
     /// # Errors
-    /// A name or a number is no good, or the cases would be too large for a CPU.
+    /// A name or a number is invalid, or the cases would be too large for a CPU.
     pub fn cases(&self, device: &Device) -> Result<Vec<Case>> {
         let layers = self.check()?;
         let all = self.all(device, layers);
@@ -57,7 +57,7 @@ impl Options {
                             blocks, or `device cuda`";
                 Err(Error::setting("device cpu", problem).hint(next))
             }
-            None if cases.is_empty() => Err(Error::setting("only", "no case is left of what was asked for")),
+            None if cases.is_empty() => Err(Error::setting("only", "no case matches these options")),
             None => Ok(cases),
         }
     }
@@ -71,7 +71,7 @@ impl Options {
             let kinds = Kind::value_variants().iter().map(super::case::name).filter(|kind| kind != "operation");
             let kinds: Vec<_> = kinds.chain(["operations".into()]).collect();
             let operations: Vec<_> = Operation::all().iter().map(ToString::to_string).collect();
-            return Err(Error::setting("only", format!("`{word}` is no case")).hint(format!(
+            return Err(Error::setting("only", format!("`{word}` is not a case")).hint(format!(
                 "the cases are {}; single operations {}",
                 kinds.join(", "),
                 operations.join(", ")
@@ -108,7 +108,7 @@ impl Options {
             None => *word == super::case::name(&case.kind),
         };
         match self.only.is_empty() {
-            // A few blocks are asked for to see these.
+            // With a few blocks, only the denoiser is of interest.
             true => self.layers.is_empty() || case.model == Some(Model::Flux),
             false => self.only.iter().any(named),
         }
@@ -172,7 +172,7 @@ impl Options {
         cases
     }
 
-    /// The ceilings first: the others are compared with them.
+    /// The ceilings come first, because the others are compared with them.
     fn operations(&self, new: &dyn Fn(Kind) -> Case) -> Vec<Case> {
         let base = new(Kind::Operation);
         let config = shape::flux(&base);
@@ -193,7 +193,7 @@ impl Options {
     }
 }
 
-/// What was given, or the default.
+/// The given values, or the default.
 fn or<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
     if given.is_empty() { default.to_vec() } else { given.to_vec() }
 }

@@ -1,4 +1,4 @@
-//! What was measured, case by case, on both sides.
+//! The report: the measurements of both sides, case by case.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,35 @@ use serde::Serialize;
 
 use super::{Case, Machine, Operation, Variant, Work, peer::Answer};
 
-/// What was measured, as it is written to a file.
+/// A report, as it is written to a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Where and when.
+    /// The machine and the time.
     pub machine: Machine,
-    /// What the peer is made of.
+    /// The versions of the peer's libraries.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub peer: BTreeMap<String, String>,
     /// Each case.
     pub rows: Vec<Row>,
 }
 
-/// One case on both sides.
+/// A case on both sides.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// The case.
     pub case: Case,
-    /// What an operation must do at least.
+    /// The least work of an operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
-    /// Kiln's ways to do it.
+    /// kiln's variants.
     pub kiln: Vec<Variant>,
-    /// The peer's.
+    /// The peer's variants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<Answer>,
 }
 
 impl Report {
-    /// The most that was measured of what bounds operations: `(FLOP/s, bytes/s)`, on either side.
+    /// The measured ceilings, `(FLOP/s, bytes/s)`: the higher one of both sides.
     pub fn ceilings(&self) -> [Option<f64>; 2] {
         [true, false].map(|arithmetic| {
             let rates = self.rows.iter().filter(|row| row.ceiling() == Some(arithmetic)).flat_map(|row| {

@@ -1,4 +1,4 @@
-//! Case by case, kiln and its peer.
+//! Running the cases with kiln and the peer.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     training::{Activations, objective::Objective},
 };
 
-/// Where a report goes, after every case: what was measured is kept when the program is ended.
+/// The files of a report, written after every case, so that measurements survive if the program is killed.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     /// As JSON.
@@ -27,12 +27,10 @@ pub struct Files {
     pub markdown: Option<PathBuf>,
 }
 
-/// Measures what `options` ask for on `device`, and on the peer that the command `peer` starts; writes `files` as it
-/// goes on.
+/// Measures the cases of `options` on `device`, and with the peer that the command `peer` starts; writes `files` after every case.
 ///
 /// # Errors
-/// The options ask for nothing that can be measured, the peer cannot be started, or a file cannot be written. What goes
-/// wrong while measuring stands in the report.
+/// The options match no case, the peer cannot be started, or a file cannot be written. Errors of measurements are in the report.
 pub fn run(options: &Options, peer: Option<&str>, files: &Files, device: &Device) -> Result<Report> {
     let cases = options.cases(device)?;
     let mut peer = peer.map(Peer::start).transpose()?;
@@ -61,7 +59,7 @@ pub fn run(options: &Options, peer: Option<&str>, files: &Files, device: &Device
     Ok(report)
 }
 
-/// Measures a case in every way that kiln knows.
+/// Measures all variants of a case.
 fn variants(case: &Case, device: &Device) -> Vec<Variant> {
     let one = |prepare: &dyn Fn() -> Result<Run>| vec![measure("kiln", device, case.repeats, prepare)];
     match (case.kind, case.model) {

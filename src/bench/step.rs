@@ -1,4 +1,4 @@
-//! One step of training, as `kiln train` takes it after reading a batch.
+//! One training step, as in `kiln train` after reading a batch.
 
 use burn::tensor::Tensor;
 
@@ -22,7 +22,7 @@ impl<P: Pipeline, O: Objective<P>> Training<P, O> {
     /// Starts training what the case says of the denoiser.
     ///
     /// # Errors
-    /// The model has none of the layers that the adapter is for.
+    /// The model has none of the targeted layers.
     pub fn new(case: &Case, subject: Subject<P, O>, activations: Activations) -> Result<Self> {
         let targets = match case.targets {
             Some(TrainTarget::Full) => None,

@@ -21,9 +21,9 @@ use crate::{
     weights::Weights,
 };
 
-/// The UNet of a case on `device`, which is in f32 where all of it is trained; latents of pairs of one size, and instructions.
+/// The UNet of a case on `device`, in f32 if all of it is trained; latents of pairs of one size, and instructions.
 ///
-/// Every row of what it makes is a prediction of its own: an image edited with both guidance scales is a batch of three.
+/// Every row is a separate prediction: an image edited with both guidance scales is a batch of three.
 pub(super) fn subject(case: &Case, device: &Device) -> Subject<InstructPix2PixPipeline, Denoising> {
     let (config, rows) = (shape::unet(case), case.batch);
     let dtype = if case.targets == Some(TrainTarget::Full) { F32 } else { case.float() };

@@ -14,8 +14,8 @@ use crate::{
 /// Runs all images of a folder through image-to-image or editing, in batches, and reports time and memory
 ///
 /// Each image gets a model, a prompt and a denoising strength: the ones given here, or a random choice from the lists `models`,
-/// `prompts` and `strengths` of the --config file, seeded by the name of the image. With --queue, workers on other machines make the
-/// images; models are named as in their configurations.
+/// `prompts` and `strengths` of the --config file, seeded by the name of the image. With --queue, workers on other machines generate
+/// the images; models are named as in their configurations.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of images; large ones are processed at the model's resolution and scaled back

@@ -1,21 +1,21 @@
-//! The options of a command: errors of the library name fields, a person types flags.
+//! From the fields that errors of the library name to the flags of a command.
 
 use clap::CommandFactory;
 
 use super::Cli;
 
-/// The flag of each field that the command was, or could have been, given.
+/// The flags of a command by the fields they set.
 #[derive(Debug, Default)]
 pub struct Flags(Vec<(String, String)>);
 
 impl Flags {
-    /// Those of the command called `name`, and of every command.
+    /// The flags of the command called `name`, and those of every command.
     pub fn of(name: &str) -> Self {
         let program = Cli::command();
         let own = program.find_subcommand(name).into_iter().flat_map(|command| command.get_arguments());
         let flag = |argument: &clap::Arg| Some((argument.get_id().to_string(), format!("--{}", argument.get_long()?)));
         let mut flags: Vec<_> = program.get_arguments().chain(own).filter_map(flag).collect();
-        // What configurations call `model.path` is the model of a command without a configuration.
+        // In commands without a configuration, `--model` takes the place of `model.path`.
         let model = flags.iter().find(|(field, _)| field == "model").map(|(_, flag)| flag.clone());
         flags.extend(model.map(|flag| ("model.path".to_string(), flag)));
         for (key, field) in [
@@ -30,13 +30,13 @@ impl Flags {
         Self(flags)
     }
 
-    /// The field that an error is about, and the value that may stand behind it, as it is typed: `width 500` as `--width 500`.
-    /// A list is typed as one option for each: `prompts` as `--prompt`. What is no option of the command stays as it is.
+    /// The subject of an error, a field with an optional value, as it is typed: `width 500` becomes `--width 500`. A list is typed as
+    /// one option for each item: `prompts` becomes `--prompt`. Fields that are not options of the command stay as they are.
     pub fn spell(&self, setting: &str) -> String {
         self.spelled(setting).or_else(|| self.spelled(setting.strip_suffix('s')?)).unwrap_or_else(|| setting.into())
     }
 
-    /// A text in which fields stand in backticks, with each as it is typed.
+    /// A text with fields in backticks, each as it is typed.
     pub fn spell_all(&self, text: &str) -> String {
         let spell = |(number, part): (usize, &str)| match number % 2 {
             1 => self.spelled(part).unwrap_or_else(|| part.into()),

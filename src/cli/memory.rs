@@ -1,4 +1,4 @@
-//! How much of the model is in device memory: options of every command that loads one.
+//! The memory options of every command that loads a model.
 
 use anyhow::Result;
 
@@ -23,7 +23,7 @@ pub(super) struct MemoryArgs {
 }
 
 impl MemoryArgs {
-    /// The configuration, if anything was given.
+    /// The configuration, if any option is given.
     pub(super) fn given(self) -> Option<MemoryConfig> {
         let Self { memory, memory_limit: limit } = self;
         (memory.is_some() || limit.is_some()).then(|| MemoryConfig {
@@ -34,7 +34,7 @@ impl MemoryArgs {
     }
 }
 
-/// The same of a command that makes images, and may only say what that takes.
+/// The same for a command that generates images, with `--dry-run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArgs {
     #[command(flatten)]
@@ -45,12 +45,12 @@ pub(super) struct PlanArgs {
 }
 
 impl PlanArgs {
-    /// The configuration, and whether only the plan is wanted.
+    /// The configuration, and whether only the plan is requested.
     pub(super) fn given(self) -> (MemoryConfig, bool) {
         (self.memory.given().unwrap_or_default(), self.dry_run)
     }
 
-    /// Makes the images, and prints the files written.
+    /// Generates the images, and prints the files written.
     pub(super) fn make(self, request: GenerateRequest, global: &Global) -> Result<()> {
         let (memory, dry_run) = self.given();
         let request = GenerateRequest { memory, ..request };

@@ -1,5 +1,5 @@
-//! The command line: one file a command, each with its `Args` and a `run`. Data goes to standard output, everything else
-//! to standard error.
+//! The command line: one file per command, each with its `Args` and a `run`. Results go to standard output, everything else to
+//! standard error.
 
 mod flags;
 mod report;
@@ -40,13 +40,13 @@ use crate::{
 pub use flags::Flags;
 pub use report::{report_error, report_panics, start_logging};
 
-/// The version and what this build can compute on: `kiln --version`.
+/// The version and the devices of this build: `kiln --version`.
 const LONG_VERSION: &str = match cfg!(feature = "cuda") {
     true => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu, cuda (feature cuda)"),
     false => concat!(env!("CARGO_PKG_VERSION"), "\ndevices: cpu"),
 };
 
-/// What the program says by its exit code.
+/// The exit codes.
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 error; 2 wrong command line; 130 stopped on request (ctrl-c, SIGTERM, SIGHUP, or `q` in \
                           the dashboard) with all work saved; 101 internal error.";
 
@@ -93,8 +93,7 @@ struct Global {
 }
 
 impl Cli {
-    /// Reads the command line, and says how its command spells its fields. Ends the program if it cannot be read, or asks for
-    /// help only.
+    /// Parses the command line; also returns the flags of its command. Ends the program if it is invalid, or asks for help.
     pub fn read() -> (Self, Flags) {
         let matches = Self::command().get_matches();
         let cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -103,7 +102,7 @@ impl Cli {
 }
 
 impl Global {
-    /// The folder that was named for compiled kernels.
+    /// The folder given for compiled kernels.
     fn kernel_cache(&self) -> Option<PathBuf> {
         self.kernel_cache.clone().filter(|folder| !folder.as_os_str().is_empty())
     }
@@ -113,7 +112,7 @@ impl Global {
     }
 }
 
-/// Refuses `--cache`, and says what to write.
+/// Refuses `--cache`, and says what to write instead.
 fn renamed(folder: &str) -> std::result::Result<PathBuf, String> {
     Err(format!(
         "compiled kernels are kept with `--kernel-cache {folder}` now; encoded images are kept in `data.cache` of the \
@@ -143,7 +142,7 @@ enum Command {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever went wrong, with its causes.
+/// Any error, with its causes.
 pub fn run(cli: Cli) -> Result<()> {
     let global = &cli.global;
     let done = match cli.command {
@@ -187,12 +186,12 @@ impl ConfigArgs {
     }
 }
 
-/// A path as a person means it: see [`paths::meant`].
+/// A path with `~` resolved: see [`paths::meant`].
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| paths::meant(&path))
 }
 
-/// Writes a result to standard output. A reader that has seen enough (`kiln … | head`), or a terminal that is gone, is no error.
+/// Writes a result to standard output. A closed reader (`kiln … | head`) or terminal is not an error.
 fn print(text: impl std::fmt::Display) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if !is_gone(&e) => Err(e).context("standard output cannot be written"),
@@ -200,7 +199,7 @@ fn print(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
-/// The same, line by line, for a command that does nothing but print: it ends quietly with its reader, as `cat` does.
+/// The same, line by line, for a command that only prints: it ends quietly with its reader, as `cat` does.
 fn print_live(text: impl std::fmt::Display) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if is_gone(&e) => std::process::exit(141),

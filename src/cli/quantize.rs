@@ -12,7 +12,7 @@ use crate::{
     weights::{QuantizeOptions, QuantizedTo, quantize_folder},
 };
 
-/// The folder of T5, the only text encoder that is large.
+/// The folder of T5, the only large text encoder.
 const TEXT_ENCODER: &str = "text_encoder_2";
 
 /// Writes a copy of a model with quantized weights, for LoRA training and sampling in less memory

@@ -1,4 +1,4 @@
-//! Log lines, errors and panics, as a person reads them.
+//! Log lines, errors and panics for the user.
 
 use std::backtrace::Backtrace;
 
@@ -12,7 +12,7 @@ use crate::{
     training::{LogWriter, STOPPED, has_colours, print_error},
 };
 
-/// Sends log lines to standard error: ours from `info` on, less with `-q`, more with `-v`. `RUST_LOG` overrules.
+/// Sends log lines to standard error: kiln's from `info` on, fewer with `-q`, more with `-v`. `RUST_LOG` takes precedence.
 pub fn start_logging(cli: &Cli) {
     let filter = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => "warn",
@@ -32,8 +32,8 @@ pub fn start_logging(cli: &Cli) {
         .init();
 }
 
-/// Prints an error as `error: …`, then its causes, then what to do next as `hint: …` lines, with fields spelled as the `flags` of
-/// the command; a stop on request as what it is. Returns the exit code.
+/// Prints an error as `error: …`, its causes, and the next move as `hint: …` lines, with fields spelled as the `flags` of the command;
+/// a stop on request is not printed as an error. Returns the exit code.
 pub fn report_error(error: &anyhow::Error, flags: &Flags) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(stopped) if stopped.is_stop() => {
@@ -60,7 +60,7 @@ fn describe(error: &anyhow::Error, flags: &Flags) -> String {
             }
             None => cause.to_string(),
         };
-        // An error may repeat its cause in its own words; once is enough.
+        // An error may repeat its cause; it is printed once.
         if said.contains(&text) {
             continue;
         }
@@ -70,10 +70,10 @@ fn describe(error: &anyhow::Error, flags: &Flags) -> String {
     said + &hints
 }
 
-/// The thread that draws the dashboard. It panics when its terminal is gone, which is no mistake, and the work goes on.
+/// The thread that draws the dashboard. It panics when its terminal is gone, which is not a bug, and the run continues.
 const RENDERER: &str = "train-renderer";
 
-/// Makes a panic, which is always a mistake of ours, one clear message. The exit code is then 101.
+/// Turns a panic, which is always a bug, into one clear message. The exit code is then 101.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         if is_guarded() {

@@ -1,4 +1,4 @@
-//! The options of every command that makes images.
+//! The options of every command that generates images.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::{
     schedulers::SchedulerName,
 };
 
-/// As [`SamplingOptions`], whose fields have the same names, and adapters.
+/// The fields of [`SamplingOptions`], under the same names, and adapters.
 #[derive(Debug, clap::Args)]
 pub(super) struct SamplingArgs {
     /// LoRA file, or folder of PEFT, as `FILE` or `FILE@SCALE` (default scale 1); may be repeated
@@ -52,7 +52,7 @@ impl From<SamplingArgs> for (SamplingOptions, LoraFiles) {
     }
 }
 
-/// `FILE@SCALE` or `FILE`. What follows the last `@` is a scale only if it is a number.
+/// `FILE@SCALE` or `FILE`. The text after the last `@` is a scale only if it is a number.
 fn lora(text: &str) -> std::result::Result<(PathBuf, f64), String> {
     let scale = |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite());
     let scaled = text.rsplit_once('@').and_then(|(file, end)| Some((file, scale(end)?)));

@@ -34,7 +34,7 @@ pub struct Args {
 pub(super) fn process(global: &Global) -> Launch {
     let (device, cache) = (global.device, global.kernel_cache());
     Arc::new(move |config, overrides, checks| {
-        // The name of the program that runs, also where it was replaced on disk; it is always known on the systems kiln is for.
+        // The path of this program, even if it was replaced on disk; always known on supported systems.
         let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "kiln".into()));
         command.args(["train", "--device", &device.to_string(), "--ui", "plain", "--config"]).arg(config);
         overrides.iter().for_each(|set| _ = command.args(["--set", set]));

@@ -79,7 +79,7 @@ fn failed(problem: impl Into<String>) -> Error {
     Error::setting("device cuda", problem)
 }
 
-/// What an error code of `cuInit` and of the questions after it means to a person. The codes are those of `cuda.h`.
+/// The meaning of an error code of `cuInit` and later calls, with a hint. The codes are those of `cuda.h`.
 fn refused(code: u32, cuda: Version) -> Error {
     let (problem, next_move) = match code {
         100 => (

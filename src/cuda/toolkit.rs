@@ -125,7 +125,7 @@ fn headers(roots: &[PathBuf], compiler: Version) -> Result<PathBuf> {
     )))
 }
 
-/// What `cuda.h` defines as `CUDA_VERSION`.
+/// The value of `CUDA_VERSION` in `cuda.h`.
 fn cuda_of(include: &Path) -> Option<Version> {
     let text = std::fs::read_to_string(include.join("cuda.h")).ok()?;
     let number: u32 = text.lines().find_map(|line| line.strip_prefix("#define CUDA_VERSION "))?.trim().parse().ok()?;

@@ -50,7 +50,7 @@ impl Library {
         }
     }
 
-    /// What is lost without it, and how to get it for a driver of this CUDA.
+    /// What kiln does without it, and how to get it for a driver of this CUDA version.
     fn absence(self, driver: Version) -> String {
         let (lost, wheel) = match (self, driver.major) {
             (Self::CublasLt, ..13) => ("matrix products", "nvidia-cublas-cu12"),
@@ -81,7 +81,7 @@ struct Found {
     file: &'static libloading::Library,
 }
 
-/// What was found, in the order of [`Library::ALL`], and what was wanted.
+/// The libraries found, in the order of [`Library::ALL`], and the requested operations.
 static FOUND: OnceLock<([Option<Found>; 2], Paths)> = OnceLock::new();
 
 fn found(library: Library) -> Option<Found> {
@@ -100,7 +100,7 @@ pub fn loaded(library: Library) -> Option<&'static libloading::Library> {
     found(library).map(|found| found.file)
 }
 
-/// What NVIDIA's libraries are to compute; nothing before the device was opened.
+/// The operations of NVIDIA's libraries; none before the device is opened.
 pub fn paths() -> Paths {
     FOUND.get().map_or(Paths::NONE, |(_, paths)| *paths)
 }

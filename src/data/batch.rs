@@ -1,41 +1,41 @@
-//! Samples that are trained on together, on the host and on the device.
+//! Batches of training samples, on the host and on the device.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::SampleIndex;
 
-/// Samples of one size, encoded. What the objective draws (posterior, noise, sigma) is not in here.
+/// Encoded samples of one size, without the random draws of the objective (posterior, noise, sigma).
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// VAE moments, raw: means, then log variances; f32 `[B, 2C, h, w]`.
+    /// Raw VAE moments: means, then log variances; f32 `[B, 2C, h, w]`.
     pub moments: Tensor<4>,
-    /// Of edits, the moments of the originals, f32 `[B, 2C, h, w]`; all zero where the original is dropped.
+    /// Moments of the originals of edits, f32 `[B, 2C, h, w]`; zero where the original is dropped.
     pub original: Option<Tensor<4>>,
     /// Text embeddings, f32 `[B, L, D]`.
     pub prompt: Tensor<3>,
     /// Pooled text embeddings, f32 `[B, P]`.
     pub pooled: Tensor<2>,
-    /// Which samples these are.
+    /// The samples of the batch.
     pub samples: Vec<SampleIndex>,
 }
 
-/// A [`Batch`] in host memory, so that threads which read ahead do not touch the device.
+/// A [`Batch`] in host memory, so that reader threads do not touch the device.
 #[derive(Clone, Debug)]
 pub struct HostBatch {
     /// f32 `[B, 2C, h, w]`
     pub moments: TensorData,
-    /// Of edits, f32 `[B, 2C, h, w]`
+    /// Of edits only, f32 `[B, 2C, h, w]`
     pub original: Option<TensorData>,
     /// f32 `[B, L, D]`
     pub prompt: TensorData,
     /// f32 `[B, P]`
     pub pooled: TensorData,
-    /// Which samples these are.
+    /// The samples of the batch.
     pub samples: Vec<SampleIndex>,
 }
 
 impl HostBatch {
-    /// Puts the batch on a device.
+    /// Moves the batch to a device.
     pub fn upload(self, device: &Device) -> Batch {
         Batch {
             moments: Tensor::from_data(self.moments, (device, DType::F32)),

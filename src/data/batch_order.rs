@@ -1,30 +1,30 @@
-//! The order of samples: which of them make up which micro-batch.
+//! The order of samples: the micro-batches of a training.
 
 use std::collections::BTreeMap;
 
 use super::{Bucket, DataConfig, DatasetKind};
 use crate::rng::{Purpose, Seed};
 
-/// A sample of a [`LatentDataset`](super::LatentDataset), as it is or mirrored.
+/// A sample of a [`LatentDataset`](super::LatentDataset), possibly mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SampleIndex {
     /// The index in [`LatentDataset::samples`](super::LatentDataset::samples).
     pub sample: usize,
-    /// Whether its mirror image is meant.
+    /// Whether it is mirrored.
     pub flipped: bool,
 }
 
-/// What a sample is trained without.
+/// The conditions that a sample is trained without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// Its caption or instruction: the empty prompt takes its place.
+    /// The caption or instruction: the empty prompt takes its place.
     pub text: bool,
     /// The original of an edit: zeros take the place of its moments.
     pub image: bool,
 }
 
-/// What an edit is trained without, from one number `u`, uniform in [0, 1), and a probability `p` of at most 1/3: below p its
-/// text, from p to 2p text and image, from 2p to 3p its image.
+/// The dropped conditions of an edit, from one number `u`, uniform in [0, 1), and a probability `p` of at most 1/3: below p the text,
+/// from p to 2p text and image, from 2p to 3p the image.
 ///
 /// So each condition is dropped with probability 2p, and classifier-free guidance can be given for both (InstructPix2Pix,
 /// arXiv 2211.09800, section 3.2.1, with p = 0.05; diffusers' train_instruct_pix2pix.py).
@@ -32,8 +32,8 @@ pub fn joint_dropout(u: f32, p: f64) -> Dropped {
     Dropped { text: u < (2.0 * p) as f32, image: (p as f32..(3.0 * p) as f32).contains(&u) }
 }
 
-/// The order of training: a pure function of seed and epoch, so a run that continues at micro-batch `n` sees what an
-/// uninterrupted one would have seen.
+/// The training order: a pure function of seed and epoch, so a run that resumes at micro-batch `n` sees the same samples as an
+/// uninterrupted one.
 #[derive(Clone, Debug)]
 pub struct BatchOrder {
     seed: Seed,
@@ -71,7 +71,7 @@ impl BatchOrder {
             }
         }
         batches.extend(open.into_values().filter(|batch| !batch.is_empty()));
-        // Short batches would otherwise all come at the end.
+        // Otherwise all short batches would come at the end.
         let order = draw.permutation(batches.len());
         order.into_iter().map(|i| std::mem::take(&mut batches[i])).collect()
     }
@@ -83,21 +83,21 @@ impl BatchOrder {
         counts.values().map(|count| count.div_ceil(self.batch_size)).sum()
     }
 
-    /// Where a micro-batch, counted from 0 over the whole run, lies: its epoch and its place in it.
+    /// The epoch of a micro-batch, counted from 0 over the whole run, and its position in the epoch.
     fn locate(&self, micro_batch: u64) -> (u64, usize) {
         let length = self.batches_per_epoch().max(1) as u64;
         (micro_batch / length, (micro_batch % length) as usize)
     }
 
-    /// The batches from `micro_batch` on, without end (unless there are no samples).
+    /// The batches from `micro_batch` on: an endless iterator, unless there are no samples.
     pub fn starting_at(&self, micro_batch: u64) -> impl Iterator<Item = Vec<SampleIndex>> + use<'_> {
         let (first, skip) = self.locate(micro_batch);
         let epochs = if self.samples.is_empty() { 0..0 } else { first..u64::MAX };
         epochs.flat_map(|epoch| self.epoch(epoch)).skip(skip)
     }
 
-    /// What the `count` samples of a micro-batch are trained without: captions with probability `data.caption_dropout`, the
-    /// conditions of edits by [`joint_dropout`] with `data.conditioning_dropout`.
+    /// The dropped conditions of the `count` samples of a micro-batch: captions with probability `data.caption_dropout`, the conditions
+    /// of edits by [`joint_dropout`] with `data.conditioning_dropout`.
     pub fn dropped(&self, micro_batch: u64, count: usize) -> Vec<Dropped> {
         let draws = self.seed.draw(Purpose::Condition, micro_batch, 0).uniform(count);
         let dropped = |draw| match self.kind {

@@ -1,15 +1,15 @@
-//! Aspect-ratio buckets: images of similar shape get exactly the same size, so that they fit into one batch.
+//! Aspect-ratio buckets: images of similar shape get the same size, so that they fit into one batch.
 
 use serde::{Deserialize, Serialize};
 
 use super::DataConfig;
 
-/// The size in pixels that an image is scaled and cropped to.
+/// A size in pixels that images are scaled and cropped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Bucket {
-    /// Pixels from left to right, a multiple of the step.
+    /// Width in pixels, a multiple of the step.
     pub width: usize,
-    /// Pixels from top to bottom, a multiple of the step.
+    /// Height in pixels, a multiple of the step.
     pub height: usize,
 }
 
@@ -30,7 +30,7 @@ impl Bucket {
     }
 }
 
-/// All sizes of one configuration, and the rule that chooses among them.
+/// All sizes of one configuration, and the rule for choosing one.
 #[derive(Clone, Debug)]
 pub struct Buckets {
     full: Vec<Bucket>,
@@ -75,7 +75,7 @@ impl Buckets {
         {
             return Some(*bucket);
         }
-        // The largest sides of this aspect that neither the image, enlarged as far as allowed, nor the area goes below.
+        // The largest sides of this aspect within both the image, enlarged as far as allowed, and the area.
         let side = |own: f64, other: f64, ratio: f64| {
             let longest = (own.min(other * ratio) * self.max_upscale).min((self.area * ratio).sqrt());
             (longest + 1e-6) as usize / self.step * self.step
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_picture_gets_the_bucket_of_the_nearest_aspect() {
+    fn a_large_image_gets_the_bucket_of_the_nearest_aspect() {
         let buckets = buckets(1024, 1.0);
         let size = |w, h| buckets.choose(w, h).map(|b| (b.width, b.height));
         assert_eq!(size(2000, 2000), Some((1024, 1024)));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_picture_keeps_its_shape_and_a_tiny_one_has_no_bucket() {
+    fn a_small_image_keeps_its_shape_and_a_tiny_one_has_no_bucket() {
         let size = |limit, w, h| buckets(512, limit).choose(w, h).map(|b| (b.width, b.height));
         assert_eq!(size(1.0, 300, 200), Some((288, 192)));
         assert_eq!(size(1.5, 300, 200), Some((448, 288)));

@@ -1,10 +1,9 @@
 //! The cache of encoded images and captions, addressed by content.
 //!
-//! An entry is one safetensors file, `latents/ab/abcd….safetensors` or `prompts/…`, whose name is a hash of all that its
-//! content depends on; the first two digits spread a large set over 256 folders. So nothing is found by position, a
-//! change of one input names other entries and leaves the rest, and what was written before an interruption is there
-//! afterwards. Files are replaced by renaming and carry a checksum of their tensors. Entries that no configuration names
-//! any more are left alone: deleting the folder is always safe.
+//! An entry is one safetensors file, `latents/ab/abcd….safetensors` or `prompts/…`, named by a hash of everything its content depends
+//! on; the first two digits spread a large set over 256 folders. A changed input therefore leads to new entries and leaves the others
+//! valid, and entries written before an interruption are found afterwards. Files are replaced atomically and carry a checksum of their
+//! tensors. Unused entries are kept; deleting the folder is always safe.
 
 use std::{
     collections::BTreeMap,
@@ -20,18 +19,18 @@ use crate::{
     weights::{TensorFile, write_tensors},
 };
 
-/// What an entry holds.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `moments` `[2C, h, w]`: means, then log variances; in `data.cache_dtype`.
     Latents,
-    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' dtype, and the ids they were made from, i64:
-    /// `clip`, and `t5` where there is one.
+    /// `prompt` `[L, D]` and `pooled` `[P]`, in the text encoders' dtype, and their token ids, i64: `clip`, and `t5` where there is
+    /// one.
     Prompts,
 }
 
 impl Kind {
-    /// The name of the folder below that of the cache.
+    /// The name of its folder in the cache.
     fn folder(self) -> &'static str {
         match self {
             Self::Latents => "latents",
@@ -40,7 +39,7 @@ impl Kind {
     }
 }
 
-/// A folder of entries.
+/// A cache folder.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: PathBuf,
@@ -52,7 +51,7 @@ impl Cache {
         Self { folder }
     }
 
-    /// Where it is.
+    /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -61,7 +60,7 @@ impl Cache {
         self.folder.join(kind.folder()).join(&key[..2]).join(key).with_extension("safetensors")
     }
 
-    /// Removes what processes left that died while they wrote an entry.
+    /// Removes unfinished entries of dead processes.
     pub fn sweep(&self) {
         disk::sweep(&self.folder);
         for kind in [Kind::Latents, Kind::Prompts] {
@@ -70,8 +69,8 @@ impl Cache {
         }
     }
 
-    /// Whether the entry is there. One that was touched since `trusted` is opened: if its header or its length does not fit,
-    /// it is removed and counts as missing. The checksum is left to [`read`](Self::read).
+    /// Whether the entry exists. One that was modified after `trusted` is opened: if its header or its length is wrong, it is removed and
+    /// counts as missing. [`read`](Self::read) verifies the checksum.
     pub fn holds(&self, kind: Kind, key: &str, trusted: SystemTime) -> bool {
         let path = self.path(kind, key);
         let Ok(modified) = std::fs::metadata(&path).and_then(|m| m.modified()) else { return false };
@@ -86,10 +85,10 @@ impl Cache {
         }
     }
 
-    /// The tensors of an entry, compared with their checksum.
+    /// The tensors of an entry, verified by checksum.
     ///
     /// # Errors
-    /// The entry is missing, or is not what was written: then it is removed.
+    /// The entry is missing, or damaged; a damaged one is removed.
     pub fn read(&self, kind: Kind, key: &str) -> Result<BTreeMap<String, TensorData>> {
         let path = self.path(kind, key);
         let damage = match verified(&path) {
@@ -98,7 +97,7 @@ impl Cache {
             Err(error) if error.is_io() => return Err(error),
             Err(error) => error.problem.to_string(),
         };
-        // Gone from here, it is missing to the next preparation, which makes it again.
+        // Once removed, it is missing for the next preparation, which encodes it again.
         let (fate, first) = match std::fs::remove_file(&path) {
             Ok(()) => ("has been removed", ""),
             Err(_) => ("cannot be removed", "delete it and "),
@@ -110,19 +109,19 @@ impl Cache {
     /// Writes an entry.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn write(&self, kind: Kind, key: &str, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
         let path = self.path(kind, key);
         let parent = path.parent().expect("an entry lies in a folder");
         std::fs::create_dir_all(parent).map_err(|e| {
-            Error::file(parent, format!("cannot be made ({e})"))
+            Error::file(parent, format!("cannot be created ({e})"))
                 .hint("set `data.cache` to a folder that can be written to")
         })?;
         write_tensors(&path, tensors, &BTreeMap::from([("checksum".into(), checksum(tensors))]))
     }
 }
 
-/// The key of an entry: a hash of `parts`, each with its length, so that no two lists of parts run together.
+/// The key of an entry: a hash of `parts`, each with its length, so that no two different lists of parts coincide.
 pub fn key(parts: &[&str]) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("kiln cache entry, version 1");
     for part in parts {
@@ -132,7 +131,7 @@ pub fn key(parts: &[&str]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The tensors of the file at `path`, if they are those of its checksum.
+/// The tensors of the file at `path`, if their checksum matches.
 fn verified(path: &Path) -> Result<Option<BTreeMap<String, TensorData>>> {
     let file = TensorFile::open(path)?;
     let names = file.names().into_iter();

@@ -1,4 +1,4 @@
-//! A caption in a row of a metadata file, which is changed without touching anything else in the file.
+//! A caption in a row of a metadata file, edited without touching anything else in the file.
 
 use std::{
     fs,
@@ -11,19 +11,20 @@ use super::{
     metadata::{Record, rows_of},
 };
 
-/// Where a caption is in a `metadata.jsonl` or `metadata.csv`.
+/// The location of a caption in a `metadata.jsonl` or `metadata.csv`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionCell {
     path: PathBuf,
     /// The number of the row, from 0.
     row: usize,
-    /// By what the row is known: a column and what is there.
+    /// What identifies the row: a column and its value.
     key: (String, String),
     column: String,
 }
 
 impl CaptionCell {
-    /// The caption in the first of `texts` of a row that names its image in the first of `names`; `None` if it has no such columns.
+    /// The caption in the first of the columns `texts` of a row that names its image in the first of the columns `names`; `None` if it
+    /// has no such columns.
     pub(super) fn of(path: PathBuf, row: usize, record: &Record, names: &[&str], texts: &[&str]) -> Option<Self> {
         let [key, caption] = [names, texts].map(|columns| record.cell(columns).ok().flatten());
         let (key, (column, _)) = (key?, caption?);
@@ -40,22 +41,22 @@ impl CaptionCell {
         self.path.file_name().unwrap_or_default().to_string_lossy()
     }
 
-    /// What is in the cell, if the row is still that of its image.
+    /// The text of the cell, if the row still belongs to its image.
     fn found<'a>(&self, rows: &'a [Result<Record, String>]) -> Option<&'a str> {
         let record = rows.get(self.row)?.as_ref().ok()?;
         let is_the_one = record.text(&[self.key.0.as_str()]).ok().flatten() == Some(&self.key.1);
         record.text(&[self.column.as_str()]).ok().flatten().filter(|_| is_the_one)
     }
 
-    /// The bytes of the file with `after` in the place of the caption `before`.
+    /// The bytes of the file with the caption `before` replaced by `after`.
     ///
     /// # Errors
-    /// A clause: the file cannot be read, is not in UTF-8, or has another caption there.
+    /// A clause: the file cannot be read, is not UTF-8, or has another caption there.
     pub fn rewritten(&self, before: &str, after: &str) -> Result<Vec<u8>, String> {
         let bytes = fs::read(&self.path).map_err(|e| format!("cannot be read ({e})"))?;
         let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
-        let text = text.ok_or("is not in UTF-8: save it as that, or edit it in another program")?;
-        let changed = || "has been changed meanwhile".to_string();
+        let text = text.ok_or("is not UTF-8: save it as UTF-8, or edit it in another program")?;
+        let changed = || "has changed in the meantime".to_string();
         let rows = rows_of(&self.path, &text).map_err(|_| changed())?;
         if self.found(&rows).map(clean).as_deref() != Some(before) {
             return Err(changed());
@@ -68,7 +69,7 @@ impl CaptionCell {
                 if is_csv { csv_text(after, &text[span.clone()]) } else { serde_json::Value::from(after).to_string() };
             [&text[..span.start], &cell, &text[span.end..]].concat()
         });
-        // Whatever was thought of the file's form: nothing but this caption is another now.
+        // Whatever form the file has, nothing but this caption may have changed.
         let is_right = |written: &String| {
             let now = rows_of(&self.path, written).unwrap_or_default();
             let others = || rows.iter().zip(&now).enumerate().filter(|(row, _)| *row != self.row);
@@ -77,12 +78,12 @@ impl CaptionCell {
                 && self.found(&now) == Some(after)
                 && matches!((&rows[self.row], &now[self.row]), (Ok(a), Ok(b)) if a.differs_only_in(b, &self.column))
         };
-        let written = written.filter(is_right).ok_or("has a form in which captions cannot be edited here")?;
+        let written = written.filter(is_right).ok_or("is in a form in which captions cannot be edited here")?;
         Ok(written.into_bytes())
     }
 }
 
-/// Where the value of a key is in the line of a record.
+/// The range of a key's value in the line of a record.
 fn json_cell(text: &str, row: usize, key: &str) -> Option<Range<usize>> {
     let mut start = 0;
     let lines = text.split_inclusive('\n').map(|line| {
@@ -115,7 +116,7 @@ fn json_cell(text: &str, row: usize, key: &str) -> Option<Range<usize>> {
     found.map(|span: Range<usize>| start + span.start..start + span.end)
 }
 
-/// Behind the closing quote of the string that begins at `at`.
+/// The position after the closing quote of the string that begins at `at`.
 fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
     let mut end = at + 1;
     loop {
@@ -127,7 +128,7 @@ fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// Where the field of a column is in a record.
+/// The range of a column's field in a record.
 fn csv_cell(text: &str, row: usize, column: &str) -> Option<Range<usize>> {
     let mark = text.len() - text.trim_start_matches('\u{feff}').len();
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(&text.as_bytes()[mark..]);
@@ -165,7 +166,7 @@ fn csv_cell(text: &str, row: usize, column: &str) -> Option<Range<usize>> {
     None
 }
 
-/// A text as a field, in quotes where it must be or where the one before was.
+/// A text as a field, in quotes where necessary or where the previous value had them.
 fn csv_text(text: &str, before: &str) -> String {
     match text.is_empty() || text.contains([',', '"', '\r', '\n']) || before.starts_with('"') {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caption_is_another_and_all_else_has_the_bytes_that_it_had() {
+    fn a_caption_changes_and_all_other_bytes_stay() {
         let folder = tempfile::tempdir().unwrap();
         let jsonl = folder.path().join("metadata.jsonl");
         let lines = "\u{feff}{\"file_name\": \"a.png\",  \"text\" : \"a \\\"cat\\\" \\u00e9\", \"n\": {\"text\": \"x\"}}\r\n\n\

@@ -1,4 +1,4 @@
-//! A data folder as people look at it: every image with its caption, also those that training would refuse.
+//! A data folder for viewing: every image with its caption, including those that training would refuse.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,52 +23,52 @@ use crate::error::Result;
 /// A data folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptionedFolder {
-    /// Its images, sorted by name. Of an edit, the edited one.
+    /// Its images, sorted by name; of edits, the edited images.
     pub images: Vec<CaptionedImage>,
-    /// Whether they are edits, and their captions instructions.
+    /// Whether they are edits, with instructions as captions.
     pub edits: bool,
-    /// Why training would refuse some, a line each.
+    /// The reasons why training would refuse some, one line each.
     pub problems: Vec<String>,
-    /// What else is in the folder and would not be used, a line for each kind.
+    /// Other files in the folder that would not be used, one line for each kind.
     pub unused: Vec<String>,
 }
 
-/// A data folder, and by what it is known whether it has changed since it was read.
+/// A data folder with a fingerprint that shows whether it has changed since it was read.
 #[derive(Clone, Debug)]
 pub struct Dated {
     stamp: blake3::Hash,
-    /// What was read.
+    /// The contents.
     pub folder: Arc<CaptionedFolder>,
 }
 
 /// An image in a data folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionedImage {
-    /// Its file, relative to the folder, with `/` on every system.
+    /// Its path relative to the folder, with `/` on every system.
     pub file: String,
-    /// Of an edit, the image before it.
+    /// The original, if this is an edit.
     pub original: Option<String>,
-    /// Its caption, or what the edit is told to do. `None` if there is none.
+    /// Its caption or instruction. `None` if there is none.
     pub caption: Option<String>,
-    /// Where its caption is, or would be. `None` if that cannot be edited: it is in a Parquet file, or in a row that is amiss.
+    /// The location of its caption, existing or not. `None` if it cannot be edited: it is in a Parquet file, or in a row with errors.
     pub place: Option<CaptionPlace>,
 }
 
-/// Where a caption is.
+/// The location of a caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaptionPlace {
-    /// In a file that holds nothing else.
+    /// A file of its own.
     File(CaptionFile),
-    /// In a row of a metadata file.
+    /// A row of a metadata file.
     Cell(CaptionCell),
 }
 
-/// A file with one caption.
+/// A caption file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionFile(PathBuf);
 
 impl CaptionedFolder {
-    /// Looks at all names in a folder, and at its captions; at no image.
+    /// Reads all names in a folder, and its captions, but no images.
     ///
     /// # Errors
     /// The folder or a table of captions in it cannot be read.
@@ -76,7 +76,7 @@ impl CaptionedFolder {
         Self::read_listed(folder, &Listing::of(folder)?)
     }
 
-    /// The same, unless it is as it was `before` by its names and the times and sizes of its captions' files.
+    /// The same; `None` if nothing has changed since `before`: neither names, nor times and sizes of the caption files.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -125,7 +125,7 @@ impl CaptionedFolder {
     }
 }
 
-/// Of all names, and when the files that are no images were changed.
+/// A hash of all names, and of the times of all files that are not images.
 fn stamp(folder: &Path, listing: &Listing) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for file in &listing.files {
@@ -142,7 +142,7 @@ fn stamp(folder: &Path, listing: &Listing) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// The captions in metadata files by their images, with their texts.
+/// The captions in metadata files and their texts, by image.
 fn cells(
     folder: &Path,
     listing: &Listing,
@@ -166,7 +166,7 @@ fn cells(
 }
 
 impl CaptionPlace {
-    /// The file that it is in.
+    /// The file that contains it.
     pub fn path(&self) -> &Path {
         match self {
             Self::File(CaptionFile(path)) => path,
@@ -174,24 +174,24 @@ impl CaptionPlace {
         }
     }
 
-    /// Whether that is a link to a file elsewhere.
+    /// Whether that file is a link to a file elsewhere.
     pub fn is_link(&self) -> bool {
         fs::symlink_metadata(self.path()).is_ok_and(|metadata| metadata.is_symlink())
     }
 }
 
 impl CaptionFile {
-    /// Where it is, or would be.
+    /// Its path, existing or not.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Its caption as it is trained on; `None` if there is no such file, or it is no text.
+    /// Its caption as used in training; `None` if there is no such file, or it is not text.
     pub fn read(&self) -> Option<String> {
         self.caption_of(&fs::read(&self.0).ok()?)
     }
 
-    /// The same of bytes that were read from it.
+    /// The same from bytes that were read from it.
     pub fn caption_of(&self, bytes: &[u8]) -> Option<String> {
         text_of_bytes(bytes, &self.0).ok().map(|text| clean(&text))
     }

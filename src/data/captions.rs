@@ -1,4 +1,4 @@
-//! Images and their captions, as a data folder holds them.
+//! Reading a data folder of images with captions.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,13 +14,13 @@ use super::{
 };
 use crate::error::Result;
 
-/// The columns of metadata and Parquet files; of several, the first counts.
+/// Names of the columns in metadata and Parquet files; the first one present counts.
 pub(super) const CAPTION: &[&str] = &["text", "caption"];
 const PICTURE: &[&str] = &["image", "picture", "img", "image_bytes", "jpg", "png", "webp", "file_name", "image_path"];
 
 impl Manifest {
-    /// Reads the images below a `metadata.jsonl` or `metadata.csv` as that says, and the others with their `.txt` files; in a
-    /// folder without images, Parquet files. Then puts `trigger` before the captions without it.
+    /// Reads the images below a `metadata.jsonl` or `metadata.csv` with the captions in it, and the others with their `.txt` files; in a
+    /// folder without images, Parquet files. Then puts `trigger` before captions that do not contain it.
     ///
     /// # Errors
     /// The folder, or a metadata file, cannot be read.
@@ -54,7 +54,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Reads all metadata files; returns the folders whose images they speak for, each empty or ending in `/`.
+    /// Reads all metadata files; returns the folders whose images they cover, each empty or ending in `/`.
     fn read_metadata(&mut self, listing: &Listing, folder: &Path) -> Result<BTreeSet<String>> {
         let governed = listing.files.iter().filter(|file| is_metadata(file));
         let governed: BTreeSet<String> = governed.map(|file| parent(file).to_string()).collect();
@@ -89,7 +89,7 @@ impl Manifest {
         }
     }
 
-    /// Images with `.txt` files of the same name, where no metadata file speaks for them.
+    /// Images with `.txt` files of the same name, where no metadata file covers them.
     fn list_captioned(&mut self, listing: &Listing, folder: &Path, governed: &BTreeSet<String>) {
         let mut texts: BTreeSet<&String> = BTreeSet::new();
         let mut used = BTreeSet::new();
@@ -149,7 +149,7 @@ pub(super) fn parent(file: &str) -> &str {
     file.rfind('/').map_or("", |end| &file[..=end])
 }
 
-/// Whether a metadata file stands in the folder of `file`, or in one above it.
+/// Whether there is a metadata file in the folder of `file`, or in one above it.
 pub(super) fn speaks_for(governed: &BTreeSet<String>, file: &str) -> bool {
     let ends = file.char_indices().filter(|(_, letter)| *letter == '/').map(|(end, _)| end + 1);
     std::iter::once(0).chain(ends).any(|end| governed.contains(&file[..end]))
@@ -160,7 +160,7 @@ pub(super) fn text_of(file: &str) -> String {
     Path::new(file).with_extension("txt").to_string_lossy().into_owned()
 }
 
-/// The row of a record of the metadata file in `below`.
+/// A record of the metadata file in the folder `below` as a row.
 fn captioned(
     listing: &Listing,
     below: &str,
@@ -184,12 +184,12 @@ fn captioned(
     }
 }
 
-/// Whether `words` stand in `text`, in any case and not as a part of other words: "art" is in "Art deco" but not in "a party".
+/// Whether `text` contains `words` as whole words, in any case: "art" is in "Art deco" but not in "a party".
 fn has_words(text: &str, words: &str) -> bool {
     let (text, words) = (text.to_lowercase(), words.to_lowercase());
     let alphanumeric = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     let (first, last) = (alphanumeric(words.chars().next()), alphanumeric(words.chars().next_back()));
-    // Every place, overlapping ones too: the first may be inside a word and the second not.
+    // Every match, overlapping ones included: the first may be inside a word and the second not.
     text.char_indices().any(|(start, _)| {
         let inside = first && alphanumeric(text[..start].chars().next_back());
         text[start..].strip_prefix(&words).is_some_and(|rest| !(inside || last && alphanumeric(rest.chars().next())))
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_stand_beside_their_pictures() {
+    fn captions_are_beside_their_images() {
         let folder = folder(&[
             ("b.png", ""),
             ("b.txt", " a boat \n"),
@@ -257,7 +257,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_that_lead_back_do_not_multiply_the_pictures() {
+    fn links_that_lead_back_do_not_multiply_the_images() {
         let folder = folder(&[("a.png", ""), ("a.txt", "a"), ("more/b.png", ""), ("more/b.txt", "b")]);
         for (target, link) in [(".", "all"), ("..", "more/up"), ("more", "again")] {
             std::os::unix::fs::symlink(target, folder.path().join(link)).unwrap();

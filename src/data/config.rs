@@ -20,8 +20,8 @@ use crate::{
 /// - Parquet files as Hugging Face writes them, in the folder or in its folder `data`: those whose names start with `train`, if there
 ///   are any, else all. Nothing is unpacked to disk.
 ///
-/// Columns of metadata and Parquet files; the first of a list that is there counts (in metadata, names of images may also end in
-/// `_file_name`):
+/// Columns of metadata and Parquet files; the first one present in each list counts (in metadata, columns of images may also end
+/// in `_file_name`):
 /// - the original: `original`, `original_image`, `input_image`, `source_image`, `source_img`, `input`, `source`;
 /// - the edited image: `edited`, `edited_image`, `output_image`, `target_image`, `target_img`, `output`, `target`;
 /// - the instruction: `instruction`, `edit_prompt`, `edit_instruction`, `edit`, `prompt`, `text`;
@@ -30,7 +30,7 @@ use crate::{
 ///   `output_caption`, `output_prompt`. `kiln validate --clip` judges edits by them; they are not trained on.
 ///
 /// Cache entries are addressed by content. Changing an image or a caption, `resolution`, `flip`, `trigger`, `cache_dtype` or one
-/// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) makes new entries for what changed.
+/// of the bucket settings (`max_upscale`, `bucket_step`, `min_aspect`, `max_aspect`) leads to new entries for what changed.
 /// `path`, `batch_size`, `repeats`, `caption_dropout`, `conditioning_dropout` and `validation_split` need none, as long as
 /// `cache` is the same folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
@@ -93,7 +93,7 @@ const MOST_AT_ONCE: usize = 4096;
 /// Sanity limit on `repeats`: catches a stray zero.
 pub(super) const MOST_REPEATS: usize = 10_000;
 
-/// The most samples in one epoch, repeats counted: its order is made in memory, at 12 bytes each.
+/// The most samples in one epoch, counting repeats: their order is built in memory, at 12 bytes each.
 const LONGEST_EPOCH: usize = 100_000_000;
 
 impl Default for DataConfig {
@@ -119,7 +119,7 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Where encoded images and captions are kept.
+    /// The folder of encoded images and captions.
     pub fn cache_folder(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| self.path.join(".kiln-cache"))
     }
@@ -139,7 +139,7 @@ impl DataConfig {
     /// Checks every value against its limits.
     ///
     /// # Errors
-    /// Names the first field that cannot be used and what to write instead.
+    /// Names the first invalid field and what to write instead.
     pub fn validate(&self) -> Result<()> {
         let fraction = 0.0..=1.0;
         let limits = [
@@ -163,7 +163,7 @@ impl DataConfig {
                 "repeats",
                 (1..=MOST_REPEATS).contains(&self.repeats),
                 format!(
-                    "is {}: use 1 to see each picture once in an epoch, at most {MOST_REPEATS} (a longer run needs more \
+                    "is {}: use 1 to see each image once in an epoch, at most {MOST_REPEATS} (a longer run needs more \
                      steps, not longer epochs)",
                     self.repeats
                 ),

@@ -1,4 +1,4 @@
-//! The prepared data: samples and where their latents and embeddings are in the cache.
+//! The prepared data: samples, and the cache entries of their latents and embeddings.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +14,17 @@ use crate::{
     rng::{Purpose, Seed},
 };
 
-/// Which samples are trained on and which the loss is measured on, as indices into [`LatentDataset::samples`]; both sides
-/// in an order that follows from their content, not from their file names.
+/// The split into training and held-out samples, as indices into [`LatentDataset::samples`]; both sides are ordered by content, not by
+/// file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Trained on.
+    /// The training samples.
     pub train: Vec<usize>,
-    /// Held out.
+    /// The held-out samples, on which the loss is measured.
     pub held_out: Vec<usize>,
 }
 
-/// Encoded samples on disk.
+/// A dataset of encoded samples on disk.
 #[derive(Clone, Debug)]
 pub struct LatentDataset {
     pub(super) config: DataConfig,
@@ -41,13 +41,13 @@ impl LatentDataset {
         &self.samples
     }
 
-    /// Whether it is of captions or of edits.
+    /// Captions or edits.
     pub fn kind(&self) -> DatasetKind {
         self.kind
     }
 
-    /// What the dataset is, in 64 hexadecimal digits: its images at their sizes, its captions or instructions, and what
-    /// encoded them. File names and the place of the folder do not count.
+    /// A hash of the dataset in 64 hexadecimal digits: of its images at their sizes, its captions or instructions, and the encoders. File
+    /// names and the location of the folder do not count.
     pub fn fingerprint(&self) -> String {
         let part = |sample: &Sample| {
             let from = sample.original.as_ref().map(|o| format!("{} to ", o.latents.join(" "))).unwrap_or_default();
@@ -59,14 +59,13 @@ impl LatentDataset {
         key(&parts.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Splits the samples by what their images hold, of edits the originals: an image is held out if a number drawn from the
-    /// seed and its content is below `data.validation_split`. So its side stays when others are added, and copies of one image, or all edits
-    /// of one original, are on one side.
-    /// If that would leave a side empty, the image with the lowest, or highest, number changes over; a set of one
-    /// image is trained on.
+    /// Splits the samples by the content of their images (of edits: of the originals): an image is held out if a number drawn from the
+    /// seed and its content is below `data.validation_split`. Its side therefore stays the same when others are added, and copies of one
+    /// image, or all edits of one original, are on one side. If a side would be empty, the image with the lowest, or highest, number
+    /// changes sides; a single image is trained on.
     ///
-    /// Both sides are ordered by image and caption, as [`fingerprint`](Self::fingerprint) counts them: whatever draws
-    /// positions on a side draws the same content after files were renamed.
+    /// Both sides are ordered by image and caption, as in [`fingerprint`](Self::fingerprint), so renaming files does not change which
+    /// samples are drawn.
     pub fn split(&self, seed: Seed) -> Split {
         let fraction = self.config.validation_split as f32;
         let drawn = |sample: &Sample| seed.named(Purpose::Split, &sample.subject().hash).uniform(1)[0];
@@ -89,7 +88,7 @@ impl LatentDataset {
         Split { train, held_out }
     }
 
-    /// The order of training for `seed`.
+    /// The training order for `seed`.
     pub fn plan(&self, seed: Seed) -> BatchOrder {
         let train = self.split(seed).train.into_iter();
         let train =
@@ -97,7 +96,7 @@ impl LatentDataset {
         BatchOrder::new(&self.config, self.kind, seed, train.collect())
     }
 
-    /// The held-out samples as batches of one size each, always the same ones, none mirrored.
+    /// The held-out samples as batches of one size each: always the same batches, never mirrored.
     pub fn held_out(&self, seed: Seed) -> Vec<Vec<SampleIndex>> {
         let mut groups: BTreeMap<Bucket, Vec<SampleIndex>> = BTreeMap::new();
         for sample in self.split(seed).held_out {
@@ -106,8 +105,8 @@ impl LatentDataset {
         groups.values().flat_map(|group| group.chunks(self.config.batch_size)).map(<[_]>::to_vec).collect()
     }
 
-    /// Reads samples of one size into one batch on the host. Where `dropped` says so, a sample gets the empty prompt, and
-    /// zeros for the moments of its original: those of no image, and with a mode of zero.
+    /// Reads samples of one size into one batch on the host. Where `dropped` says so, a sample gets the empty prompt, or zeros for the
+    /// moments of its original, whose mode is then zero.
     ///
     /// # Errors
     /// An entry is missing or damaged, or the samples are of different sizes.
@@ -135,7 +134,7 @@ impl LatentDataset {
         })
     }
 
-    /// [`read`](Self::read), put on a device.
+    /// [`read`](Self::read), moved to a device.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -177,7 +176,7 @@ impl LatentDataset {
         Ok(data.convert_dtype(DType::F32))
     }
 
-    /// `[…]` tensors to one `[B, …]`.
+    /// Stacks `[…]` tensors to one `[B, …]`.
     fn stack(&self, rows: Vec<TensorData>) -> Result<TensorData> {
         let shape = rows.first().map(|row| row.shape.to_vec()).unwrap_or_default();
         if let Some(other) = rows.iter().find(|row| row.shape.as_slice() != shape) {
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_keeps_its_side_when_others_are_added() {
+    fn an_image_keeps_its_side_when_others_are_added() {
         let (some, more) = (dataset((0..500).map(|i| i * 2), 0.2), dataset(0..1000, 0.2));
         assert!((70..130).contains(&held_out(&some).len()), "{} of 500", held_out(&some).len());
         let still: Vec<_> = held_out(&more).into_iter().filter(|f| f[..4].parse::<usize>().unwrap() % 2 == 0).collect();
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_have_a_picture_when_there_are_two() {
+    fn both_sides_have_an_image_when_there_are_two() {
         let sizes = |count, fraction| {
             let split = dataset(0..count, fraction).split(Seed(1));
             (split.train.len(), split.held_out.len())

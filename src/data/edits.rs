@@ -1,4 +1,4 @@
-//! Edits, as a data folder holds them: pairs of images, and the instructions that turn the first into the second.
+//! Reading a data folder of edits: pairs of images, and the instructions that turn the first into the second.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{error::Result, paths::composed, weights::read_json};
 
-// The columns of metadata and Parquet files; of several, the first counts. Besides our own names these are those of
-// diffusers' train_instruct_pix2pix.py and of the public sets of edits.
+// Names of the columns in metadata and Parquet files; the first one present counts. Besides our own names these are those of
+// diffusers' train_instruct_pix2pix.py and of public datasets of edits.
 const ORIGINAL: &[&str] =
     &["original", "original_image", "input_image", "source_image", "source_img", "input", "source"];
 const EDITED: &[&str] = &["edited", "edited_image", "output_image", "target_image", "target_img", "output", "target"];
@@ -28,7 +28,7 @@ const ORIGINAL_CAPTION: &[&str] =
 const EDITED_CAPTION: &[&str] =
     &["edited_caption", "edited_prompt", "target_caption", "target_prompt", "output_caption", "output_prompt"];
 
-/// Folders of originals and of edited images, as people name them; the first pair that is there counts.
+/// Common names of the folders of originals and edited images; the first pair present counts.
 const FOLDERS: [[&str; 2]; 6] = [
     ["original", "edited"],
     ["original_images", "edited_images"],
@@ -39,8 +39,8 @@ const FOLDERS: [[&str; 2]; 6] = [
 ];
 
 impl Manifest {
-    /// Reads all `metadata.jsonl` and `metadata.csv` if there are any, else a set in the layout of InstructPix2Pix's own, else
-    /// folders of originals and of edited images, else the Parquet files, and those in the folder `data`.
+    /// Reads all `metadata.jsonl` and `metadata.csv` if there are any, else a dataset in the layout of InstructPix2Pix's own, else
+    /// folders of originals and edited images, else the Parquet files, and those in the folder `data`.
     ///
     /// # Errors
     /// The folder, or its metadata file, cannot be read.
@@ -76,7 +76,7 @@ impl Manifest {
         }
         if self.rows.is_empty() && self.problems.is_empty() {
             self.problems.push(
-                "there are no edits: neither rows in a metadata.jsonl or metadata.csv, nor pictures in folders original/ \
+                "there are no edits: neither rows in a metadata.jsonl or metadata.csv, nor images in folders original/ \
                  and edited/, nor .parquet files with rows"
                     .into(),
             );
@@ -84,14 +84,14 @@ impl Manifest {
         Ok(())
     }
 
-    /// Says how many images of the folder are in no edit.
+    /// Reports how many images of the folder belong to no edit.
     fn count_unlisted(&mut self, listing: &Listing) {
         let rows = self.rows.iter().flat_map(|row| std::iter::once(&row.picture).chain(&row.original));
         let used: BTreeSet<&str> = rows.map(|place| place.file.as_str()).collect();
         let is_picture = |file: &&String| [FileKind::Picture, FileKind::OtherPicture].contains(&kind_of(file));
         let unlisted = listing.files.iter().filter(|file| is_picture(file) && !used.contains(file.as_str()));
         let unlisted: Vec<String> = unlisted.cloned().collect();
-        self.leave_out("images that are in no edit", &unlisted);
+        self.leave_out("images that belong to no edit", &unlisted);
     }
 
     /// The edits of the metadata file in the sub-folder `below`.
@@ -116,7 +116,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// The set of InstructPix2Pix itself (timothybrooks/instruct-pix2pix): a folder for each prompt, with a `prompt.json` and pairs
+    /// The dataset of InstructPix2Pix itself (timothybrooks/instruct-pix2pix): a folder for each prompt, with a `prompt.json` and pairs
     /// `<seed>_0.jpg` and `<seed>_1.jpg`, and a list `seeds.json` of those that are good enough.
     fn read_seeds(&mut self, listing: &Listing, folder: &Path, prompts: &[&String]) {
         #[derive(Deserialize)]
@@ -161,7 +161,7 @@ impl Manifest {
         }
     }
 
-    /// The pairs of a folder of such a set, by their seeds.
+    /// The pairs in a folder of such a dataset, by seed.
     fn seeded(&mut self, listing: &Listing, below: &str) -> Vec<(String, [String; 2])> {
         let mut sides: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
         let here = listing.files.iter().filter(|file| parent(file) == below && kind_of(file) == FileKind::Picture);
@@ -253,7 +253,7 @@ impl Manifest {
         }
     }
 
-    /// The images in a sub-folder, by their names in it without extension, in composed form.
+    /// The images in a sub-folder, by their names without extension, in composed Unicode form.
     fn pictures(&mut self, listing: &Listing, below: &str) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         for (file, name) in
@@ -264,7 +264,7 @@ impl Manifest {
                 FileKind::Picture => {
                     let stem = composed(&Path::new(name).with_extension("").to_string_lossy());
                     if let Some(other) = found.insert(stem, file.clone()) {
-                        self.problem(file, format!("has the same name as {other}: which of them is meant?"));
+                        self.problem(file, format!("has the same name as {other}: rename or remove one of them"));
                     }
                 }
                 FileKind::OtherPicture => {
@@ -293,7 +293,7 @@ impl Manifest {
     }
 }
 
-/// A row, or what is wrong with its images.
+/// A row, or the problem with its images.
 type FoundRow = std::result::Result<Row, Vec<String>>;
 
 /// The rows of a Parquet file.
@@ -333,26 +333,26 @@ fn rows(listing: &Listing, folder: &Path, file: &str) -> std::result::Result<(Ve
     Ok((rows, table.unread(file, &read)))
 }
 
-/// The file that says which seeds of InstructPix2Pix's own set are good enough.
+/// The file that lists the seeds of InstructPix2Pix's own dataset that are good enough.
 const SEEDS: &str = "seeds.json";
 
-/// The files that say what the edits of each folder of such a set are.
+/// The file in each folder of such a dataset that describes its edits.
 fn prompt_files(listing: &Listing) -> Vec<&String> {
     listing.files.iter().filter(|file| file.ends_with("/prompt.json")).collect()
 }
 
-/// The columns `names`, and these with `_file_name` appended, as Hugging Face's folders of images have it.
+/// The columns `names`, and these with `_file_name` appended, as in Hugging Face's image folders.
 fn with_file_names(names: &[&str]) -> Vec<String> {
     let files = names.iter().map(|name| format!("{name}_file_name"));
     names.iter().map(|name| name.to_string()).chain(files).collect()
 }
 
-/// The columns of a metadata file in which the edited image may be named, and in which it may be said what was done.
+/// The columns of a metadata file for the edited image and for the instruction.
 pub(super) fn edited_columns() -> (Vec<String>, &'static [&'static str]) {
     (with_file_names(EDITED), INSTRUCTION)
 }
 
-/// The image that a row of a metadata file names in the first of the columns [`with_file_names`].
+/// The image that a row of a metadata file names, in the first of the columns [`with_file_names`].
 fn picture(listing: &Listing, below: &str, record: &Record, names: &[&str]) -> std::result::Result<String, String> {
     let columns_of = with_file_names(names);
     let name = record.text(&columns_of.iter().map(String::as_str).collect::<Vec<_>>())?.map(str::trim);
@@ -363,7 +363,7 @@ fn picture(listing: &Listing, below: &str, record: &Record, names: &[&str]) -> s
     named(listing, below, name)
 }
 
-/// The names of columns, for people.
+/// The names of columns, for messages.
 fn columns(names: &[&str]) -> String {
     format!("column `{}`; also {}", names[0], names[1..].join(", "))
 }

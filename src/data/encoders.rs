@@ -1,4 +1,4 @@
-//! The encoders that preparation needs of a model.
+//! The encoders of a model that preparation needs.
 
 use burn::tensor::TensorData;
 
@@ -8,36 +8,35 @@ use crate::{
     tokenizer::{PromptIds, Shortened},
 };
 
-/// What turns text and pixels into what is cached. An implementation loads a model when it is first asked to encode, so
-/// that nothing is loaded for a complete cache.
+/// The encoders from text and pixels to cache entries. An implementation loads a model on the first call that encodes, so that
+/// nothing is loaded for a complete cache.
 ///
-/// One prompt and one image at a time: an entry then does not depend on what happened to be encoded with it, and memory
-/// is that of one image.
+/// One prompt and one image at a time, so that an entry does not depend on others in its batch, and memory is that of one image.
 pub trait Encoders {
-    /// Identifies the VAE and how it is used; see [`fingerprint`](super::fingerprint).
+    /// Fingerprint of the VAE and its settings; see [`fingerprint`](super::fingerprint).
     ///
     /// # Errors
     /// Its files cannot be read.
     fn vae_fingerprint(&self) -> Result<String>;
-    /// Identifies the tokenizers, the text encoders, and the lengths that prompts are padded or cut to.
+    /// Fingerprint of the tokenizers, the text encoders, and the lengths that prompts are padded or truncated to.
     ///
     /// # Errors
     /// Their files cannot be read.
     fn text_fingerprint(&self) -> Result<String>;
-    /// The ids of a prompt.
+    /// The token ids of a prompt.
     ///
     /// # Errors
     /// The tokenizers cannot be loaded or used.
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
-    /// Which of these prompts lose their end.
+    /// Which of these prompts are truncated.
     ///
     /// # Errors
     /// The tokenizers cannot be used.
     fn shortened(&self, _prompts: &[&str]) -> Result<Shortened> {
         Ok(Shortened::default())
     }
-    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`. They are kept in the dtype they
-    /// come in, which the fingerprint must tell.
+    /// The embeddings of one prompt, `prompt` `[1, L, D]` and `pooled` `[1, P]`. They are cached in their own dtype, which must be part
+    /// of the fingerprint.
     ///
     /// # Errors
     /// The text encoders cannot be loaded or used.
@@ -47,6 +46,6 @@ pub trait Encoders {
     /// # Errors
     /// The VAE cannot be loaded or used.
     fn encode_image(&mut self, pixels: TensorData) -> Result<Moments>;
-    /// Drops whatever is loaded. Called between the prompts and the images and after both.
+    /// Drops loaded models. Called between prompts and images, and after both.
     fn release(&mut self);
 }

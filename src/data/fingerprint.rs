@@ -1,4 +1,4 @@
-//! Fingerprints of models, so that what one model encoded is never taken for the work of another.
+//! Fingerprints of models, so that cache entries of one model are never used for another.
 
 use std::{
     io::{Read, Seek, SeekFrom},
@@ -11,17 +11,17 @@ use crate::{
     weights::{PartView, VIEW, has_weights, shards},
 };
 
-/// The settings of a model part. Tokenizers have a fingerprint of their own.
+/// The configuration file of a model part. Tokenizers have a fingerprint of their own.
 const SETTINGS: [&str; 2] = ["config.json", "scheduler_config.json"];
 
-/// What identifies model parts, such as `vae/` or both text encoders together, and the `settings` they are used with
-/// (lengths, dtype): 64 hexadecimal digits.
+/// A fingerprint of model parts, such as `vae/` or both text encoders together, and of the `settings` they are used with (lengths,
+/// dtype): 64 hexadecimal digits.
 ///
-/// What loading a part would read counts: its configuration and its weights. Other files (half-precision copies, what a
-/// file manager leaves) do not. A file up to 512 MiB counts with every byte. Hashing 24 GB at every start would take longer
-/// than it is worth: of a larger file count its name, its length, its first MiB (for safetensors: names, types, shapes and
-/// places of all tensors) and 1024 pieces of 64 KiB spread evenly over it, so that a model that was retrained or converted
-/// is told apart, while an edit of a few bytes in place may not be. A folder that is missing counts as missing.
+/// It covers what loading a part would read, its configuration and its weights, but no other files (half-precision copies, leftovers
+/// of file managers). Files up to 512 MiB are hashed whole. Hashing 24 GB at every start would take longer than it is worth: of a
+/// larger file, the name, the length, the first MiB (for safetensors: names, dtypes, shapes and offsets of all tensors) and 1024
+/// pieces of 64 KiB spread evenly over it are hashed. This detects a retrained or converted model, but perhaps not an edit of a few
+/// bytes in place. A missing folder is hashed as missing.
 ///
 /// # Errors
 /// A file cannot be read, it is not clear which weights a folder holds, or the process is asked to stop.

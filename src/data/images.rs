@@ -1,4 +1,4 @@
-//! From an image file to pixels of a bucket's size.
+//! From an image file to pixels in the size of a bucket.
 
 use std::{io::Cursor, path::Path};
 
@@ -11,31 +11,31 @@ use crate::{
     panics::guarded,
 };
 
-/// Names everything below that decides about pixels. It is part of every latent's key: change it with the code.
+/// Describes all of the processing below. It is part of the key of every latent: change it with the code.
 pub const TRANSFORM: &str = "oriented, on white, lanczos3 cover, centre crop, [-1, 1]; version 1";
 
-/// What ends the names of the image files that are read and written.
+/// File name extensions of the images that are read and written.
 pub const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// The most that one decoded image may take in memory, in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any
-/// size, and an allocation that fails ends the process.
+/// The largest decoded image in bytes: 18918 × 18918 pixels of 8-bit RGB. A header can claim any size, and a failed allocation aborts
+/// the process.
 const MOST_DECODED: u64 = 1 << 30;
 
-/// What is known of an image that was decoded once.
+/// Facts about an image that was decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspected {
-    /// blake3 of the file, in hexadecimal.
+    /// BLAKE3 hash of the file in hexadecimal.
     pub hash: String,
-    /// Pixels from left to right, after the EXIF orientation.
+    /// Width in pixels, after the EXIF orientation.
     pub width: usize,
-    /// Pixels from top to bottom, after the EXIF orientation.
+    /// Height in pixels, after the EXIF orientation.
     pub height: usize,
 }
 
-/// Decodes the whole image, so that a damaged one is found now and not in the middle of encoding.
+/// Decodes the whole image, so that damage is found now and not in the middle of encoding.
 ///
 /// # Errors
-/// One line that says why the image cannot be used.
+/// One line with the reason why the image cannot be used.
 pub fn inspect(bytes: &[u8]) -> std::result::Result<Inspected, String> {
     let image = decode(bytes)?;
     Ok(Inspected { hash: hash(bytes), width: image.width() as usize, height: image.height() as usize })
@@ -61,19 +61,19 @@ pub fn pixels(
         .collect())
 }
 
-/// The image as it is meant to be seen: turned as its EXIF says, transparency on white, 8 bits for each of RGB.
+/// The image as displayed: rotated by its EXIF orientation, transparency on white, 8-bit RGB.
 ///
 /// # Errors
-/// The file cannot be read, or is no whole image.
+/// The file cannot be read, or is not a complete image.
 pub fn read_picture(path: &Path) -> Result<RgbImage> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     decode(&bytes).map_err(|problem| Error::file(path, problem))
 }
 
-/// The same from the bytes of a file, if it has at most so many pixels: that is known from its header, before anything is decoded.
+/// The same from the bytes of a file, if it has at most `most_pixels` pixels by its header; more are not decoded.
 ///
 /// # Errors
-/// One line: it has more, or is no whole image.
+/// One line: it has more pixels, or is not a complete image.
 pub fn decode_picture(bytes: &[u8], most_pixels: u64) -> std::result::Result<RgbImage, String> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let size = guarded(|| reader.into_dimensions().map_err(|e| e.to_string())).unwrap_or_else(Err);
@@ -84,10 +84,10 @@ pub fn decode_picture(bytes: &[u8], most_pixels: u64) -> std::result::Result<Rgb
     decode(bytes)
 }
 
-/// Width and height of that image, from the header of its file alone.
+/// Width and height of that image, from the header of its file.
 ///
 /// # Errors
-/// The file cannot be read, or is no image.
+/// The file cannot be read, or is not an image.
 pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Error::io(path, e))?;
     let size = || {
@@ -113,7 +113,7 @@ fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// [`read_picture`] from the bytes of a file; or one line that says why not.
+/// [`read_picture`] from the bytes of a file; or one line with the reason why not.
 fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MOST_DECODED);
@@ -143,9 +143,9 @@ fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     }))
 }
 
-/// A JPEG that lacks nothing but its end marker, as some cameras and programs write it; `None` if pixels are missing, too. The
-/// decoder fills what is missing: so if what follows the file changes the image, it was not whole. Of several scans the last ones
-/// may be missing without a sign.
+/// A JPEG that lacks only its end marker, as some cameras and programs write it; `None` if pixels are missing, too. The decoder fills
+/// in missing data, so if bytes appended to the file change the image, it was not complete. A progressive JPEG may lack its last
+/// scans unnoticed.
 fn jpeg_without_end(bytes: &[u8]) -> Option<RgbImage> {
     const PROGRESSIVE: [u8; 2] = [0xFF, 0xC2];
     if jpeg_start_of_scan(bytes).is_none_or(|scan| bytes[..scan].windows(2).any(|pair| pair == PROGRESSIVE)) {
@@ -156,7 +156,7 @@ fn jpeg_without_end(bytes: &[u8]) -> Option<RgbImage> {
     [0x55, 0x00, 0xAA].iter().all(|&byte| ended(&[byte; 64]).as_ref() == Some(&whole)).then_some(whole)
 }
 
-/// Where the first scan of a JPEG begins.
+/// The position of the first scan of a JPEG.
 fn jpeg_start_of_scan(bytes: &[u8]) -> Option<usize> {
     let mut at = 2; // after the start marker
     while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
@@ -169,13 +169,12 @@ fn jpeg_start_of_scan(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// Whether the end marker follows the start of the image data. The decoder itself fills what is missing with grey.
+/// Whether the end marker follows the start of the image data. The decoder itself fills missing data with grey.
 fn jpeg_has_end(bytes: &[u8]) -> bool {
     jpeg_start_of_scan(bytes).is_some_and(|scan| bytes[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9]))
 }
 
-/// Scales the image so that it just covers the bucket, with a filter that is wide enough not to alias, and cuts the
-/// same amount off opposite sides.
+/// Scales the image so that it just covers the bucket, with an antialiasing filter, and crops it to the centre.
 fn fit(image: &RgbImage, bucket: Bucket) -> RgbImage {
     let scale = bucket.scale(image.width() as usize, image.height() as usize);
     let cover = |side: u32, target: usize| ((f64::from(side) * scale).round() as u32).max(target as u32);
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_and_sixteen_bit_pictures_are_read() {
+    fn grey_and_sixteen_bit_images_are_read() {
         let grey = image::GrayImage::from_pixel(3, 2, image::Luma([100]));
         assert_eq!(decode(&png(grey)).unwrap(), RgbImage::from_pixel(3, 2, Rgb([100; 3])));
         let deep = image::ImageBuffer::from_pixel(3, 2, Rgb([51400u16, 0, 65535]));
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_covers_its_bucket_and_is_cut_in_the_middle() {
+    fn an_image_covers_its_bucket_and_is_cropped_to_the_centre() {
         // Left to right: black, then white, then black; the middle is what stays.
         let image = RgbImage::from_fn(96, 32, |x, _| Rgb([if (32..64).contains(&x) { 255 } else { 0 }; 3]));
         let cut = fit(&image, Bucket { width: 32, height: 32 });
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_a_giant_picture_is_refused_before_memory_is_taken() {
+    fn a_header_that_claims_a_giant_image_is_refused_before_allocation() {
         let mut bytes = png(RgbImage::new(2, 2));
         bytes[16..24].copy_from_slice(&[400_000u32.to_be_bytes(), 400_000u32.to_be_bytes()].concat());
         bytes[29..33].copy_from_slice(&0xeaf9_0534_u32.to_be_bytes()); // the checksum of that header

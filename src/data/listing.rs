@@ -10,29 +10,29 @@ use crate::{
     paths::composed,
 };
 
-/// All files in a folder and its sub-folders that may be data.
+/// All files in a folder and its sub-folders that can be data.
 #[derive(Debug, Default)]
 pub struct Listing {
     folder: PathBuf,
     /// The files, relative to the folder, with `/` on every system, sorted.
     pub files: Vec<String>,
-    /// Names that are not UTF-8, with `�` in the place of what is not: such files cannot be named in a configuration.
+    /// Names that are not UTF-8, with `�` for what is not: such files cannot be named in a configuration.
     pub nameless: Vec<String>,
-    /// Folders of runs of kiln, which hold samples and are no data.
+    /// Run folders of kiln, which hold samples and are not data.
     pub runs: Vec<String>,
-    /// The names that are not ASCII, by their composed form.
+    /// The names that are not ASCII, by their composed Unicode form.
     forms: BTreeMap<String, Vec<String>>,
 }
 
 impl Listing {
-    /// Lists `folder` but for hidden files and runs of kiln. Each folder is entered once, however many links lead to it.
+    /// Lists `folder` without hidden files and run folders. Each folder is entered once, however many links lead to it.
     ///
     /// # Errors
     /// A folder cannot be read.
     pub fn of(folder: &Path) -> Result<Self> {
         let mut listing = Self { folder: folder.into(), ..Self::default() };
         let mut entered = BTreeSet::new();
-        // The nearest first, in the order of names, so that of several ways to a folder the same one is always taken.
+        // The nearest first, in the order of names, so that of several paths to a folder the same one is always taken.
         let mut open = BTreeSet::from([(0, PathBuf::new())]);
         while let Some((depth, below)) = open.pop_first() {
             let here = folder.join(&below);
@@ -66,8 +66,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// The name of the file that `name` means: a name that is there, perhaps in another Unicode form, as archives from macOS
-    /// have it. `None` if there is no such file, or several.
+    /// The listed file with this name, possibly in another Unicode form, as in archives from macOS. `None` if there is no such file, or
+    /// several.
     pub fn find(&self, name: &str) -> Option<String> {
         if self.folder.join(name).is_file() {
             return Some(name.into());
@@ -79,7 +79,7 @@ impl Listing {
     }
 }
 
-/// A relative path with `/` between its parts; or what can be shown of it.
+/// A relative path with `/` between its parts; `Err` with a lossy form if it is not UTF-8.
 fn spelled(path: &Path) -> std::result::Result<String, String> {
     let slashes = |text: &str| if cfg!(windows) { text.replace('\\', "/") } else { text.to_string() };
     path.to_str().map(slashes).ok_or_else(|| slashes(&path.to_string_lossy()))
@@ -104,7 +104,7 @@ pub fn repeats(file: &str) -> std::result::Result<usize, String> {
     }
 }
 
-/// The number that the name of a folder begins with, if it is a name as kohya's scripts want it.
+/// The number at the start of a folder's name, if the name follows kohya's convention.
 pub fn repeats_of(folder: &str) -> Option<&str> {
     let (count, name) = folder.split_once('_')?;
     let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_called_like_kohyas_says_how_often_its_pictures_count() {
+    fn a_folder_named_by_kohyas_convention_says_how_often_its_images_count() {
         let count = |file| repeats(file).unwrap();
         assert_eq!([count("a.png"), count("10_dog/a.png"), count("more/3_big cat/a.png")], [1, 10, 3]);
         assert_eq!(["10_/a.png", "x10_dog/a.png", "10dog/a.png", "10_dog.png", "10_dog/more/a.png"].map(count), [1; 5]);

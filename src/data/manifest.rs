@@ -1,4 +1,4 @@
-//! The list of images, with their captions or instructions.
+//! The list of images with their captions or instructions.
 
 use std::path::{Component, Path};
 
@@ -12,47 +12,47 @@ use crate::{
     notice::some_of,
 };
 
-/// The extensions of other images, which a folder should not hold without a word.
+/// Extensions of other images, which are reported.
 const OTHER_PICTURES: [&str; 12] =
     ["avif", "bmp", "dng", "gif", "heic", "heif", "jp2", "jxl", "psd", "raw", "tif", "tiff"];
 
 /// One image and its caption, or one edit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// The image; of an edit, the edited one.
+    /// The image; of an edit, the edited image.
     pub picture: Place,
-    /// Of an edit, the image before it.
+    /// The original, if this is an edit.
     pub original: Option<Place>,
     /// The caption, with the trigger word; of an edit, the instruction.
     pub caption: String,
-    /// What the original shows, where it is said.
+    /// The caption of the original, if given.
     pub original_caption: Option<String>,
-    /// What the edited image shows, where it is said.
+    /// The caption of the edited image, if given.
     pub edited_caption: Option<String>,
     /// How often the image counts in an epoch.
     pub repeats: usize,
 }
 
 impl Row {
-    /// A row that does not say what its images show.
+    /// A row without captions of the two images of an edit.
     pub fn new(picture: Place, original: Option<Place>, caption: &str) -> Self {
         Self { picture, original, caption: clean(caption), original_caption: None, edited_caption: None, repeats: 1 }
     }
 }
 
-/// The rows of a data folder, sorted by image, and everything that is wrong with the others.
+/// The rows of a data folder, sorted by image, and the problems of the others.
 #[derive(Debug, Default)]
 pub struct Manifest {
     /// The usable rows.
     pub rows: Vec<Row>,
     /// One line for each problem.
     pub problems: Vec<String>,
-    /// What is in the folder and not used, one line for each kind, with the count.
+    /// Unused files of the folder, one line for each kind, with the count.
     pub unused: Vec<String>,
 }
 
 impl Manifest {
-    /// Reads what the folder holds, except the images themselves: they are not opened yet.
+    /// Reads the contents of the folder, except the images themselves, which are not opened yet.
     ///
     /// # Errors
     /// The folder itself or its metadata cannot be read, or a setting does not suit the kind. Problems with single rows are
@@ -70,7 +70,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The same of a folder that was listed, without a word about what is not used.
+    /// The same from a listing, without logging what is not used.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -98,19 +98,19 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Notes that files, or folders, of the kind `what` are not used.
+    /// Records that files, or folders, of the kind `what` are not used.
     pub(super) fn leave_out(&mut self, what: &str, names: &[impl AsRef<str>]) {
         if !names.is_empty() {
             self.unused.push(format!("{what}: {} ({})", names.len(), some_of(names)));
         }
     }
 
-    /// Notes a problem of the thing at `place`.
+    /// Records a problem at `place`.
     pub(super) fn problem(&mut self, place: impl std::fmt::Display, problem: impl std::fmt::Display) {
         self.problems.push(format!("{place}: {problem}"));
     }
 
-    /// Adds a row, or what is wrong with it.
+    /// Adds a row, or its problem.
     pub(super) fn add(&mut self, row: std::result::Result<Row, String>) {
         match row {
             Ok(row) => self.rows.push(row),
@@ -119,7 +119,7 @@ impl Manifest {
     }
 }
 
-/// What a file is, by its extension.
+/// The kind of a file, by its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// An image that can be read.
@@ -132,7 +132,7 @@ pub enum FileKind {
     Other,
 }
 
-/// What `file` is.
+/// The kind of `file`.
 pub fn kind_of(file: &str) -> FileKind {
     let extension = Path::new(file).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match extension.as_str() {
@@ -143,13 +143,13 @@ pub fn kind_of(file: &str) -> FileKind {
     }
 }
 
-/// A caption as it is encoded: without a byte-order mark and the white space around it.
+/// A caption as it is encoded: without byte-order mark and surrounding white space.
 pub fn clean(caption: &str) -> String {
     caption.trim_start_matches('\u{feff}').trim().into()
 }
 
-/// `name` with `/` and without `.`, if it stays inside the folder. On Windows `\` is the same; elsewhere a name with `\` may
-/// have been written there, or be just that.
+/// `name` with `/` and without `.`, if it stays inside the folder. On Windows, `\` is the same as `/`; elsewhere a name with `\` may
+/// come from there, or really contain a backslash.
 pub fn relative(name: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in Path::new(name).components() {
@@ -162,7 +162,7 @@ pub fn relative(name: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// The file that a metadata file in the sub-folder `below` (empty, or ending in `/`) calls `name`.
+/// The file called `name` by a metadata file in the sub-folder `below` (empty, or ending in `/`).
 ///
 /// # Errors
 /// One clause about the name: it leads out of the folder, or there is no such file.

@@ -13,7 +13,7 @@ use crate::{
     notice::some_of,
 };
 
-/// One row.
+/// A row.
 #[derive(Debug)]
 pub struct Record {
     /// The file and the line.
@@ -21,7 +21,7 @@ pub struct Record {
     columns: BTreeMap<String, Value>,
 }
 
-/// By what they hold, wherever they are.
+/// The values by column.
 impl PartialEq for Record {
     fn eq(&self, other: &Self) -> bool {
         self.columns == other.columns
@@ -29,10 +29,10 @@ impl PartialEq for Record {
 }
 
 impl Record {
-    /// The text of the first of the columns `names` that the row has; nothing, as in JSON `null`, counts as no column.
+    /// The text in the first of the columns `names` that the row has; a JSON `null` counts as no column.
     ///
     /// # Errors
-    /// One clause: it holds something else than text.
+    /// One clause: it holds something other than text.
     pub fn text(&self, names: &[&str]) -> std::result::Result<Option<&str>, String> {
         Ok(self.cell(names)?.map(|(_, text)| text))
     }
@@ -58,7 +58,7 @@ impl Record {
         }
     }
 
-    /// Whether all columns but this one hold the same.
+    /// Whether all columns but this one are equal.
     pub fn differs_only_in(&self, other: &Self, column: &str) -> bool {
         let others = |record: &Self| -> Vec<_> {
             record.columns.iter().filter(|(name, _)| *name != column).map(|(n, v)| (n.clone(), v.clone())).collect()
@@ -67,17 +67,17 @@ impl Record {
     }
 }
 
-/// The rows of one metadata file, or what is wrong with each, in the order of the file.
+/// The rows of one metadata file, or their problems, in the order of the file.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// Its name, below the data folder.
+    /// Its path relative to the data folder.
     pub file: String,
     /// One for each row.
     pub rows: Vec<std::result::Result<Record, String>>,
 }
 
 impl Records {
-    /// A clause about the columns that are not among those `read`, if there are any. Of each list the first that a row has counts.
+    /// A clause about the columns that are not among those `read`, if there are any. The first column of each list that a row has counts.
     pub fn unread(&self, read: &[&[&str]]) -> Option<String> {
         let mut unread = BTreeSet::new();
         for record in self.rows.iter().flatten() {
@@ -91,7 +91,7 @@ impl Records {
     }
 }
 
-/// Whether a file is one of metadata, by its name.
+/// Whether a file is a metadata file, by its name.
 pub fn is_metadata(file: &str) -> bool {
     ["metadata.jsonl", "metadata.csv"].contains(&file.rsplit('/').next().unwrap_or(file))
 }
@@ -118,7 +118,7 @@ fn read(path: &Path) -> Result<String> {
 /// The rows in the text of a metadata file.
 ///
 /// # Errors
-/// It is not CSV, where its name says so.
+/// The name says CSV, and it is not.
 pub fn rows_of(path: &Path, text: &str) -> Result<Vec<std::result::Result<Record, String>>> {
     match path.extension().is_some_and(|extension| extension == "csv") {
         true => csv_records(path, text, ""),
@@ -144,7 +144,7 @@ fn csv_records(path: &Path, text: &str, name: &str) -> Result<Vec<std::result::R
     let header = reader.headers().map_err(not_csv)?.clone();
     let header: Vec<String> = header.iter().map(|name| name.trim().to_string()).collect();
     if let Some(twice) = header.iter().enumerate().find(|(i, name)| header[..*i].contains(name)) {
-        return Err(Error::file(path, format!("two columns are called `{}`: which of them is meant?", twice.1)));
+        return Err(Error::file(path, format!("two columns are called `{}`: rename or remove one of them", twice.1)));
     }
     let record = |record: std::result::Result<csv::StringRecord, csv::Error>| {
         let record = record.map_err(not_csv)?;

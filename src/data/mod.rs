@@ -4,9 +4,9 @@
 //! folder ─► manifest ─► images, buckets ─► prepare (VAE, text encoders) ─► cache ─► dataset ─► batch
 //! ```
 //!
-//! [`prepare()`] turns images into VAE moments and captions into embeddings, once, and keeps them in a cache that is
-//! addressed by content; training reads a [`LatentDataset`] and never sees pixels or text. A [`BatchOrder`] says which samples
-//! make up which micro-batch, as a pure function of the seed, so that a loader has no state to save.
+//! [`prepare()`] encodes images to VAE moments and captions to embeddings, once, in a content-addressed cache; training reads a
+//! [`LatentDataset`] and never sees pixels or text. A [`BatchOrder`] assigns samples to micro-batches as a pure function of the seed,
+//! so the loader has no state to save.
 
 mod cache;
 mod config;

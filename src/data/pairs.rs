@@ -1,11 +1,11 @@
-//! Pairs of images of an edit that are not of one size.
+//! Edits whose two images differ in shape.
 
 use std::collections::HashMap;
 
 use super::{Picture, Place, manifest::Row};
 use crate::notice::some_of;
 
-/// Says how many originals have another shape than their edited images: of these, other parts are cut off.
+/// Warns about originals whose shape differs from that of the edited image, and which are therefore cropped differently.
 pub(super) fn say_cut(rows: &[Row], pictures: &HashMap<Place, Picture>) {
     let shape = |place: &Place| pictures[place].size.0 as f64 / pictures[place].size.1 as f64;
     let is_cut = |row: &&Row| {
@@ -15,8 +15,7 @@ pub(super) fn say_cut(rows: &[Row], pictures: &HashMap<Place, Picture>) {
     if !cut.is_empty() {
         let pairs = if cut.len() == 1 { "1 pair".into() } else { format!("{} pairs", cut.len()) };
         tracing::warn!(
-            "{pairs} of images of two shapes ({}): the original is scaled to cover the edited image, and what stands out is cut \
-             off",
+            "{pairs} of images of two shapes ({}): the original is scaled to cover the edited image, and cropped to it",
             some_of(&cut)
         );
     }

@@ -10,13 +10,13 @@ use std::{
 
 use crate::error::Result;
 
-/// Runs `work` on every item on several threads, and `collect` on this one, in whatever order results come. At most one
-/// result for each thread waits, so memory stays bounded however slow `collect` is.
+/// Runs `work` on every item on several threads, and `collect` on this one, in order of completion. At most one result per thread
+/// waits, so memory stays bounded however slow `collect` is.
 ///
-/// The threads are our own: a task of the backend's pool that waits here would block the arithmetic of `collect`.
+/// The threads do not belong to the backend's pool, because a task that waits there would block the arithmetic of `collect`.
 ///
 /// # Errors
-/// The first error of `collect`; the threads then stop after the item they are at.
+/// The first error of `collect`; the threads then stop after their current item.
 pub fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> R + Sync,

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where an image is: a file, or a cell of a table of images.
+/// The location of an image: a file, or a cell of a Parquet file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {
-    /// The file, relative to the data folder, with `/` on every system.
+    /// The path of the file relative to the data folder, with `/` on every system.
     pub file: String,
-    /// Of a Parquet file, the cell.
+    /// The cell, if it is a Parquet file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cell: Option<Cell>,
 }

@@ -8,8 +8,7 @@ use std::sync::{
 use super::{BatchOrder, HostBatch, LatentDataset};
 use crate::error::Result;
 
-/// Reads the batches of a plan ahead of their use, on a thread of its own, into host memory. Ends after an error; dropping
-/// it ends the thread.
+/// A reader of the batches of a plan, on its own thread, into host memory. It ends after an error; dropping it ends the thread.
 #[derive(Debug)]
 pub struct Prefetch(Receiver<Result<HostBatch>>);
 

@@ -1,4 +1,4 @@
-//! From images and captions to the cache: what is missing is encoded, the rest is left.
+//! From images and captions to the cache: only missing entries are encoded.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use crate::{
     paths, stop,
 };
 
-/// Checks every image and caption (of edits, instruction), encodes what the cache does not hold yet, and opens the result. `prompts` are further
-/// texts to encode, such as those of the validation. If everything is there, no model is loaded.
+/// Checks every image and caption (of edits: instruction), encodes what the cache lacks, and opens the result. `prompts` are further
+/// texts to encode, such as those of the validation. If the cache is complete, no model is loaded.
 ///
-/// An interrupted preparation goes on where it stopped when it is called again.
+/// An interrupted preparation resumes where it stopped.
 ///
 /// # Errors
-/// Settings, captions or images are wrong: all of them in one error, before anything is encoded. Or an encoder fails, or
-/// gives a number that is not finite, or the disk refuses. Or the process is asked to stop: then after the item at hand.
+/// Settings, captions or images are invalid: all of them in one error, before anything is encoded. Or an encoder fails or returns a
+/// value that is not finite, or the cache cannot be written. Or the process is asked to stop: then after the current item.
 pub fn prepare(
     config: &DataConfig,
     kind: DatasetKind,
@@ -41,7 +41,7 @@ pub fn prepare(
         paths::check_folder(survey.dataset.cache.folder())
             .map_err(|e| e.hint("set `data.cache` to a folder that can be written to"))?;
     }
-    // What is there was just checked: an interruption from here on does not make the next start read it all again.
+    // Existing entries were just checked: after an interruption from here on, the next start need not read them again.
     survey.record();
     let encoded = survey.encode_prompts(encoders, progress);
     encoders.release();
@@ -54,20 +54,20 @@ pub fn prepare(
     Ok(survey.dataset)
 }
 
-/// A data folder that was looked at, and not encoded.
+/// A data folder that was checked, but not encoded.
 pub struct Examined {
-    /// Its samples; latents and embeddings may be missing in the cache.
+    /// Its samples; their latents and embeddings may be missing in the cache.
     pub dataset: LatentDataset,
-    /// How many images the cache lacks.
+    /// The number of images that the cache lacks.
     pub images: usize,
-    /// How many prompts the cache lacks.
+    /// The number of prompts that the cache lacks.
     pub prompts: usize,
 }
 
 /// Checks every image and caption as [`prepare`] does, and encodes nothing.
 ///
 /// # Errors
-/// As [`prepare`], as far as it can be known without a model.
+/// As [`prepare`], as far as they show without a model.
 pub fn examine(
     config: &DataConfig,
     kind: DatasetKind,

@@ -1,6 +1,6 @@
 //! Progress of preparation.
 
-/// A part of the preparation.
+/// A phase of the preparation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Images are read and checked.
@@ -21,8 +21,8 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// How far a phase is. Each phase starts with `done` 0 and, unless it fails, ends with `done` = `total`; a phase without work
-/// is not reported.
+/// Progress of a phase. Each phase starts with `done` = 0 and, unless it fails, ends with `done` = `total`; a phase without work is
+/// not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The phase.

@@ -1,4 +1,4 @@
-//! The bytes of images, wherever they are.
+//! Reading the bytes of images from files and tables.
 
 use std::{
     collections::VecDeque,
@@ -10,13 +10,13 @@ use parquet::data_type::ByteArray;
 
 use super::{Cell, Place, table::Table};
 
-/// Rows that are read from a table at once.
+/// The number of rows that are read from a table at once.
 const WINDOW: usize = 32;
-/// Windows that are kept: threads that take rows in order are in a few of them, for each of two columns.
+/// The number of windows in memory: threads that take rows in order are in a few of them, for each of two columns.
 const WINDOWS: usize = 8;
 
-/// The images of a data folder. Files are read whole. Cells of Parquet files are read a window at a time, so that what is in
-/// memory is a few windows, however long the file is; reading them in order is fast.
+/// The images of a data folder. Files are read whole. Cells of Parquet files are read a window at a time, so that only a few windows
+/// are in memory, however long the file is; reading them in order is fast.
 pub struct Source {
     folder: PathBuf,
     tables: Mutex<Tables>,
@@ -41,7 +41,7 @@ impl Source {
         Self { folder: folder.into(), tables: Mutex::default() }
     }
 
-    /// Where the file of an image is.
+    /// The path of an image's file.
     pub fn path(&self, place: &Place) -> PathBuf {
         self.folder.join(&place.file)
     }
@@ -54,7 +54,7 @@ impl Source {
         match &place.cell {
             None => std::fs::read(self.path(place)).map_err(|e| e.to_string()),
             Some(cell) => {
-                // A thread that panicked left whole windows behind.
+                // A thread that panicked left only complete windows.
                 let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
                 let bytes = tables.read(&self.path(place), &place.file, cell)?.ok_or("holds no image")?;
                 drop(tables);

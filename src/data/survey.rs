@@ -1,4 +1,4 @@
-//! A data folder compared with its cache: what there is, and what is not encoded yet.
+//! A data folder compared with its cache: the samples, and what is not encoded yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,12 +32,12 @@ pub(super) struct Survey {
     vae: String,
     /// Prompts without embeddings.
     pub prompts: Vec<String>,
-    /// Images without latents, and for which of plain (false) and mirrored (true).
+    /// Images without latents, and the variants that lack them: plain (false) and mirrored (true).
     pub pictures: Vec<(Picture, Vec<bool>)>,
 }
 
-/// What `index.json` in the cache folder says about the last preparation, whether it came to its end or not. It is a record for people, and it spares reading
-/// unchanged files again; without it everything is found by content alone.
+/// `index.json` in the cache folder: a record of the last preparation, finished or not. It spares reading unchanged files again;
+/// without it everything is found by content.
 #[derive(Serialize, Deserialize)]
 struct Index {
     fingerprint: String,
@@ -48,7 +48,7 @@ struct Index {
 }
 
 impl Survey {
-    /// Checks all settings, captions and images, and finds what is not in the cache.
+    /// Checks all settings, captions and images, and finds what the cache lacks.
     pub fn of(
         config: &DataConfig,
         kind: DatasetKind,
@@ -90,7 +90,7 @@ impl Survey {
         self.prompts.is_empty() && self.pictures.is_empty()
     }
 
-    /// Lists prompts and images without whole entries; equal ones once. Entries from before `trusted` need not be read.
+    /// Lists prompts and images without complete entries, equal ones once. Entries from before `trusted` need not be read.
     fn find_missing(&mut self, prompts: &[String], trusted: SystemTime) -> Result<()> {
         let dataset = &self.dataset;
         let captions = dataset.samples.iter().map(|sample| &sample.caption);
@@ -146,7 +146,7 @@ impl Survey {
         tracing::info!("{pictures} images and {prompts} prompts to encode into {}", cache.folder().display());
     }
 
-    /// Says how many captions, or instructions, and how many of the further `prompts` are longer than what the text encoders read.
+    /// Warns about captions, or instructions, and further `prompts` that are longer than the text encoders read.
     pub fn say_shortened(&self, prompts: &[String], encoders: &dyn Encoders) -> Result<()> {
         let LatentDataset { samples, kind, .. } = &self.dataset;
         let captions: BTreeSet<&str> = samples.iter().map(|sample| sample.caption.as_str()).collect();
@@ -161,7 +161,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Writes `index.json`, after all the images and entries that it vouches for. Without it the next start is only slower.
+    /// Writes `index.json`, after all images and entries that it lists. Without it the next start is only slower.
     pub fn record(&self) {
         if let Err(error) = self.write_index() {
             tracing::warn!("the next start will check all images again: {error}");
@@ -185,11 +185,11 @@ impl Survey {
 }
 
 impl LatentDataset {
-    /// Opens data that [`prepare`](super::prepare()) has encoded with the VAE and text encoders of these fingerprints.
-    /// `prompts` are further texts that must have embeddings.
+    /// Opens data that [`prepare`](super::prepare()) has encoded with the VAE and text encoders of these fingerprints. `prompts` are
+    /// further texts that must have embeddings.
     ///
     /// # Errors
-    /// A setting, image or caption is wrong (all of them are listed), or something is not encoded yet.
+    /// A setting, image or caption is invalid (all of them are listed), or something is not encoded yet.
     pub fn open(config: &DataConfig, kind: DatasetKind, prompts: &[String], vae: &str, text: &str) -> Result<Self> {
         let survey = Survey::of(config, kind, prompts, vae, text, &|_| ())?;
         if survey.is_complete() {
@@ -251,7 +251,7 @@ fn check(
     Ok(pictures)
 }
 
-/// The keys of the latents of an image in a bucket: as it is and, if `data.flip` is on, mirrored.
+/// The keys of the latents of an image in a bucket: plain and, if `data.flip` is on, mirrored.
 fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<String> {
     let variants = if config.flip { &["plain", "mirrored"][..] } else { &["plain"] };
     let dtype = format!("{:?}", config.cache_dtype);
@@ -259,8 +259,8 @@ fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<St
     variants.iter().map(key).collect()
 }
 
-/// What need not be read again: the images that `index.json` knows, by place, and the time up to which entries count as
-/// checked. Files of the last seconds before it was written are left out, for the clocks of file systems are coarse.
+/// What need not be read again: the images in `index.json`, by location, and the time up to which entries count as checked. Files of
+/// the last seconds before it was written are left out, because the clocks of file systems are coarse.
 fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime) {
     let path = cache.folder().join("index.json");
     let index: Option<Index> = read_json(&path).ok();
@@ -272,7 +272,7 @@ fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime)
     (known.map(|picture| (picture.place.clone(), picture)).collect(), trusted)
 }
 
-/// The stamp of a file, and the time of its last change of any kind (see [`Picture::changed`]).
+/// The stamp of a file, and the time of its last change (see [`Picture::changed`]).
 fn stamp(path: &Path) -> std::io::Result<(Stamp, u64)> {
     let metadata = std::fs::metadata(path)?;
     #[cfg(unix)]

@@ -23,9 +23,9 @@ use crate::{error::Error, notice::some_of, panics::guarded};
 /// The Parquet files of a folder.
 #[derive(Debug, Default)]
 pub struct Tables {
-    /// Those of the split `train` if there are any, else all.
+    /// The files of the split `train` if there are any, else all.
     pub read: Vec<String>,
-    /// The others.
+    /// The other files.
     pub others: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ pub fn tables(folder: &Path) -> crate::error::Result<Tables> {
     Ok(if train.is_empty() { Tables { read: others, others: train } } else { Tables { read: train, others } })
 }
 
-/// An open Parquet file. Only its footer is in memory; reading moves its one file handle, so it is not shared by threads.
+/// An open Parquet file. Only its footer is in memory; reading moves its single file handle, so threads do not share it.
 pub struct Table {
     file: SerializedFileReader<File>,
 }
@@ -62,7 +62,7 @@ impl Table {
     /// Reads the footer of the file at `path`.
     ///
     /// # Errors
-    /// One line that says why it cannot be read.
+    /// One line with the reason why it cannot be read.
     pub fn open(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
         let length = file.metadata().map_err(|e| e.to_string())?.len();
@@ -79,7 +79,7 @@ impl Table {
         self.file.metadata().row_groups().iter().map(|group| group.num_rows() as usize).sum()
     }
 
-    /// Whether there is a column of texts, or of bytes, called `name`; a field of another column is `column.field`.
+    /// Whether there is a column of texts, or of bytes, called `name`; a nested field is `column.field`.
     pub fn has(&self, name: &str) -> bool {
         self.position(name).is_some()
     }
@@ -92,12 +92,12 @@ impl Table {
         (!names.is_empty()).then(|| format!("columns of {file}: {} ({})", names.len(), some_of(&names)))
     }
 
-    /// The first of the columns `names`, or of their `field` (such as `.bytes`), that there is.
+    /// The first existing column of `names`, or of their `field` (such as `.bytes`).
     pub fn first(&self, names: &[&str], field: &str) -> Option<String> {
         names.iter().map(|name| format!("{name}{field}")).find(|name| self.has(name))
     }
 
-    /// All cells of a column as texts; empty ones are empty texts.
+    /// All cells of a column as texts; empty cells are empty texts.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -119,7 +119,7 @@ impl Table {
     /// The cells of some rows of a column; `None` for empty ones.
     ///
     /// # Errors
-    /// There is no such column, or one line that says why it cannot be read.
+    /// There is no such column, or one line with the reason why it cannot be read.
     pub fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<Option<ByteArray>>, String> {
         guarded(|| self.read_cells(name, rows)).unwrap_or_else(|problem| Err(format!("cannot be read ({problem})")))
     }
@@ -163,7 +163,7 @@ impl Table {
     }
 }
 
-/// Whether what a footer says of a row group can be true of a file of `length` bytes: the reader takes it for granted.
+/// Whether a row group is plausible in a file of `length` bytes; the reader does not check the footer.
 fn lies_within(group: &RowGroupMetaData, length: u64) -> bool {
     let place = |place: i64| u64::try_from(place).is_ok_and(|place| place <= length);
     let columns = group.columns().iter().all(|column| {
@@ -171,7 +171,7 @@ fn lies_within(group: &RowGroupMetaData, length: u64) -> bool {
         let end = first.checked_add(column.compressed_size());
         place(first) && place(column.data_page_offset()) && place(column.compressed_size()) && end.is_some_and(place)
     });
-    // A row takes no bytes if it is as the one before, but more of them than this are no images.
+    // Repeated rows take no bytes, but a table of images does not have this many of them.
     columns && (0..=i64::from(i32::MAX)).contains(&group.num_rows())
 }
 
@@ -179,13 +179,13 @@ fn readable(error: &ParquetError) -> String {
     let text = error.to_string();
     if text.contains("Disabled feature") {
         return format!(
-            "is compressed in a way that cannot be read ({text}): write it with zstd, snappy, gzip or without"
+            "is compressed in a way that cannot be read ({text}): write it with zstd, snappy or gzip, or uncompressed"
         );
     }
     format!("cannot be read ({text})")
 }
 
-/// The columns of a table that hold one kind of image: bytes, or paths of files, or for each row either.
+/// The columns of a table for one kind of image: bytes, paths of files, or for each row either.
 #[derive(Debug)]
 pub struct Images {
     /// `image.bytes`, or a plain column of bytes.
@@ -195,8 +195,8 @@ pub struct Images {
 }
 
 impl Images {
-    /// The first of the columns `names` that a table has: structs of `bytes` and `path`, as Hugging Face writes them, or plain
-    /// columns of either.
+    /// The first of the columns `names` that a table has: structs of `bytes` and `path`, as Hugging Face writes them, or plain columns of
+    /// either.
     pub fn of(table: &Table, names: &[&str]) -> Option<Self> {
         names.iter().find_map(|name| {
             let field = |field: &str| Some(format!("{name}.{field}")).filter(|column| table.has(column));
@@ -214,8 +214,8 @@ impl Images {
         self.bytes.as_deref().or(self.path.as_deref()).unwrap_or_default()
     }
 
-    /// Where the image of each row of the table `file` is: in its cell, or else in the file that it names, which is looked for
-    /// below the data folder, and below the folder of the table; or what is wrong with that row.
+    /// The location of the image of each row of the table `file`: its cell, or else the file that it names, which is looked up in the data
+    /// folder and in the folder of the table; or the problem of that row.
     ///
     /// # Errors
     /// One clause: the column cannot be read.
@@ -252,9 +252,9 @@ impl Table {
         })
     }
 
-    /// Which rows of a column are not empty; only read where the footer does not tell.
+    /// For each row whether the cell of a column is not empty; only read where the footer does not tell.
     fn filled(&self, name: &str) -> Result<Vec<bool>, String> {
-        /// Rows that are read at once.
+        /// The number of rows that are read at once.
         const AT_ONCE: usize = 64;
         let position = self.position(name).ok_or_else(|| format!("has no column `{name}`"))?;
         let mut filled = Vec::with_capacity(self.rows());

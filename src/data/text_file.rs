@@ -6,8 +6,8 @@ use encoding_rs::{UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1252};
 
 use crate::notice::warn_once;
 
-/// The text of a file: in UTF-8, or in UTF-16 or UTF-8 with a byte-order mark. What is no UTF-8 is read as Windows-1252, which is
-/// said once for each folder, for it may be another encoding.
+/// The text of a file in UTF-8, or in UTF-16 or UTF-8 with a byte-order mark. Anything else is read as Windows-1252, with a warning
+/// once for each folder, because it may be another encoding.
 ///
 /// # Errors
 /// One clause: the file cannot be read, or is in an encoding that cannot be guessed.
@@ -16,7 +16,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
     text_of_bytes(&bytes, path)
 }
 
-/// The same of the bytes that were read from the file at `path`.
+/// The same from bytes that were read from the file at `path`.
 ///
 /// # Errors
 /// One clause: they are in an encoding that cannot be guessed.

@@ -1,4 +1,4 @@
-//! Locks between processes, which the system takes from a process that dies.
+//! File locks between processes. The operating system releases those of a process that dies.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -9,26 +9,26 @@ use std::{
 use super::host;
 use crate::error::{Error, Result};
 
-/// The file in a folder that is locked by whoever writes there.
+/// Name of the lock file in a folder.
 const NAME: &str = ".lock";
 
-/// The right to write into a folder, which one process has at a time. Its file names the process, and is removed when the right
-/// is given back. What a process left that died locks nothing.
+/// The exclusive right to write into a folder. The lock file names the process, and is removed when the lock is dropped. A file left
+/// behind by a dead process locks nothing.
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
-    /// Locked as long as it is open.
+    /// Locked while open.
     _file: File,
 }
 
 impl FolderLock {
-    /// The name of the lock's file.
+    /// The path of the lock file.
     pub const FILE: &str = NAME;
 
-    /// Takes the right to write into `folder`.
+    /// Locks `folder` for writing.
     ///
     /// # Errors
-    /// Another process has it, or the disk refuses.
+    /// Another process holds the lock, or the lock file cannot be written.
     pub fn take(folder: &Path) -> Result<Self> {
         Self::try_take(folder)?.ok_or_else(|| {
             let problem = format!("another kiln is writing to this folder: {}", holder(folder));
@@ -37,10 +37,10 @@ impl FolderLock {
         })
     }
 
-    /// The same; `None` if another process has it.
+    /// The same; `None` if another process holds the lock.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The lock file cannot be written.
     pub fn try_take(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(NAME);
         let io = |e| Error::io(&path, e);
@@ -54,7 +54,7 @@ impl FolderLock {
                     tracing::warn!("{}: cannot be locked ({e}): run nothing else in this folder", folder.display());
                 }
             }
-            // Its last holder may have removed it after it was opened here.
+            // The last holder may have removed the file after it was opened here.
             if !is_same(&file, &path) {
                 continue;
             }
@@ -71,11 +71,10 @@ impl Drop for FolderLock {
     }
 }
 
-/// The process that writes in `folder` now, for whoever looks on without wanting to write: its number on this machine. `None` if
-/// nobody writes there, or a process whose number is not known here.
+/// The id of the process that is writing in `folder`, for readers. `None` if there is none, or if it runs on another machine.
 pub fn writer(folder: &Path) -> Option<u32> {
     let file = File::open(folder.join(NAME)).ok()?;
-    // What a dead process left can be locked by anybody.
+    // The lock file of a dead process can be locked by anyone.
     if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
         return None;
     }
@@ -84,10 +83,10 @@ pub fn writer(folder: &Path) -> Option<u32> {
     (rest.rsplit_once(" (kiln ")?.0 == host()).then(|| process.parse().ok())?
 }
 
-/// Who writes in `folder`, as its lock says.
+/// The first line of the lock file of `folder`: the process that is writing there.
 fn holder(folder: &Path) -> String {
     let mut text = String::new();
-    // A system whose locks keep readers out does not say.
+    // Some systems do not let others read a locked file.
     let read = File::open(folder.join(NAME)).and_then(|file| file.take(300).read_to_string(&mut text));
     match (read, text.trim()) {
         (Err(_), _) | (_, "") => "a process whose number is not known".into(),
@@ -95,8 +94,8 @@ fn holder(folder: &Path) -> String {
     }
 }
 
-/// Keeps others from removing what belongs to the file at `path` while the result lives, together with others that do the same.
-/// `None` if it is being removed, or gone.
+/// A shared lock on the file at `path`: while it is held, nobody removes what the file stands for. `None` if that is being removed, or
+/// gone.
 ///
 /// # Errors
 /// The file cannot be opened.
@@ -104,7 +103,7 @@ pub fn hold(path: &Path) -> Result<Option<File>> {
     locked(path, File::try_lock_shared)
 }
 
-/// The same, alone: `None` if somebody holds the file, or it is gone.
+/// An exclusive lock on the file at `path`; `None` if somebody holds a lock on it, or it is gone.
 ///
 /// # Errors
 /// The file cannot be opened.
@@ -119,12 +118,12 @@ fn locked(path: &Path, lock: fn(&File) -> std::result::Result<(), TryLockError>)
     };
     match lock(&file) {
         Err(TryLockError::WouldBlock) => Ok(None),
-        // A file system without locks: nobody can be kept away.
+        // A file system without locks cannot keep anybody away.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(is_same(&file, path).then_some(file)),
     }
 }
 
-/// Whether the open `file` is still what `path` names.
+/// Whether `path` still leads to the open `file`.
 fn is_same(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_locks_nothing() {
+    fn the_lock_file_of_a_dead_process_locks_nothing() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(NAME), "process 1 on elsewhere, and more than the next one has to say of itself")
             .unwrap();
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_share_and_keep_the_one_away_who_removes() {
+    fn readers_share_a_lock_that_keeps_removal_away() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         assert!(hold(&path).unwrap().is_none());

@@ -1,4 +1,4 @@
-//! What keeps files whole: atomic replacement, leftovers of processes that died, locks between processes, checksums.
+//! Safe files: atomic replacement, removal of what dead processes left, locks between processes, checksums.
 
 mod lock;
 
@@ -11,28 +11,28 @@ use std::{
 use crate::error::{Error, Result};
 pub use lock::{FolderLock, hold, hold_alone, writer};
 
-/// The extension of a file that is not whole yet.
+/// The extension of an unfinished file.
 const PARTIAL: &str = "partial";
 
-/// Replaces the file at `path` by what `write` puts into the file it is given: that one stands beside it until it is whole
-/// and synced, so that `path` is always either the old file or the whole new one. If anything fails it is removed again; if the
-/// process dies, [`sweep`] removes it.
+/// Replaces the file at `path` atomically. `write` fills a temporary file beside it, which is synced and then renamed, so that `path`
+/// is always either the old file or the complete new one. On failure the temporary file is removed; if the process dies, [`sweep`]
+/// removes it.
 ///
 /// # Errors
-/// What `write` says, or the disk refuses.
+/// That of `write`, or the file cannot be written.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    // With the process's number: two that fill one cache may write the same entry at the same time.
+    // With the process id, because two processes that fill one cache may write the same entry at the same time.
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let mut partial = path.with_extension(format!("{}-{number}.{PARTIAL}", std::process::id()));
     if partial.file_name().is_some_and(|name| name.len() > 255) {
-        // Longer than a name may be, though the file's own is not: by its hash instead.
+        // The temporary name can be too long where the file's own is not: then the hash of the name takes its place.
         let hash = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
         partial = path.with_file_name(format!("{}.{}-{number}.{PARTIAL}", &hash[..32], std::process::id()));
     }
     let io = |e| Error::io(path, e);
     let claim = File::create(&partial).map_err(|e| Error::file(path, format!("cannot be written ({e})")))?;
-    // The lock says that the writer is alive. On a file system without locks nothing is ever swept.
+    // The lock shows that the writer is alive. On a file system without locks, nothing is swept.
     _ = claim.try_lock();
     let sync = || File::open(&partial).and_then(|file| file.sync_all()).map_err(io);
     let renamed = || fs::rename(&partial, path).map_err(io);
@@ -43,8 +43,8 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
     done
 }
 
-/// Removes the files that processes left in `folder` (not below it) when they died while replacing one. Those that another
-/// process is writing stay. A folder that cannot be read is left alone.
+/// Removes the temporary files in `folder` (not below it) whose processes died. Files that another process is writing stay. A folder
+/// that cannot be read is left alone.
 pub fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -58,7 +58,7 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// Whether this is a name that [`replace`] gives: `NAME.PROCESS-NUMBER.partial`.
+/// Whether this is the name of a temporary file of [`replace`]: `NAME.PROCESS-ID.partial`.
 fn is_leftover(path: &Path) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let process = || Path::new(path.file_stem()?).extension()?.to_str();
@@ -67,7 +67,7 @@ fn is_leftover(path: &Path) -> bool {
             .is_some_and(|process| process.split_once('-').map_or(digits(process), |(p, n)| digits(p) && digits(n)))
 }
 
-/// Removes a folder with all in it; that there is none is no error.
+/// Removes a folder with its contents. A missing folder is not an error.
 ///
 /// # Errors
 /// It cannot be removed.
@@ -78,8 +78,8 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Removes a folder so that it is either there whole or gone, whenever the process ends: it gets the extension `removed` first.
-/// [`sweep_folders`] finishes what was interrupted.
+/// Removes a folder atomically, by renaming it to the extension `removed` first: whenever the process ends, the folder is complete or
+/// gone. [`sweep_folders`] finishes interrupted removals.
 ///
 /// # Errors
 /// It cannot be renamed or removed.
@@ -93,8 +93,8 @@ pub fn remove_whole(folder: &Path) -> Result<()> {
 /// The extension of a folder that is being removed.
 const REMOVED: &str = "removed";
 
-/// Removes the folders in `folder` whose names start with `start` and whose making or removing was interrupted: those that end in
-/// `.partial` or `.removed`. Only for a folder in which nobody else writes.
+/// Removes the folders in `folder` whose names start with `start` and end in `.partial` or `.removed`: their creation or removal was
+/// interrupted. Only for a folder in which nobody else writes.
 ///
 /// # Errors
 /// One cannot be removed.
@@ -111,12 +111,12 @@ pub fn sweep_folders(folder: &Path, start: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes a change of names in `folder` last through a loss of power. Where a folder cannot be synced this does nothing.
+/// Syncs `folder`, so that renames in it survive a loss of power. Where folders cannot be synced, this does nothing.
 pub fn sync_folder(folder: &Path) {
     _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
-/// The BLAKE3 hash of a file, in hexadecimal digits: what `b3sum` prints.
+/// The BLAKE3 hash of a file in hexadecimal, as `b3sum` prints it.
 ///
 /// # Errors
 /// It cannot be read.
@@ -127,7 +127,7 @@ pub fn checksum(path: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// What this machine is called.
+/// The host name of this machine.
 pub fn host() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_the_dead_go_and_nothing_else() {
+    fn only_leftovers_of_dead_processes_are_swept() {
         let folder = tempfile::tempdir().unwrap();
         let kept = ["a.partial", "b.json", "b.x-1.partial", "c.1-x.partial", "1-2.partial.json"];
         for name in kept.iter().chain(&["b.123-4.partial", "b.123.partial"]) {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_that_were_begun_or_half_removed_go() {
+    fn unfinished_and_half_removed_folders_are_swept() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["step-000001", "step-000002.removed", "step-000003.partial", "other.partial"] {
             fs::create_dir(folder.path().join(name)).unwrap();

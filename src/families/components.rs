@@ -1,13 +1,13 @@
-//! The folders of a model folder, and the files that make one of them whole.
+//! The folders of a model, and the files of each.
 
 /// A part of a model in a folder of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Component {
     /// The name of the folder.
     pub folder: &'static str,
-    /// Sets of files of which it has one at least.
+    /// Sets of files, at least one of which it has.
     pub files: &'static [&'static [&'static str]],
-    /// Whether it has weights, too.
+    /// Whether it also has weights.
     pub has_weights: bool,
 }
 
@@ -24,12 +24,12 @@ impl Component {
 pub(super) const SCHEDULER: Component = Component::files("scheduler", &[&["scheduler_config.json"]]);
 pub(super) const TEXT_ENCODER: Component = Component::network("text_encoder");
 pub(super) const TEXT_ENCODER_2: Component = Component::network("text_encoder_2");
-/// Of CLIP.
+/// Files of CLIP's tokenizer.
 pub(super) const TOKENIZER: Component = Component::files(
     "tokenizer",
     &[&["tokenizer_config.json", "tokenizer.json"], &["tokenizer_config.json", "vocab.json", "merges.txt"]],
 );
-/// Of T5.
+/// Files of T5's tokenizer.
 pub(super) const TOKENIZER_2: Component = Component::files(
     "tokenizer_2",
     &[&["tokenizer_config.json", "tokenizer.json"], &["tokenizer_config.json", "spiece.model"]],

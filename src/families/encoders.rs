@@ -1,4 +1,4 @@
-//! The models that data preparation and prompts need, loaded when they are first asked for.
+//! The encoders for data preparation and prompts, loaded on first use.
 
 use std::path::{Path, PathBuf};
 
@@ -28,14 +28,13 @@ pub struct ModelEncoders {
     t5_tokens: usize,
     tokenizers: Tokenizers,
     text: Option<TextEncoders>,
-    /// Worn by the text encoders.
+    /// The adapters of the text encoders.
     adapters: Adapters,
     vae: Option<AutoencoderKl>,
 }
 
 impl ModelEncoders {
-    /// Reads the tokenizers; nothing else is loaded yet. `dtype` is that of the text encoders;
-    /// the VAE is always f32.
+    /// Reads the tokenizers, and loads nothing else yet. `dtype` is that of the text encoders; the VAE is always f32.
     ///
     /// # Errors
     /// A part of the model folder is missing or broken.
@@ -57,17 +56,17 @@ impl ModelEncoders {
         })
     }
 
-    /// The same with weights that lie where `placement` says while they are not used.
+    /// The same with unused weights where `placement` says.
     pub fn placed(self, placement: Placement) -> Self {
         Self { placement, ..self }
     }
 
-    /// The same with bounds on how much is computed at once.
+    /// The same with limits on how much is computed at once.
     pub fn within(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// The same with text encoders that wear `adapters`, whose layers' names begin with the encoder's folder.
+    /// The same with `adapters` on the text encoders; the names of their layers begin with the encoder's folder.
     pub fn wearing(mut self, adapters: Adapters) -> Self {
         if let Some(text) = &mut self.text {
             text.wear(&adapters);
@@ -76,7 +75,7 @@ impl ModelEncoders {
         self
     }
 
-    /// The text encoders, loaded if they are not.
+    /// The text encoders, loaded if necessary.
     ///
     /// # Errors
     /// They cannot be loaded.
@@ -90,7 +89,7 @@ impl ModelEncoders {
         Ok(self.text.as_ref().expect("just loaded"))
     }
 
-    /// Drops the text encoders, which are loaded again when they are needed.
+    /// Drops the text encoders, which are loaded again when needed.
     pub fn release_text(&mut self) {
         self.text = None;
     }

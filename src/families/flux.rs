@@ -24,7 +24,7 @@ use crate::{
     weights::{TrainedPart, read_json},
 };
 
-/// FLUX.1-dev, FLUX.1-schnell, and what is made from them.
+/// FLUX.1-dev, FLUX.1-schnell, and models derived from them.
 #[derive(Clone, Copy, Debug)]
 pub struct Flux;
 
@@ -69,7 +69,7 @@ impl Family for Flux {
         parts::check(model, self.denoiser().folder(), &widths)
     }
 
-    /// Its tokenizer's own limit, up to what it was trained with.
+    /// The limit of its tokenizer, at most that of its training.
     fn t5_tokens(&self, model: &Path) -> Result<usize> {
         #[derive(Deserialize)]
         struct TokenizerConfig {

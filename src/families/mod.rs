@@ -1,5 +1,5 @@
-//! Kinds of base models: what a model folder of each holds, how images are sized and sampled, what can be trained, and how
-//! the pipeline is opened. Nothing else in kiln asks which kind a model is; it asks the [`Family`] for what it needs to know.
+//! Kinds of base models: their folders, image sizes, sampling defaults, trainable objectives, and how the pipeline is opened. No other
+//! code depends on the kind of a model; it asks the [`Family`].
 //!
 //! A new base model is a file here, listed in [`ALL`], beside its network in [`models`](crate::models) and, where none of the
 //! [`pipelines`](crate::pipelines) fits, its pipeline.
@@ -44,29 +44,29 @@ pub trait Family: Debug + Sync {
     /// Whether a folder that this `class` saved is of this family.
     ///
     /// # Errors
-    /// The class alone does not tell, and the configuration that does is missing or broken.
+    /// The class alone is ambiguous, and the configuration that decides is missing or broken.
     fn claims(&self, _model: &Path, class: &str) -> Result<bool> {
         Ok(self.classes().contains(&class))
     }
 
-    /// The folders of a model that kiln reads. Others (safety checker, image encoder) are left.
+    /// The folders of a model that kiln reads. Others (safety checker, image encoder) are ignored.
     fn components(&self) -> &'static [Component];
 
     /// Its denoiser.
     fn denoiser(&self) -> Denoiser;
 
-    /// The folders that decide what a denoiser learns and does: its own and that of its noise schedule.
+    /// The folders that determine the denoiser's behaviour: its own and that of its noise schedule.
     fn parts(&self) -> [&'static str; 2] {
         [self.denoiser().folder(), "scheduler"]
     }
 
-    /// Checks that the denoiser reads what the text encoders give.
+    /// Checks that the denoiser fits the text encoders.
     ///
     /// # Errors
-    /// They are of different widths, or a configuration is missing or broken.
+    /// Their widths differ, or a configuration is missing or broken.
     fn check_parts(&self, model: &Path) -> Result<()>;
 
-    /// T5 tokens of a prompt; 0 where the family has no T5.
+    /// T5 tokens per prompt; 0 for families without T5.
     ///
     /// # Errors
     /// A configuration is missing or broken.
@@ -74,7 +74,7 @@ pub trait Family: Debug + Sync {
         Ok(0)
     }
 
-    /// Tokens of a prompt as the denoiser reads them: of T5 where the family has it, else of CLIP.
+    /// Tokens per prompt for the denoiser: of T5 if the family has it, else of CLIP.
     ///
     /// # Errors
     /// As [`t5_tokens`](Self::t5_tokens).
@@ -86,16 +86,16 @@ pub trait Family: Debug + Sync {
         })
     }
 
-    /// Values for what a request for images leaves open.
+    /// Defaults of sampling options.
     fn defaults(&self) -> Defaults;
 
-    /// The sizes of images that the model in this folder works at.
+    /// The image sizes that the model in this folder supports.
     ///
     /// # Errors
     /// A configuration is missing or broken.
     fn sizes(&self, model: &Path) -> Result<ImageSizes>;
 
-    /// The noise schedule of the model in this folder, where the family lets its sampler be chosen.
+    /// The noise schedule of the model in this folder, if the family has a choice of samplers.
     ///
     /// # Errors
     /// `scheduler_config.json` is missing or broken.
@@ -103,21 +103,21 @@ pub trait Family: Debug + Sync {
         Ok(None)
     }
 
-    /// Checks the schedule of the model in this folder, and that images can be made in so many `steps` if any are made, as far as
-    /// a [`scheduler`](Self::scheduler) does not tell.
+    /// Checks the schedule of the model in this folder, and that it can sample in so many `steps`, as far as
+    /// [`scheduler`](Self::scheduler) does not cover it.
     ///
     /// # Errors
-    /// They cannot, or the schedule is missing, broken or of another kind.
+    /// It cannot, or the schedule is missing, broken or of another kind.
     fn check_schedule(&self, _model: &Path, _steps: Option<usize>) -> Result<()> {
         Ok(())
     }
 
-    /// Whether it edits a given image by instruction, instead of making one from a prompt.
+    /// Whether it edits images by instruction instead of generating them from prompts.
     fn edits(&self) -> bool {
         false
     }
 
-    /// The error of a model that edits where one that makes images is wanted, or the other way round.
+    /// The error for an editing model where a generating one is expected, or the other way round.
     fn other_purpose(&self, _model: &Path) -> Error {
         Error::setting("model", format!("{} does not edit by instruction", self.name())).hint(TO_EDIT)
     }
@@ -127,49 +127,49 @@ pub trait Family: Debug + Sync {
         false
     }
 
-    /// Opens everything but the text encoders, with weights that lie where `place` says; `dtype` is the denoiser's.
+    /// Opens everything except the text encoders, with unused weights where `place` says; `dtype` is that of the denoiser.
     ///
     /// # Errors
     /// A part is missing, broken or does not fit the others.
     fn open(&self, place: Placement, model: &Path, device: &Device, dtype: FloatDType) -> Result<Box<dyn Pipeline>>;
 
-    /// The same with weights of the denoiser drawn from `seed`, f32, to train it from its beginning.
+    /// The same with f32 weights of the denoiser drawn from `seed`, to train it from scratch.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     fn untrained(&self, place: Placement, model: &Path, seed: Seed, device: &Device) -> Result<Box<dyn Pipeline>>;
 
-    /// What such a model is trained for.
+    /// The objective of its training.
     fn objective(&self) -> ObjectiveKind;
 
-    /// What the model in this folder is called in files made for it.
+    /// The names of the model in this folder in metadata.
     ///
     /// # Errors
     /// A configuration is missing or broken.
     fn architecture(&self, model: &Path) -> Result<Architecture>;
 
-    /// The part of the folder that training all weights replaces.
+    /// The folder that training all weights replaces.
     fn trained_part(&self) -> TrainedPart;
 }
 
-/// The next move of a person who wants to edit with a model that does not.
+/// The hint for a user who wants to edit with a model that cannot.
 const TO_EDIT: &str = "use an InstructPix2Pix model, or `kiln generate` with `image` to change an image";
 
-/// Values for what a request for images leaves open.
+/// Defaults of sampling options.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {
     /// Denoising steps.
     pub steps: usize,
-    /// The guidance scale: distilled guidance where there is a [`true_guidance`](Self::true_guidance), else that of
-    /// classifier-free guidance.
+    /// The guidance scale: of distilled guidance if there is a [`true_guidance`](Self::true_guidance), else of classifier-free
+    /// guidance.
     pub guidance: f64,
-    /// The scale of classifier-free guidance with a negative prompt, in a family whose `guidance` is distilled.
+    /// The scale of classifier-free guidance with a negative prompt, for families with distilled `guidance`.
     pub true_guidance: Option<f64>,
-    /// The image guidance scale, in a family that edits.
+    /// The image guidance scale of an editing family.
     pub image_guidance: Option<f64>,
 }
 
-/// What an architecture is called, by those who gave it names.
+/// The names of an architecture in metadata standards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Architecture {
     /// In the model specification of Stability AI, which viewers read (`modelspec.architecture`).
@@ -193,7 +193,7 @@ pub fn of(model: impl AsRef<Path>) -> Result<&'static dyn Family> {
     let (model, path) = (model.as_ref(), model.as_ref().join("model_index.json"));
     let index: ModelIndex = read_json(&path)?;
     for family in ALL {
-        // diffusers names the class that saved the folder; those for one model differ in what they do, not in what is saved.
+        // diffusers records the class that saved the folder; the classes of one model differ in function, not in the saved files.
         if family.claims(model, &index.class_name)? {
             return Ok(family);
         }

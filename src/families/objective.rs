@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::DatasetKind;
 
-/// What a model is trained for: `objective.kind`.
+/// The objective of a training: `objective.kind`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveKind {
-    /// To make images from captions: the velocity of a flow from noise to images (FLUX.1).
+    /// Generating images from captions, by the velocity of a flow from noise to images (FLUX.1).
     #[default]
     FlowMatching,
-    /// To edit an image by instruction: the noise, or the velocity, in the edited image beside the original (Stable Diffusion).
+    /// Editing images by instruction, by the noise or the velocity in the edited image, given the original (Stable Diffusion).
     #[serde(rename = "instruct_pix2pix")]
     InstructPix2Pix,
 }
@@ -37,7 +37,7 @@ impl ObjectiveKind {
         }
     }
 
-    /// The data it learns from.
+    /// The kind of training data.
     pub fn data(self) -> DatasetKind {
         match self {
             Self::FlowMatching => DatasetKind::Captions,

@@ -1,10 +1,10 @@
-//! Checks that the parts of a model folder belong to one model, as far as their configurations tell.
+//! Checks, by their configurations, that the parts of a model folder belong to one model.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// A width of the denoiser, and that of what it reads.
+/// An input width of the denoiser, and the width of the embeddings.
 pub(super) struct Widths {
     /// The key in the denoiser's configuration.
     pub key: &'static str,
@@ -16,10 +16,10 @@ pub(super) struct Widths {
     pub given: usize,
 }
 
-/// Checks that the denoiser in the folder `part` of a `model` reads what the text encoders give.
+/// Checks that the denoiser in the folder `part` of a `model` fits the text encoders.
 ///
 /// # Errors
-/// The first pair of other widths.
+/// The first pair of widths that differ.
 pub(super) fn check(model: &Path, part: &str, widths: &[Widths]) -> Result<()> {
     for Widths { key, wanted, encoder, given } in widths {
         if wanted != given {

@@ -1,5 +1,4 @@
-//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix: the same folders and layers, told apart by the channels that the UNet
-//! reads.
+//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix: the same folders and layers, distinguished by the input channels of the UNet.
 
 use std::path::Path;
 
@@ -20,16 +19,16 @@ use crate::{
     weights::{TrainedPart, Widened},
 };
 
-/// A UNet and CLIP. The UNet reads noisy latents; in InstructPix2Pix (Brooks et al. 2023) also those of the image to edit.
+/// A UNet and CLIP. The input of the UNet is noisy latents; in InstructPix2Pix (Brooks et al. 2023) also those of the original.
 #[derive(Clone, Copy, Debug)]
 pub struct StableDiffusion {
     edits: bool,
 }
 
-/// Stable Diffusion that makes images from text.
+/// Stable Diffusion, which generates images from text.
 pub const STABLE_DIFFUSION: StableDiffusion = StableDiffusion { edits: false };
 
-/// Stable Diffusion that edits an image by instruction.
+/// InstructPix2Pix, which edits images by instruction.
 pub const INSTRUCT_PIX2PIX: StableDiffusion = StableDiffusion { edits: true };
 
 const UNET: &str = "unet";
@@ -52,7 +51,7 @@ impl Family for StableDiffusion {
         }
     }
 
-    /// Folders of both are saved under the classes of either: the UNet tells.
+    /// Folders of both may have the class of either, so the UNet decides.
     fn claims(&self, model: &Path, class: &str) -> Result<bool> {
         let classes = [STABLE_DIFFUSION, INSTRUCT_PIX2PIX].map(|family| family.classes()).concat();
         Ok(classes.contains(&class) && unet(model)?.edits() == self.edits)
@@ -110,7 +109,7 @@ impl Family for StableDiffusion {
         Ok(Box::new(StableDiffusionPipeline::untrained(place, model, seed, device)?))
     }
 
-    /// Version 2 reads OpenCLIP's wider embeddings; of it there is one that predicts the velocity, for larger images.
+    /// Version 2 has OpenCLIP's wider embeddings; one variant of it predicts the velocity, for larger images.
     fn architecture(&self, model: &Path) -> Result<Architecture> {
         let velocity = || {
             Ok::<_, Error>(
@@ -125,12 +124,12 @@ impl Family for StableDiffusion {
         Ok(Architecture { name, implementation: "diffusers", version })
     }
 
-    /// One that makes images learns to edit: its UNet is widened.
+    /// A generating model learns to edit by widening its UNet.
     fn objective(&self) -> ObjectiveKind {
         ObjectiveKind::InstructPix2Pix
     }
 
-    /// With eight channels in (four of noisy latents, four of the original's) a folder is InstructPix2Pix's.
+    /// Eight input channels (four of noisy latents, four of the original's) identify InstructPix2Pix.
     fn trained_part(&self) -> TrainedPart {
         let class = |channels| (channels == 8).then_some(EDITING);
         TrainedPart {

@@ -1,4 +1,4 @@
-//! Adapters for a session: read from files, checked, and put on.
+//! The adapters of a session: read from files, checked, and attached.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,7 @@ use crate::{
 };
 
 impl Session {
-    /// Reads a LoRA file for this model, onto its device: to be given to [`set_adapters`](Self::set_adapters), as often as one
-    /// likes.
+    /// Reads a LoRA file for this model, onto its device, for any number of calls of [`set_adapters`](Self::set_adapters).
     ///
     /// # Errors
     /// The file cannot be read, or is for another model.
@@ -23,7 +22,7 @@ impl Session {
         Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
     }
 
-    /// Whether this model may wear an adapter, wherever its tensors are. Reads headers alone.
+    /// Checks that an adapter, on any device, fits this model. Reads only headers.
     ///
     /// # Errors
     /// It is for another model.
@@ -33,16 +32,16 @@ impl Session {
         if lora.changes_text() { lora.check_text(&text_layers(&self.folder)?) } else { Ok(()) }
     }
 
-    /// Puts these adapters on, each with its scale, in place of those before. The weights of the model are not touched.
+    /// Attaches these adapters, each with its scale, in place of the previous ones. The weights of the model are not touched.
     ///
     /// # Errors
-    /// One does not fit the model: then nothing is changed.
+    /// One does not fit the model; then nothing is changed.
     pub fn set_adapters<'a>(&mut self, adapters: impl IntoIterator<Item = (&'a Lora, f64)>) -> Result<()> {
         self.worn = self.wear(adapters)?;
         Ok(())
     }
 
-    /// These adapters, each with its scale, for images to wear.
+    /// These adapters, each with its scale, for single images.
     ///
     /// # Errors
     /// One does not fit the model.
@@ -56,7 +55,7 @@ impl Session {
         Ok(worn)
     }
 
-    /// Reads the LoRA files of a request, and puts them on.
+    /// Reads the LoRA files of a request, and attaches them.
     ///
     /// # Errors
     /// As [`read_adapter`](Self::read_adapter).
@@ -66,8 +65,8 @@ impl Session {
         self.set_adapters(read.iter().map(|(lora, scale)| (lora, *scale)))
     }
 
-    /// Reads a file with or without its part for text encoders. What is left out is said, and so is, where only that part is in the
-    /// way, that it can be.
+    /// Reads a file with or without its part for text encoders. Logs what is left out; if only that part does not fit, the error says
+    /// that it can be left out.
     fn read_file(&self, path: &Path, no_text_encoders: bool) -> Result<Lora> {
         let rest = || {
             let (lora, left_out) = Lora::read_without_text_encoders(path)?;
@@ -80,13 +79,13 @@ impl Session {
         }
         let (lora, left_out) = rest()?;
         if left_out > 0 {
-            warn_once(format!("{}: left out, as asked: {left_out} tensors for text encoders", path.display()));
+            warn_once(format!("{}: {left_out} tensors for text encoders are left out, as requested", path.display()));
         }
         Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
     }
 }
 
-/// What can be linear layers of a model's text encoders, by their names after the encoder's folder; from headers alone.
+/// The possible linear layers of a model's text encoders, by their names after the encoder's folder, from headers.
 fn text_layers(model: &Path) -> Result<Vec<LayerShape>> {
     let mut layers = Vec::new();
     for part in [Part::TextEncoder, Part::TextEncoder2] {

@@ -1,4 +1,4 @@
-//! A folder of images, changed or edited one batch at a time: any number fits.
+//! `kiln batch`: changes or edits a folder of images of any size, batch by batch.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,47 +28,47 @@ use crate::{
     rng::Seed,
 };
 
-/// How much images change where nobody says.
+/// The default denoising strength.
 const STRENGTH: f64 = 0.8;
 
-/// What `kiln batch` is asked for.
+/// A request of `kiln batch`.
 #[derive(Clone, Debug)]
 pub struct BatchRequest {
-    /// The images.
+    /// The folder of images.
     pub folder: PathBuf,
-    /// Only the one of this name.
+    /// Only the image of this name.
     pub image: Option<String>,
-    /// What to do with them.
+    /// The choices of model, prompt and strength.
     pub choices: Choices,
-    /// LoRA files, and what of them is applied.
+    /// The LoRA files.
     pub loras: LoraFiles,
-    /// How.
+    /// Sampling options.
     pub sampling: SamplingOptions,
-    /// Of the noise, which is the same for every image, and of the draws from the choices.
+    /// Seed of the noise, which is the same for every image, and of the draws from the choices.
     pub seed: u64,
-    /// Images made together: of one size, model and strength.
+    /// The batch size. A batch has one image size, model and strength.
     pub batch_size: usize,
-    /// A folder for images of the same names, and `report.json`.
+    /// The folder for images of the same names, and `report.json`.
     pub output: PathBuf,
-    /// How much of the model is in device memory at once.
+    /// The memory settings.
     pub memory: MemoryConfig,
 }
 
-/// What is to be done with one image.
+/// The task for one image.
 pub(crate) struct Task {
     pub path: PathBuf,
-    /// Width and height, in pixels.
+    /// Width and height in pixels.
     pub size: Size,
     pub model: String,
     pub prompt: String,
     pub strength: f64,
 }
 
-/// Changes or edits all images of a folder; writes them and a report. What cannot be read is reported and left out.
+/// Changes or edits all images of a folder; writes them and a report. Unreadable images are reported and left out.
 ///
 /// # Errors
-/// The request cannot be carried out, a model cannot be used, or no image can be read. What was made until then is kept and
-/// reported, also if the process is asked to stop.
+/// The request is invalid, a model cannot be used, or no image can be read. Finished images are kept and reported, also if the
+/// process is asked to stop.
 pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
     let mut tasks = tasks(request, &mut report)?;
@@ -85,7 +85,7 @@ pub fn batch(request: &BatchRequest, device: &Device) -> Result<BatchReport> {
     finish(request, report, outcome)
 }
 
-/// Writes the report of a batch that ended so.
+/// Writes the report of a batch that ended with this result.
 pub(crate) fn finish(request: &BatchRequest, mut report: BatchReport, outcome: Result<()>) -> Result<BatchReport> {
     report.write(&request.report())?;
     outcome.map_err(|error| match error.is_stop() {
@@ -101,10 +101,10 @@ pub(crate) fn finish(request: &BatchRequest, mut report: BatchReport, outcome: R
     }
 }
 
-/// What a folder takes of device memory, for each model.
+/// The memory plan of a batch, for each model.
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
-    /// Each model, how many images it is for, the largest size to work at, and its plan.
+    /// Each model, with the number of its images, the largest size that it works at, and its plan.
     pub models: Vec<(String, usize, Size, Plan)>,
     /// Files that would be left out.
     pub skipped: Vec<Skipped>,
@@ -121,10 +121,10 @@ impl fmt::Display for BatchPlan {
     }
 }
 
-/// What [`batch`] takes of device memory, at the level that the request names or that fits. Nothing is loaded or written.
+/// The memory plan of [`batch`], at the requested level or the fastest that fits. Nothing is loaded or written.
 ///
 /// # Errors
-/// As [`batch`], as far as it can be known without weights.
+/// As [`batch`], as far as they show without weights.
 pub fn plan_batch(request: &BatchRequest, device: &Device) -> Result<BatchPlan> {
     let mut report = BatchReport::new(&request.folder, request.seed, &request.choices);
     let mut tasks = tasks(request, &mut report)?;
@@ -143,7 +143,7 @@ pub fn plan_batch(request: &BatchRequest, device: &Device) -> Result<BatchPlan> 
     }
 }
 
-/// A session for each model, which was checked against what it has to do. Nothing is loaded.
+/// A session for each model, checked against its tasks. Nothing is loaded.
 fn sessions(request: &BatchRequest, tasks: &[Task], device: &Device) -> Result<BTreeMap<String, Session>> {
     let mut sessions = BTreeMap::new();
     for Task { model, prompt, strength, .. } in tasks {
@@ -156,10 +156,10 @@ fn sessions(request: &BatchRequest, tasks: &[Task], device: &Device) -> Result<B
     Ok(sessions)
 }
 
-/// The images that can be made together, by the size to work at and the bits of the strength.
+/// The images that can be in one batch, by the size to work at and the bits of the strength.
 type Groups = BTreeMap<(Size, u64), Vec<(Task, PictureFile)>>;
 
-/// The sizes tell which images can be made together; an image is read when it is its turn.
+/// Images are grouped by size; each is read when its batch starts.
 fn groups(tasks: Vec<Task>, sizes: &ImageSizes) -> Groups {
     let mut groups = Groups::new();
     for task in tasks {
@@ -173,13 +173,13 @@ fn largest(groups: &Groups) -> Size {
     groups.keys().map(|(size, _)| *size).max_by_key(|(width, height)| width * height).unwrap_or_default()
 }
 
-/// How much is made at once.
+/// The largest batch.
 fn at_once(groups: &Groups, request: &BatchRequest, sizes: &ImageSizes) -> AtOnce {
     let ((width, height), latents) = (largest(groups), |side: u32| side as usize / sizes.latent_pixel);
     AtOnce { size: (latents(width), latents(height)), images: request.batch_size, encodes: true }
 }
 
-/// What is to be done with each image whose header can be read.
+/// The task for each image whose header can be read.
 pub(crate) fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<Vec<Task>> {
     let Choices { models, prompts, strengths } = &request.choices;
     if !(1..=MOST_AT_ONCE).contains(&request.batch_size) {
@@ -201,7 +201,7 @@ pub(crate) fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<
     };
     let mut outputs = paths.iter().map(|path| request.output_of(path)).chain([request.report()]);
     if let Some(path) = outputs.find(|path| path.exists()) {
-        return Err(Error::file(path, "exists already, and kiln overwrites nothing").hint("choose another `output`"));
+        return Err(Error::file(path, "already exists, and kiln does not overwrite it").hint("choose another `output`"));
     }
     let strengths = if strengths.is_empty() { &[STRENGTH][..] } else { strengths };
     let task = |path: PathBuf, size: Size| {
@@ -227,7 +227,7 @@ pub(crate) fn tasks(request: &BatchRequest, report: &mut BatchReport) -> Result<
     Ok(sized.collect())
 }
 
-/// Does all that one model has to do.
+/// Does all tasks of one model.
 fn with_model(
     request: &BatchRequest,
     model: &str,
@@ -299,12 +299,12 @@ fn with_model(
 }
 
 impl BatchRequest {
-    /// Where the result for an image goes.
+    /// The path of the result for an image.
     pub(crate) fn output_of(&self, path: &Path) -> PathBuf {
         self.output.join(path.file_name().unwrap_or_default())
     }
 
-    /// Where the report goes.
+    /// The path of the report.
     pub(crate) fn report(&self) -> PathBuf {
         self.output.join("report.json")
     }

@@ -14,93 +14,93 @@ use crate::{
     memory::{Measured, mib},
 };
 
-/// What to do with images: of each list, every image gets one. Which one depends on the seed, the list's length and the
-/// image's name only, so it is the same whatever else is in the folder.
+/// Lists of choices, from each of which every image gets one. The draw depends only on the seed, the length of the list and the name of
+/// the image, not on other images in the folder.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Choices {
-    /// Folders, or `org/name`.
+    /// Models: folders, or `org/name`.
     pub models: Vec<String>,
-    /// Texts, or instructions for a model that edits.
+    /// Prompts, or instructions for an editing model.
     pub prompts: Vec<String>,
-    /// How much to change an image, above 0 and up to 1; nothing to a model that edits. 0.8 if empty.
+    /// Denoising strengths, above 0 and up to 1, which editing models do not use. 0.8 if empty.
     pub strengths: Vec<f64>,
 }
 
-/// What was done to a folder, and what it took. As JSON it is `report.json`; as text, a table.
+/// The report of a batch: `report.json` as JSON, a table as text.
 #[derive(Clone, Debug, Serialize)]
 pub struct BatchReport {
     /// The images' folder.
     pub folder: PathBuf,
-    /// Of noise and draws.
+    /// Seed of noise and draws.
     pub seed: u64,
-    /// What could be drawn.
+    /// The choices.
     pub choices: Choices,
-    /// Everything, loading included.
+    /// The time of everything, including loading.
     pub seconds: f64,
-    /// One for each model, in the order of their work; none of those of workers on other machines.
+    /// Totals for each model, in order; empty for workers on other machines.
     pub models: Vec<ModelTotals>,
-    /// What was made.
+    /// The finished images.
     pub pictures: Vec<ImageRecord>,
-    /// What could not be read.
+    /// The images that could not be read.
     pub skipped: Vec<Skipped>,
     #[serde(skip)]
     started: Option<Instant>,
 }
 
-/// What one model did.
+/// The totals of one model.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelTotals {
-    /// Its folder or name.
+    /// The folder or name of the model.
     pub model: String,
-    /// Images made.
+    /// The number of images.
     pub pictures: usize,
-    /// Batches they were made in.
+    /// The number of batches.
     pub batches: usize,
-    /// For encoding, denoising, decoding and writing; loading is not part of it.
+    /// The time of encoding, denoising, decoding and writing, without loading.
     pub seconds: f64,
-    /// For one image.
+    /// The time per image.
     pub seconds_per_picture: f64,
-    /// In use after a denoising step, on average, in MiB.
+    /// Mean memory in use after a denoising step, in MiB.
     pub average_mib: f64,
-    /// The most that was in use, in MiB.
+    /// Peak memory in use, in MiB.
     pub peak_mib: f64,
     #[serde(skip)]
     samples: usize,
 }
 
-/// One image made.
+/// A finished image.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageRecord {
-    /// Of the file, in both folders.
+    /// The name of the file, in both folders.
     pub name: String,
-    /// With which model.
+    /// The model.
     pub model: String,
-    /// With which text or instruction.
+    /// The prompt or instruction.
     pub prompt: String,
-    /// How much it was changed; nothing for a model that edits.
+    /// The denoising strength; none for an editing model.
     pub strength: Option<f64>,
-    /// Width and height, in pixels.
+    /// Width and height in pixels.
     pub size: (u32, u32),
-    /// Those at which the model worked.
+    /// The size at which the model worked.
     pub worked_at: (u32, u32),
-    /// Images made together with it, itself included.
+    /// The size of its batch.
     pub batch: usize,
-    /// Its share of the time.
+    /// Its share of the batch's time.
     pub seconds: f64,
 }
 
-/// One image that could not be read.
+/// An image that could not be read.
 #[derive(Clone, Debug, Serialize)]
 pub struct Skipped {
-    /// Of the file.
+    /// The name of the file.
     pub name: String,
-    /// Why, beginning with its path.
+    /// The reason, starting with its path.
     pub problem: String,
 }
 
 impl BatchReport {
-    /// Nothing done yet.
+    /// An empty report.
     pub(crate) fn new(folder: &Path, seed: u64, choices: &Choices) -> Self {
         Self {
             folder: folder.into(),
@@ -114,7 +114,7 @@ impl BatchReport {
         }
     }
 
-    /// Adds a batch of at least one image, of one model; `in_use` is the memory after each step, in bytes.
+    /// Adds a batch of at least one image of one model; `in_use` is the memory after each step, in bytes.
     pub(super) fn add(&mut self, done: impl Iterator<Item = ImageRecord>, measured: Measured, in_use: &[u64]) {
         let before = self.pictures.len();
         self.pictures.extend(done);
@@ -133,7 +133,7 @@ impl BatchReport {
         work.peak_mib = work.peak_mib.max(mib(measured.peak));
     }
 
-    /// Notes an image that cannot be read, and says so.
+    /// Records and logs an image that cannot be read.
     pub(crate) fn skip(&mut self, path: &Path, problem: &Error) {
         tracing::warn!("left out: {problem}");
         self.skipped.push(Skipped { name: name(path), problem: problem.to_string() });
@@ -180,7 +180,7 @@ impl fmt::Display for BatchReport {
     }
 }
 
-/// A line for each of the first files that were left out, and how many more there are.
+/// A line for each of the first files that were left out, and the number of the others.
 pub(super) fn left_out(f: &mut fmt::Formatter<'_>, skipped: &[Skipped]) -> fmt::Result {
     let skipped: Vec<_> = skipped.iter().map(ToString::to_string).collect();
     cut(&skipped).iter().try_for_each(|skipped| write!(f, "\nleft out: {skipped}"))

@@ -1,28 +1,28 @@
-//! Embeddings of prompts, kept by what the prompts say.
+//! A cache of prompt embeddings, by the content of the prompts.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{error::Result, models::text::PromptEmbeds, tokenizer::PromptIds};
 
-/// How much is kept at most, in bytes: some 30 prompts of FLUX.1, or 500 of Stable Diffusion.
+/// The size limit in bytes: about 30 prompts of FLUX.1, or 500 of Stable Diffusion.
 const MOST: usize = 128 << 20;
 
-/// Embeddings of the prompts that were used last, one row each, on the device.
+/// Embeddings of the most recently used prompts, one row each, on the device.
 #[derive(Debug, Default)]
 pub(super) struct Embeddings {
     kept: BTreeMap<PromptIds, PromptEmbeds>,
-    /// The prompts that are kept, from the one that was used longest ago to the newest.
+    /// The cached prompts, from the least to the most recently used.
     order: VecDeque<PromptIds>,
     bytes: usize,
 }
 
 impl Embeddings {
-    /// Whether those of all these prompts are kept.
+    /// Whether all these prompts are cached.
     pub fn has(&self, prompts: &[PromptIds]) -> bool {
         prompts.iter().all(|ids| self.kept.contains_key(ids))
     }
 
-    /// Those of some prompts, one each: what is kept, else what `encode` makes.
+    /// The embeddings of these prompts, one each, from the cache or from `encode`.
     ///
     /// # Errors
     /// That of `encode`.
@@ -46,7 +46,7 @@ impl Embeddings {
         Ok(rows)
     }
 
-    /// Keeps one as the newest, and lets go of the oldest ones that are too many.
+    /// Adds an entry as the newest, and drops the oldest ones beyond the limit.
     fn keep(&mut self, ids: &PromptIds, embeds: PromptEmbeds) {
         self.order.retain(|kept| kept != ids);
         self.order.push_back(ids.clone());
@@ -61,7 +61,7 @@ impl Embeddings {
     }
 }
 
-/// In bytes.
+/// The size in bytes.
 fn size(embeds: &PromptEmbeds) -> usize {
     embeds.prompt.shape().num_elements() * embeds.prompt.dtype().size()
         + embeds.pooled.shape().num_elements() * embeds.pooled.dtype().size()

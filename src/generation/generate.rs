@@ -1,4 +1,4 @@
-//! From prompts, and images where there are some, to image files.
+//! `kiln generate` and `kiln edit`: from prompts and images to image files.
 
 use std::{ops::ControlFlow, path::PathBuf};
 
@@ -19,19 +19,19 @@ use crate::{
     pipelines::Outcome,
 };
 
-/// A request that was checked, with the model it is for.
+/// A checked request with its model.
 struct Ready<'a> {
     session: Session,
     prompts: Prompts<'a>,
     groups: Vec<Group>,
-    /// For each group.
+    /// The prompts of each group.
     rows: Vec<Vec<Row>>,
-    /// What its level takes of memory.
+    /// The memory plan at its level.
     plan: Plan,
 }
 
 impl<'a> Ready<'a> {
-    /// Finds out all that can be known before weights are loaded.
+    /// Checks everything that can be checked before weights are loaded.
     fn of(request: &'a GenerateRequest, device: &Device) -> Result<Self> {
         request.check()?;
         let pictures = match &request.image {
@@ -72,26 +72,26 @@ impl<'a> Ready<'a> {
             images: request.batch_size.unwrap_or(1).min(most),
             encodes: request.image.is_some() && !request.input_is_latents,
         };
-        // Before the level is chosen: adapters take memory, too.
+        // Before the level is chosen, because adapters take memory, too.
         session.put_on_files(&request.loras)?;
         let plan = session.fit(&request.memory, at_once, sampling)?;
         Ok(Self { session, prompts, groups, rows, plan })
     }
 }
 
-/// What a request takes of device memory, at the level that it names or that fits. Nothing is loaded.
+/// The memory plan of a request, at the requested level or the fastest that fits. Nothing is loaded.
 ///
 /// # Errors
-/// As [`generate`], as far as it can be known without weights.
+/// As [`generate`], as far as they show without weights.
 pub fn plan(request: &GenerateRequest, device: &Device) -> Result<Plan> {
     Ok(Ready::of(request, device)?.plan)
 }
 
-/// Makes the images; returns the files written.
+/// Generates the images; returns the files written.
 ///
 /// # Errors
-/// The model, a LoRA or an input file cannot be used, sizes do not fit, or the disk refuses. Or the process is asked to stop: then
-/// the error names the files that are there.
+/// The model, a LoRA or an input file cannot be used, sizes do not fit, or a file cannot be written. Or the process is asked to
+/// stop: then the error names the files written.
 pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBuf>> {
     let Ready { mut session, prompts, groups, rows, .. } = Ready::of(request, device)?;
     let sampling = &request.sampling;
@@ -102,7 +102,7 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     let worn = session.worn.clone();
     let shown = session.fitting(|session| session.embed(&prompts, sampling, &worn))?;
     let mut made = Made { request, latents: Vec::new(), files: Vec::new() };
-    // At this level the denoiser is let go of before images are decoded, and so is there only once.
+    // At this level the denoiser is dropped before images are decoded, so it is loaded only once.
     let decodes_last = |session: &Session| session.level == Level::Balanced;
     let mut denoise_all = || -> Result<()> {
         for (group, rows) in groups.iter().zip(&rows) {
@@ -139,16 +139,16 @@ pub fn generate(request: &GenerateRequest, device: &Device) -> Result<Vec<PathBu
     Ok(files)
 }
 
-/// What was made so far.
+/// The results so far.
 struct Made<'a> {
     request: &'a GenerateRequest,
-    /// Scaled latents that are not images yet, with their group and rows.
+    /// Scaled latents not yet decoded, with their group and rows.
     latents: Vec<(Tensor<4>, &'a Group, &'a [Row])>,
     files: Vec<PathBuf>,
 }
 
 impl Made<'_> {
-    /// Writes the images of all latents, unless latents are wanted themselves.
+    /// Decodes and writes the images of all latents, unless latents are requested.
     fn decode(&mut self, session: &mut Session) -> Result<()> {
         if self.request.return_latents {
             return Ok(());
@@ -163,7 +163,7 @@ impl Made<'_> {
     }
 }
 
-/// The error; if it is a stop on request, with the `files` that are there.
+/// The error; with the `files` written, if it is a stop on request.
 fn stopped(error: Error, files: &[PathBuf]) -> Error {
     match error.is_stop() {
         true => {

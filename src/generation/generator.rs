@@ -1,5 +1,4 @@
-//! Images of prompts that are embedded already, by a pipeline that somebody owns: a [`Session`](super::Session), or a training whose
-//! model is looked at.
+//! Images of embedded prompts, on the pipeline of a [`Session`](super::Session) or of a training.
 
 use burn::tensor::Tensor;
 use image::RgbImage;
@@ -13,7 +12,7 @@ use crate::{
     pipelines::{Pipeline, Request, Start, request::pick},
 };
 
-/// What to show, as the denoiser reads it.
+/// Embedded prompts.
 pub(crate) struct Embedded {
     /// One row for each prompt.
     pub text: PromptEmbeds,
@@ -21,21 +20,21 @@ pub(crate) struct Embedded {
     pub negative: Option<(PromptEmbeds, f64)>,
 }
 
-/// Images that are made together.
+/// A batch of images.
 pub(crate) struct Batch {
     /// For each image the number of its prompt and its seed.
     pub rows: Vec<(usize, u64)>,
-    /// Where to start from, `[B, C, h, w]`.
+    /// The initial noise, `[B, C, h, w]`.
     pub noise: Tensor<4>,
-    /// Raw latents of the images to change or to edit, `[B, C, h, w]`.
+    /// Raw latents of the initial images or originals, `[B, C, h, w]`.
     pub pictures: Option<Tensor<4>>,
-    /// How much to change them, unless the model edits.
+    /// The denoising strength, unless the model edits.
     pub strength: f64,
-    /// Where to change them, `[B, 1, h, w]`.
+    /// The inpainting mask, `[B, 1, h, w]`.
     pub mask: Option<Tensor<4>>,
 }
 
-/// A pipeline, and the family of its model, which has a default for what the options leave open.
+/// A pipeline, and the family of its model, which has the defaults of unset options.
 #[derive(Clone, Copy)]
 pub(crate) struct Generator<'a> {
     pub pipeline: &'a dyn Pipeline,
@@ -43,7 +42,7 @@ pub(crate) struct Generator<'a> {
 }
 
 impl Generator<'_> {
-    /// The request that a batch is, with these adapters: one for all rows, one each, or none.
+    /// The pipeline request of a batch, with these adapters: one set for all rows, one each, or none.
     pub fn request(
         &self,
         batch: &Batch,
@@ -76,19 +75,19 @@ impl Generator<'_> {
         }
     }
 
-    /// The rows of an image in a call of the denoiser: with guidance, each has a row with the prompt and one without, and an edit
-    /// one without its original.
+    /// The rows of an image in a call of the denoiser: with guidance, one with the prompt and one without, and for an edit one more
+    /// without the original.
     pub fn rows(&self, guided: bool) -> usize {
         let guided = usize::from(guided);
         1 + guided + guided * usize::from(self.pipeline.edits())
     }
 
-    /// How many images of a size in latent pixels are made together where nobody says.
+    /// The default batch size for images of a size in latent pixels.
     pub fn pictures_that_fit(&self, size: (usize, usize), shown: &Embedded) -> usize {
         self.pipeline.pictures_that_fit(size, shown.text.prompt.dims()[1], self.rows(shown.negative.is_some()))
     }
 
-    /// The images of a batch of any size, as many at a time as are sure to fit into memory.
+    /// Decodes a batch of any size, as many images at a time as fit in memory.
     ///
     /// # Errors
     /// An image is not finite, or the process is asked to stop.

@@ -1,4 +1,4 @@
-//! The images of a request that are made at one size, and what they start from.
+//! The images of a request by size, with their initial images.
 
 use std::{
     collections::BTreeMap,
@@ -19,27 +19,27 @@ use crate::{
     pipelines::ImageSizes,
 };
 
-/// Images that are worked on at one size.
+/// Images of one size.
 pub(super) struct Group {
-    /// In latent pixels.
+    /// Width and height in latent pixels.
     pub size: (usize, usize),
     pub source: Source,
     noise: Option<Tensor<4>>,
 }
 
-/// What there is to start from.
+/// The initial images.
 pub(super) enum Source {
-    /// Noise alone.
+    /// Only noise.
     None,
     Files(Vec<PictureFile>),
-    /// Scaled.
+    /// Scaled latents.
     Latents(Tensor<4>),
 }
 
-/// One image to make.
+/// An image to generate.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
-    /// The number of the image to start from, in its group.
+    /// The number of its initial image in its group.
     pub picture: usize,
     prompt: usize,
     seed: u64,
@@ -48,7 +48,7 @@ pub(super) struct Row {
 }
 
 impl Group {
-    /// The groups of a request, which must have the size it gives, if it does. Latents in files may be `packed` as tokens.
+    /// The groups of a request; if it gives a size, they must have it. Latents in files may be `packed` as tokens.
     pub fn all(
         request: &GenerateRequest,
         sizes: &ImageSizes,
@@ -131,7 +131,7 @@ impl Group {
             None => session.pipeline.start_noise(row.seed, self.size.0 * factor, self.size.1 * factor),
         };
         let noise = Tensor::cat(rows.iter().map(noise).collect(), 0);
-        // Rows of one image stand together; it is read and encoded once.
+        // Rows of one initial image are adjacent; it is read and encoded once.
         let mut pictures: Vec<usize> = rows.iter().map(|row| row.picture).collect();
         pictures.dedup();
         let latents = match &self.source {
@@ -170,7 +170,7 @@ impl Group {
 }
 
 impl Source {
-    /// How many images there are to start from; noise counts as one.
+    /// The number of initial images; noise counts as one.
     fn len(&self) -> usize {
         match self {
             Self::None => 1,
@@ -179,7 +179,7 @@ impl Source {
         }
     }
 
-    /// Writes an image made from the one of this number: with its size and its name, or under the next free number.
+    /// Writes an image made from the initial image of this number, with its size and name, or under the next free number.
     pub fn save(&self, picture: RgbImage, number: usize, output: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         let (picture, path) = match self {

@@ -1,4 +1,4 @@
-//! Images made from what is in memory: one request to a [`Session`].
+//! Requests to a [`Session`] with images in memory.
 
 use std::collections::BTreeSet;
 
@@ -16,10 +16,10 @@ use crate::{
     pipelines::{Denoising, OnStep, Outcome},
 };
 
-/// Images to make together: of one size, each with a prompt and a seed of its own.
+/// A request for images of one size, each with its own prompt and seed.
 #[derive(Clone, Debug, Default)]
 pub struct Images {
-    /// A text or an instruction for each image.
+    /// A prompt or an instruction for each image.
     pub prompts: Vec<String>,
     /// A seed for each image.
     pub seeds: Vec<u64>,
@@ -27,21 +27,21 @@ pub struct Images {
     pub width: usize,
     /// In pixels.
     pub height: usize,
-    /// None, or for each image the one to edit or to start from, of the same size.
+    /// Empty, or for each image its original or initial image, of the same size.
     pub originals: Vec<RgbImage>,
-    /// The share of the steps to run on an original, unless the model edits by instruction.
+    /// The denoising strength, unless the model edits by instruction.
     pub strength: f64,
-    /// Where to change the originals: white in an image of their size.
+    /// An inpainting mask of the same size, white where images may change.
     pub mask: Option<GrayImage>,
-    /// How they are made.
+    /// Sampling options.
     pub sampling: SamplingOptions,
 }
 
 impl Session {
-    /// Checks a request as far as that needs no weights.
+    /// Checks a request as far as possible without weights.
     ///
     /// # Errors
-    /// The model cannot make such images, or parts of the request do not go together.
+    /// The model cannot generate such images, or parts of the request do not fit each other.
     pub fn check_images(&self, images: &Images) -> Result<()> {
         let Images { prompts, seeds, width, height, originals, mask, .. } = images;
         let (count, size) = (prompts.len(), (*width as u32, *height as u32));
@@ -50,10 +50,10 @@ impl Session {
             ("prompts", count > 0, "is empty"),
             ("seeds", seeds.len() == count, "must be one for each prompt"),
             ("originals", [0, count].contains(&originals.len()), "must be none, or one for each prompt"),
-            ("originals", originals.iter().all(|image| image.dimensions() == size), "must have the size to make"),
+            ("originals", originals.iter().all(|image| image.dimensions() == size), "must have the size of the output"),
             ("originals", !(self.family.edits() && originals.is_empty()), "is empty, and this model edits images"),
-            ("mask", mask.as_ref().is_none_or(|mask| mask.dimensions() == size), "must have the size to make"),
-            ("mask", mask.is_none() || !originals.is_empty(), "is of no use without originals"),
+            ("mask", mask.as_ref().is_none_or(|mask| mask.dimensions() == size), "must have the size of the output"),
+            ("mask", mask.is_none() || !originals.is_empty(), "has no effect without images to edit"),
             ("mask", mask.is_none() || !self.family.edits(), "is not supported by models that edit by instruction"),
         ] {
             if !fits {
@@ -63,20 +63,19 @@ impl Session {
         self.check(&images.sampling, prompts, if originals.is_empty() { 1.0 } else { images.strength })
     }
 
-    /// Makes images. `on_step` is called after every denoising step, with its number and the latents it came to, and may cancel
-    /// the rest; the session is as good as before.
+    /// Generates images. `on_step` is called after every denoising step, with its number and latents, and may cancel the rest, after which
+    /// the session can be used as before.
     ///
     /// # Errors
-    /// As [`check_images`](Self::check_images), which comes first; weights cannot be loaded, or an image is not finite.
+    /// As [`check_images`](Self::check_images), which comes first; or weights cannot be loaded, or an image is not finite.
     pub fn make(&mut self, images: &Images, on_step: OnStep) -> Result<Outcome<Vec<RgbImage>>> {
         let worn = self.worn.clone();
         let (batch, shown) = self.prepare(images, &worn)?;
         self.denoise(&batch, &shown, &images.sampling, on_step)?.and_then(|latents| self.decode(latents))
     }
 
-    /// Makes ready to denoise images that wear these adapters: then [`advance`](Self::advance) takes them on, step by step and
-    /// together with others, and [`decode`](Self::decode) makes images of what they come to. On the CPU in f32 each has the bits
-    /// that it has alone.
+    /// Prepares images with these adapters: [`advance`](Self::advance) then denoises them step by step, together with others, and
+    /// [`decode`](Self::decode) decodes the result. On the CPU in f32 each image has the same bits as alone.
     ///
     /// # Errors
     /// As [`make`](Self::make).
@@ -85,7 +84,7 @@ impl Session {
         self.ready(&batch, &shown, &images.sampling, worn)
     }
 
-    /// What to make images from.
+    /// The inputs of the images.
     fn prepare(&mut self, images: &Images, worn: &Worn) -> Result<(Batch, Embedded)> {
         self.check_images(images)?;
         let Images { prompts, seeds, width, height, originals, strength, mask, sampling } = images;

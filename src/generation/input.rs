@@ -1,4 +1,4 @@
-//! Inputs of a request in files: tokens, noise, latents, masks.
+//! Input files of a request: tokens, noise, latents, masks.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -24,7 +24,7 @@ use crate::{
     weights::{TensorFile, write_tensors},
 };
 
-/// `clip` `[B, 77]` and, if there are to be T5 tokens, `t5` `[B, L]`: at least one prompt.
+/// Reads token ids of at least one prompt: `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
 pub(super) fn ids(path: &Path, has_t5: bool) -> Result<Vec<PromptIds>> {
     let file = TensorFile::open(path)?;
     let rows = |name: &str| -> Result<Vec<Vec<i64>>> {
@@ -43,8 +43,8 @@ pub(super) fn ids(path: &Path, has_t5: bool) -> Result<Vec<PromptIds>> {
     Ok(clip.into_iter().zip(t5).map(|(clip, t5)| PromptIds { clip, t5 }).collect())
 }
 
-/// Whether the text encoders of a `model` can read the prompts from `path`, which must be as long as the `negative` prompt, if
-/// there is one: both go through the network together.
+/// Checks that the prompts from `path` fit the text encoders of `model`, and are as long as the `negative` prompt, if there is one,
+/// because both go through the network together.
 pub(super) fn check_ids(path: &Path, ids: &[PromptIds], model: &Path, negative: Option<&PromptIds>) -> Result<()> {
     let limits = TextLimits::open(model)?;
     ids.iter().try_for_each(|ids| limits.check(ids)).map_err(|problem| Error::file(path, problem))?;
@@ -56,10 +56,10 @@ pub(super) fn check_ids(path: &Path, ids: &[PromptIds], model: &Path, negative: 
     Ok(())
 }
 
-/// Writes scaled latents `[B, C, h, w]` as `latents`: packed as tokens `[B, L, 4·C]`, or as they are.
+/// Writes scaled latents `[B, C, h, w]` as `latents`, optionally packed as tokens `[B, L, 4·C]`.
 ///
 /// # Errors
-/// One is not finite, or the disk refuses.
+/// A value is not finite, or the file cannot be written.
 pub(super) fn write_latents(latents: Tensor<4>, packed: bool, path: &Path) -> Result<()> {
     if !latents.clone().is_finite().all().into_scalar::<bool>() {
         return Err(Error::file(path, NOT_FINITE).hint(WHY_NOT_FINITE));
@@ -68,13 +68,13 @@ pub(super) fn write_latents(latents: Tensor<4>, packed: bool, path: &Path) -> Re
     write_tensors(path, &BTreeMap::from([("latents".to_string(), latents)]), &BTreeMap::new())
 }
 
-/// Start noise `noise` `[B, C, h, w]`, in sizes that the model works at.
+/// Reads initial noise, `noise` `[B, C, h, w]`, of a size that the model supports.
 pub(super) fn noise(path: &Path, sizes: &ImageSizes, device: &Device) -> Result<Tensor<4>> {
     images(path, "noise", TensorFile::open(path)?.read_f32("noise")?, sizes, device)
 }
 
-/// Scaled latents `latents` `[B, C, h, w]`, as they are written. Those that are `packed` as tokens `[B, L, 4·C]` are of images
-/// whose size (width and height in latent pixels) must be given.
+/// Reads scaled latents, `latents` `[B, C, h, w]`, as they are written. If `packed` as tokens `[B, L, 4·C]`, the size (width and height
+/// in latent pixels) must be given.
 pub(super) fn latents(
     path: &Path,
     size: Option<(usize, usize)>,
@@ -96,7 +96,7 @@ pub(super) fn latents(
     }
 }
 
-/// The tensor `name`, `[B, C, h, w]` with sides that the model works at.
+/// The tensor `name`, `[B, C, h, w]`, of a size that the model supports.
 fn images(path: &Path, name: &str, data: TensorData, sizes: &ImageSizes, device: &Device) -> Result<Tensor<4>> {
     let (channels, step) = (sizes.latent_channels, sizes.step / sizes.latent_pixel);
     match data.shape.as_slice() {
@@ -111,7 +111,7 @@ fn images(path: &Path, name: &str, data: TensorData, sizes: &ImageSizes, device:
 }
 
 /// # Errors
-/// The header of the mask cannot be read, or tells another size than its image's.
+/// The header of the mask cannot be read, or its size is not that of the image.
 pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
     let ((width, height), (w, h)) = (data::picture_size(path)?, size);
     if (width, height) == (w, h) {
@@ -121,15 +121,15 @@ pub(super) fn check_mask(path: &Path, size: Size) -> Result<()> {
     Err(Error::file(path, problem).hint("a mask must have the size of its image, white where it may change"))
 }
 
-/// A mask for images of `size`, worked on at `fitted`, in latent pixels of `factor` pixels a side: `[1, 1, h, w]`, 1 where
-/// the mask is white, 0 where it is black. A latent pixel is as its first pixel.
+/// A mask for images of `size`, processed at the size `fitted`, in latent pixels of `factor` × `factor` pixels: `[1, 1, h, w]`, 1 where
+/// the mask is white, 0 where it is black. A latent pixel takes the value of its first pixel.
 pub(super) fn mask(path: &Path, size: Size, fitted: Size, factor: usize, device: &Device) -> Result<Tensor<4>> {
     check_mask(path, size)?;
     let mask = imageops::grayscale(&data::read_picture(path)?);
     Ok(latent_mask(&imageops::resize(&mask, fitted.0, fitted.1, FilterType::Triangle), factor, device))
 }
 
-/// The same of a mask in memory, of the size that is worked at.
+/// The same for a mask in memory, of the processed size.
 pub(super) fn latent_mask(mask: &GrayImage, factor: usize, device: &Device) -> Tensor<4> {
     let (width, height) = (mask.width() as usize / factor, mask.height() as usize / factor);
     let at = |row: usize, column: usize| mask.get_pixel((column * factor) as u32, (row * factor) as u32).0[0];

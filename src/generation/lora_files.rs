@@ -5,8 +5,8 @@ use std::path::PathBuf;
 /// The LoRA files of a request.
 #[derive(Clone, Debug, Default)]
 pub struct LoraFiles {
-    /// Of diffusers, PEFT, kohya or another program, each with its scale.
+    /// Files of diffusers, PEFT, kohya or another program, each with its scale.
     pub files: Vec<(PathBuf, f64)>,
-    /// Whether what they hold for text encoders is left out.
+    /// Whether their parts for text encoders are left out.
     pub no_text_encoders: bool,
 }

@@ -1,11 +1,11 @@
-//! From prompts and image files to image files: what `kiln generate`, `kiln edit` and `kiln batch` do.
+//! From prompts and image files to image files: the work of `kiln generate`, `kiln edit` and `kiln batch`.
 //!
 //! ```text
 //! request ─► Session: check ─► embed ─► encode ─► denoise ─► decode ─► image files
 //! ```
 //!
-//! A [`Session`] finds what is wrong with a request before anything is loaded, and loads a model in stages. It serves one request
-//! after another: `generate`, `edit` and `batch` are requests in files, [`Images`] are one in memory.
+//! A [`Session`] checks a request before anything is loaded, and loads a model in stages. It serves one request after another:
+//! `generate`, `edit` and `batch` work on files, [`Images`] is a request in memory.
 
 mod options;
 mod lora_files;

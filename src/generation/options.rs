@@ -6,30 +6,30 @@ use crate::{
     schedulers::{SchedulerName, flow_match::MOST_STEPS},
 };
 
-/// How images are made. What is not given takes the value that suits the [`Family`] of the model.
+/// Sampling options. Unset options take the defaults of the model's [`Family`].
 #[derive(Clone, Debug, Default)]
 pub struct SamplingOptions {
-    /// The sampler, in place of the model's own.
+    /// The sampler, instead of the model's own.
     pub scheduler: Option<SchedulerName>,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale.
     pub guidance: Option<f64>,
-    /// Image guidance scale of a model that edits.
+    /// Image guidance scale of an editing model.
     pub image_guidance: Option<f64>,
     /// Negative prompt.
     pub negative_prompt: Option<String>,
-    /// Scale of classifier-free guidance with a negative prompt, where `guidance` is distilled.
+    /// Scale of classifier-free guidance with a negative prompt, for models with distilled `guidance`.
     pub true_guidance: Option<f64>,
-    /// Whether a model that edits reads scaled latents of the original, not raw ones.
+    /// Whether an editing model reads scaled latents of the original instead of raw ones.
     pub scaled_condition: bool,
 }
 
 impl SamplingOptions {
-    /// Whether all options are in their ranges and supported by the family; its pipeline tells whether the sampler is.
+    /// Checks that all options are in range and supported by the family. The sampler is checked by the pipeline.
     ///
     /// # Errors
-    /// The first that is not.
+    /// The first invalid option.
     pub(super) fn check(&self, family: &dyn Family) -> Result<()> {
         if let Some(steps) = self.steps.filter(|steps| !(1..=MOST_STEPS).contains(steps)) {
             return Err(Error::setting("steps", format!("must be at least 1 and at most {MOST_STEPS}, not {steps}")));
@@ -71,13 +71,13 @@ impl SamplingOptions {
         self.guidance.unwrap_or(family.defaults().guidance)
     }
 
-    /// The image guidance scale; 1, which is none, where the family has none.
+    /// The image guidance scale; 1 (off) for families without it.
     pub(super) fn image_guidance(&self, family: &dyn Family) -> f64 {
         self.image_guidance.or(family.defaults().image_guidance).unwrap_or(1.0)
     }
 
-    /// The negative prompt and the scale of classifier-free guidance against it. Where `guidance` is distilled there is none
-    /// unless it is asked for; elsewhere `guidance` is that scale, and the negative prompt is empty if not given.
+    /// The negative prompt and the scale of classifier-free guidance against it. With distilled `guidance` there is none unless it is
+    /// requested; otherwise `guidance` is the scale, and the negative prompt is empty by default.
     pub(crate) fn negative(&self, family: &dyn Family) -> Option<(&str, f64)> {
         let prompt = self.negative_prompt.as_deref();
         match family.defaults().true_guidance {

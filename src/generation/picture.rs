@@ -1,4 +1,4 @@
-//! Image files on their way through a model: found, made to fit, and put back to the size they had.
+//! Image files as inputs of a model: found, scaled to a size it supports, and scaled back.
 
 use std::{
     fs,
@@ -22,39 +22,40 @@ use crate::{
 /// Width and height.
 pub(crate) type Size = (u32, u32);
 
-/// How well JPEG files are written, of 100.
+/// Quality of JPEG files, of 100.
 const JPEG_QUALITY: u8 = 95;
 
-/// An image file, and the size at which the model works on it.
+/// An image file, and the size at which the model processes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PictureFile {
     pub path: PathBuf,
-    /// As it is seen.
+    /// The displayed size.
     pub size: Size,
-    /// As the model sees it.
+    /// The processed size.
     pub fitted: Size,
 }
 
 impl PictureFile {
-    /// The file at `path`, whose header tells this `size`. The model works at its native size at most: a larger image is made
-    /// smaller, to about that many pixels of the same proportions, a smaller one is not made larger; then both sides are rounded
-    /// to the steps of the model's sizes.
+    /// The file at `path`, with this `size` in its header. The processed size is at most the model's native size: a larger image is
+    /// scaled down to about that many pixels with the same proportions, a smaller one is not scaled up; then both sides are rounded to
+    /// multiples that the model supports.
     pub fn new(path: &Path, size: Size, sizes: &ImageSizes) -> Self {
         Self { path: path.into(), size, fitted: fit(size, sizes.native, sizes.step) }
     }
 
-    /// The image as the model sees it.
+    /// The image at the processed size.
     pub fn read(&self) -> Result<RgbImage> {
         Ok(resize(data::read_picture(&self.path)?, self.fitted))
     }
 
-    /// Of a result, an image of the size that the file has.
+    /// Scales a result to the size of the file.
     pub fn restore(&self, picture: RgbImage) -> RgbImage {
         resize(picture, self.size)
     }
 }
 
-/// A size of about the same proportions, of no more pixels than a square of this `resolution`, with sides of whole steps.
+/// A size of about the same proportions, of no more pixels than a square of this `resolution`, with sides that are multiples of the
+/// step.
 pub(super) fn fit((width, height): Size, resolution: usize, step: usize) -> Size {
     let area = f64::from(width) * f64::from(height);
     let scale = (resolution as f64 / area.sqrt()).min(1.0);
@@ -62,7 +63,7 @@ pub(super) fn fit((width, height): Size, resolution: usize, step: usize) -> Size
     (side(width), side(height))
 }
 
-/// An image of another size; of its own, itself.
+/// Scales an image; one that already has the size is returned unchanged.
 pub(crate) fn resize(picture: RgbImage, size: Size) -> RgbImage {
     match picture.dimensions() == size {
         true => picture,
@@ -70,13 +71,13 @@ pub(crate) fn resize(picture: RgbImage, size: Size) -> RgbImage {
     }
 }
 
-/// The image itself, or all images in a folder (not below it) that are not hidden, by name.
+/// The image itself, or all images in a folder (without sub-folders and hidden files), by name.
 pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);
     }
     let entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
-    // `._a.png` is what macOS leaves beside `a.png` on shares and in archives.
+    // macOS leaves `._a.png` beside `a.png` on shares and in archives.
     let shown = entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
     let mut files: Vec<_> = shown.map(|entry| entry.path()).filter(|path| ending(path).is_some()).collect();
     files.sort_unstable();
@@ -86,13 +87,13 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The ending of an image's name, if it is one.
+/// The extension of an image's name, if it is one.
 fn ending(path: &Path) -> Option<&'static str> {
     let own = path.extension()?.to_str()?.to_ascii_lowercase();
     PICTURE_ENDINGS.into_iter().find(|ending| *ending == own)
 }
 
-/// Where the result for `picture` goes: its own name in the folder `output`, or that with a number if there is such a file.
+/// The path of the result for `picture`: its name in the folder `output`, with a number if that file exists.
 pub(super) fn free_name(output: &Path, picture: &Path) -> PathBuf {
     let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let (stem, ending) = (part(picture.file_stem()), part(picture.extension()));
@@ -101,13 +102,13 @@ pub(super) fn free_name(output: &Path, picture: &Path) -> PathBuf {
     names.find(|path| !path.exists()).expect("the numbers go on")
 }
 
-/// Where a result that comes from no image goes: the first number of which there is no image in the folder `output`.
+/// The path of a result without an initial image: the first number without an image in the folder `output`.
 pub(super) fn free_number(output: &Path) -> PathBuf {
     let mut names = (0..).map(|number: u32| output.join(format!("{number:04}.png")));
     names.find(|path| !path.exists()).expect("the numbers go on")
 }
 
-/// Writes an image in the format that its name ends in: all of it, or nothing.
+/// Writes an image in the format of its extension, atomically.
 pub(crate) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let problem = |e: image::ImageError| Error::file(path, e.to_string());
     replace(path, |partial| match ending(path) {

@@ -1,4 +1,4 @@
-//! The memory plan of making images, from configurations and headers alone.
+//! The memory plan of generating images, from configurations and headers.
 
 use super::{SamplingOptions, Session, picture::fit};
 use crate::{
@@ -8,19 +8,19 @@ use crate::{
     pipelines::Placement,
 };
 
-/// How much is made at once.
+/// The size of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AtOnce {
     /// Width and height in latent pixels.
     pub size: (usize, usize),
-    /// Images made together.
+    /// The number of images.
     pub images: usize,
-    /// Whether they start from others, which are encoded.
+    /// Whether there are initial images to encode.
     pub encodes: bool,
 }
 
 impl Session {
-    /// Chooses the memory level for `work`, if it is not named; weights then lie where the level says.
+    /// Sets the memory level for `work`: the one in `config`, or the fastest that fits.
     ///
     /// # Errors
     /// No level fits, or the text encoders' files are broken.
@@ -41,11 +41,11 @@ impl Session {
         let (kept, vae_kept) = (denoiser.kept_at(place.denoiser), vae.kept_at(place.vae));
         let tokens = self.family.prompt_tokens(&self.folder)?;
         let (width, height) = work.size;
-        // The sum is of f32; half of it in 16 bits.
+        // The sum is for f32; 16 bits take half.
         let row = pipeline.bytes_of_row(width, height, tokens, &level.limits()) * self.dtype_size() / 4;
         let rows = (self.generator().rows(options.negative(self.family).is_some()) * work.images) as u64;
         let side = pipeline.sizes().latent_pixel;
-        // One after the other.
+        // The text encoders run one after the other.
         let images = pipeline.vae().bytes_of_image([width * side, height * side], &level.limits());
         let with_vae = |name, denoiser| {
             Phase::new(name, [("denoiser", denoiser), ("VAE", vae_kept.max(vae.largest)), ("activations", images)])
@@ -60,18 +60,17 @@ impl Session {
         Ok(Plan { level, phases })
     }
 
-    /// Chooses the memory level of the model for `images` of its native size together, if `config` names none: from now on weights
-    /// lie where it says.
+    /// Sets the memory level of the model for a batch of `images` images of its native size, if `config` names none.
     ///
     /// # Errors
-    /// No level fits into the memory that is free.
+    /// No level fits the free memory.
     pub fn fit_native(&mut self, config: &MemoryConfig, images: usize) -> Result<Plan> {
         let sizes = self.sizes();
         let side = sizes.native / sizes.latent_pixel;
         self.fit(config, AtOnce { size: (side, side), images, encodes: true }, &SamplingOptions::default())
     }
 
-    /// How many images of a size in pixels can be denoised together in the memory that is free now, at least one.
+    /// How many images of a size in pixels can be denoised together in the memory that is currently free; at least one.
     ///
     /// # Errors
     /// The text encoders' configurations are broken.
@@ -80,8 +79,8 @@ impl Session {
         Ok(self.pipeline.pictures_that_fit((width / factor, height / factor), tokens, self.generator().rows(true)))
     }
 
-    /// The size at which the model works on a given image of this size: as large, but no larger than a square of `most` pixels a
-    /// side, in the same proportions; both sides are rounded to the steps of the model's sizes.
+    /// The processed size of an image of this size: of no more pixels than a square with sides of `most` pixels, with the same
+    /// proportions; both sides are rounded to multiples that the model supports.
     pub fn working_size(&self, size: (u32, u32), most: usize) -> (u32, u32) {
         fit(size, most, self.sizes().step)
     }

@@ -1,4 +1,4 @@
-//! The checks of a request that need no weights, made before any are loaded.
+//! The checks of a request that need no weights, before any are loaded.
 
 use super::{SamplingOptions, Session};
 use crate::{
@@ -7,11 +7,10 @@ use crate::{
 };
 
 impl Session {
-    /// Checks options, prompts, and how much images are to change: 1 if there are none.
+    /// Checks options, prompts, and the denoising strength (1 without initial images).
     ///
     /// # Errors
-    /// An option is out of its range or not supported by this model, an instruction to edit by is empty, or nothing is left to
-    /// do.
+    /// An option is out of range or not supported by this model, an instruction is empty, or no denoising steps are left.
     pub fn check(&self, options: &SamplingOptions, prompts: &[String], strength: f64) -> Result<()> {
         options.check(self.family)?;
         if self.family.edits() && prompts.iter().any(|prompt| prompt.trim().is_empty()) {
@@ -19,7 +18,7 @@ impl Session {
         }
         let strength = if self.family.edits() { 1.0 } else { strength };
         check_strength(strength)?;
-        // How large images are changes when steps are taken, not how many there are.
+        // The size of images affects the timesteps, not their number.
         let (sizes, steps) = (self.sizes(), options.steps(self.family));
         let side = sizes.native / sizes.latent_pixel;
         let (sampler, first) = self.pipeline.sampler(options.scheduler, steps, strength, (side, side))?;

@@ -1,4 +1,4 @@
-//! What is asked for on the command line: images in files, from prompts and images in files.
+//! Requests of the command line, with files as inputs and outputs.
 
 use std::path::PathBuf;
 
@@ -10,64 +10,64 @@ use crate::{
     pipelines::LARGEST_SIDE,
 };
 
-/// What `kiln generate` and `kiln edit` are asked for.
+/// A request of `kiln generate` or `kiln edit`.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateRequest {
-    /// A folder, or `org/name`.
+    /// The model: a folder, or `org/name`.
     pub model: String,
-    /// LoRA files, and what of them is applied.
+    /// The LoRA files.
     pub loras: LoraFiles,
-    /// How images are made.
+    /// Sampling options.
     pub sampling: SamplingOptions,
-    /// Whether the model must be one that edits by instruction; if not, it must be none.
+    /// Whether the model must be an editing model; otherwise it must not be one.
     pub edit: bool,
-    /// Texts or instructions.
+    /// Prompts or instructions.
     pub prompts: Vec<String>,
-    /// Tokens instead of texts: a file with `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
+    /// Token ids instead of prompts: a file with `clip` `[B, 77]` and, for a model with T5, `t5` `[B, L]`.
     pub pre_tokenized_ids: Option<PathBuf>,
-    /// An image, or a folder of images, to edit or to start from.
+    /// An original or initial image, or a folder of them.
     pub image: Option<PathBuf>,
-    /// Whether `image` is no image, but a file with scaled `latents` `[B, C, h, w]` of images.
+    /// Whether `image` is a file with scaled `latents` `[B, C, h, w]` instead.
     pub input_is_latents: bool,
-    /// The share of the steps to run on an image to start from.
+    /// The denoising strength for initial images.
     pub strength: f64,
-    /// Where to change such an image: white in an image of its size.
+    /// An inpainting mask for an initial image, of its size, white where it may change.
     pub mask: Option<PathBuf>,
-    /// Pixels; that of `image` or `noise`, or else what the model was made for, if not given.
+    /// Width in pixels; by default that of `image` or `noise`, else the model's native one.
     pub width: Option<usize>,
-    /// Pixels, as the width.
+    /// Height in pixels, like the width.
     pub height: Option<usize>,
-    /// Of the first image of each prompt; the next has the next seed.
+    /// Seed of the first image of each prompt; the next one has the next seed.
     pub seed: u64,
-    /// Images for each prompt and image.
+    /// Images per prompt and initial image.
     pub count: usize,
-    /// Images made together, of one size. If not given: as many as are sure to fit into memory.
+    /// Images per batch, all of one size. By default as many as fit in memory.
     pub batch_size: Option<usize>,
-    /// Start noise from a file: `noise` `[B, C, h, w]`.
+    /// A file with initial noise: `noise` `[B, C, h, w]`.
     pub noise: Option<PathBuf>,
-    /// Whether the scaled latents are written instead of images: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` where
-    /// the model's family packs them.
+    /// Whether scaled latents are written instead of images: to the file `output`, `[B, C, h, w]`, or `[B, L, 4·C]` if the family of the
+    /// model packs them.
     pub return_latents: bool,
-    /// Folder for images. None that is there is written over.
+    /// Folder for images. Existing files are never overwritten.
     pub output: PathBuf,
-    /// How much of the model is in device memory at once.
+    /// The memory settings.
     pub memory: MemoryConfig,
 }
 
-/// The most images that one command makes.
+/// The most images per command.
 const MOST_PICTURES: usize = 100_000;
 
-/// The most images that are made together.
+/// The most images per batch.
 pub(super) const MOST_AT_ONCE: usize = 1024;
 
 impl GenerateRequest {
-    /// What can be said before a file is opened.
+    /// Checks the request before any file is opened.
     ///
     /// # Errors
-    /// A number is out of its range, or the output cannot be written.
+    /// A number is out of range, or the output cannot be written.
     pub(super) fn check(&self) -> Result<()> {
         let (batch_size, sides) = (self.batch_size.unwrap_or(1), [self.width.unwrap_or(1), self.height.unwrap_or(1)]);
-        // The model tells which sides above zero it can make.
+        // Which sides above zero are possible depends on the model.
         for (field, number, least, most) in [
             ("count", self.count, 1, MOST_PICTURES),
             ("batch_size", batch_size, 1, MOST_AT_ONCE),
@@ -84,7 +84,7 @@ impl GenerateRequest {
         }
     }
 
-    /// How many images are made from so many to start from (noise counts as one) and so many prompts.
+    /// The number of results for so many initial images (noise counts as one) and so many prompts.
     ///
     /// # Errors
     /// There are too many.

@@ -1,13 +1,13 @@
-//! A model that is ready to work: request after request, of any prompts, sizes, seeds and adapters.
+//! An open model that serves requests with any prompts, sizes, seeds and adapters.
 //!
-//! A session owns the parts of a model, lends each of them for its stage, and lets go of what is not to stay:
+//! A session owns the parts of a model, lends each of them for its stage, and drops parts that need not stay:
 //!
 //! | stage | text encoders | denoiser | VAE |
 //! |---|---|---|---|
-//! | text | loaded, unless all prompts are known by their content | | |
-//! | encode, denoise, decode | gone, unless they are kept | loaded once | loaded once |
+//! | text | loaded, unless the embeddings of all prompts are known | | |
+//! | encode, denoise, decode | dropped, unless they are kept | loaded once | loaded once |
 //!
-//! Opening one reads configurations and headers alone, so what can be said without weights is said before any are loaded.
+//! Opening a session reads only configurations and headers, so every check that needs no weights comes before any are loaded.
 
 use std::{
     collections::BTreeSet,
@@ -39,16 +39,16 @@ use crate::{
     tokenizer::PromptIds,
 };
 
-/// What to show.
+/// Prompts.
 pub(super) enum Prompts<'a> {
-    /// In words.
+    /// As text.
     Texts(&'a [String]),
-    /// As tokens that were read from a file.
+    /// As token ids from a file.
     Ids(&'a Path, Vec<PromptIds>),
 }
 
 impl Prompts<'_> {
-    /// How many prompts there are.
+    /// The number of prompts.
     pub fn len(&self) -> usize {
         match self {
             Self::Texts(texts) => texts.len(),
@@ -57,32 +57,32 @@ impl Prompts<'_> {
     }
 }
 
-/// One model on one device, for any number of requests, one after the other.
+/// A model on a device, for any number of requests, one after the other.
 pub struct Session {
     pub(super) folder: PathBuf,
     pub(super) family: &'static dyn Family,
     pub(super) device: Device,
     pub(super) dtype: FloatDType,
     placement: Placement,
-    /// Where it was chosen for the work.
+    /// The memory level, if it was chosen for the work.
     pub(super) level: Level,
-    /// Whether a lower one may follow where the device has no memory left.
+    /// Whether the next level may follow if the device runs out of memory.
     pub(super) may_step_down: bool,
     keeps_text_encoders: bool,
     encoders: Option<ModelEncoders>,
     embeddings: Embeddings,
-    /// What the text encoders wore when these were made.
+    /// The text encoders' adapters for these embeddings.
     embedded_with: Adapters,
-    /// With weights that stay in their files, until it is [loaded](Self::load).
+    /// The pipeline; its weights stay in their files until it is [loaded](Self::load).
     pub(super) pipeline: Box<dyn Pipeline>,
     is_loaded: bool,
-    /// By images whose maker does not say.
+    /// The adapters of images without their own.
     pub(super) worn: Worn,
     limits: Limits,
 }
 
 impl Session {
-    /// Looks at a model, which is a folder or `org/name`, without loading any weights.
+    /// Opens a model, a folder or `org/name`, without loading weights.
     ///
     /// # Errors
     /// The model cannot be used: a file is missing or broken, or parts do not fit each other.
@@ -90,10 +90,10 @@ impl Session {
         Self::open_for(None, model, device)
     }
 
-    /// The same; `edits` says whether it must be a model that edits by instruction, or must not.
+    /// The same for an editing model (`edits` true), or for one that is not.
     ///
     /// # Errors
-    /// As [`open`](Self::open), or it is of the other kind.
+    /// As [`open`](Self::open); or it is of the other kind.
     pub(super) fn open_for(edits: Option<bool>, model: &str, device: &Device) -> Result<Self> {
         let folder = hub::resolve(model)?;
         let (family, dtype) = (families::of(&folder)?, device::dtype(device).into());
@@ -119,13 +119,13 @@ impl Session {
         })
     }
 
-    /// The same with weights that lie where `placement` says while they are not used. Without it they stay on the device.
+    /// The same with unused weights where `placement` says. Without it they stay on the device.
     pub fn placed(mut self, placement: Placement) -> Self {
         self.place(placement);
         self
     }
 
-    /// Lets weights lie where `placement` says, from now on.
+    /// Moves unused weights to where `placement` says.
     pub(super) fn place(&mut self, placement: Placement) {
         if placement != self.placement {
             self.placement = placement;
@@ -134,18 +134,18 @@ impl Session {
         }
     }
 
-    /// Lets weights lie, and work be divided, as a memory level says, from now on.
+    /// Sets the memory level: where unused weights are, and how work is divided.
     pub(super) fn work_at(&mut self, level: Level) {
         self.level = level;
         self.place(level.into());
         self.limit(level.limits());
     }
 
-    /// Does `work`. Where the device has no memory left for it and the level was chosen by itself, all weights are let go of, and
-    /// the work is done again at the next level.
+    /// Does `work`. If the device runs out of memory and the level was chosen automatically, all weights are dropped, and the work is
+    /// repeated at the next level.
     ///
     /// # Errors
-    /// Those of the work, or there is no memory at the lowest level either, or at the one that was named.
+    /// Those of the work; or the device runs out of memory at the last level, or at the requested one.
     pub(super) fn fitting<T>(&mut self, work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
         let device = self.device.clone();
         memory::fitting(&device, self, work, |session| {
@@ -158,47 +158,47 @@ impl Session {
         })
     }
 
-    /// Bytes of a value of the denoiser.
+    /// Bytes per value of the denoiser.
     pub(super) fn dtype_size(&self) -> u64 {
         DType::from(self.dtype).size() as u64
     }
 
-    /// What makes images of prompts that are embedded.
+    /// The generator for embedded prompts.
     pub(super) fn generator(&self) -> Generator<'_> {
         Generator { pipeline: &*self.pipeline, family: self.family }
     }
 
-    /// The same, but text encoders stay loaded once they are, for requests whose prompts differ.
+    /// The same with text encoders that stay loaded, for requests with different prompts.
     pub fn keeping_text_encoders(self) -> Self {
         Self { keeps_text_encoders: true, ..self }
     }
 
-    /// The same with bounds on how much is computed at once, which change no result.
+    /// The same with limits on how much is computed at once, which change no result.
     pub fn within(mut self, limits: Limits) -> Self {
         self.limit(limits);
         self
     }
 
-    /// Bounds how much is computed at once, from now on.
+    /// Limits how much is computed at once.
     pub(super) fn limit(&mut self, limits: Limits) {
         self.limits = limits;
         self.pipeline.limit(limits);
     }
 
-    /// The kind of model.
+    /// The family of the model.
     pub fn family(&self) -> &'static dyn Family {
         self.family
     }
 
-    /// The sizes of images that the model works at.
+    /// The image sizes that the model supports.
     pub fn sizes(&self) -> ImageSizes {
         self.pipeline.sizes()
     }
 
-    /// Loads the denoiser and the VAE, if they are not.
+    /// Loads the denoiser and the VAE, unless they are loaded.
     ///
     /// # Errors
-    /// They cannot be read any more, or the process is asked to stop.
+    /// They can no longer be read, or the process is asked to stop.
     pub fn load(&mut self) -> Result<()> {
         if !self.is_loaded {
             stop::check()?;
@@ -210,10 +210,10 @@ impl Session {
         Ok(())
     }
 
-    /// Lets go of all weights, until they are needed again. Adapters and embeddings stay.
+    /// Drops all weights until they are needed again. Adapters and embeddings stay.
     ///
     /// # Errors
-    /// The model's files are not what they were.
+    /// The model's files have changed.
     pub fn release(&mut self) -> Result<()> {
         self.pipeline = self.family.open(Residence::Streamed.into(), &self.folder, &self.device, self.dtype)?;
         self.pipeline.limit(self.limits);
@@ -225,7 +225,7 @@ impl Session {
         Ok(())
     }
 
-    /// The embeddings of prompts and of what to keep away from. Text encoders are loaded only for those that are not known yet.
+    /// The embeddings of prompts and negative prompt. Text encoders are loaded only for unknown ones.
     ///
     /// # Errors
     /// A prompt cannot be read, or the text encoders cannot be loaded.
@@ -266,16 +266,16 @@ impl Session {
         Ok(Embedded { text: join(&rows), negative })
     }
 
-    /// How many images of a size in latent pixels are made together where nobody says.
+    /// The default batch size for images of a size in latent pixels.
     ///
     /// # Errors
-    /// As [`load`](Self::load): what is free is known only when the model is there.
+    /// As [`load`](Self::load): the free memory is known only when the model is loaded.
     pub(super) fn pictures_that_fit(&mut self, size: (usize, usize), shown: &Embedded) -> Result<usize> {
         self.load()?;
         Ok(self.generator().pictures_that_fit(size, shown))
     }
 
-    /// Raw latents of images of one size: the most likely ones.
+    /// Raw latents of images of one size: the mode of the VAE's posterior.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -285,7 +285,7 @@ impl Session {
         Ok(self.pipeline.encode(pictures).mode())
     }
 
-    /// Scaled latents of new images. `on_step` is called after every step and may cancel it.
+    /// Scaled latents of new images. `on_step` is called after every step and may cancel the rest.
     ///
     /// # Errors
     /// As [`load`](Self::load) and [`Pipeline::generate`].
@@ -305,7 +305,7 @@ impl Session {
         })
     }
 
-    /// Makes ready to denoise a batch, step by step.
+    /// Prepares a batch for step-by-step denoising.
     ///
     /// # Errors
     /// As [`denoise`](Self::denoise).
@@ -320,7 +320,7 @@ impl Session {
         self.pipeline.begin(&self.generator().request(batch, shown, options, vec![worn.denoiser.clone()]))
     }
 
-    /// Takes images a step on, each from where it is, in one call of the denoiser: those of all these requests together.
+    /// Advances all images of these requests by one step, each from its own, in one call of the denoiser.
     ///
     /// # Errors
     /// As [`load`](Self::load) and [`Pipeline::advance`].
@@ -329,7 +329,7 @@ impl Session {
         self.pipeline.advance(all)
     }
 
-    /// The images of scaled latents, `[B, C, h, w]`.
+    /// Decodes scaled latents `[B, C, h, w]` to images.
     ///
     /// # Errors
     /// As [`load`](Self::load), or an image is not finite.

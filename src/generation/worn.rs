@@ -2,8 +2,7 @@
 
 use crate::nn::Adapters;
 
-/// What images wear: adapters of the denoiser and of the text encoders of one [`Session`](super::Session). Cheap to clone:
-/// nothing is copied.
+/// Adapters of the denoiser and of the text encoders of one [`Session`](super::Session). Cheap to clone: tensors are shared.
 #[derive(Clone, Debug, Default)]
 pub struct Worn {
     pub(super) denoiser: Adapters,

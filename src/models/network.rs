@@ -1,9 +1,8 @@
-//! A network as a list of segments that are lent, one at a time, to whoever needs them.
+//! A network as a list of segments that are lent one at a time.
 //!
-//! Inference runs the segments one after the other. Training runs them forward without a tape, keeping only what stands
-//! between them, and then backward, one tape at a time. Where the segments lie meanwhile, and which adapters they wear, is
-//! settled as they are lent: [`crate::lending`]. Adapters come with each call and are not part of the network, so that many
-//! sets of them can use one network at the same time.
+//! Inference runs the segments one after the other. Training runs them forward without a tape, keeping only the states between them,
+//! and then backward, one tape at a time. [`crate::lending`] decides where unused segments are and which adapters are attached.
+//! Adapters are passed with each call and are not part of the network, so that many sets of them can share one network.
 
 use burn::tensor::Tensor;
 
@@ -12,45 +11,45 @@ use crate::{
     nn::{Adapters, Conv2d, LayerShape, Linear, Linears, Parameter, Parameters, below},
 };
 
-/// What stands between two segments of a network, of a type of the network's own: at first nothing, at last the prediction.
+/// The state between two segments of a network: at first empty, at last the prediction. Each network has its own type.
 pub trait State: Clone + Default {
-    /// The same with every tensor changed, always in one order: first what the segments change, then what they share.
+    /// Maps every tensor, in a fixed order: first those that the segments change, then the shared ones.
     fn map(self, change: &mut impl Change) -> Self;
 
     /// What the head predicts: `[B, C, H, W]`, or `[B, 1, L, D]`.
     ///
     /// # Panics
-    /// The head has not been run.
+    /// The head has not run.
     fn prediction(self) -> Tensor<4>;
 }
 
-/// What is done to each tensor of a [`State`].
+/// A map of the tensors of a [`State`].
 pub trait Change {
-    /// To one that the segments change, or let pass as it is.
+    /// Maps a tensor that the segments change or pass on.
     fn stream<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
 
-    /// To one that the first segment makes and all others read. They hand it on, as it is or as a view of it.
+    /// Maps a tensor that the first segment creates and all others read and pass on, possibly as a view.
     fn shared<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
 }
 
-/// What is shared `[B, D]`, as a view for one segment: all that the segment adds to its gradient is then one sum, in one order,
-/// whatever is kept for the backward pass.
+/// A fresh view of a shared tensor `[B, D]` for one segment, which accumulates its gradient there: the order of the sum, and every bit,
+/// is the same with and without recomputation.
 pub(super) fn view(shared: &Tensor<2>) -> Tensor<2> {
     shared.clone().unsqueeze_dim::<3>(1).squeeze_dim(1)
 }
 
 /// One segment of a network: stem, block or head.
 pub trait Segment: Part {
-    /// What the network is called with; constant during the run.
+    /// The inputs of the network, constant during the run.
     type Inputs: Inputs;
 
-    /// What the segments hand on.
+    /// The state between segments.
     type State: State;
 
-    /// Runs the segment on what the one before it made.
+    /// Runs the segment on the state after the previous one.
     ///
     /// # Panics
-    /// Segments are run in another order than that of their network.
+    /// Segments run out of order.
     fn run(&self, inputs: &Self::Inputs, state: Self::State) -> Self::State;
 }
 
@@ -59,34 +58,34 @@ pub trait Inputs: Clone {
     /// The same on the autodiff device, as constants.
     fn tracked(&self) -> Self;
 
-    /// How many rows the batch has.
+    /// The number of rows in the batch.
     fn rows(&self) -> usize;
 }
 
 /// A network: stem, blocks, head.
 #[allow(clippy::len_without_is_empty)] // none is
 pub trait Network: Clone {
-    /// What it is called with.
+    /// The inputs.
     type Inputs: Inputs;
 
-    /// What its segments hand on.
+    /// The state between its segments.
     type State: State;
 
-    /// The type of all of them.
+    /// The type of the segments.
     type Segment: Segment<Inputs = Self::Inputs, State = Self::State>;
 
-    /// Where its segments are.
+    /// The lender of its segments.
     fn lender(&self) -> &Lender<Self::Segment>;
 
-    /// The same, to change them for good.
+    /// The same, mutable.
     fn lender_mut(&mut self) -> &mut Lender<Self::Segment>;
 
-    /// How many segments there are.
+    /// The number of segments.
     fn len(&self) -> usize {
         self.lender().len()
     }
 
-    /// Lends a segment with adapters on.
+    /// Lends a segment with adapters attached.
     fn lend(&self, index: usize, adapters: Option<&Adapters>) -> Lent<'_, Self::Segment> {
         self.lender().lend(index, adapters)
     }
@@ -96,16 +95,16 @@ pub trait Network: Clone {
         self.lender().layers()
     }
 
-    /// All linear layers and convolutions: what can wear adapters of any kind.
+    /// All linear layers and convolutions, which can have adapters of any kind.
     fn wearable(&self) -> Vec<LayerShape> {
         self.lender().wearable()
     }
 
-    /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`. The rows wear no adapters, all the same, or these in
-    /// turn.
+    /// The prediction for `inputs`: `[B, C, H, W]`, or `[B, 1, L, D]`. `adapters` is empty, one set for all rows, or sets that the rows
+    /// take in turn.
     ///
-    /// All rows go through each layer together, and then each through its own adapters. On the CPU in f32 each has the bits that
-    /// it has alone, whatever rows are with it and whatever they wear.
+    /// All rows go through each layer together, and then each through its own adapters. On the CPU in f32 each row has the same bits as
+    /// alone, whatever the other rows and their adapters.
     fn predict(&self, inputs: &Self::Inputs, adapters: &[Adapters]) -> Tensor<4> {
         let lender = self.lender();
         let run = |state, segment: Lent<'_, Self::Segment>| segment.run(inputs, state);
@@ -117,10 +116,10 @@ pub trait Network: Clone {
     }
 }
 
-/// A network names its layers segment by segment.
+/// The layers are those of the segments, in order.
 ///
 /// # Panics
-/// It is streamed: [`Network::layers`] tells them all the same.
+/// The network is streamed; use [`Network::layers`].
 impl<T: Network> Linears for T {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         for segment in self.lender_mut().parts_mut() {
@@ -137,10 +136,10 @@ impl<T: Network> Linears for T {
     }
 }
 
-/// A network names its tensors segment by segment.
+/// The tensors are those of the segments, in order.
 ///
 /// # Panics
-/// It is streamed.
+/// The network is streamed.
 impl<T: Network> Parameters for T {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         for segment in self.lender_mut().parts_mut() {

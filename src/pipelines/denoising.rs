@@ -1,4 +1,4 @@
-//! A request on its way from noise to latents, one call of the network at a time.
+//! Step-by-step denoising of a request, one call of the network at a time.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -9,28 +9,28 @@ use crate::{
     schedulers::Scheduler,
 };
 
-/// The images of one request, which are denoised together. [`Pipeline::advance`](super::Pipeline::advance) takes those of many
-/// requests a step on, each at a step of its own: so one may join others, or be dropped, between two steps.
+/// The images of one request, which are denoised together. [`Pipeline::advance`](super::Pipeline::advance) advances those of many
+/// requests, each at its own step, so that one may join others, or be dropped, between two steps.
 #[derive(Debug)]
 pub struct Denoising {
     sampler: Box<dyn Scheduler>,
     condition: Condition,
-    /// Of the predictions for an image, which add up to 1.
+    /// The weights of the predictions for an image, which add up to 1.
     weights: Vec<f64>,
     seeds: Vec<u64>,
     clean: Option<Start>,
-    /// The noise that all began with, `[B, C, h, w]`.
+    /// The initial noise, `[B, C, h, w]`.
     noise: Tensor<4>,
     latents: Tensor<4>,
     /// The number of the sampler's first call, and of the next one.
     first: usize,
     next: usize,
-    /// How often the sampler added noise.
+    /// The number of times the sampler added noise.
     draws: u64,
 }
 
 impl Denoising {
-    /// `sampler` starts with its call `first`.
+    /// Starts a request with call `first` of `sampler`.
     pub(super) fn new(request: &Request, sampler: Box<dyn Scheduler>, first: usize) -> Self {
         let (condition, weights) = request.conditions();
         let (noise, clean) = (request.noise.clone().cast(FloatDType::F32), request.start.clone());
@@ -42,49 +42,49 @@ impl Denoising {
         Self { sampler, condition, weights, seeds, clean, noise, latents, first, next: first, draws: 0 }
     }
 
-    /// How many calls of the network there were.
+    /// The number of calls of the network so far.
     pub fn step(&self) -> usize {
         self.next - self.first
     }
 
-    /// How many there will be.
+    /// The number of calls in total.
     pub fn of(&self) -> usize {
         self.sampler.timesteps().len() - self.first
     }
 
-    /// Whether there are no more steps to do.
+    /// Whether no steps are left.
     pub fn is_done(&self) -> bool {
         self.step() == self.of()
     }
 
-    /// How many images there are.
+    /// The number of images.
     pub fn images(&self) -> usize {
         self.seeds.len()
     }
 
-    /// How many rows they have in a call of the network: with guidance, more than one each.
+    /// The number of rows in a call of the network: with guidance, more than one per image.
     pub fn rows(&self) -> usize {
         self.seeds.len() * self.weights.len()
     }
 
-    /// Width and height, in latent pixels.
+    /// Width and height in latent pixels.
     pub fn size(&self) -> (usize, usize) {
         let [_, _, height, width] = self.latents.dims();
         (width, height)
     }
 
-    /// Scaled latents as they are now, `[B, C, h, w]`.
+    /// The current scaled latents, `[B, C, h, w]`.
     pub fn latents(&self) -> &Tensor<4> {
         &self.latents
     }
 
-    /// What the network is called with next: latents `[R, C, h, w]`, a timestep for each, and the rest.
+    /// The inputs of the next call of the network: latents `[R, C, h, w]`, a timestep for each, and the conditions.
     pub(super) fn inputs(&self) -> (Tensor<4>, Vec<f64>, &Condition) {
         let latents = self.sampler.scale_model_input(self.latents.clone(), self.next).repeat_dim(0, self.weights.len());
         (latents, vec![self.sampler.timesteps()[self.next]; self.rows()], &self.condition)
     }
 
-    /// Goes a step on from the `prediction` for all rows, with noise drawn from each image's seed where the sampler adds some.
+    /// Advances by one step with the `prediction` for all rows; noise that the sampler adds is drawn from each image's seed.
     pub(super) fn take(&mut self, prediction: Tensor<4>) {
         let (mut draws, seeds, shape, device) =
             (self.draws, self.seeds.clone(), self.noise.dims(), self.noise.device());
@@ -96,7 +96,7 @@ impl Denoising {
         self.draws = draws;
     }
 
-    /// The same with noise of the caller's, of the latents' shape.
+    /// The same with the caller's noise, in the shape of the latents.
     pub(super) fn take_with(&mut self, prediction: Tensor<4>, noise: &mut dyn FnMut() -> Tensor<4>) {
         let prediction = weighted_sum(prediction, &self.weights);
         let latents = self.sampler.step(prediction, self.next, self.latents.clone(), noise);
@@ -104,7 +104,7 @@ impl Denoising {
         self.latents = match self.clean.as_ref().and_then(|clean| Some((clean, clean.mask.as_ref()?))) {
             None => latents,
             Some((clean, mask)) => {
-                // What is not masked follows the image, as noisy as the latents are now.
+                // Pixels outside the mask follow the initial image, at the noise level of the latents.
                 let kept = match self.is_done() {
                     true => clean.latents.clone(),
                     false => self.sampler.add_noise(clean.latents.clone(), self.noise.clone(), self.next),
@@ -115,7 +115,7 @@ impl Denoising {
     }
 }
 
-/// The rows of each condition `[K·B, C, h, w]`, weighted and added up: `[B, C, h, w]`.
+/// The weighted sum over the conditions of `[K·B, C, h, w]`: `[B, C, h, w]`.
 fn weighted_sum(predictions: Tensor<4>, weights: &[f64]) -> Tensor<4> {
     if let [1.0] = weights {
         return predictions;

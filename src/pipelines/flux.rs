@@ -23,7 +23,7 @@ use crate::{
     schedulers::{FlowMatchEuler, Scheduler, SchedulerName},
 };
 
-/// The side of a square image in latent pixels that FLUX.1 was made for: 1024 pixels. No file of the model says so.
+/// The native size of FLUX.1: the side of a square image in latent pixels, 1024 pixels. No file of the model contains it.
 const LATENT_SIDE: usize = 128;
 
 /// Transformer, VAE and schedule.
@@ -35,14 +35,14 @@ pub struct FluxPipeline {
     pub vae: AutoencoderKl,
     /// From `scheduler/`.
     pub scheduler: FlowMatchEuler,
-    /// How much is computed at once.
+    /// Limits on how much is computed at once.
     pub limits: Limits,
     device: Device,
     dtype: FloatDType,
 }
 
 impl FluxPipeline {
-    /// Loads everything but the text encoders from a pipeline folder. `dtype` is the transformer's.
+    /// Loads everything except the text encoders from a pipeline folder. `dtype` is that of the transformer.
     ///
     /// # Errors
     /// A component is missing, broken or of another kind.
@@ -50,7 +50,7 @@ impl FluxPipeline {
         Self::open_as(Placement::default(), model, device, dtype)
     }
 
-    /// The same with weights that lie where `placement` says.
+    /// The same with unused weights where `placement` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -103,7 +103,7 @@ impl FluxPipeline {
         Ok(())
     }
 
-    /// The pipeline of these parts, which are of one model. `dtype` is the transformer's.
+    /// The pipeline of these parts of one model. `dtype` is that of the transformer.
     pub fn new(transformer: FluxTransformer, vae: AutoencoderKl, scheduler: FlowMatchEuler, dtype: FloatDType) -> Self {
         let device = transformer.lender().device().clone();
         Self { transformer, vae, scheduler, limits: Limits::NONE, device, dtype }
@@ -153,16 +153,16 @@ impl Pipeline for FluxPipeline {
         self.transformer.lender().sizes()
     }
 
-    /// Of values for each token and each of its features, of images and text together, 20.7 were measured at full width, and 8.8 with
-    /// 1024 of 4608 tokens in the feed-forward at a time: 14 of them are there.
+    /// Measured: 20.7 values per feature of each token (of image and text together) with all tokens in the feed-forward at once, of which
+    /// 14 are there, and 8.8 with 1024 of 4608 tokens at a time.
     fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize, limits: &Limits) -> u64 {
         let tokens = (width / 2) * (height / 2) + text_tokens;
         let at_once = limits.feed_forward_tokens.map_or(tokens, |most| most.min(tokens));
         ((13 * tokens + 28 * at_once) * self.transformer.config.width()) as u64 * 2
     }
 
-    /// Of values for each token and each of its features: 12.2 a block were measured where all are kept; else one a block, and
-    /// 26 for the block that goes back and what its adapters need.
+    /// Measured: 12.2 values per feature of each token and block if all activations are kept; else one per block, and 26 for the block
+    /// in the backward pass with its adapters.
     fn bytes_of_training_row(&self, width: usize, height: usize, text_tokens: usize, blockwise: bool) -> u64 {
         let config = &self.transformer.config;
         let blocks = config.num_layers + config.num_single_layers;
@@ -180,7 +180,7 @@ impl Pipeline for FluxPipeline {
     ) -> Result<(Box<dyn Scheduler>, usize)> {
         if name.is_some() {
             return Err(Error::setting("scheduler", "is not supported by FLUX.1")
-                .hint("leave it out: there is one sampler only"));
+                .hint("leave it out: there is only one sampler"));
         }
         Ok((Box::new(self.scheduler.run(steps, (height / 2) * (width / 2), strength)?), 0))
     }

@@ -1,12 +1,12 @@
-//! From weights to images; inference only.
+//! Inference: from weights to images.
 //!
 //! ```text
 //! prompts ─► embeds ─┐
 //! image ─► encode ─┴─► Request ─► Pipeline::generate ─► latents ─► decode ─► image
 //! ```
 //!
-//! A [`Pipeline`] brings a network, a VAE and a sampler; the loop, guidance, image-to-image and inpainting are written once, in
-//! its provided methods and in [`Request`].
+//! A [`Pipeline`] provides a network, a VAE and a sampler; the loop, guidance, image-to-image and inpainting are shared, in its
+//! provided methods and in [`Request`].
 
 mod size;
 pub(crate) mod request;

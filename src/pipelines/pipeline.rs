@@ -1,6 +1,6 @@
-//! What all pipelines share: from a request to latents, and between latents and images.
+//! The shared part of all pipelines: from a request to latents, and between latents and images.
 //!
-//! A model brings its network, its sampler and its sizes; the loop is written once.
+//! A model provides its network, its sampler and its sizes; the loop is shared.
 
 use std::ops::ControlFlow;
 
@@ -27,42 +27,42 @@ use crate::{
     stop,
 };
 
-/// What is wrong with a result that is not finite, and what may be the cause.
+/// The problem and the hint of a result that is not finite.
 pub(crate) const NOT_FINITE: &str = "would hold values that are not finite";
 pub(crate) const WHY_NOT_FINITE: &str =
     "a LoRA scale that is too high, or a LoRA from a run that diverged, causes this";
 
-/// The most images that are made together where nobody says. More make nothing faster.
+/// The largest default batch. Larger ones are not faster.
 const MOST_BY_ITSELF: u64 = 16;
 
-/// An image that takes less than this, in bytes, may come with others on a device whose memory is not known.
+/// On a device whose memory is unknown, images below this many bytes are batched by default.
 const SMALL: u64 = 1 << 30;
 
-/// What is known after a call of the network.
+/// Progress after a call of the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
-    /// How many calls there were.
+    /// The number of calls so far.
     pub number: usize,
-    /// How many there will be.
+    /// The number of calls in total.
     pub of: usize,
     /// Scaled latents, `[B, C, h, w]`.
     pub latents: &'a Tensor<4>,
 }
 
-/// What is called after every step of a generation, and says whether it goes on.
+/// A callback after every step of a generation, which decides whether it continues.
 pub type OnStep<'a> = &'a mut dyn FnMut(Step<'_>) -> ControlFlow<()>;
 
-/// How work ended that its caller may cancel.
+/// The outcome of work that its caller may cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome<T> {
-    /// It was done.
+    /// Completed.
     Finished(T),
-    /// The caller said to stop after this many steps. Nothing came of it, and nothing is wrong.
+    /// Cancelled by the caller after this many steps, which is not an error.
     Cancelled(usize),
 }
 
 impl<T> Outcome<T> {
-    /// What came of it, if it was not cancelled.
+    /// The result, unless it was cancelled.
     pub fn finished(self) -> Option<T> {
         match self {
             Self::Finished(made) => Some(made),
@@ -70,7 +70,7 @@ impl<T> Outcome<T> {
         }
     }
 
-    /// The same with what came of it changed.
+    /// The same with the result mapped.
     ///
     /// # Errors
     /// That of `then`.
@@ -82,14 +82,14 @@ impl<T> Outcome<T> {
     }
 }
 
-/// Where the weights of a pipeline's parts lie between two uses.
+/// Where the weights of a pipeline's parts are between two uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// Of the denoiser's segments.
+    /// The denoiser's segments.
     pub denoiser: Residence,
-    /// Of the two halves of the VAE.
+    /// The two halves of the VAE.
     pub vae: Residence,
-    /// Of the blocks of a large text encoder, which is loaded for prompts alone.
+    /// The blocks of a large text encoder, which is loaded only for prompts.
     pub text: Residence,
 }
 
@@ -99,7 +99,7 @@ impl From<Residence> for Placement {
     }
 }
 
-/// A level has a placement.
+/// The placement of a memory level.
 impl From<Level> for Placement {
     fn from(level: Level) -> Self {
         let [denoiser, vae] = match level {
@@ -112,43 +112,42 @@ impl From<Level> for Placement {
     }
 }
 
-/// A network, a VAE and a schedule. Text encoders are not part of it: prompts are embedded before it is loaded.
+/// A network, a VAE and a schedule, without text encoders: prompts are embedded before it is loaded.
 pub trait Pipeline: Send {
     /// Between latents and pixels, in f32.
     fn vae(&self) -> &AutoencoderKl;
 
-    /// Where its tensors are.
+    /// The device of its tensors.
     fn device(&self) -> &Device;
 
-    /// How much is computed at once.
+    /// The limits on how much is computed at once.
     fn limits(&self) -> Limits;
 
-    /// Bounds how much is computed at once, from now on: it changes no result.
+    /// Limits how much is computed at once, which changes no result.
     fn limit(&mut self, limits: Limits);
 
-    /// The linear layers and convolutions of the network, which can wear adapters.
+    /// The linear layers and convolutions of the network, which can have adapters.
     fn layers(&self) -> Vec<LayerShape>;
 
-    /// How the first quantized layer of the network is stored; `None` if none is quantized.
+    /// The format of the first quantized layer of the network; `None` if none is quantized.
     fn quantized(&self) -> Option<&'static str>;
 
-    /// The sizes of images that it works at.
+    /// The image sizes that it supports.
     fn sizes(&self) -> ImageSizes;
 
     /// The bytes of the network's segments on the device.
     fn denoiser_sizes(&self) -> Sizes;
 
-    /// About the most memory that a call of the network takes for each row on a CPU, in bytes, beside the weights, in f32: latents
-    /// of this size, and so many tokens of text. Measured; see the implementations.
+    /// The approximate peak memory of a call of the network per row on a CPU in f32, in bytes, without weights, for latents of this size
+    /// and so many tokens of text. Measured; see the implementations.
     fn bytes_of_row(&self, width: usize, height: usize, text_tokens: usize, limits: &Limits) -> u64;
 
-    /// About the memory that a training step takes for each row, in bytes, beside weights and adapters, in f32: all that a forward
-    /// pass keeps, or the inputs of the segments and one of them the backward pass. Measured; see the implementations.
+    /// The approximate memory of a training step per row in f32, in bytes, without weights and adapters: all activations of a forward
+    /// pass, or the inputs of the segments and the backward pass of one of them. Measured; see the implementations.
     fn bytes_of_training_row(&self, width: usize, height: usize, text_tokens: usize, blockwise: bool) -> u64;
 
-    /// How many images of a size in latent pixels are made together where nobody says, if each has so many `rows`: those that
-    /// take at most half of the memory that is available, in powers of two, at least one. Where that is not known, as on a GPU,
-    /// four if a row is small, else one.
+    /// The default batch size for images of a size in latent pixels with so many `rows` each: a power of two whose memory is at most half
+    /// of what is available, at least one. If that is unknown, as on a GPU, four if a row is small, else one.
     fn pictures_that_fit(&self, (width, height): (usize, usize), text_tokens: usize, rows: usize) -> usize {
         let bytes = self.bytes_of_row(width, height, text_tokens, &self.limits()).max(1) * rows as u64;
         let fitting = match memory::available(self.device()) {
@@ -159,13 +158,13 @@ pub trait Pipeline: Send {
         1 << fitting.clamp(1, MOST_BY_ITSELF).ilog2()
     }
 
-    /// Whether the network reads an image to edit beside the latents.
+    /// Whether the network also takes an image to edit.
     fn edits(&self) -> bool {
         false
     }
 
-    /// A sampler for the share `strength` of `steps` steps and latents of this width and height, and the number of its first
-    /// call; the model's own, unless another one is named.
+    /// A sampler for the share `strength` of `steps` steps and latents of this width and height, with the number of its first call; by
+    /// default the model's own.
     ///
     /// # Errors
     /// The schedule cannot be used with that many steps, or the sampler of this model cannot be chosen.
@@ -181,11 +180,11 @@ pub trait Pipeline: Send {
     /// `condition` each.
     fn predict(&self, latents: Tensor<4>, timesteps: &[f64], condition: &Condition) -> Tensor<4>;
 
-    /// Denoises: scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. What a sampler adds
-    /// between two steps is drawn from the row's seed, so an image does not depend on its batch, but for rounding.
+    /// Denoises to scaled latents `[B, C, h, w]`. `on_step` is called after every call of the network. Noise that a sampler adds between
+    /// two steps is drawn from the row's seed, so that an image does not depend on its batch, except for rounding.
     ///
     /// # Errors
-    /// The request does not suit the model, its settings leave nothing to do, or the process is asked to stop.
+    /// The request does not fit the model, its settings leave no steps, or the process is asked to stop.
     fn generate(&self, request: &Request, on_step: &mut dyn FnMut(Step<'_>)) -> Result<Tensor<4>> {
         let on_step: OnStep = &mut |step| {
             on_step(step);
@@ -194,7 +193,7 @@ pub trait Pipeline: Send {
         Ok(self.generate_until(request, on_step)?.finished().expect("nobody cancelled it"))
     }
 
-    /// The same for a caller who may cancel it after each step.
+    /// The same for a caller that may cancel it after each step.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -202,7 +201,7 @@ pub trait Pipeline: Send {
         run(self, request, &mut |denoising, prediction| denoising.take(prediction), on_step)
     }
 
-    /// The same with noise of the caller's, of the latents' shape, for samplers that add some between two steps.
+    /// The same with the caller's noise, in the shape of the latents, for samplers that add noise between two steps.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -215,10 +214,10 @@ pub trait Pipeline: Send {
         run(self, request, &mut |denoising, prediction| denoising.take_with(prediction, noise), on_step)
     }
 
-    /// Makes ready to denoise, step by step, with [`advance`](Self::advance).
+    /// Prepares step-by-step denoising with [`advance`](Self::advance).
     ///
     /// # Errors
-    /// The request does not suit the model, or its settings leave nothing to do.
+    /// The request does not fit the model, or its settings leave no steps.
     fn begin(&self, request: &Request) -> Result<Denoising> {
         request.check(self.edits())?;
         let ([_, channels, height, width], own) = (request.noise.dims(), self.vae().latent_channels());
@@ -231,13 +230,13 @@ pub trait Pipeline: Send {
         Ok(Denoising::new(request, sampler, first))
     }
 
-    /// Takes all of them a step on, each from where it is, in one call of the network.
+    /// Advances all of them by one step, each from its own, in one call of the network.
     ///
     /// # Errors
-    /// They have not all the same size, or as many tokens of text.
+    /// Their sizes or numbers of text tokens differ.
     ///
     /// # Panics
-    /// One is done.
+    /// One has no steps left.
     fn advance(&self, all: &mut [&mut Denoising]) -> Result<()> {
         let inputs: Vec<_> = all.iter().map(|one| one.inputs()).collect();
         let alike = |(latents, _, condition): &(Tensor<4>, _, &Condition)| {
@@ -265,7 +264,7 @@ pub trait Pipeline: Send {
         self.sizes().check(width, height)
     }
 
-    /// What an image of this seed and size starts from, `[1, C, h, w]`: the same on every device and in every batch.
+    /// The initial noise of an image of this seed and size, `[1, C, h, w]`: the same on every device and in every batch.
     fn start_noise(&self, seed: u64, width: usize, height: usize) -> Tensor<4> {
         let factor = self.vae().downsampling();
         let shape = [1, self.vae().latent_channels(), height / factor, width / factor];
@@ -294,7 +293,7 @@ pub trait Pipeline: Send {
     }
 }
 
-/// Denoises; `take` goes a step on from a prediction.
+/// Denoises; `take` advances by one step with a prediction.
 fn run(
     pipeline: &(impl Pipeline + ?Sized),
     request: &Request,
@@ -318,7 +317,7 @@ fn run(
 }
 
 /// # Errors
-/// The `first` call of a sampler for so many steps comes after its last.
+/// The error if the `first` call of a sampler for so many steps comes after its last.
 pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Result<()> {
     match first < timesteps.len() {
         true => Ok(()),
@@ -327,7 +326,7 @@ pub(crate) fn check_first(first: usize, timesteps: &[f64], steps: usize) -> Resu
     }
 }
 
-/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit image, which errors call by its `name`.
+/// Pixels `[1, 3, H, W]` in [-1, 1] → an 8-bit image; errors contain its `name`.
 fn to_image(pixels: Tensor<4>, name: &str) -> Result<RgbImage> {
     let [_, _, height, width] = pixels.dims();
     let pixels = pixels.cast(FloatDType::F32).permute([0, 2, 3, 1]);

@@ -11,66 +11,66 @@ use crate::{
     schedulers::SchedulerName,
 };
 
-/// What to make. All rows are made together, as one batch.
+/// A request for one batch of images.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// One row for each image.
     pub text: PromptEmbeds,
-    /// Where to start from: standard normal noise `[B, C, h, w]` in latent size, f32.
+    /// The initial noise: standard normal `[B, C, h, w]` in latent size, f32.
     pub noise: Tensor<4>,
-    /// One for each image, for samplers that add noise between two steps.
+    /// A seed for each image, for samplers that add noise between two steps.
     pub seeds: Vec<u64>,
-    /// Steps of the sampler.
+    /// Sampling steps.
     pub steps: usize,
-    /// The sampler, in place of the model's own.
+    /// The sampler, instead of the model's own.
     pub scheduler: Option<SchedulerName>,
-    /// The distilled guidance that FLUX.1-dev takes as an input (3.5 suits it); other models ignore it.
+    /// The distilled guidance that FLUX.1-dev takes as an input (3.5 is usual); other models ignore it.
     pub guidance: f64,
-    /// Classifier-free guidance by text: what to keep away from (one row for all, or one each), and how strongly. In force
+    /// Classifier-free guidance by text: the negative prompt (one row for all, or one each), and the scale, which is active
     /// above 1.
     pub negative: Option<(PromptEmbeds, f64)>,
-    /// The images to edit, for a model that reads them: latents `[B, C, h, w]` as it was trained with, which are raw ones in
-    /// InstructPix2Pix, and the guidance by them, in force from 1 on and together with that by text.
+    /// Source images for an editing model: latents `[B, C, h, w]` as in its training (raw ones for InstructPix2Pix), and the image
+    /// guidance scale, which is active from 1 on and only together with text guidance.
     pub original: Option<(Tensor<4>, f64)>,
-    /// Images to start from, with the noise on top.
+    /// Initial images, to which the noise is added.
     pub start: Option<Start>,
-    /// What the network wears: nothing, one for all images, or one for each.
+    /// The adapters: none, one set for all images, or one for each.
     pub adapters: Vec<Adapters>,
 }
 
-/// Where image-to-image and inpainting start.
+/// The initial images of image-to-image and inpainting.
 #[derive(Clone, Debug)]
 pub struct Start {
     /// Scaled latents of the images, `[B, C, h, w]`, f32.
     pub latents: Tensor<4>,
-    /// The share of the steps to run: near 0 nothing changes, at 1 hardly anything is left.
+    /// The denoising strength: near 0 nothing changes, at 1 hardly anything is kept.
     pub strength: f64,
-    /// 1 where something new is to be, 0 where the image is to stay: `[B, 1, h, w]`, or `[1, 1, h, w]` for all.
+    /// The mask: 1 where the image is repainted, 0 where it stays: `[B, 1, h, w]`, or `[1, 1, h, w]` for all.
     pub mask: Option<Tensor<4>>,
 }
 
 impl Start {
-    /// Whether nothing of the images shows through the noise: what is masked is then made up from noise alone.
+    /// Whether nothing of the images shows through the noise, so that masked pixels are generated from noise alone.
     pub(super) fn is_free(&self) -> bool {
         self.mask.is_some() && self.strength == 1.0
     }
 }
 
-/// What the network is told about each row, besides latents and time.
+/// The inputs of the network for each row, besides latents and time.
 #[derive(Clone, Debug)]
 pub struct Condition {
     /// The prompts.
     pub text: PromptEmbeds,
-    /// Latents of the images to edit as the network reads them, `[R, C, h, w]`; zero where there is none.
+    /// Latents of source images as inputs of the network, `[R, C, h, w]`; zero if there is none.
     pub original: Option<Tensor<4>>,
     /// The distilled guidance, one for each row.
     pub guidance: Vec<f64>,
-    /// What the network wears: nothing, or for each row what it does.
+    /// The adapters: none, or those of each row.
     pub adapters: Vec<Adapters>,
 }
 
 impl Condition {
-    /// All rows of some conditions, one after the other, and how many each of them has.
+    /// Concatenates the rows of several conditions, with the number of rows of each.
     pub(super) fn join(all: &[&Self]) -> Self {
         let rows = |one: &Self| one.guidance.len();
         let wear = all.iter().any(|one| !one.adapters.is_empty());
@@ -105,7 +105,7 @@ impl Request {
         }
     }
 
-    /// Some of the rows, as a request of their own.
+    /// Some of the rows, as a request.
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let (all, numbers) = (self.seeds.len(), rows.clone().collect::<Vec<_>>());
         let part = |tensor: &Tensor<4>| match tensor.dims()[0] == all {
@@ -135,15 +135,15 @@ impl Request {
         }
     }
 
-    /// How the share of steps to run is told: 1 without an image to start from.
+    /// The denoising strength; 1 without initial images.
     pub(super) fn strength(&self) -> f64 {
         self.start.as_ref().map_or(1.0, |start| start.strength)
     }
 
-    /// Whether a model that reads images to `edit`, or does not, can carry this out.
+    /// Checks the request for a model that takes images to `edit`, or does not.
     ///
     /// # Errors
-    /// A setting is out of its range, the parts are of different sizes, or an image to edit is missing or too much.
+    /// A setting is out of range, parts differ in size, or a source image is missing or not supported.
     pub(super) fn check(&self, edits: bool) -> Result<()> {
         if self.steps == 0 {
             return Err(Error::setting("steps", "must be at least 1"));
@@ -157,7 +157,7 @@ impl Request {
         let shape = self.noise.dims();
         let [rows, _, height, width] = shape;
         let mask = self.start.as_ref().and_then(|start| start.mask.as_ref()).map(Tensor::dims);
-        // Rows, tokens and features of the prompts; rows and features of what is pooled.
+        // Rows, tokens and features of the prompts; rows and features of the pooled embeddings.
         let sizes = |text: &PromptEmbeds| {
             let ([rows, tokens, features], [pooled_rows, pooled]) = (text.prompt.dims(), text.pooled.dims());
             ([rows, pooled_rows], [tokens, features, pooled])
@@ -175,14 +175,14 @@ impl Request {
         ] {
             if !fits {
                 let text = self.text.prompt.dims();
-                let problem = format!("does not go with noise of the shape {shape:?} and text of the shape {text:?}");
+                let problem = format!("does not fit noise of the shape {shape:?} and text of the shape {text:?}");
                 return Err(Error::setting(part, problem));
             }
         }
         Ok(())
     }
 
-    /// All that the network is told, as one batch of `K·B` rows, and the weights of the `K` predictions, which add up to 1.
+    /// The conditions as one batch of `K·B` rows, and the weights of the `K` predictions, which add up to 1.
     ///
     /// With text `t` against `n` at scale `s` (Ho & Salimans 2022): `n + s·(t - n)`.
     /// With an image too (Brooks et al. 2023, eq. 3), text scale `s`, image scale `i`, and `u` with neither:
@@ -217,7 +217,7 @@ impl Request {
 }
 
 /// # Errors
-/// This is no share of the steps to run.
+/// It is not a valid denoising strength.
 pub(crate) fn check_strength(strength: f64) -> Result<()> {
     match strength > 0.0 && strength <= 1.0 {
         true => Ok(()),
@@ -225,7 +225,7 @@ pub(crate) fn check_strength(strength: f64) -> Result<()> {
     }
 }
 
-/// The rows with these numbers, in this order; a number may be there more than once.
+/// The rows with these numbers, in this order; numbers may repeat.
 pub(crate) fn pick(embeds: &PromptEmbeds, rows: &[usize]) -> PromptEmbeds {
     let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let indices = Tensor::from_data(TensorData::new(indices, [rows.len()]), &embeds.prompt.device());
@@ -243,7 +243,7 @@ pub(crate) fn join(parts: &[PromptEmbeds]) -> PromptEmbeds {
     }
 }
 
-/// One number for each row, `[R]`, f32.
+/// A value for each row, `[R]`, f32.
 pub(super) fn numbers(values: &[f64], device: &Device) -> Tensor<1> {
     let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
     let count = values.len();

@@ -20,11 +20,11 @@ pub struct Similarity {
     device: Device,
 }
 
-/// What CLIP says of one edit. Both numbers are in [-1, 1], and one is bought with the other: with more image guidance the
-/// image stays closer to the original, and the edit gets weaker.
+/// CLIP scores of an edit. Both are in [-1, 1] and trade off against each other: with more image guidance the image stays closer to
+/// the original, and the edit gets weaker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EditScore {
-    /// `cos(E(original), E(edited))`: how much of the original is still there.
+    /// `cos(E(original), E(edited))`: how much of the original is preserved.
     pub image: f64,
     /// `cos(E(edited) − E(original), E(caption after) − E(caption before))`: whether the image changed as the captions
     /// say (Gal et al. 2022). Without captions there is nothing to compare with.
@@ -35,7 +35,7 @@ impl Similarity {
     /// Opens the folder of a transformers `CLIPModel`; it runs in f32.
     ///
     /// # Errors
-    /// Files are missing or broken, or of another model.
+    /// Files are missing or broken, or belong to another model.
     pub fn open(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let folder = folder.as_ref();
         let model = ClipModel::open(folder, device, Some(FloatDType::F32))?;
@@ -48,9 +48,9 @@ impl Similarity {
         })
     }
 
-    /// Measures one edit; `captions` describe the image before and after it. As in the paper's own code, vectors have
-    /// length one before they are subtracted, and where nothing changed at all the direction is zero. Unlike there,
-    /// images are prepared as CLIP was trained: scaled with a filter that does not alias, and cut, not squeezed.
+    /// Measures one edit; `captions` describe the image before and after it. As in the paper's own code, vectors are normalized before
+    /// they are subtracted, and if nothing changed the direction is zero. Unlike there, images are prepared as for CLIP's training: scaled
+    /// with an antialiasing filter, and cropped, not squeezed.
     ///
     /// # Errors
     /// An image is empty, or a caption has no tokens.

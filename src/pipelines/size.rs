@@ -1,19 +1,19 @@
-//! The sizes of images that a model works at.
+//! The image sizes that a model supports.
 
 use crate::{
     error::{Error, Result},
     models::vae::VaeConfig,
 };
 
-/// The longest side of an image that is made, in pixels. Memory grows with the area, and in attention with its square.
+/// The longest side of a generated image in pixels. Memory grows with the area, and in attention with its square.
 pub const LARGEST_SIDE: usize = 8192;
 
-/// Sizes in pixels, as the configuration of a model tells them.
+/// Image sizes in pixels, from the configuration of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageSizes {
-    /// A multiple of this must be each side.
+    /// Each side must be a multiple of this.
     pub step: usize,
-    /// The side of a square as large as the images that the model was made for.
+    /// The native size: the side of a square image.
     pub native: usize,
     /// The pixels, along each side, of one latent pixel.
     pub latent_pixel: usize,
@@ -22,8 +22,8 @@ pub struct ImageSizes {
 }
 
 impl ImageSizes {
-    /// Those of a VAE in front of a denoiser that reads `patch` × `patch` latent pixels together, and was made for squares of
-    /// `side` latent pixels.
+    /// The sizes of a VAE and a denoiser with patches of `patch` × `patch` latent pixels and a native size of `side` latent pixels
+    /// squared.
     pub(super) fn new(vae: &VaeConfig, patch: usize, side: usize) -> Self {
         let latent_pixel = vae.downsampling();
         let latent_channels = vae.latent_channels;
@@ -31,7 +31,7 @@ impl ImageSizes {
     }
 
     /// # Errors
-    /// A side is zero, no multiple of [`step`](Self::step), or longer than [`LARGEST_SIDE`].
+    /// A side is zero, not a multiple of [`step`](Self::step), or longer than [`LARGEST_SIDE`].
     pub fn check(&self, width: usize, height: usize) -> Result<()> {
         for (field, side) in [("width", width), ("height", height)] {
             if side > LARGEST_SIDE {

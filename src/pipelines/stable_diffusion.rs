@@ -1,4 +1,4 @@
-//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix, which is Stable Diffusion with a UNet that also reads an image.
+//! Stable Diffusion 1.x and 2.x, and InstructPix2Pix, whose UNet also takes an image.
 
 use std::path::Path;
 
@@ -23,27 +23,27 @@ use crate::{
     schedulers::{Scheduler, SchedulerConfig, SchedulerName},
 };
 
-/// UNet, VAE and schedule. A UNet of as many input channels as latents have makes images from text; one of twice as many
-/// edits them (Brooks et al. 2023).
+/// UNet, VAE and schedule. A UNet with as many input channels as latents have generates images from text; one with twice as many edits
+/// images (Brooks et al. 2023).
 #[derive(Clone, Debug)]
 pub struct StableDiffusionPipeline {
     /// The denoiser.
     pub unet: UNet,
     /// Between latents and pixels, in f32.
     pub vae: AutoencoderKl,
-    /// From `scheduler/`; its name says which sampler.
+    /// From `scheduler/`, including the sampler.
     pub scheduler: SchedulerConfig,
-    /// How much is computed at once.
+    /// Limits on how much is computed at once.
     pub limits: Limits,
     device: Device,
     dtype: FloatDType,
 }
 
-/// The pipeline with a UNet that reads the image to edit beside the latents.
+/// The class of the pipeline whose UNet takes the image to edit beside the latents.
 pub type InstructPix2PixPipeline = StableDiffusionPipeline;
 
 impl StableDiffusionPipeline {
-    /// Loads everything but the text encoders from a pipeline folder. `dtype` is the UNet's.
+    /// Loads everything except the text encoders from a pipeline folder. `dtype` is that of the UNet.
     ///
     /// # Errors
     /// A component is missing, broken or of another kind.
@@ -51,7 +51,7 @@ impl StableDiffusionPipeline {
         Self::open_as(Placement::default(), model, device, dtype)
     }
 
-    /// The same with weights that lie where `placement` says.
+    /// The same with unused weights where `placement` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -95,15 +95,14 @@ impl StableDiffusionPipeline {
                 "`in_channels` is {in_channels} and `out_channels` {out_channels}; the VAE's latents have {channels} channels"
             );
             return Err(Error::file(model.join("unet/config.json"), problem).hint(format!(
-                "use a model with {channels} input channels to make pictures, or {} to edit them; kiln paints within a \
-                 mask without more",
+                "use a model with {channels} input channels to generate images, or {} to edit them; the former also inpaints",
                 2 * channels
             )));
         }
         Ok(())
     }
 
-    /// The pipeline of these parts, which are of one model. `dtype` is the UNet's.
+    /// The pipeline of these parts of one model. `dtype` is that of the UNet.
     pub fn new(unet: UNet, vae: AutoencoderKl, scheduler: SchedulerConfig, dtype: FloatDType) -> Self {
         let device = unet.lender().device().clone();
         Self { unet, vae, scheduler, limits: Limits::NONE, device, dtype }
@@ -154,15 +153,15 @@ impl Pipeline for StableDiffusionPipeline {
         self.unet.lender().sizes()
     }
 
-    /// Of values for each latent pixel and channel of the first level, 19 were measured of version 1.5, and 14.2 with 512 of 4096 pixels
-    /// of each row in the feed-forward at a time: 7 of them are there.
+    /// Measured for version 1.5: 19 values per latent pixel and channel of the first level, of which 7 are in the feed-forward, and 14.2
+    /// with 512 of the 4096 pixels of each row in the feed-forward at a time.
     fn bytes_of_row(&self, width: usize, height: usize, _: usize, limits: &Limits) -> u64 {
         let pixels = width * height;
         let at_once = limits.feed_forward_tokens.map_or(pixels, |most| most.min(pixels));
         ((13 * pixels + 7 * at_once) * self.unet.config.block_out_channels[0]) as u64 * 4
     }
 
-    /// Of values for each latent pixel and channel of the first level, 230 were measured where all are kept, 60 else.
+    /// Measured: 230 values per latent pixel and channel of the first level if all activations are kept, else 60.
     fn bytes_of_training_row(&self, width: usize, height: usize, _: usize, blockwise: bool) -> u64 {
         let values = if blockwise { 66 } else { 250 };
         (width * height * self.unet.config.block_out_channels[0] * values) as u64 * 4

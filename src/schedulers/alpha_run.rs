@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{Level, NoiseSchedule, PredictionType, run::Run};
 
-/// What samplers that go from one training timestep to another have in common.
+/// The common part of samplers that step from one training timestep to another.
 #[derive(Clone, Debug)]
 pub(super) struct AlphaRun {
     pub(super) schedule: NoiseSchedule,

@@ -38,7 +38,7 @@ pub enum SchedulerName {
     Lcm,
 }
 
-/// What `scheduler_config.json` says.
+/// `scheduler_config.json`.
 ///
 /// Each sampler reads the settings it knows when it is made; what the file does not have takes the default of the sampler's
 /// class in diffusers. So a sampler chosen by name sees what diffusers' `from_config` would give it.
@@ -46,7 +46,7 @@ pub enum SchedulerName {
 pub struct SchedulerConfig {
     /// The sampler; `None` where the file names one that this program lacks. Training needs none.
     pub name: Option<SchedulerName>,
-    /// What the model predicts.
+    /// The prediction type of the model.
     pub prediction_type: PredictionType,
     pub(super) betas: Vec<f32>,
     zero_terminal: bool,
@@ -134,7 +134,7 @@ impl SchedulerConfig {
         NoiseSchedule::new(&self.betas, self.zero_terminal)
     }
 
-    /// How many timesteps the schedule has.
+    /// The number of timesteps of the schedule.
     pub(super) fn levels(&self) -> usize {
         self.betas.len()
     }
@@ -165,8 +165,8 @@ impl SchedulerConfig {
         )
     }
 
-    /// The timesteps of a run, falling, of which those of `linspace` may be fractions. `spare` more are laid out, and the
-    /// lowest left out again, except where they trail.
+    /// The timesteps of a run, descending; those of `linspace` may be fractions. `spare` more are spread, and the lowest dropped again,
+    /// except with trailing spacing.
     ///
     /// # Errors
     /// The schedule has fewer.
@@ -200,7 +200,7 @@ impl SchedulerConfig {
     fn class(&self) -> Result<Option<SchedulerName>> {
         let class: String = self.get("_class_name", String::new())?;
         if class.is_empty() || class.contains("FlowMatch") {
-            let problem = format!("`_class_name` is {class:?}, which is no sampler of Stable Diffusion");
+            let problem = format!("`_class_name` is {class:?}, which is not a sampler of Stable Diffusion");
             return Err(Error::file(&self.file, problem).hint("the noise schedule must be one of betas"));
         }
         Ok(Some(match class.as_str() {
@@ -233,7 +233,7 @@ impl SchedulerConfig {
         if !(2..=100_000).contains(&levels) {
             return Err(Error::file(&self.file, format!("`num_train_timesteps` is {levels}, not 2 to 100000")));
         }
-        // What the class has by itself.
+        // The default of the class.
         let class: String = self.get("_class_name", String::new())?;
         let (start, end, schedule) = match class.as_str() {
             "HeunDiscreteScheduler" => (0.00085, 0.012, BetaSchedule::Linear),

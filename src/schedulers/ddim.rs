@@ -13,7 +13,7 @@ pub struct Ddim {
     clip: Option<f64>,
     /// From a timestep to the next.
     stride: i64,
-    /// What is left of the signal's variance after the last step.
+    /// The share of the signal's variance after the last step.
     last: f64,
 }
 

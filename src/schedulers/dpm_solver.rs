@@ -38,7 +38,7 @@ impl DpmSolver {
             ("sigma_min", &[]),
             ("sigma_max", &[]),
             ("solver_order", &[json!(1), json!(2), json!(3)]),
-            // What other multistep solvers call theirs is run as this one, as in diffusers.
+            // The types of other multistep solvers are run as this one, as in diffusers.
             ("algorithm_type", &[json!("dpmsolver++"), json!("deis")]),
             ("solver_type", &[json!("midpoint"), json!("logrho"), json!("bh1"), json!("bh2")]),
             ("variance_type", &[json!("fixed_small"), json!("fixed_large")]),

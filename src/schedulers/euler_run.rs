@@ -10,8 +10,7 @@ use super::{
 };
 use crate::error::Result;
 
-/// What samplers of Euler's kind have in common: latents are `latents + sigma·noise`, and the model sees them scaled to unit
-/// size.
+/// The common part of Euler samplers: noisy latents are `latents + sigma·noise`, and the model sees them scaled to unit variance.
 #[derive(Clone, Debug)]
 pub(super) struct EulerRun {
     pub(super) timesteps: Vec<f64>,

@@ -37,7 +37,7 @@ pub struct FlowMatchEuler {
     pub base_image_seq_len: usize,
     /// Tokens of a 1024² image.
     pub max_image_seq_len: usize,
-    /// How a dynamic shift follows from `mu`.
+    /// The kind of dynamic shift.
     pub time_shift_type: TimeShift,
     /// The last level before the end, to which the others are stretched; `None` and 0 stretch nothing.
     pub shift_terminal: Option<f64>,
@@ -53,7 +53,7 @@ pub struct FlowMatchEuler {
     pub invert_sigmas: bool,
 }
 
-/// How a dynamic shift follows from `mu`.
+/// The kind of dynamic shift.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeShift {
@@ -125,8 +125,7 @@ impl FlowMatchEuler {
         let unknown: Vec<_> = settings.keys().filter(|key| !SETTINGS.contains(&key.as_str())).collect();
         let said = (!unknown.is_empty()).then(|| format!("{}: {}", unknown.len(), some_of(&unknown)));
         let refused = |problem: String| {
-            let hint =
-                "FLUX.1 is sampled with the scheduler_config.json of its own model: put that in the place of this one";
+            let hint = "replace this file with the scheduler_config.json of the FLUX.1 model itself";
             Error::file(&file, problem).hint(hint)
         };
         if let Some(class) = settings.get("_class_name").filter(|class| *class != CLASS) {
@@ -220,7 +219,7 @@ impl FlowMatchEuler {
         sigmas.into_iter().map(|sigma| sigma as f32).chain([0.0]).collect()
     }
 
-    /// Where the levels are stretched to, if they are.
+    /// The terminal level that the levels are stretched to, if any.
     fn terminal(&self) -> Option<f64> {
         self.shift_terminal.filter(|&terminal| terminal != 0.0)
     }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-/// What the model predicts.
+/// The prediction type of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {

@@ -43,7 +43,7 @@ pub trait Scheduler: Debug {
     /// Its timesteps, and how noisy latents are at each.
     fn run(&self) -> &dyn Run;
 
-    /// How often each step but the last calls the model.
+    /// The number of model calls per step, except the last.
     fn calls_per_step(&self) -> usize {
         1
     }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::Level;
 
-/// How `beta`, the noise that one timestep adds, grows.
+/// The growth of `beta`, the noise that a timestep adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum BetaSchedule {
@@ -99,7 +99,7 @@ impl NoiseSchedule {
         latents * signal + noise * sigma
     }
 
-    /// What a model that predicts `v` learns: `signal·noise - sigma·latents`, `[B, C, h, w]`.
+    /// The target of v-prediction: `signal·noise - sigma·latents`, `[B, C, h, w]`.
     pub fn velocity(&self, latents: Tensor<4>, noise: Tensor<4>, timesteps: &[i64]) -> Tensor<4> {
         let (signal, sigma) = self.shares(&latents, timesteps);
         noise * signal - latents * sigma

@@ -13,7 +13,7 @@ pub struct Pndm {
     last: f64,
     /// Calls so far.
     calls: usize,
-    /// Where the first step started.
+    /// The latents before the first step.
     start: Option<Tensor<4>>,
     /// Predictions, the newest last; at most four.
     past: Vec<Tensor<4>>,

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{Level, PredictionType, run::Run};
 
-/// What samplers of DPM-Solver's kind have in common.
+/// The common part of samplers like DPM-Solver.
 #[derive(Clone, Debug)]
 pub(super) struct RatioRun {
     pub(super) timesteps: Vec<f64>,

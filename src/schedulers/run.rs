@@ -1,4 +1,4 @@
-//! What a run of a sampler knows before its first step.
+//! The timesteps and noise levels of a sampling run.
 
 use burn::tensor::Tensor;
 
@@ -6,10 +6,10 @@ use burn::tensor::Tensor;
 ///
 /// `index` counts the calls of the model, from 0. All tensors are f32 `[B, C, h, w]`.
 pub trait Run {
-    /// What the model is told at each of its calls, from most to least noise.
+    /// The timestep of each model call, from most to least noise.
     fn timesteps(&self) -> &[f64];
 
-    /// What standard normal noise is multiplied by to start from.
+    /// The scale of the initial standard normal noise.
     fn init_noise_sigma(&self) -> f64 {
         1.0
     }

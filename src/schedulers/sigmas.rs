@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{NoiseSchedule, SchedulerConfig, curve};
 use crate::error::Result;
 
-/// Where a run ends.
+/// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FinalSigma {
@@ -54,7 +54,7 @@ impl SigmaTable {
     }
 }
 
-/// Where the levels of a run lie between their ends, in place of those of its timesteps.
+/// The spacing of a run's levels between their ends, instead of that of its timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Curve {
     Karras,

@@ -1,8 +1,8 @@
-//! Which of the training timesteps a run visits: table 2 of Lin et al. 2023.
+//! The spacing of a run's timesteps: table 2 of Lin et al. 2023.
 
 use serde::Deserialize;
 
-/// How the timesteps of a run are spread.
+/// The spacing of a run's timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum TimestepSpacing {

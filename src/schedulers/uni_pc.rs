@@ -40,7 +40,7 @@ impl UniPc {
             ("sigma_min", &[]),
             ("sigma_max", &[]),
             ("solver_order", &[json!(1), json!(2), json!(3)]),
-            // What other multistep solvers call theirs is run as `bh2`, as in diffusers.
+            // The types of other multistep solvers are run as `bh2`, as in diffusers.
             ("solver_type", &[json!("bh1"), json!("bh2"), json!("midpoint"), json!("heun"), json!("logrho")]),
         ])?;
         let table = SigmaTable::new(&config.noise_schedule());

@@ -1,4 +1,4 @@
-//! One check of the self-test, which may fail or panic by itself.
+//! A case of the self-test, isolated against failures and panics.
 
 use burn::tensor::FloatDType;
 
@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{error::Result, panics::unpanicked, training::Activations};
 
-/// Both types that models are run in.
+/// The two dtypes of models.
 pub(super) const DTYPES: [FloatDType; 2] = [FloatDType::F32, FloatDType::BF16];
 
-/// What a case has found: a tensor's name, and how exact it is.
+/// A result of a case: a tensor's name and its error.
 type Checked<'a> = &'a mut dyn FnMut(&str, Check);
 
-/// One thing to test in one type.
+/// A test in one dtype.
 pub(super) struct Case<'a> {
     what: String,
     dtype: FloatDType,
@@ -29,12 +29,12 @@ impl<'a> Case<'a> {
         Self { what, dtype, run: Box::new(run) }
     }
 
-    /// What is tested and the type.
+    /// The name of the test, with the dtype.
     pub fn name(&self) -> String {
         format!("{} {}", self.what, if self.dtype == FloatDType::F32 { "f32" } else { "bf16" })
     }
 
-    /// Its lines: one for each tensor or kind of tensors, and one for what ended it too early.
+    /// Its lines: one for each tensor or kind of tensors, and one for an error that ended it early.
     pub fn run(&self) -> Vec<Row> {
         let mut groups: Vec<Group> = Vec::new();
         let mut checked = |name: &str, check: Check| {
@@ -46,7 +46,7 @@ impl<'a> Case<'a> {
             }
         };
         let (result, panics) = unpanicked(|| (self.run)(&mut checked));
-        // Work on other threads may panic and be done in another way: that is no failure, but worth a line.
+        // Work on other threads may panic and be repeated in another way, which is not a failure, but worth a line.
         let (ok, problem) = match result {
             Some(Err(error)) => (false, Some(error.to_string().replace('\n', "; "))),
             Some(Ok(())) if groups.is_empty() => (false, Some("nothing was computed".into())),
@@ -80,7 +80,7 @@ struct Group {
 impl Group {
     fn add(&mut self, name: &str, check: Check) {
         self.count += 1;
-        // One in TF32 says so for all.
+        // If one is in TF32, the line says so for all.
         let rank = |check: &Check| (!check.passes(), check.precision == Precision::Tf32, check.share());
         if rank(&check) > rank(&self.check) {
             (self.worst, self.check) = (name.to_string(), check);
@@ -88,7 +88,7 @@ impl Group {
     }
 }
 
-/// What is tested with FLUX.1.
+/// The tests of FLUX.1.
 pub(super) fn flux(golden: &Golden) -> Vec<Case<'_>> {
     let parts: [Part; 7] = [
         ("text", encoders::text),
@@ -106,7 +106,7 @@ pub(super) fn flux(golden: &Golden) -> Vec<Case<'_>> {
     cases(golden, &parts)
 }
 
-/// What is tested with InstructPix2Pix.
+/// The tests of InstructPix2Pix.
 pub(super) fn edits(golden: &Golden) -> Vec<Case<'_>> {
     let parts: [Part; 6] = [
         ("text", encoders::text),
@@ -119,7 +119,7 @@ pub(super) fn edits(golden: &Golden) -> Vec<Case<'_>> {
     cases(golden, &parts)
 }
 
-/// What a model is run for, and what runs it.
+/// A test of a model: its name and its function.
 type Part = (&'static str, fn(&Golden, FloatDType, Sink) -> Result<()>);
 
 fn cases<'a>(golden: &'a Golden, parts: &[Part]) -> Vec<Case<'a>> {
@@ -134,7 +134,7 @@ fn cases<'a>(golden: &'a Golden, parts: &[Part]) -> Vec<Case<'a>> {
     parts.iter().flat_map(|part| DTYPES.map(|dtype| case(*part, dtype))).collect()
 }
 
-/// Tensors of one kind: those that share their name up to here.
+/// The length of the common prefix of the names of one kind of tensors.
 fn group(name: &str) -> &str {
     let kinds = [".taps.", ".grad1.", ".grad5.", ".final."];
     match kinds.iter().find_map(|kind| name.find(kind).map(|at| at + kind.len() - 1)) {

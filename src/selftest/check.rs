@@ -1,9 +1,9 @@
 //! The error of a computed value, and its tolerance.
 //!
 //! - **f32** against a golden: the largest difference, within the golden's own tolerance.
-//! - **bf16** against a golden: the relative error (root mean square) of each tensor, within twice what diffusers itself makes in
-//!   bf16. Two programs that round at different places are about as far from each other as from the truth; one that loses more
-//!   than the rounding of its numbers is further.
+//! - **bf16** against a golden: the relative error (root mean square) of each tensor, within twice that of diffusers itself in bf16. Two
+//!   programs that round at different points are about as far from each other as from the truth; one with a larger error than rounding
+//!   is further away.
 //! - **TF32** against a golden: some backends multiply f32 matrices on a GPU's tensor cores, which read 10 bits of each factor, a
 //!   relative 2⁻¹¹. Where f32 misses its bound on a GPU, the bound is twice what diffusers makes with factors rounded so.
 //! - **a kernel** against the CPU in f32: the relative error of its output, and of each gradient. In f32 a few units in the last
@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What rounding to bf16 changes at most, relatively: 8 bits, to the nearest.
+/// The largest relative error of rounding to bf16: 8 bits, to the nearest.
 const BF16_ROUNDING: f64 = 1.0 / 256.0;
 /// The same for TF32, of 11 bits with the leading one.
 const TF32_ROUNDING: f64 = 1.0 / 2048.0;
@@ -46,11 +46,11 @@ pub enum Precision {
 /// An error and its bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Check {
-    /// In what precision.
+    /// The precision.
     pub precision: Precision,
-    /// What was found.
+    /// The error.
     pub error: f64,
-    /// What is allowed.
+    /// The tolerance.
     pub bound: f64,
 }
 
@@ -67,7 +67,7 @@ impl Check {
         };
         if dtype == FloatDType::F32 {
             let exact = Self { precision: Precision::F32, error: difference.largest, bound: difference.allowed };
-            // Where it was not measured there is no such bound.
+            // Without a measurement there is no such bound.
             let tf32 = golden.precision(name).ok().map(|(_, tf32)| lower(Precision::Tf32, tf32, TF32_ROUNDING));
             return Ok(exact.or(!device::is_cpu(&golden.device), tf32));
         }
@@ -78,8 +78,8 @@ impl Check {
         Ok(lower(Precision::Bf16, bf16, BF16_ROUNDING))
     }
 
-    /// Compares what a kernel computed in `dtype` on `device` with what the CPU computed from the same values in f32.
-    /// `products` is how many matrix products stand one behind the other.
+    /// Compares the result of a kernel in `dtype` on `device` with that of the CPU from the same values in f32. `products` is the length of
+    /// its chain of matrix products.
     pub fn kernel(got: TensorData, want: &TensorData, dtype: FloatDType, products: u32, device: &Device) -> Self {
         let floats = |data: TensorData| data.convert_dtype(DType::F32).into_vec::<f32>().expect("it was converted");
         let error = relative(&floats(got), &floats(want.clone()));
@@ -94,17 +94,17 @@ impl Check {
         }
     }
 
-    /// Itself, or what it is in TF32 if that is possible and it is not exact enough for f32.
+    /// Itself, or the check in TF32 if that is possible and the error is too large for f32.
     fn or(self, tensor_cores: bool, tf32: Option<Self>) -> Self {
         tf32.filter(|_| tensor_cores && !self.passes()).unwrap_or(self)
     }
 
-    /// Whether the error is within the bound. What is no number is not.
+    /// Whether the error is within the tolerance. NaN is not.
     pub fn passes(&self) -> bool {
         self.error <= self.bound
     }
 
-    /// The error as a share of its bound: how bad it is.
+    /// The error as a share of its tolerance.
     pub fn share(&self) -> f64 {
         share((self.error, self.bound))
     }

@@ -36,7 +36,7 @@ fn embed(golden: &Golden, text: &TextEncoders, name: &str) -> Result<Tensor<3>> 
     Ok(text.encode(&prompts).prompt)
 }
 
-/// The first layer of a U-Net, which is new where the model was widened: weight and bias.
+/// The first layer of a U-Net, which is new in a widened model: weight and bias.
 fn first_layer(model: &mut UNet) -> Vec<(String, Tensor<1>)> {
     let mut found = Vec::new();
     model.parameters("", &mut |name, parameter| {

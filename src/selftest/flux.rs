@@ -21,7 +21,7 @@ pub fn open(golden: &Golden, dtype: FloatDType) -> Result<FluxTransformer> {
     FluxTransformer::open(golden.model.join("transformer"), &golden.device, Some(dtype))
 }
 
-/// What the transformer was called with in a section.
+/// The inputs of the transformer in a section.
 ///
 /// # Errors
 /// The section lacks a tensor.
@@ -55,7 +55,7 @@ pub fn outputs(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     Ok(())
 }
 
-/// What every segment makes of the first case.
+/// The outputs of every segment for the first case.
 ///
 /// # Errors
 /// As [`outputs`].

@@ -1,7 +1,7 @@
 //! Goldens: inputs and outputs of diffusers, beside the tiny models they were made with.
 //!
-//! `tests/parity/golden.py` writes them, with the noise of float32 in diffusers itself; `tests/parity/precision.py` adds how far
-//! diffusers is from them in bf16 and in TF32.
+//! `tests/parity/golden.py` writes them, with the noise of float32 in diffusers itself; `tests/parity/precision.py` adds the errors of
+//! diffusers in bf16 and in TF32.
 
 use std::{
     collections::BTreeMap,
@@ -16,30 +16,30 @@ use crate::{
     weights::{TensorFile, read_json},
 };
 
-/// Relative errors of diffusers by tensor: in bf16, where that was measured, and in TF32.
+/// Relative errors of diffusers by tensor: in bf16, if measured, and in TF32.
 type Precisions = BTreeMap<String, (Option<f64>, f64)>;
 
-/// One pair of a model folder and what diffusers computed with it.
+/// A model folder with the outputs of diffusers for it.
 pub struct Golden {
     /// The model, in the layout of diffusers.
     pub model: PathBuf,
     /// The folder with `golden.safetensors`, `golden.json` and LoRA files.
     pub folder: PathBuf,
-    /// Where its tensors go.
+    /// The device of its tensors.
     pub device: Device,
     tensors: TensorFile,
     info: Value,
     precisions: Precisions,
 }
 
-/// How far something computed is from a golden.
+/// The error of a computed tensor against a golden.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
-    /// The largest difference of two values, where it is the largest share of what is allowed there.
+    /// The difference of two values that is the largest share of its tolerance.
     pub largest: f64,
-    /// What is allowed there in f32.
+    /// The tolerance of that value in f32.
     pub allowed: f64,
-    /// The root mean square of the difference over that of the golden; where the golden is zero, the root mean square itself.
+    /// The root mean square of the difference over that of the golden; if the golden is zero, the root mean square itself.
     pub relative: f64,
 }
 
@@ -54,7 +54,7 @@ impl Golden {
             "the goldens lie in `tests/fixtures` of kiln's source: run kiln there, or give that folder with `goldens`";
         let entries = std::fs::read_dir(root).map_err(|e| Error::file(root, e.to_string()).hint(hint))?;
         let path = root.join("precision.json");
-        // Only lower precisions than f32 need it.
+        // Only precisions below f32 need it.
         let mut precisions: BTreeMap<String, Precisions> =
             if path.exists() { read_json(path)? } else { BTreeMap::new() };
         let mut found = Vec::new();
@@ -90,7 +90,7 @@ impl Golden {
         self.model.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// What `golden.json` says about a section: its arguments and notes.
+    /// The arguments and notes of a section in `golden.json`.
     pub fn section(&self, name: &str) -> &Value {
         &self.info["sections"][name]
     }
@@ -98,10 +98,10 @@ impl Golden {
     /// A number of a section.
     ///
     /// # Errors
-    /// It is missing or no number.
+    /// It is missing or not a number.
     pub fn number(&self, section: &str, key: &str) -> Result<f64> {
         self.section(section)[key].as_f64().ok_or_else(|| {
-            Error::file(self.folder.join("golden.json"), format!("`{key}` of `{section}` is missing or no number"))
+            Error::file(self.folder.join("golden.json"), format!("`{key}` of `{section}` is missing or not a number"))
         })
     }
 
@@ -178,8 +178,8 @@ impl Golden {
         }
     }
 
-    /// What is allowed in f32 for each number of what five steps of Adam made of an adapter: the golden's own tolerance, and
-    /// what the noise of the gradients becomes.
+    /// The tolerance in f32 for each value of an adapter after five steps of Adam: the golden's own tolerance, plus the effect of the noise
+    /// of the gradients.
     ///
     /// Adam divides a gradient by its own size: noise `n` in a gradient `g` moves a step by up to `lr·n / (|g| + eps)`, in
     /// diffusers too, and where `g` is no larger than its noise the step is anything from `-lr` to `lr`.
@@ -199,7 +199,7 @@ impl Golden {
         Ok(shares.into_iter().map(|share| own + 5.0 * lr * share).collect())
     }
 
-    /// Compares what was computed, in any dtype. A row of values stands for any shape.
+    /// Compares a computed tensor of any dtype. A row of values matches any shape.
     ///
     /// # Errors
     /// There is no such golden, or it has another shape.
@@ -218,7 +218,7 @@ impl Golden {
         let differences = got.iter().zip(&want).map(|(got, want)| f64::from((got - want).abs()));
         let mut worst = (0.0, allowed.first().copied().unwrap_or(0.0));
         for (difference, allowed) in differences.zip(allowed) {
-            // A difference that is no number is the worst of all.
+            // NaN is the largest difference of all.
             if share((difference, allowed)) > share(worst) {
                 worst = (difference, allowed);
             }
@@ -226,8 +226,8 @@ impl Golden {
         Ok(Difference { largest: worst.0, allowed: worst.1, relative: relative(&got, &want) })
     }
 
-    /// The relative errors that diffusers makes for a tensor: in bf16, where that was measured, and in TF32. For gradients and
-    /// what was trained, the largest of their kind: see `precision.py`.
+    /// The relative errors of diffusers for a tensor: in bf16, if measured, and in TF32. For gradients and trained parameters, the largest
+    /// of their kind: see `precision.py`.
     ///
     /// # Errors
     /// They were not measured.
@@ -241,7 +241,7 @@ impl Golden {
     }
 }
 
-/// The error as a share of its bound.
+/// The error as a share of its tolerance.
 pub(super) fn share((error, bound): (f64, f64)) -> f64 {
     match error {
         0.0 => 0.0,

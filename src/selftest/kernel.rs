@@ -1,4 +1,4 @@
-//! Single kernels, forward and backward, at sizes that suit no tile of a GPU: against the CPU in f32.
+//! Single kernels, forward and backward, against the CPU in f32, at sizes that are not multiples of a GPU's tiles.
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
@@ -17,14 +17,14 @@ type Function = Box<dyn Fn(&[Tensor<1>]) -> Tensor<1>>;
 /// A kernel at one size.
 struct Kernel {
     name: &'static str,
-    /// How many values each input has.
+    /// The number of values in each input.
     inputs: Vec<usize>,
-    /// Matrix products one behind the other, forward and backward.
+    /// The length of its chain of matrix products, forward and backward.
     products: [u32; 2],
     function: Function,
 }
 
-/// All kernels at all sizes, in both types.
+/// All kernels at all sizes, in both dtypes.
 pub(super) fn cases(device: &Device) -> Vec<Case<'_>> {
     let both = |make: fn() -> Vec<(String, Kernel)>| {
         let kernels = DTYPES.into_iter().flat_map(move |dtype| make().into_iter().map(move |kernel| (dtype, kernel)));
@@ -55,7 +55,7 @@ pub(super) fn cases(device: &Device) -> Vec<Case<'_>> {
     cases
 }
 
-/// Normal numbers that `dtype` has.
+/// Normal values, rounded to `dtype`.
 fn numbers(sample: u64, count: usize, dtype: FloatDType) -> TensorData {
     let numbers = Seed(7).draw(Purpose::Noise, 0, sample).normal(count);
     TensorData::new(numbers, [count]).convert_dtype(dtype.into()).convert_dtype(DType::F32)
@@ -84,7 +84,7 @@ fn step(device: &Device, inputs: &[TensorData; 4]) -> TensorData {
     Tensor::cat(vec![parameter, mean, square], 0).into_data()
 }
 
-/// A kernel with the text of its size.
+/// A kernel with the description of its size.
 fn kernel<const N: usize>(
     name: &'static str,
     size: &[usize],
@@ -117,7 +117,7 @@ fn matrices() -> Vec<(String, Kernel)> {
     for size @ [rows, inputs, outputs, rank] in [[77, 100, 130, 4], [612, 96, 33, 1]] {
         let counts = [rows * outputs, rows * inputs, rank * inputs, outputs * rank];
         all.push(kernel("low_rank", &size, counts, [2, 2], move |[y, x, a, b]| {
-            // The factors are f32 beside activations of any type.
+            // The factors are f32, whatever the dtype of the activations.
             let [a, b] = [(a, [rank, inputs]), (b, [outputs, rank])].map(|(t, shape)| shaped(t, shape));
             let (a, b) = (a.cast(FloatDType::F32), b.cast(FloatDType::F32));
             flat(kernels::low_rank(shaped(y, [rows, outputs]), shaped(x, [rows, inputs]), a, b, 0.7))
@@ -130,14 +130,14 @@ fn matrices() -> Vec<(String, Kernel)> {
         [2, 2, 100, 77, 40],
         [1, 1, 33, 5, 40],
         [1, 2, 130, 130, 160],
-        // Of models: whole tiles of a GPU and more.
+        // Sizes of models: whole tiles of a GPU and more.
         [1, 2, 1152, 1152, 128],
         [2, 2, 512, 77, 64],
         [1, 2, 320, 512, 80],
     ] {
         let [of_queries, of_keys] = [queries, keys].map(|tokens| batch * heads * tokens * width);
         all.push(kernel("attention", &size, [of_queries, of_keys, of_keys], [2, 3], move |[q, k, v]| {
-            // As the models have them: a view of tokens before heads.
+            // As in the models: a view with tokens before heads.
             let heads_first = |t, tokens| shaped(t, [batch, tokens, heads, width]).swap_dims(1, 2);
             flat(kernels::attention(heads_first(q, queries), heads_first(k, keys), heads_first(v, keys)))
         }));
@@ -152,7 +152,7 @@ fn matrices() -> Vec<(String, Kernel)> {
     all
 }
 
-/// What is done with each token or each number.
+/// Operations on tokens or single values.
 fn tokens() -> Vec<(String, Kernel)> {
     let mut all = Vec::new();
     for count in [33, 7701] {
@@ -164,7 +164,7 @@ fn tokens() -> Vec<(String, Kernel)> {
         let counts = [count, batch * width, batch * width];
         all.push(kernel("layer_norm_modulate", &size, counts, [0, 0], move |[x, shift, scale]| {
             let [shift, scale] = [shift, scale].map(|t| shaped(t, [batch, width]));
-            // Rows of one number are zero but for the shift, whatever their variance: a large ε keeps them from being noise.
+            // Rows of one value are zero except for the shift, whatever their variance: a large ε keeps them from being noise.
             flat(kernels::layer_norm_modulate(shaped(x, size), shift, scale, 1e-1))
         }));
         all.push(kernel("layer_norm", &size, [count, width, width], [0, 0], move |[x, weight, bias]| {
@@ -192,7 +192,7 @@ fn tokens() -> Vec<(String, Kernel)> {
     all
 }
 
-/// What is done with images `[B, C, H, W]`.
+/// Operations on images `[B, C, H, W]`.
 fn pictures() -> Vec<(String, Kernel)> {
     let mut all = Vec::new();
     // Channels in and out, height, width, kernel, stride.

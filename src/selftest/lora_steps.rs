@@ -72,7 +72,7 @@ pub fn replay(golden: &Golden, dtype: FloatDType, section: &str, activations: Ac
         found(&of("prediction"), unpack(prediction, height, width).into_data())?;
         let summed = learner.gradients(None, &model, &example, step);
         if step == 1 || step == 5 {
-            // A gradient that is missing or one too many shows as a name that one side does not have.
+            // A missing or superfluous gradient shows as a name that only one side has.
             let of = |name: &str| format!("{section}.grad{step}.{name}");
             let gradients = summed.mean();
             let missing = golden.names(&of("")).into_iter().find(|name| !gradients.contains_key(&name[of("").len()..]));

@@ -1,8 +1,8 @@
-//! The self-test: whether this machine computes what diffusers computes.
+//! The self-test: does this machine compute the same as diffusers?
 //!
-//! [`run`] goes through cases: single kernels against the CPU, then tiny models against [goldens](Golden), each in f32 and in
-//! bf16. What a model is run for is one function for each [`Golden`], which hands what it computed to [`Sink`]: here it is
-//! measured, in the tests of parity it is asserted. [`check`] says what is allowed.
+//! [`run`] runs cases: single kernels against the CPU, then tiny models against [goldens](Golden), each in f32 and in bf16. A test of a
+//! model is a function of a [`Golden`], which passes its results to [`Sink`]: here they are measured, in the parity tests they are
+//! asserted. [`check`] has the tolerances.
 
 mod golden;
 pub mod check;
@@ -25,22 +25,22 @@ use case::Case;
 pub use golden::{Difference, Golden};
 pub use report::{Report, Row};
 
-/// Takes what was computed for a tensor of a golden: its name, and its values in any dtype.
+/// Takes the name and the computed values, in any dtype, of a golden's tensor.
 pub type Sink<'a> = &'a mut dyn FnMut(&str, TensorData) -> Result<()>;
 
-/// What to test, and with what.
+/// The options of a self-test.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder of tiny models and goldens.
     pub goldens: PathBuf,
-    /// Only cases in whose name and type this word occurs.
+    /// Only cases with this word in their name or dtype.
     pub only: Option<String>,
 }
 
-/// Tests `device`, which a person calls `name`. Every line goes to `on_row` when it is there.
+/// Tests `device`, which is displayed as `name`. Every line is passed to `on_row` when it is finished.
 ///
 /// # Errors
-/// The goldens are missing or incomplete, or no case is as asked. What a case finds wrong, or that it panics, is a line.
+/// The goldens are missing or incomplete, or no case matches. Failures and panics of cases are lines.
 pub fn run(options: &Options, device: &Device, name: &str, on_row: &mut dyn FnMut(&Row)) -> Result<Report> {
     let goldens = |class| Golden::all(&options.goldens, class, device);
     let (flux, edits) = (goldens("FluxPipeline")?, goldens("StableDiffusionInstructPix2PixPipeline")?);

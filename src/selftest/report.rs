@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use super::check::{Check, Precision};
 
-/// One line: something computed, or why it was not.
+/// A line: a computed tensor, or an error.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Model and tensor, or kernel and shape. Tensors of one kind, such as all gradients, are one line.
     pub what: String,
-    /// The dtype, or what was reached in its place.
+    /// The dtype, or the precision that was reached instead.
     pub dtype: Precision,
-    /// The error, relative or absolute as [`check`](super::check) says. `None` if there is none, or if it is no number.
+    /// The error, relative or absolute; see [`check`](super::check). `None` if there is none, or if it is NaN.
     pub error: Option<f64>,
-    /// What is allowed.
+    /// The tolerance.
     pub bound: Option<f64>,
     /// Whether the error is within it.
     pub ok: bool,
-    /// Of many tensors, the one that uses most of its bound; or what went wrong.
+    /// Of several tensors, the worst one; or the problem.
     pub note: Option<String>,
 }
 
@@ -52,12 +52,12 @@ impl fmt::Display for Row {
     }
 }
 
-/// What was tested, and how it went.
+/// The results of a self-test.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Of kiln.
+    /// The version of kiln.
     pub version: &'static str,
-    /// What was tested.
+    /// The device.
     pub device: String,
     /// Whether this build has CUDA in it.
     pub cuda: bool,
@@ -66,7 +66,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty report on the device that a person calls `device`.
+    /// An empty report on `device`.
     pub fn new(device: impl Into<String>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -76,13 +76,13 @@ impl Report {
         }
     }
 
-    /// How many lines failed.
+    /// The number of failed lines.
     pub fn failures(&self) -> usize {
         self.rows.iter().filter(|row| !row.ok).count()
     }
 }
 
-/// What stands above the lines.
+/// The heading of the table.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "kiln {} on {}", self.version, self.device)?;

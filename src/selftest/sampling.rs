@@ -1,4 +1,4 @@
-//! Whole sampling runs of four steps, from diffusers' start noise to the image; the denoiser in the type asked for.
+//! Complete sampling runs of four steps, from diffusers' initial noise to the image, with the denoiser in the tested dtype.
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
@@ -40,7 +40,7 @@ pub fn flux(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     found(&of("decoded_image"), picture(&pipeline, latents).into_data())
 }
 
-/// What InstructPix2Pix was asked for in a section.
+/// The inputs of InstructPix2Pix in a section.
 ///
 /// # Errors
 /// The section lacks a tensor or a number.

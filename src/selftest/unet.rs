@@ -21,7 +21,7 @@ pub fn open(golden: &Golden, dtype: FloatDType) -> Result<UNet> {
     UNet::open(golden.model.join("unet"), &golden.device, Some(dtype))
 }
 
-/// What the U-Net was called with in a section.
+/// The inputs of the U-Net in a section.
 ///
 /// # Errors
 /// The section lacks a tensor.
@@ -48,7 +48,7 @@ pub fn outputs(golden: &Golden, dtype: FloatDType, found: Sink) -> Result<()> {
     Ok(())
 }
 
-/// What stands at the end of every level in the first case.
+/// The outputs of every level for the first case.
 ///
 /// # Errors
 /// As [`outputs`].

@@ -1,6 +1,6 @@
-//! Single-file checkpoints of Stable Diffusion 1.x and 2.x and of FLUX.1, in the layout of the original code, as model folders: each
-//! part that the file has is a view of it, and all that it lacks is that of another folder. Nothing is converted or copied: weights
-//! that are quantized, as in GGUF and in files of scaled fp8, stay so.
+//! Single-file checkpoints of Stable Diffusion 1.x and 2.x and of FLUX.1, in the layout of the original code, as model folders: the
+//! parts in the file are views of it, and the missing ones come from another folder. Nothing is converted or copied: quantized weights,
+//! as in GGUF and in files of scaled fp8, stay quantized.
 
 mod names;
 
@@ -20,29 +20,29 @@ use crate::{
     weights::{Elsewhere, PartView, TensorFile, VIEW, is_marker, read_json, weight_beside},
 };
 
-/// What may stand before the names of the denoiser's tensors.
+/// Possible prefixes of the denoiser's tensors.
 const DENOISER: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
 
-/// Before those of the VAE.
+/// Prefixes of the VAE's tensors.
 const VAE: [&str; 3] = ["first_stage_model.", "vae.", ""];
 
-/// Before those of CLIP, as transformers has it.
+/// Prefixes of CLIP's tensors, in transformers' layout.
 const CLIP: [&str; 3] = ["cond_stage_model.transformer.", "text_encoders.clip_l.transformer.", "text_encoders.clip_l."];
 
-/// Before those of OpenCLIP.
+/// Prefixes of OpenCLIP's tensors.
 const OPEN_CLIP: &str = "cond_stage_model.model.";
 
-/// Before those of T5.
+/// Prefixes of T5's tensors.
 const T5: [&str; 2] = ["text_encoders.t5xxl.transformer.", "text_encoders.t5xxl."];
 
-/// The file that every model folder starts from.
+/// The index file of every model folder.
 const INDEX: &str = "model_index.json";
 
-/// A folder for the checkpoint `file`, whose other parts, configurations and tokenizers are those of the folder `rest`. The same is
-/// rebuilt for the same two.
+/// A folder for the checkpoint `file`, with the other parts, configurations and tokenizers of the folder `rest`. The same two give the
+/// same folder.
 ///
 /// # Errors
-/// The file is no such checkpoint, is one of another kind of model than `rest`, or the folder cannot be written.
+/// The file is not such a checkpoint, its kind of model is not that of `rest`, or the folder cannot be written.
 pub(crate) fn folder(file: &Path, rest: &Path) -> Result<PathBuf> {
     let whole = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, e));
     let (file, rest) = (whole(file)?, whole(rest)?);
@@ -76,8 +76,8 @@ pub(crate) fn folder(file: &Path, rest: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes what lies in the folder of all such folders and is of no use any more: those whose checkpoint or model is gone, and what
-/// processes that died left half made a day ago or more. `own` stays.
+/// Removes unused entries of the folder of all such folders: those whose checkpoint or model is gone, and those left unfinished by
+/// dead processes at least a day ago. `own` stays.
 fn sweep(all: &Path, own: &Path) {
     let day = std::time::Duration::from_secs(24 * 3600);
     for path in fs::read_dir(all).into_iter().flatten().flatten().map(|entry| entry.path()) {
@@ -88,7 +88,7 @@ fn sweep(all: &Path, own: &Path) {
             None => !path.join(INDEX).is_file() || views(&path).any(|view| !view.file.is_file()),
         };
         if useless && path != own && remove_folder(&path).is_ok() {
-            tracing::debug!("removed {}: what it stood for is gone", path.display());
+            tracing::debug!("removed {}: the model it stood for is gone", path.display());
         }
     }
 }
@@ -99,7 +99,7 @@ fn views(folder: &Path) -> impl Iterator<Item = PartView> {
     parts.filter(|view| view.is_file()).filter_map(|view| PartView::read(&view).ok())
 }
 
-/// The configuration of a part, and where its tensors are.
+/// The configuration of a part, and the location of its tensors.
 fn write_part(from: &Path, to: &Path, view: &PartView) -> Result<()> {
     fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
     let config = "config.json";
@@ -123,7 +123,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     linked.map_err(|e| Error::io(to, e))
 }
 
-/// The views of the parts that a file has, by the names of their folders.
+/// The views of the parts in a file, by the names of their folders.
 fn parts(file: &TensorFile, rest: &Path) -> Result<BTreeMap<&'static str, PartView>> {
     let architecture = file.metadata().remove("general.architecture"); // of GGUF
     if let Some(other) = architecture.filter(|name| name != "flux") {
@@ -174,7 +174,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The names below the first of `prefixes` that any tensor which `mark` accepts has, without it.
+    /// The names below the first of `prefixes` of any tensor that `mark` accepts, without the prefix.
     fn below<'p>(&self, prefixes: &[&'p str], mark: impl Fn(&str) -> bool) -> Option<(&'p str, Vec<String>)> {
         let all = self.file.names();
         let prefix =
@@ -182,19 +182,19 @@ impl Found<'_> {
         Some((prefix, all.iter().filter_map(|name| name.strip_prefix(prefix)).map(String::from).collect()))
     }
 
-    /// Whether a tensor, or the weight that it is beside, is in a view.
+    /// Whether a tensor, or the weight that it belongs to, is in a view.
     fn uses(&self, name: &str) -> bool {
         let weight = weight_beside(name);
         let is_in = |tensor: &Elsewhere| tensor.name == name || weight.as_ref() == Some(&tensor.name);
         is_marker(name) || self.parts.values().flat_map(|part| part.tensors.values()).any(is_in)
     }
 
-    /// How many rows a tensor has.
+    /// The number of rows of a tensor.
     fn rows(&self, name: &str) -> usize {
         self.file.dense_shape(name).and_then(|shape| shape.first().copied()).unwrap_or(1)
     }
 
-    /// Takes the tensor `name`, whose rows are divided among `layers` of these `heights` if there are several.
+    /// Takes the tensor `name`; if there are several `layers`, its rows are divided among them by these `heights`.
     fn take(&mut self, part: &'static str, name: &str, layers: &[String], heights: &[usize], swapped: bool) {
         let shape = self.file.dense_shape(name).unwrap_or_default();
         let path = self.file.path().to_path_buf();
@@ -228,7 +228,7 @@ impl Found<'_> {
             let Some(layers) = layers_of_original(module) else { continue };
             let layers: Vec<String> = layers.iter().map(|layer| format!("{layer}.{kind}")).collect();
             let rows = self.rows(&full);
-            // Queries, keys and values are alike; what is left is the feed-forward part of a single block, four times as high.
+            // Queries, keys and values have equal heights; the rest is the feed-forward part of a single block, four times as high.
             let heights = match layers.len() {
                 1 => vec![rows],
                 3 => vec![rows / 3; 3],
@@ -288,7 +288,7 @@ impl Found<'_> {
         {
             let Config { num_hidden_layers } = read_json(rest.join("text_encoder/config.json"))?;
             for name in names {
-                // Stable Diffusion 2 does without the last block, which the file still has.
+                // Stable Diffusion 2 does not use the last block, which the file still has.
                 let block =
                     name.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split('.').next()?.parse().ok());
                 let Some(own) =

@@ -1,7 +1,7 @@
-//! The names of tensors in single files, and those of diffusers and transformers for them. Of linear layers of FLUX the table is that
-//! of adapter files.
+//! The names of tensors in single files, with those of diffusers and transformers. The linear layers of FLUX have the key table of
+//! adapter files.
 
-/// Below each residual block of the UNet.
+/// Tensors in each residual block of the UNet.
 const UNET_RESNET: [(&str, &str); 6] = [
     ("in_layers.0", "norm1"),
     ("in_layers.2", "conv1"),
@@ -11,7 +11,7 @@ const UNET_RESNET: [(&str, &str); 6] = [
     ("skip_connection", "conv_shortcut"),
 ];
 
-/// Of the UNet, outside of blocks.
+/// Tensors of the UNet outside its blocks.
 const UNET_TOP: [(&str, &str); 5] = [
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
@@ -20,11 +20,11 @@ const UNET_TOP: [(&str, &str); 5] = [
     ("out.2", "conv_out"),
 ];
 
-/// Below each attention block of the VAE.
+/// Tensors in each attention block of the VAE.
 const VAE_ATTENTION: [(&str, &str); 5] =
     [("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")];
 
-/// Below each block of OpenCLIP.
+/// Tensors in each block of OpenCLIP.
 const OPEN_CLIP: [(&str, &str); 5] = [
     ("ln_1", "layer_norm1"),
     ("ln_2", "layer_norm2"),
@@ -33,7 +33,7 @@ const OPEN_CLIP: [(&str, &str); 5] = [
     ("attn.out_proj", "self_attn.out_proj"),
 ];
 
-/// Norms of queries and keys in FLUX, which have no place among its linear layers.
+/// Norms of queries and keys in FLUX, which are not linear layers.
 const FLUX_NORMS: [(&str, &str, &str, &str); 6] = [
     ("double_blocks", "img_attn.norm.query_norm.scale", "transformer_blocks", "attn.norm_q.weight"),
     ("double_blocks", "img_attn.norm.key_norm.scale", "transformer_blocks", "attn.norm_k.weight"),
@@ -43,12 +43,12 @@ const FLUX_NORMS: [(&str, &str, &str, &str); 6] = [
     ("single_blocks", "norm.key_norm.scale", "single_transformer_blocks", "attn.norm_k.weight"),
 ];
 
-/// Takes `weight` or `bias` off the end.
+/// Splits off `weight` or `bias` at the end.
 pub(super) fn kind(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))
 }
 
-/// A number and a dot off the front.
+/// Splits off a number and a dot at the front.
 fn numbered(name: &str) -> Option<(usize, &str)> {
     let (number, rest) = name.split_once('.')?;
     Some((number.parse().ok()?, rest))
@@ -62,7 +62,7 @@ pub(super) fn flux_norm(name: &str) -> Option<String> {
     })
 }
 
-/// diffusers' name of the UNet's tensor `name`, if each level has so many residual blocks on its way down.
+/// diffusers' name of the UNet's tensor `name`, with so many residual blocks per down level.
 pub(super) fn unet(name: &str, layers_per_block: usize) -> Option<String> {
     let (module, kind) = kind(name)?;
     if let Some((_, own)) = UNET_TOP.iter().find(|(original, _)| *original == module) {
@@ -83,7 +83,7 @@ pub(super) fn unet(name: &str, layers_per_block: usize) -> Option<String> {
         let (number, rest) = numbered(rest)?;
         let (inner, rest) = numbered(rest)?;
         let number = if way == "down_blocks" { number.checked_sub(1)? } else { number };
-        // The change of size counts as one more on the way down; on the way up there is one more residual block.
+        // On the way down, the downsampler counts as one more block; on the way up there is one more residual block.
         let (level, number) = (number / (layers_per_block + 1), number % (layers_per_block + 1));
         match (inner, resnet(rest)) {
             _ if rest == size => format!("{way}.{level}.{changed}.0.conv"),
@@ -95,7 +95,7 @@ pub(super) fn unet(name: &str, layers_per_block: usize) -> Option<String> {
     Some(format!("{own}.{kind}"))
 }
 
-/// diffusers' name of the VAE's tensor `name`, if its decoder has so many levels.
+/// diffusers' name of the VAE's tensor `name`, with so many levels in its decoder.
 pub(super) fn vae(name: &str, levels: usize) -> Option<String> {
     let (module, kind) = kind(name)?;
     if ["quant_conv", "post_quant_conv"].contains(&module) {
@@ -121,7 +121,7 @@ pub(super) fn vae(name: &str, levels: usize) -> Option<String> {
             None => format!("down_blocks.{level}.{}", rest.replace("downsample.conv", "downsamplers.0.conv")),
         }
     } else {
-        // The levels of the decoder are counted from the other end.
+        // The levels of the decoder are numbered in reverse.
         let (level, rest) = rest.strip_prefix("up.").and_then(numbered)?;
         let level = levels.checked_sub(level + 1)?;
         match rest.strip_prefix("block.") {
@@ -132,7 +132,7 @@ pub(super) fn vae(name: &str, levels: usize) -> Option<String> {
     Some(format!("{side}.{own}.{kind}"))
 }
 
-/// transformers' names of what OpenCLIP's tensor `name` is made of, in the order of its rows: queries, keys and values are one.
+/// transformers' names of the parts of OpenCLIP's tensor `name`, in the order of its rows: queries, keys and values are fused.
 pub(super) fn open_clip(name: &str) -> Option<Vec<String>> {
     let top = match name {
         "token_embedding.weight" => Some("embeddings.token_embedding.weight"),

@@ -1,33 +1,33 @@
-//! Prompts that are cut off.
+//! Truncated prompts.
 
 use std::collections::BTreeMap;
 
-/// Which text encoder reads a prompt.
+/// The text encoder that reads a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reader {
-    /// The only one: CLIP.
+    /// CLIP alone.
     Alone,
-    /// CLIP beside T5, for what is pooled.
+    /// CLIP beside T5, for the pooled embedding.
     BesideT5,
     /// T5.
     T5,
 }
 
-/// How many prompts are longer than what the text encoders read, and by how much.
+/// Counts of prompts that are longer than a text encoder reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shortened(BTreeMap<Reader, Cut>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cut {
-    /// How many tokens the encoder reads.
+    /// The number of tokens that the encoder reads.
     length: usize,
-    /// How many prompts lose their end.
+    /// The number of truncated prompts.
     prompts: usize,
-    /// How many tokens the longest of them loses, and its first characters.
+    /// The number of tokens that the longest of them loses, and its first characters.
     longest: (usize, String),
 }
 
-/// How much of a prompt a message shows, in characters.
+/// The number of characters of a prompt in a message.
 const SHOWN: usize = 40;
 
 impl Shortened {
@@ -43,8 +43,8 @@ impl Shortened {
         }
     }
 
-    /// Says how many of `all` prompts lose their end, and what these are called, such as `captions`. FLUX.1 is made so that
-    /// CLIP reads the beginning and T5 the whole: that is said, but is no warning.
+    /// Logs how many of `all` prompts, called for example `captions`, are truncated. In FLUX.1, CLIP reads only the beginning by design,
+    /// so that is not a warning.
     pub fn say(&self, what: &str, all: usize) {
         for line in self.lines(what, all) {
             match line {

@@ -1,5 +1,5 @@
-//! How far edits go, and how much of the originals they keep: the curve of the InstructPix2Pix paper (Brooks et al. 2023,
-//! section 4.1).
+//! The evaluation curve of the InstructPix2Pix paper (Brooks et al. 2023, section 4.1): similarity of edits to their originals against
+//! agreement with the instruction.
 
 use std::fmt;
 
@@ -7,36 +7,36 @@ use serde::Serialize;
 
 use crate::pipelines::EditScore;
 
-/// The image guidances of the curve, as in the paper; the more, the closer an edit stays to its original.
+/// The image guidance scales of the curve, as in the paper; the larger, the closer an edit stays to its original.
 pub(super) const IMAGE_GUIDANCES: [f64; 7] = [1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2];
 
-/// Two similarities of CLIP against each other, over the image guidance. Of two models the better one has the curve further up
+/// CLIP image similarity against directional similarity, swept over image guidance. The better of two models has the curve further up
 /// and to the right.
 #[derive(Clone, Debug, Serialize)]
 pub struct EditCurve {
-    /// How many held-out edits were measured, once for each seed.
+    /// The number of held-out edits measured, once for each seed.
     pub edits: usize,
-    /// The same for all points.
+    /// The text guidance scale of all points.
     pub text_guidance: f64,
-    /// From little image guidance to much.
+    /// The points, by increasing image guidance.
     pub points: Vec<CurvePoint>,
-    /// The edited images of the dataset themselves: what a perfect model would score.
+    /// The scores of the dataset's own edited images, which a perfect model would reach.
     pub target: CurvePoint,
 }
 
-/// Means over all edits.
+/// A point of the curve: means over all edits.
 #[derive(Clone, Debug, Serialize)]
 pub struct CurvePoint {
-    /// What the edits were made with; none for those of the dataset.
+    /// The image guidance scale; none for the edits of the dataset.
     pub image_guidance: Option<f64>,
-    /// Of an edit to its original: `cos(E(original), E(edit))`.
+    /// CLIP similarity of edit and original: `cos(E(original), E(edit))`.
     pub image_similarity: f64,
-    /// Of the change of the image to that of its caption; none if the dataset has no captions before and after.
+    /// Directional similarity: of the change of the image to the change of its caption; none if the dataset lacks captions of both.
     pub directional_similarity: Option<f64>,
 }
 
 impl CurvePoint {
-    /// The means of `scores`, at least one. Edits without captions do not count for the direction.
+    /// The means of at least one of `scores`. Edits without captions do not count for the direction.
     pub(super) fn new(image_guidance: Option<f64>, scores: &[EditScore]) -> Self {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let directions: Vec<f64> = scores.iter().filter_map(|score| score.direction).collect();

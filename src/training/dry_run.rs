@@ -1,4 +1,4 @@
-//! `--dry-run`: a summary of a run, without doing it.
+//! `--dry-run`: a summary of a run, without running it.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt};
 
@@ -14,33 +14,33 @@ use crate::{
     rng::Seed,
 };
 
-/// A run that was checked and not begun.
+/// The summary of a run that was checked but not started.
 #[derive(Clone, Debug)]
 pub struct DryRun {
-    /// Every value of its configuration, as TOML.
+    /// The resolved configuration as TOML.
     pub config: String,
-    /// How many images there are of each size.
+    /// The number of images of each size.
     pub buckets: BTreeMap<Bucket, usize>,
     /// Images and prompts that are not encoded yet.
     pub to_encode: [usize; 2],
-    /// Images that are held out.
+    /// Held-out images.
     pub held_out: usize,
-    /// Optimizer steps in which each image is seen once.
+    /// Optimizer steps per epoch.
     pub steps_per_epoch: f64,
     /// Optimizer steps of the run.
     pub steps: u64,
     /// Trainable parameters.
     pub parameters: usize,
-    /// What is trained.
+    /// The layers that are trained.
     pub mode: Mode,
-    /// The memory that it takes.
+    /// The memory plan.
     pub memory: Plan,
 }
 
-/// Checks a run as [`train`](super::train) does before it loads weights; loads none, encodes nothing, writes nothing.
+/// Checks a run as [`train`](super::train) does before it loads weights. Loads no weights, encodes and writes nothing.
 ///
 /// # Errors
-/// Settings, images, captions or the model are wrong, or no memory level fits.
+/// Settings, images, captions or the model are invalid, or no memory level fits.
 pub fn dry_run(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<DryRun> {
     let model = config.model.folder()?;
     let family = families::of(&model)?;

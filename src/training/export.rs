@@ -1,4 +1,4 @@
-//! `export`: what a run trained, as files that other programs load.
+//! `export`: the result of a run as files that other programs load.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -14,27 +14,26 @@ use crate::{
     weights::{FileDtype, FlatTensor, TensorFile, export_folder},
 };
 
-/// How a checkpoint is written.
+/// Options of an export.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions<'a> {
-    /// The layout of an adapter's file; `None` is the one that the most programs read. A whole model has but one layout.
+    /// The layout of a LoRA file; `None` is the one that most programs read. A full model has only one layout.
     pub format: Option<lora::Format>,
-    /// Number format of the tensors.
+    /// Dtype of the tensors.
     pub dtype: FileDtype,
-    /// What was trained itself, even if there is an EMA of it.
+    /// The raw weights, even if there is an EMA.
     pub raw: bool,
-    /// Whether an adapter's file says where it comes from.
+    /// Whether a LoRA file gets metadata.
     pub metadata: bool,
-    /// Where the base of a fully trained model is now: a folder or `org/name`; `None` is where it was when the run began.
+    /// The current location of a full model's base: a folder or `org/name`; `None` is that of the run's start.
     pub model: Option<&'a str>,
 }
 
-/// Writes what a checkpoint, or a run's newest one, holds: an adapter as a LoRA file, a fully trained model as a folder in the
-/// layout of diffusers.
+/// Exports a checkpoint, or the newest of a run: an adapter as a LoRA file, a fully trained model as a folder in diffusers' layout.
 ///
 /// # Errors
-/// `path` is neither, an option is not for what the run trained, the base model is another one, `output` cannot be written, or
-/// what was written does not read back as what it should be.
+/// `path` is neither, an option does not apply to the run, the base model is another one, `output` cannot be written, or it differs
+/// after reading it back.
 pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> {
     sweep(output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")));
     let (run, mut checkpoints) = Checkpoint::hold(path)?;
@@ -81,8 +80,8 @@ pub fn export(path: &Path, output: &Path, options: ExportOptions) -> Result<()> 
     Ok(())
 }
 
-/// Writes what a run ends with for other programs into its folder. A model that it ended with before it was lengthened goes only
-/// after that.
+/// Exports the final model of a run into its folder. An earlier export, from before the run was lengthened, is deleted only after the
+/// new one is complete.
 ///
 /// # Errors
 /// As [`export`].

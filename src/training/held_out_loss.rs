@@ -1,6 +1,6 @@
 //! The held-out loss, at fixed noise levels.
 //!
-//! Nothing here depends on the draws of training, and nothing of training depends on what is drawn here.
+//! Its random numbers are independent of those of training.
 
 use super::{
     objective::{Draw, Objective},
@@ -16,7 +16,7 @@ use crate::{
     stop,
 };
 
-/// What a run is validated with; made once and used for every checkpoint.
+/// The validation of a run, set up once and used for every checkpoint.
 pub(super) struct Validator<'a> {
     seed: Seed,
     dataset: &'a LatentDataset,
@@ -24,7 +24,7 @@ pub(super) struct Validator<'a> {
 }
 
 impl<'a> Validator<'a> {
-    /// For the samples of `dataset` that are held out under `seed`.
+    /// A validation on the samples of `dataset` that are held out under `seed`.
     pub fn new(seed: Seed, dataset: &'a LatentDataset) -> Self {
         let batches = dataset.held_out(seed);
         if batches.is_empty() {
@@ -33,14 +33,14 @@ impl<'a> Validator<'a> {
         Self { seed, dataset, batches }
     }
 
-    /// Whether any sample is held out.
+    /// Whether any samples are held out.
     pub fn has_samples(&self) -> bool {
         !self.batches.is_empty()
     }
 
-    /// The mean loss over all held-out samples at each noise level, of the model with `adapters` on; every level and
-    /// sample counts the same, whatever the weighting in training. Empty if no sample is held out. Each image has its own
-    /// fixed noise, and its latents are the most likely ones.
+    /// The mean loss over all held-out samples at each noise level, of the model with `adapters`. Levels and samples have equal weights,
+    /// whatever the weighting in training. Empty if no sample is held out. Each image has its own fixed noise, and its latents are the
+    /// mode of the VAE's posterior.
     ///
     /// # Errors
     /// The cache is damaged, or the process is asked to stop.
@@ -51,7 +51,7 @@ impl<'a> Validator<'a> {
         for batch in &self.batches {
             let data = self.dataset.batch(batch, &vec![Dropped::default(); batch.len()], task.device())?;
             let [rows, moments, height, width] = data.moments.dims();
-            // Each image's own noise, known by its content.
+            // Each image has its own noise, by its content.
             let pictures = batch.iter().map(|index| &self.dataset.samples()[index.sample].picture);
             let draws = pictures.map(|picture| self.seed.named(Purpose::Validation, &picture.hash));
             let noise = draw_noise(draws, [rows, moments / 2, height, width], task.device());

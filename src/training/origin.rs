@@ -11,17 +11,17 @@ use crate::{
     families::Family,
 };
 
-/// What a run was made from, by content.
+/// The origin of a run, by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Images, captions, and what encoded them.
+    /// Fingerprint of images, captions, and their encoders.
     pub dataset: String,
-    /// Denoiser and noise schedule.
+    /// Fingerprint of the denoiser and the noise schedule.
     pub base_model: String,
 }
 
 impl Origin {
-    /// That of a run on the model of this family in the folder `model`, and a dataset.
+    /// The origin of a run on the model of this family in the folder `model`, and a dataset.
     ///
     /// # Errors
     /// The model cannot be read.
@@ -34,7 +34,7 @@ impl Origin {
     }
 
     /// # Errors
-    /// What is there `now` is not what the run of `config` was started with.
+    /// `now` differs from the origin that the run of `config` was started with.
     pub fn check(&self, now: &Self, config: &TrainConfig) -> Result<()> {
         if self.dataset != now.dataset {
             let problem = "the images or captions are not those that the run was started with";

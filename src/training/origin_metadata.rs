@@ -1,4 +1,4 @@
-//! What an adapter's file says about where it comes from, for kiln, viewers and other trainers.
+//! The metadata of adapter files, for kiln, viewers and other trainers.
 
 use std::collections::BTreeMap;
 
@@ -39,8 +39,8 @@ pub(super) fn describe(config: &TrainConfig, prepared: &Prepared, origin: &Origi
     Ok(pairs.map(|(key, value)| (key.to_string(), value)).collect())
 }
 
-/// How often each tag stands in the captions, as kohya's scripts write it: tags are what commas divide, counted below the name of
-/// the data folder. Only the most frequent ones.
+/// The frequency of tags in the captions, as kohya's scripts write it: tags are separated by commas, and counted below the name of the
+/// data folder. Only the most frequent ones.
 fn tag_frequency(config: &TrainConfig, dataset: &LatentDataset) -> String {
     const MOST: usize = 1000;
     let mut counts = BTreeMap::<&str, usize>::new();

@@ -1,4 +1,4 @@
-//! The memory plan of a run, from its configuration and headers alone.
+//! The memory plan of a run, from its configuration and file headers.
 
 use std::path::Path;
 
@@ -17,20 +17,21 @@ use crate::{
     rng::Seed,
 };
 
-/// A run, as far as it can be known before anything is loaded.
+/// Facts about a run before anything is loaded.
 pub(super) struct Outline {
-    /// How many values are trained.
+    /// The number of trainable parameters.
     pub parameters: usize,
-    /// Where weights lie, and what that takes.
+    /// The memory plan.
     pub memory: Plan,
 }
 
 impl Outline {
-    /// That of a run of `config` on the model of this family in the folder `model`; the level is the one that the configuration
-    /// names, or the fastest that fits and is not faster than `fastest`.
+    /// The plan for a run of `config` on the model of this family in the folder `model`. The level is that of the configuration, or the
+    /// fastest that fits and is not faster than `fastest`.
     ///
     /// # Errors
-    /// The model's files do not fit each other, it is quantized and to be trained whole, a LoRA target matches no layer, or no level fits.
+    /// The model's files do not fit each other, all weights of a quantized model are to be trained, a LoRA target matches no layer, or no
+    /// level fits.
     pub fn of(
         config: &TrainConfig,
         family: &dyn Family,
@@ -46,7 +47,7 @@ impl Outline {
         check_trainable(config.training.mode, pipeline.quantized())?;
         let counts = match config.training.mode {
             Mode::Lora => Lora::counts(&config.lora, &pipeline.layers())?,
-            // Nearly all are in large tensors.
+            // Nearly all parameters are in large tensors.
             Mode::Full => vec![pipeline.denoiser_sizes().total as usize / config.model.dtype.size()],
         };
         let parameters = counts.iter().sum();
@@ -56,7 +57,7 @@ impl Outline {
         let text = TextEncoders::sizes(model, device, config.model.dtype.into())?;
         let tokens = family.prompt_tokens(model)?;
         let plan = |&level| plan(config, pipeline.as_ref(), text, tokens, (parameters, moments), level);
-        // A level that is named may be planned for another device.
+        // A level from the configuration may be planned for another device.
         let counted = |plan: Plan| if auto && is_cpu(device) { plan.on_cpu() } else { plan };
         let plans = levels.map(plan).map(counted).collect();
         Ok(Self { parameters, memory: Plan::choose(&config.memory, memory::available(device), plans)? })
@@ -64,15 +65,15 @@ impl Outline {
 }
 
 /// # Errors
-/// All weights are to be trained, and some are `quantized`.
+/// The error for training all weights of a model that is `quantized`.
 fn check_trainable(mode: Mode, quantized: Option<&'static str>) -> Result<()> {
     let Some(format) = quantized.filter(|_| mode == Mode::Full) else { return Ok(()) };
     let problem = format!("`full` trains the weights themselves, and those of this model are stored as {format}");
     Err(Error::setting("training.mode", problem)
-        .hint("train an adapter (`training.mode = \"lora\"`), or take the model in bfloat16 or float32"))
+        .hint("train an adapter (`training.mode = \"lora\"`), or use the model in bfloat16 or float32"))
 }
 
-/// The levels at which a run may be: where all weights are trained, they stay on the device.
+/// The possible levels of a run: if all weights are trained, they stay on the device.
 pub(super) fn levels(mode: Mode) -> &'static [Level] {
     match mode {
         Mode::Lora => &Level::ALL,
@@ -80,7 +81,7 @@ pub(super) fn levels(mode: Mode) -> &'static [Level] {
     }
 }
 
-/// What a run takes at a level, with prompts of so many `tokens`, so many trained parameters, and so many bytes of moments.
+/// The memory use of a run at a level, with prompts of so many `tokens`, so many trained parameters, and so many bytes of moments.
 fn plan(
     config: &TrainConfig,
     pipeline: &dyn Pipeline,
@@ -92,16 +93,16 @@ fn plan(
     let (place, dtype) = (Placement::from(level), config.model.dtype);
     let (denoiser, vae, sizes) = (pipeline.denoiser_sizes(), pipeline.vae().sizes(), pipeline.sizes());
     let (denoiser_kept, vae_kept) = (denoiser.kept_at(place.denoiser), vae.kept_at(place.vae));
-    // The trained values themselves are among the weights where these are trained.
+    // If all weights are trained, the trainable parameters are already counted as weights.
     let (own, trained) = (u64::from(config.training.mode == Mode::Lora), 4 * parameters as u64);
     let ema = if config.training.ema_decay > 0.0 { trained } else { 0 };
     let (ema, ema_on_host) = if level.keeps_ema_on_host() { (0, ema) } else { (ema, 0) };
     let on_host = ("EMA", ema_on_host);
-    // While images are made with the EMA, the trained values wait where it lies; on the CPU both are in one place anyway.
+    // While images are generated with the EMA, the parameters wait in the EMA's place; on the CPU both are in host memory anyway.
     let waiting = if is_cpu(pipeline.device()) { 0 } else { ema_on_host };
     let (side, batch) = (config.data.resolution / sizes.latent_pixel, config.data.batch_size);
     let blockwise = config.training.activations == Activations::Blockwise;
-    // Those of a batch are added to the sum group by group. Of adapters they are small.
+    // Gradients of a batch are added to the sum group by group. Those of adapters are small.
     let added = match (config.training.gradient_accumulation > 1, config.training.mode, blockwise) {
         (false, ..) => 0,
         (true, Mode::Full, true) => denoiser.largest * 4 / DType::from(dtype).size() as u64,

@@ -16,19 +16,19 @@ use crate::{
     rng::Seed,
 };
 
-/// What a run needs before its model is loaded.
+/// The inputs of a run before its model is loaded.
 pub(super) struct Prepared {
     /// The model's folder.
     pub model: PathBuf,
-    /// The kind of model in it.
+    /// The family of the model.
     pub family: &'static dyn Family,
-    /// All samples, encoded.
+    /// The encoded samples.
     pub dataset: LatentDataset,
-    /// How much of the model is in device memory at once.
+    /// The memory level.
     pub level: Level,
 }
 
-/// Checks and encodes what the cache lacks. `chosen` is the fastest memory level that may be, and becomes the one that is.
+/// Checks the run and encodes what the cache lacks. `chosen` is the fastest memory level allowed, and is set to the chosen one.
 pub(super) fn prepare_dataset(
     config: &TrainConfig,
     device: &Device,
@@ -59,7 +59,7 @@ pub(super) fn prepare_dataset(
     Ok(Prepared { model, family, dataset, level })
 }
 
-/// The batches of a run, in their order.
+/// The training order of a run.
 ///
 /// # Errors
 /// All images are held out.
@@ -71,11 +71,11 @@ pub(super) fn batches(dataset: &LatentDataset, seed: Seed) -> Result<BatchOrder>
     }
 }
 
-/// Does `work` at the memory level that it chooses, no faster than `level`. Where the device has no memory left for it and the
-/// configuration names no level, it is done again at the next one.
+/// Does `work` at the memory level that it chooses, no faster than `level`. If the device runs out of memory and the configuration
+/// names no level, the work is repeated at the next level.
 ///
 /// # Errors
-/// Those of the work, or there is no memory at the lowest level either, or at the one that is named.
+/// Those of the work; or the device runs out of memory at the last level, or at the one in the configuration.
 pub(super) fn fitting<T>(
     config: &TrainConfig,
     device: &Device,
@@ -93,7 +93,7 @@ pub(super) fn fitting<T>(
 /// Encodes images and captions into the cache, so that training starts at once; returns the cache folder.
 ///
 /// # Errors
-/// Images, captions, settings or the model are wrong, or the disk refuses.
+/// Images, captions, settings or the model are invalid, or the cache cannot be written.
 pub fn prepare(config: &TrainConfig, device: &Device, display: &mut dyn Display) -> Result<PathBuf> {
     let mut level = Level::None;
     fitting(config, device, &mut level, |level| prepare_dataset(config, device, display, level))?;

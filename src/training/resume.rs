@@ -10,23 +10,23 @@ use super::{
 };
 use crate::error::{Error, Result, Subject};
 
-/// A run that goes on, which no other process writes meanwhile.
+/// A run to resume, locked for writing.
 pub(super) struct Resumed {
     /// Its folder.
     pub folder: RunFolder,
-    /// Where it goes on; nowhere if it ended before its first checkpoint, and starts again.
+    /// The checkpoint to resume from; `None` if the run ended before its first checkpoint and starts over.
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// The run and checkpoint that `path` means, if `config` may go on with it.
+/// The run and checkpoint at `path`, if it can be resumed with `config`.
 ///
 /// # Errors
-/// There is no such run, another process writes there, the settings are others, or the checkpoint is damaged: then the error
-/// names the one before it.
+/// There is no such run, another process is writing there, the settings differ, or the checkpoint is damaged: then the error names
+/// the one before it.
 pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
     if is_without_checkpoint(path) {
         let folder = RunFolder::open(path)?;
-        // Until now another process may have trained here.
+        // Until now, another process may have trained here.
         if is_without_checkpoint(path) {
             tracing::info!("{} has no checkpoint yet: starting over in the same folder", path.display());
             return Ok(Resumed { folder, checkpoint: None });
@@ -35,7 +35,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
     let (run, _) = Checkpoint::resolve(path)?;
     let folder = RunFolder::open(&run)?;
     Checkpoint::warn_of_halves(&run);
-    // Once more, for the same reason.
+    // Checked again for the same reason.
     let (_, mut checkpoints) = Checkpoint::resolve(path)?;
     let checkpoint = checkpoints.pop().expect("at least one was found");
     checkpoint.verify().map_err(|error| damaged(error, &run, &checkpoint))?;
@@ -53,7 +53,7 @@ pub(super) fn resumable(config: &TrainConfig, path: &Path) -> Result<Resumed> {
     Ok(Resumed { folder, checkpoint: Some(checkpoint) })
 }
 
-/// What to say about a checkpoint that cannot be resumed from, with the next best one.
+/// The error for a checkpoint that cannot be resumed from, with the one before it.
 fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
     let error = match &error.subject {
         Subject::Path(path) if error.is_io() => Error::file(path, error.problem.to_string()), // so that it takes the hint
@@ -69,7 +69,7 @@ fn damaged(error: Error, run: &Path, checkpoint: &Checkpoint) -> Error {
     })
 }
 
-/// Settings that do not change what a step computes (`training.max_steps` does not while the learning rate is constant).
+/// Settings that do not affect the result of a step (`training.max_steps` does not while the learning rate is constant).
 const FREE: [&str; 11] = [
     "run.name",
     "run.output",
@@ -88,7 +88,7 @@ fn table(config: &TrainConfig) -> Result<toml::Value> {
     toml::Value::try_from(config).map_err(|e| Error::setting("configuration", e.to_string()))
 }
 
-/// Notes where two configurations differ, apart from what is [`FREE`].
+/// Collects the differences between two configurations, apart from settings that are [`FREE`].
 fn compare(key: &str, before: &toml::Value, now: &toml::Value, problems: &mut Vec<String>) {
     if FREE.contains(&key) || before == now {
         return;

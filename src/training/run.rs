@@ -45,14 +45,14 @@ use crate::{
     stop,
 };
 
-/// Batches that are read ahead of their use.
+/// The number of batches read ahead.
 const READ_AHEAD: usize = 4;
 
-/// Trains; returns the run folder. With `resume`, a run folder or a checkpoint, goes on from there, bit for bit.
+/// Trains; returns the run folder. With `resume`, a run folder or a checkpoint, it resumes from there, bit for bit.
 ///
 /// # Errors
-/// Something cannot be read or written, settings do not fit together, or a number is not finite any more. Or the process, or the
-/// person before the display, asked to stop: [`Error::stopped`], with a checkpoint of the last step.
+/// A file cannot be read or written, settings do not fit each other, or a value is not finite. Or the process was asked to stop, by a
+/// signal or in the display: [`Error::stopped`], with a checkpoint of the last step.
 pub fn train(
     config: &TrainConfig,
     resume: Option<&Path>,
@@ -63,8 +63,8 @@ pub fn train(
     fitting(config, device, &mut Level::None, |level| train_at(config, &mut run, device, display, level))
 }
 
-/// The same at a memory level that is no faster than `level`, which becomes the one that is chosen; `run` becomes the folder of the
-/// run when it has one, so that it can go on from there.
+/// The same at a memory level no faster than `level`, which is set to the chosen one; `run` is set to the folder of the run once it has
+/// one, so that it can resume from there.
 fn train_at(
     config: &TrainConfig,
     run: &mut Option<PathBuf>,
@@ -113,7 +113,7 @@ impl Training<'_> {
     }
 }
 
-/// Everything that changes while training, and what it is trained against.
+/// The state of a training run.
 struct Run<'a, T> {
     config: &'a TrainConfig,
     folder: RunFolder,
@@ -121,7 +121,7 @@ struct Run<'a, T> {
     step: u64,
     /// The step of the newest checkpoint; 0 if there is none.
     saved: u64,
-    /// The steps that are not recorded yet.
+    /// The steps not yet recorded.
     interval: Interval,
     learner: Learner,
     task: T,
@@ -131,7 +131,7 @@ struct Run<'a, T> {
 }
 
 impl<'a, T: Task> Run<'a, T> {
-    /// Starts a new run in a folder of its own, or takes up a checkpoint.
+    /// Starts a new run in a folder of its own, or resumes from a checkpoint.
     fn open(
         config: &'a TrainConfig,
         resumed: Option<Resumed>,
@@ -185,7 +185,7 @@ impl<'a, T: Task> Run<'a, T> {
                 tracing::info!("{}.safetensors: {line}", config.run.name);
             }
         }
-        // What is from after this step is done again, and so is this step's validation if it was cut short.
+        // Later steps are repeated, and so is the validation of this step if it was interrupted.
         let validated = step > 0 && !owes_validation(config, folder.path(), step, validator)?;
         drop_grids(folder.path(), if validated { step + 1 } else { step })?;
         let metrics = Metrics::open(folder.path(), step)?;
@@ -203,7 +203,7 @@ impl<'a, T: Task> Run<'a, T> {
     /// Trains to the end.
     ///
     /// # Errors
-    /// As [`train`]. Steps since the last checkpoint may not be saved yet: see [`save_rest`](Self::save_rest).
+    /// As [`train`]. Steps since the last checkpoint may be unsaved: see [`save_rest`](Self::save_rest).
     fn train(&mut self, batches: &mut Prefetch, validator: &Validator, display: &mut dyn Display) -> Result<()> {
         let (config, device) = (self.config, self.task.device().clone());
         let max_steps = config.training.max_steps;
@@ -224,7 +224,7 @@ impl<'a, T: Task> Run<'a, T> {
             if save || check || self.due(config.training.log_every) {
                 let metrics = self.interval.read(self.step, &device)?;
                 self.interval = Interval::start();
-                // First: then a checkpoint has the lines of all its steps.
+                // Recorded first, so that a checkpoint has the lines of all its steps.
                 let recorded = self.metrics.step(&metrics);
                 if recorded.is_ok() {
                     display.training(&metrics);
@@ -242,10 +242,10 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(())
     }
 
-    /// Records and saves the steps that are not saved yet, before the run ends early.
+    /// Records and saves unsaved steps, before the run ends early.
     ///
     /// # Errors
-    /// Their values are not finite, or the disk refuses.
+    /// Their values are not finite, or a file cannot be written.
     fn save_rest(&mut self, display: &mut dyn Display) -> Result<()> {
         if self.step == self.saved {
             return Ok(());
@@ -262,7 +262,7 @@ impl<'a, T: Task> Run<'a, T> {
         recorded
     }
 
-    /// What to say of a run that ends early with this error, after saving what can be saved.
+    /// The error of a run that ends early, after saving what can be saved.
     fn ended_early(&mut self, error: Error, display: &mut dyn Display) -> Error {
         let folder = self.folder.path().to_path_buf();
         match &error.subject {
@@ -310,12 +310,12 @@ impl<'a, T: Task> Run<'a, T> {
         self.learner.learn(before, objective, pipeline, batch, self.seed, self.step)
     }
 
-    /// Whether this step ends a period of `every` steps; there are no periods of 0.
+    /// Whether this step ends a period of `every` steps; never for 0.
     fn due(&self, every: u64) -> bool {
         every > 0 && self.step.is_multiple_of(every)
     }
 
-    /// Measures the model as it is now, or its EMA. At step 0 that is the base model.
+    /// Validates the current model, or its EMA. At step 0 that is the base model.
     fn validate(&mut self, validator: &Validator, display: &mut dyn Display) -> Result<()> {
         let raw = if self.step > 0 { self.learner.use_mean(self.task.model_mut()) } else { None };
         let measured = self.measure(validator, display);
@@ -336,7 +336,7 @@ impl<'a, T: Task> Run<'a, T> {
         let stage = Stage::enter("validation images", self.task.device());
         let grid = self.task.grid(adapters.as_slice(), self.step > 0)?;
         drop(stage);
-        // The line last: where it is, all is.
+        // The line comes last: if it exists, the validation is complete.
         if let Some(grid) = grid {
             save_grid(self.folder.path(), self.step, &grid)?;
             self.metrics.image(GRID, &grid, self.step)?;
@@ -349,7 +349,7 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(())
     }
 
-    /// Writes a checkpoint, then removes those that are too old.
+    /// Writes a checkpoint, then removes old ones.
     fn save(&mut self) -> Result<()> {
         let state = State {
             step: self.step,
@@ -370,13 +370,13 @@ impl<'a, T: Task> Run<'a, T> {
     }
 }
 
-/// Whether the model is to be measured after this step: before the first, after the last, and every so often.
+/// Whether a validation is due after this step: before the first, after the last, and every `validation.every` steps.
 fn validation_due(config: &TrainConfig, step: u64) -> bool {
     let every = config.validation.every;
     step == 0 || step == config.training.max_steps || every > 0 && step.is_multiple_of(every)
 }
 
-/// Whether the validation after this step is due and is not there: at the start, or when a run ended in the middle of it.
+/// Whether the validation after this step is due and missing: at the start, or when a run ended in the middle of it.
 fn owes_validation(config: &TrainConfig, run: &Path, step: u64, validator: &Validator) -> Result<bool> {
     let done = |record: &Record| matches!(record, Record::Validation(metrics) if metrics.step == step);
     let there = match validator.has_samples() {

@@ -1,4 +1,4 @@
-//! The configuration of a run, read from its folder, whichever version of kiln wrote it.
+//! Reading the configuration of a run from its folder, written by any version of kiln.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use crate::{config::Sources, error::Result, families::ObjectiveKind, weights::Te
 
 /// The resolved configuration in the folder of a run, with overrides as in [`TrainConfig::load`].
 ///
-/// Version 0.1 wrote two tables of objectives into every run, `[objective]` for FLUX.1 and `[edit]` for Stable Diffusion, and
-/// the model decided which one counted. What the run trained tells the same.
+/// Version 0.1 wrote two tables of objectives into every run, `[objective]` for FLUX.1 and `[edit]` for Stable Diffusion, and the
+/// model decided which one counted. The checkpoint shows which model it was.
 ///
 /// # Errors
 /// As [`TrainConfig::load`]; or a checkpoint is broken.
@@ -27,8 +27,7 @@ pub fn run_config(run: &Path, overrides: &[String]) -> Result<TrainConfig> {
     TrainConfig::from_document(document, kind, &path)
 }
 
-/// Whether the newest checkpoint of a run of version 0.1 holds a UNet, or an adapter for one; there is none in a run that ended
-/// before its first.
+/// Whether the newest checkpoint of a run of version 0.1 holds a UNet, or an adapter for one; `None` without a checkpoint.
 fn trained_a_unet(run: &Path) -> Result<bool> {
     let Some(checkpoint) = Checkpoint::all(run)?.pop() else { return Ok(false) };
     if checkpoint.state()?.mode == Mode::Full {

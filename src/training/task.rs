@@ -1,4 +1,4 @@
-//! The task of a run: a pipeline, what its denoiser learns, and how that is shown.
+//! The task of a run: a pipeline, its objective, and its samples.
 
 use burn::tensor::Device;
 use image::RgbImage;
@@ -9,28 +9,28 @@ use crate::{error::Result, nn::Adapters, pipelines::Pipeline};
 /// The denoiser of a task.
 pub(super) type Model<T> = <<T as Task>::Objective as Objective<<T as Task>::Pipeline>>::Model;
 
-/// A pipeline and what its denoiser learns. The loop, checkpoints, metrics and validation are the same for all tasks.
+/// A pipeline with its objective. The loop, checkpoints, metrics and validation are the same for all tasks.
 pub(super) trait Task: Sized {
     /// The pipeline.
     type Pipeline: Pipeline;
 
-    /// What is learned.
+    /// The objective.
     type Objective: Objective<Self::Pipeline>;
 
-    /// What is learned.
+    /// The objective.
     fn objective(&self) -> &Self::Objective;
 
     /// The pipeline.
     fn pipeline(&self) -> &Self::Pipeline;
 
-    /// The same, to be changed.
+    /// The same, mutable.
     fn pipeline_mut(&mut self) -> &mut Self::Pipeline;
 
     /// The noise levels at which the held-out loss is measured.
     fn levels(&self) -> &[f64];
 
-    /// What the model makes with `adapters` on, as one image for people to look at, if the configuration asks for any. A model
-    /// that is not `trained` yet is as it was loaded.
+    /// A grid of samples of the model with `adapters`, if the configuration asks for any. If `trained` is false, the model is as it was
+    /// loaded.
     ///
     /// # Errors
     /// An image is not finite, or the cache is damaged.
@@ -41,12 +41,12 @@ pub(super) trait Task: Sized {
         Self::Objective::model(self.pipeline())
     }
 
-    /// The same, to be changed.
+    /// The same, mutable.
     fn model_mut(&mut self) -> &mut Model<Self> {
         Self::Objective::model_mut(self.pipeline_mut())
     }
 
-    /// Where its tensors are.
+    /// The device of its tensors.
     fn device(&self) -> &Device {
         self.pipeline().device()
     }

@@ -1,4 +1,4 @@
-//! `validate`: a run or a checkpoint measured from outside, as a table.
+//! `validate`: the held-out losses of a run or a checkpoint, as a table.
 
 use std::{
     fmt,
@@ -31,12 +31,12 @@ use crate::{
     stop,
 };
 
-/// What one checkpoint scored.
+/// The scores of one checkpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckpointScore {
     /// Optimizer steps; 0 is the base model.
     pub step: u64,
-    /// The mean over all noise levels.
+    /// The mean loss over all noise levels.
     pub loss: f64,
     /// `(noise level, loss)`.
     pub loss_at_level: Vec<(f64, f64)>,
@@ -44,16 +44,16 @@ pub struct CheckpointScore {
     pub samples: Option<PathBuf>,
 }
 
-/// What validating a run or a checkpoint found: the base model first, then the checkpoints from old to new.
+/// The results of a validation: the base model first, then the checkpoints from old to new.
 #[derive(Clone, Debug, Serialize)]
 pub struct ValidationReport {
-    /// What a noise level is called: `sigma` or `timestep`.
+    /// The name of a noise level: `sigma` or `timestep`.
     pub level: &'static str,
-    /// A row for each.
+    /// The scores, one row each.
     pub checkpoints: Vec<CheckpointScore>,
     /// The step with the lowest held-out loss; 0 if no checkpoint is better than the base model.
     pub best_step: Option<u64>,
-    /// Of the newest checkpoint, if it was asked for.
+    /// The CLIP curve of the newest checkpoint, if requested.
     pub curve: Option<EditCurve>,
     /// Checkpoints that were not measured, because the process was asked to stop.
     pub unmeasured: usize,
@@ -108,11 +108,12 @@ impl fmt::Display for ValidationReport {
     }
 }
 
-/// Measures a checkpoint, or all of a run, with the run's own configuration; where a run keeps running means, these. The base
-/// weights are loaded once, and lie where `memory` says, or the run's configuration. With `clip`, the folder of a CLIP model, the edits of the newest checkpoint are measured, too.
+/// Validates a checkpoint, or all of a run, with the run's own configuration, using the EMA if there is one. The base weights are
+/// loaded once, at the memory level of `memory` or of the run. With `clip`, the folder of a CLIP model, the edits of the newest
+/// checkpoint are measured, too.
 ///
 /// # Errors
-/// `path` is no run and no checkpoint, what the run was made from is gone or changed, or the device has no memory left.
+/// `path` is neither a run nor a checkpoint, the model or data of the run is missing or changed, or the device runs out of memory.
 pub fn validate(
     path: &Path,
     clip: Option<&Path>,
@@ -205,7 +206,7 @@ impl Scoring<'_> {
         });
         let curve = measured.and_then(|()| curve(&task, adapters.as_slice()));
         let (curve, unmeasured) = match curve {
-            // What is measured is not thrown away.
+            // Finished measurements are kept.
             Err(error) if error.is_stop() => (None, total + 1 - scores.len()),
             curve => (curve?, 0),
         };

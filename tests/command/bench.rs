@@ -103,7 +103,7 @@ fn a_peer_that_ends_is_reported_once_and_kiln_continues() {
     let files = ["--only", "clip,gelu_tanh,copy", "--repeats", "1", "--json", json.to_str().unwrap(), "--peer", "true"];
     let output = bench(&[&TINY[..], &files].concat());
     assert!(output.status.success(), "{}", errors(&output));
-    assert_eq!(errors(&output).matches("going on without it").count(), 1, "{}", errors(&output));
+    assert_eq!(errors(&output).matches("continuing without it").count(), 1, "{}", errors(&output));
     let report = report(&json);
     let rows = report["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3);
@@ -111,11 +111,11 @@ fn a_peer_that_ends_is_reported_once_and_kiln_continues() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_with_the_next_move() {
+fn impossible_cases_are_refused_with_the_next_move() {
     for (arguments, said) in [
         (&[][..], ["too large for a CPU", "--small"]),
         (&["--only", "t5"], ["`t5", "--small"]),
-        (&["--small", "--only", "trian"], ["`trian` is no case", "vae_encode"]),
+        (&["--small", "--only", "trian"], ["`trian` is not a case", "vae_encode"]),
         (&["--small", "--size", "100"], ["--size", "64"]),
         (&["--small", "--layers", "2"], ["--layers", "19,38"]),
         (&["--small", "--repeats", "0"], ["--repeats", "at least 1"]),

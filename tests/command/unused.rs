@@ -262,7 +262,7 @@ fn pair(module: &str, outputs: usize, inputs: usize) -> [(String, TensorData); 2
 }
 
 #[test]
-fn what_a_lora_holds_for_text_encoders_is_left_out_only_when_asked_and_said() {
+fn the_text_encoder_part_of_a_lora_is_left_out_only_on_request_and_reported() {
     let file = |name: &str, tensors: &[[(String, TensorData); 2]]| {
         let path = WORKSHOP.join(name).with_extension("safetensors");
         write_tensors(&path, &tensors.iter().flatten().cloned().collect(), &Default::default()).unwrap();
@@ -293,7 +293,7 @@ fn what_a_lora_holds_for_text_encoders_is_left_out_only_when_asked_and_said() {
         assert_eq!(tensors(latents(name)), tensors(latents("alone")));
     }
     let said = fails(&generate("only", &["--lora", &only, "--no-lora-text-encoders"]));
-    assert!(said.contains("text encoders only"), "{said}");
+    assert!(said.contains("only text encoders"), "{said}");
     // If the model supports all of it, nothing else is offered; and a file without such a part loses nothing.
     let (_, said) = succeeds(&generate("kept", &["--lora", &alone, "--no-lora-text-encoders"]));
     assert!(!said.contains("left out"), "{said}");

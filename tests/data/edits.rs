@@ -465,7 +465,7 @@ fn an_original_of_several_edits_is_encoded_once_and_stays_on_one_side() {
 }
 
 #[test]
-fn a_batch_holds_both_images_and_what_is_dropped_is_empty() {
+fn a_batch_holds_both_images_and_dropped_conditions_are_empty() {
     let folder = listed(&edits(8));
     let dataset = run(&config(&folder)).0;
     let samples = [0, 3, 6].map(|sample| SampleIndex { sample, flipped: false });
@@ -560,7 +560,7 @@ fn the_joint_rule_is_that_of_diffusers() {
 }
 
 #[test]
-fn all_that_is_wrong_with_a_list_is_found_together() {
+fn all_problems_of_a_list_are_found_together() {
     let mut all = edits(8);
     all[2].original.truncate(100);
     all[3].instruction = " ".into();
@@ -595,7 +595,7 @@ fn all_that_is_wrong_with_a_list_is_found_together() {
 }
 
 #[test]
-fn all_that_is_wrong_with_two_folders_is_found_together() {
+fn all_problems_of_two_folders_are_found_together() {
     let folder = paired(&edits(7));
     let at = |name: &str| folder.path().join(name);
     fs::remove_file(at("original/0.png")).unwrap();
@@ -621,7 +621,7 @@ fn all_that_is_wrong_with_two_folders_is_found_together() {
 }
 
 #[test]
-fn all_that_is_wrong_with_tables_is_found_together() {
+fn all_problems_of_tables_are_found_together() {
     let folder = tempfile::tempdir().unwrap();
     let mut all = edits(6);
     all[2].original.clear();
@@ -672,7 +672,7 @@ fn what_does_not_suit_edits_is_one_clear_error() {
 }
 
 #[test]
-fn the_picture_edits_are_ready_to_train_on() {
+fn the_fixture_of_edits_is_ready_to_train_on() {
     let cache = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/picture-edits");
     let config = DataConfig {

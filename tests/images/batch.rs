@@ -34,7 +34,7 @@ fn batch(pictures: &Path, output: &Path, more: &[&str]) -> (String, Value) {
 }
 
 #[test]
-fn names_and_sizes_stay_what_cannot_be_read_is_left_out_and_all_is_reported() {
+fn names_and_sizes_are_kept_and_unreadable_files_are_left_out_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = pictures(folder.path());
     for class in [MAKES, EDITS] {
@@ -149,7 +149,7 @@ fn bad_input_is_named_and_nothing_is_overwritten() {
     std::fs::write(folder.path().join("reported/report.json"), "{}").unwrap();
     for (output, name) in [(pictures, "a.png"), (&at("reported"), "report.json")] {
         let said = fails(&[&["batch", pictures, "--output", output][..], &both].concat());
-        assert!(said.contains(&format!("{name}: exists already, and kiln overwrites nothing")), "{said}");
+        assert!(said.contains(&format!("{name}: already exists, and kiln does not overwrite it")), "{said}");
     }
 }
 

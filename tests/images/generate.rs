@@ -229,7 +229,7 @@ fn the_images_of_a_folder_are_not_all_made_together() {
 }
 
 #[test]
-fn images_to_start_from_and_masks_give_what_diffusers_makes_of_them() {
+fn initial_images_and_masks_give_the_output_of_diffusers() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for class in ["FluxPipeline", MAKES] {

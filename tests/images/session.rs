@@ -110,7 +110,7 @@ fn prompts_that_are_known_need_no_text_encoder_and_others_say_what_is_missing() 
 }
 
 #[test]
-fn cancelling_stops_within_a_step_and_the_session_is_as_good_as_before() {
+fn cancelling_stops_within_a_step_and_the_session_stays_usable() {
     for class in CLASSES {
         let mut session = open(&folder(class));
         let request = images(&session, &["a red circle"], 1, 32, 48);

@@ -122,7 +122,7 @@ fn a_full_run_continued_from_its_folder_is_the_uninterrupted_run_bit_for_bit() {
 }
 
 #[test]
-fn a_continued_run_replaces_the_model_it_ended_with() {
+fn a_lengthened_run_replaces_its_earlier_export() {
     let run = train(&config("longer", &["training.max_steps=2"]), None).unwrap();
     let before = tensors(run.join("model/unet/diffusion_pytorch_model.safetensors"));
     train(&config("longer", &["training.max_steps=4"]), Some(&run)).unwrap();
@@ -221,9 +221,9 @@ fn an_adapter_of_an_editing_model_is_refused_by_one_that_only_makes_images() {
         succeeds(&[&edit[..], &use_it].concat());
         let generate = ["generate", "--model", "tests/fixtures/tiny-sd", "--prompt", "x"];
         let said = fails(&[&generate[..], &use_it].concat());
-        let expected = "made for a UNet that reads 8 channels, and that of tests/fixtures/tiny-sd reads 4";
+        let expected = "is for a UNet with 8 input channels, and the UNet of tests/fixtures/tiny-sd has 4";
         // The file names the base model, not the folders that it is in.
-        for part in [&file, expected, "hint: use it with the model it was trained on, model,"] {
+        for part in [&file, expected, "hint: use it with its base model, model,"] {
             assert!(said.contains(part), "`{part}` in {said}");
         }
     }

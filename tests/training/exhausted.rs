@@ -23,7 +23,7 @@ fn run(workshop: &Path, name: &str, more: &[&str]) -> Result<PathBuf> {
 }
 
 #[test]
-fn a_run_goes_on_where_there_is_memory_with_the_same_bits() {
+fn a_run_continues_at_the_next_memory_level_with_the_same_bits() {
     let workshop = workshop("exhausted_training");
     let expected = run(&workshop, "plain", &[]).unwrap();
     // Before anything, while loading, before the first step, and after a checkpoint: the first once at each level.

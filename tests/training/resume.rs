@@ -159,7 +159,7 @@ fn a_run_of_an_older_kiln_is_migrated_as_it_is_read() {
 }
 
 #[test]
-fn a_finished_run_continues_to_nothing() {
+fn resuming_a_finished_run_does_nothing() {
     let run = copy_of(&WHOLE, "finished");
     train(&config("whole", &[]), Some(&run)).unwrap();
     assert_eq!(state(&run, 6), state(&WHOLE, 6));
@@ -280,7 +280,7 @@ fn a_damaged_checkpoint_is_named_and_an_older_one_can_be_resumed() {
 }
 
 #[test]
-fn a_checkpoint_with_half_an_optimizer_is_not_taken() {
+fn a_checkpoint_with_half_an_optimizer_is_refused() {
     let run = copy_of(&WHOLE, "mixed");
     let optimizer = run.join("step-000006/optimizer.safetensors");
     let lost = "proj_out.lora_B.weight.exp_avg_sq";
@@ -305,7 +305,7 @@ fn forget_checksums(checkpoint: &Path) {
 }
 
 #[test]
-fn a_checkpoint_from_before_checksums_is_taken() {
+fn a_checkpoint_from_before_checksums_is_accepted() {
     let run = copy_of(&WHOLE, "old");
     std::fs::remove_dir_all(run.join("step-000006")).unwrap();
     forget_checksums(&run.join("step-000004"));
@@ -358,7 +358,7 @@ fn a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_is_offered() 
 }
 
 #[test]
-fn a_step_that_somebody_changed_is_refused() {
+fn an_edited_step_in_the_state_is_refused() {
     let run = copy_of(&WHOLE, "changed");
     let path = run.join("step-000006/state.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -368,7 +368,7 @@ fn a_step_that_somebody_changed_is_refused() {
 }
 
 #[test]
-fn a_checkpoint_that_is_read_stays_until_it_is_not() {
+fn a_checkpoint_that_is_being_read_is_not_pruned() {
     let run = copy_of(&WHOLE, "read");
     let (_, held) = Checkpoint::hold(&run.join("step-000002")).unwrap();
     Checkpoint::prune(&run, 1).unwrap();

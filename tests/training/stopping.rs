@@ -84,7 +84,7 @@ fn stopped_at(run: &Path) -> u64 {
 // Nobody reads.
 
 #[test]
-fn a_run_whose_output_nobody_reads_is_the_run_that_somebody_reads() {
+fn a_run_whose_output_nobody_reads_gives_the_same_result() {
     let whole = train(&WORKSHOP, "read", &["checkpoint.every=1"]);
     for (ui, full) in [("plain", false), ("bar", false), ("plain", true)] {
         let name = format!("unread-{ui}-{full}");
@@ -246,7 +246,7 @@ fn preparation_stops_after_the_current_image_and_resumes_there() {
 }
 
 #[test]
-fn generation_batches_and_validation_keep_what_is_done() {
+fn generation_batches_and_validation_keep_finished_results_when_stopped() {
     let images = WORKSHOP.join("images");
     let output = images.to_str().unwrap();
     let many = [
@@ -466,7 +466,7 @@ fn what_the_dead_left_goes_at_the_next_start_and_disturbs_nobody() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_checkpoint_before_and_nothing_half() {
+fn a_full_disk_leaves_earlier_checkpoints_and_no_partial_file() {
     let whole = train(&WORKSHOP, "roomy", &["checkpoint.every=2"]);
     let before = train(&WORKSHOP, "full", &["training.max_steps=2", "checkpoint.every=1"]);
     let size = |name: &str| std::fs::metadata(before.join("step-000002").join(name)).unwrap().len();
@@ -556,7 +556,7 @@ fn harm(name: &str, moments: &mut dyn Iterator<Item = Box<dyn Fn() -> bool>>) {
 }
 
 #[test]
-fn a_run_that_is_killed_at_any_time_ends_as_the_one_that_was_not() {
+fn a_killed_run_resumes_to_the_same_result() {
     // A new seed each time; that of a failure is in the name of its run.
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
     let (mut draws, whole) = (seed, UNHARMED.1.as_nanos() as u64);
@@ -568,7 +568,7 @@ fn a_run_that_is_killed_at_any_time_ends_as_the_one_that_was_not() {
 }
 
 #[test]
-fn a_run_that_is_killed_between_two_writes_ends_as_the_one_that_was_not() {
+fn a_run_killed_between_two_writes_resumes_to_the_same_result() {
     let moments = [
         "config.toml",
         "metrics.jsonl",

@@ -21,7 +21,7 @@ pub enum ClipActivation {
     Gelu,
 }
 
-/// What the blocks of one tower have in common.
+/// The common configuration of a tower's blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerShape {
     /// D.
@@ -30,9 +30,9 @@ pub(super) struct LayerShape {
     pub inner: usize,
     /// N, which divides the width.
     pub heads: usize,
-    /// Inside the feed-forward part.
+    /// The activation in the feed-forward part.
     pub activation: ClipActivation,
-    /// Of every layer norm.
+    /// The epsilon of every layer norm.
     pub epsilon: f64,
 }
 

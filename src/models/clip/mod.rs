@@ -23,27 +23,27 @@ pub use vision::{ClipVisionConfig, ClipVisionModel, ClipVisionOutput};
 /// `config.json` of a CLIP model; what is missing takes transformers' values.
 #[derive(Clone, Debug)]
 pub struct ClipConfig {
-    /// Of the text tower.
+    /// The text tower.
     pub text: ClipTextConfig,
-    /// Of the vision tower.
+    /// The vision tower.
     pub vision: ClipVisionConfig,
     /// The width P of the vectors.
     pub projection_dim: usize,
 }
 
-/// Which class a `config.json` is of.
+/// The class in a `config.json`.
 #[derive(Deserialize)]
 struct Class {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
 }
 
-/// The file as it is written.
+/// The raw file.
 #[derive(Deserialize)]
 struct Written {
     text_config: Option<ClipTextConfig>,
     vision_config: Option<ClipVisionConfig>,
-    /// Of older files, OpenAI's among them. Where there is such a part, transformers reads nothing from the one above.
+    /// In older files, such as OpenAI's. If present, transformers ignores the one above.
     text_config_dict: Option<ClipTextConfig>,
     vision_config_dict: Option<ClipVisionConfig>,
     #[serde(default = "projection")]
@@ -58,10 +58,10 @@ impl ClipConfig {
     /// Reads `config.json` of a model folder.
     ///
     /// # Errors
-    /// The file is missing or broken, or describes another class of model, or sizes that cannot be.
+    /// The file is missing or broken, or describes another class of model, or impossible sizes.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        // First of all: what another class says of itself need not make sense here.
+        // Checked first, because the settings of another class need not make sense here.
         let Class { architectures, model_type } = read_json(&path)?;
         let class = architectures.and_then(|names| names.into_iter().next()).or(model_type);
         let class = class.as_deref().unwrap_or("no class of model");
@@ -85,7 +85,7 @@ impl ClipConfig {
 /// Both towers, with the projections that make their outputs comparable.
 #[derive(Clone, Debug)]
 pub struct ClipModel {
-    /// What it was built from.
+    /// Its configuration.
     pub config: ClipConfig,
     text: ClipTextModel,
     vision: ClipVisionModel,
@@ -105,7 +105,7 @@ impl ClipModel {
 
     /// Takes the model's tensors.
     pub fn load(weights: &Weights, config: ClipConfig) -> Self {
-        // The temperature of its training.
+        // The temperature of training is not used.
         weights.ignore("logit_scale");
         let projection = |name: &str, width| Linear::load_without_bias(&weights.at(name), width, config.projection_dim);
         Self {

@@ -1,4 +1,4 @@
-//! From an image to what CLIP's vision model reads, as transformers' `CLIPImageProcessor`.
+//! From images to inputs of CLIP's vision model, as in transformers' `CLIPImageProcessor`.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use crate::{
     weights::read_json,
 };
 
-/// Scales the shortest side to the model's size, cuts the middle out, and normalises each channel.
+/// Scales the shortest side to the model's size, crops to the centre, and normalizes each channel.
 #[derive(Clone, Debug)]
 pub struct ClipImageProcessor {
-    /// What the shortest side is scaled to.
+    /// The length that the shortest side is scaled to.
     size: u32,
-    /// The side of the square that is cut out.
+    /// The side of the square crop.
     crop: u32,
     /// Of the channels, in [0, 1].
     mean: [f32; 3],
@@ -40,7 +40,7 @@ struct Config {
     do_normalize: bool,
 }
 
-/// The three spellings of a size.
+/// The three forms of a size.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum Size {
@@ -73,7 +73,7 @@ impl ClipImageProcessor {
     /// Opens `preprocessor_config.json` of a CLIP model whose images have the side `image_size`.
     ///
     /// # Errors
-    /// The file is missing or broken, or describes other steps than CLIP models have, or another size than the model's.
+    /// The file is missing or broken, or its steps are not those of CLIP models, or its size is not that of the model.
     pub fn open(folder: impl AsRef<Path>, image_size: usize) -> Result<Self> {
         let path = folder.as_ref().join("preprocessor_config.json");
         let config: Config = read_json(&path)?;
@@ -116,12 +116,12 @@ impl ClipImageProcessor {
         TensorData::new(values.collect::<Vec<f32>>(), [pictures.len(), 3, side, side])
     }
 
-    /// The square in the middle, after scaling. The filter is Pillow's bicubic one, which is Catmull and Rom's (a = -1/2),
-    /// made wider where it shrinks; first along the rows, then along the columns, rounded to 8 bits after either. What lies
-    /// half way between two of the 255 steps may still be rounded the other way.
+    /// The centre square, after scaling. The filter is Pillow's bicubic one (Catmull–Rom, a = -1/2), widened for downscaling; first along
+    /// the rows, then along the columns, rounded to 8 bits after each. Values half way between two of the 255 steps may be rounded the
+    /// other way.
     fn cut(&self, picture: &RgbImage) -> RgbImage {
         let (width, height) = picture.dimensions();
-        // Rounded down, as transformers does.
+        // Rounded down, as in transformers.
         let scaled = |side: u32| (u64::from(self.size) * u64::from(side) / u64::from(width.min(height).max(1))) as u32;
         let (width, height) = (scaled(width), scaled(height));
         let filter = imageops::FilterType::CatmullRom;

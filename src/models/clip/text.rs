@@ -19,7 +19,7 @@ use crate::{
 pub struct ClipTextConfig {
     /// The transformers class.
     pub architectures: Option<Vec<ClipClass>>,
-    /// How many ids there are.
+    /// The vocabulary size.
     pub vocab_size: usize,
     /// The width D.
     pub hidden_size: usize,
@@ -31,11 +31,11 @@ pub struct ClipTextConfig {
     pub num_attention_heads: usize,
     /// The longest prompt, in tokens.
     pub max_position_embeddings: usize,
-    /// Inside the feed-forward part.
+    /// The activation in the feed-forward part.
     pub hidden_act: ClipActivation,
-    /// Of every layer norm.
+    /// The epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// Where the pooled output is taken; see [`ClipTextModel::forward`].
+    /// The id of the token of the pooled output; see [`ClipTextModel::forward`].
     pub eos_token_id: i64,
 }
 
@@ -96,7 +96,7 @@ impl ClipTextConfig {
     /// Reads `config.json` of a `text_encoder/` folder.
     ///
     /// # Errors
-    /// The file is missing, or describes another model, or sizes that cannot be.
+    /// The file is missing, or describes another model, or impossible sizes.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: Self = read_config(&path, &SETTINGS)?;
@@ -104,7 +104,7 @@ impl ClipTextConfig {
         Ok(config)
     }
 
-    /// Of every block.
+    /// The configuration of every block.
     pub(super) fn layer(&self) -> LayerShape {
         LayerShape {
             width: self.hidden_size,
@@ -119,7 +119,7 @@ impl ClipTextConfig {
 /// The text model of SD 1.x, SD 2.x and FLUX.1.
 #[derive(Clone, Debug)]
 pub struct ClipTextModel {
-    /// What it was built from.
+    /// Its configuration.
     pub config: ClipTextConfig,
     tokens: Embedding,
     positions: Embedding,
@@ -127,12 +127,12 @@ pub struct ClipTextModel {
     final_norm: LayerNorm,
 }
 
-/// What a CLIP text model says about a batch of prompts.
+/// The outputs of a CLIP text model for a batch of prompts.
 #[derive(Clone, Debug)]
 pub struct ClipOutput {
     /// After the last block and the final norm, `[B, L, D]`.
     pub last_hidden_state: Tensor<3>,
-    /// What the last block reads, without the final norm ("clip skip 2"), `[B, L, D]`.
+    /// The input of the last block, without the final norm ("clip skip 2"), `[B, L, D]`.
     pub hidden_state_before_last: Tensor<3>,
     /// The row of `last_hidden_state` at the end token, `[B, D]`.
     pub pooled: Tensor<2>,
@@ -169,7 +169,7 @@ impl ClipTextModel {
         }
     }
 
-    /// Reads token ids, all of one length. Tokens see those before them; padding is no exception.
+    /// Encodes token ids, all of one length. Attention is causal, including padding.
     ///
     /// The pooled output is taken at the first end token. Published configs say `"eos_token_id": 2` where the real one is
     /// the highest id of the vocabulary; transformers takes such a 2 to mean "the highest id of the prompt", and so do we.
@@ -206,7 +206,7 @@ impl ClipTextModel {
     }
 }
 
-/// By the names of checkpoints without `text_model.`, which some have and some have not.
+/// Names are those of checkpoints without `text_model.`, which only some have.
 impl Linears for ClipTextModel {
     fn linears(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {

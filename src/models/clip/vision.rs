@@ -21,15 +21,15 @@ pub struct ClipVisionConfig {
     pub num_hidden_layers: usize,
     /// Heads N of each block.
     pub num_attention_heads: usize,
-    /// Of the images.
+    /// The channels of the images.
     pub num_channels: usize,
     /// The side S of the images, which are square.
     pub image_size: usize,
     /// The side of a patch: one token.
     pub patch_size: usize,
-    /// Inside the feed-forward part.
+    /// The activation in the feed-forward part.
     pub hidden_act: ClipActivation,
-    /// Of every layer norm.
+    /// The epsilon of every layer norm.
     pub layer_norm_eps: f64,
 }
 
@@ -50,7 +50,7 @@ impl Default for ClipVisionConfig {
 }
 
 impl ClipVisionConfig {
-    /// Of every block.
+    /// The configuration of every block.
     pub(super) fn layer(&self) -> LayerShape {
         LayerShape {
             width: self.hidden_size,
@@ -62,7 +62,7 @@ impl ClipVisionConfig {
     }
 
     /// # Errors
-    /// What cannot be.
+    /// Impossible settings.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         if self.num_channels != 3 {
             return Err("`num_channels` is not 3");
@@ -74,10 +74,10 @@ impl ClipVisionConfig {
     }
 }
 
-/// Patches and one class token through a transformer in which every token sees every other.
+/// A transformer over patches and a class token, with full attention.
 #[derive(Clone, Debug)]
 pub struct ClipVisionModel {
-    /// What it was built from.
+    /// Its configuration.
     pub config: ClipVisionConfig,
     patches: Conv2d,
     class: Tensor<1>,
@@ -87,7 +87,7 @@ pub struct ClipVisionModel {
     final_norm: LayerNorm,
 }
 
-/// What a CLIP vision model says about a batch of images.
+/// The outputs of a CLIP vision model for a batch of images.
 #[derive(Clone, Debug)]
 pub struct ClipVisionOutput {
     /// After the last block, without the final norm: the class token, then the patches row by row, `[B, L, D]`.
@@ -118,7 +118,7 @@ impl ClipVisionModel {
         }
     }
 
-    /// Reads images `[B, 3, S, S]`, normalised as the model's preprocessor does it.
+    /// Encodes images `[B, 3, S, S]`, normalized by the model's preprocessor.
     pub fn forward(&self, pixels: Tensor<4>) -> ClipVisionOutput {
         let dtype: FloatDType = self.class.dtype().into();
         let patches = self.patches.forward(pixels.cast(dtype)).flatten::<3>(2, 3).swap_dims(1, 2);

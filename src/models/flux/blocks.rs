@@ -13,7 +13,7 @@ use crate::{
     weights::Weights,
 };
 
-/// Of every norm in the transformer.
+/// The epsilon of every norm in the transformer.
 pub(super) const EPSILON: f64 = 1e-6;
 
 /// The queries, keys and values of one stream: three projections and the norms of queries and keys.
@@ -27,7 +27,7 @@ struct Qkv {
     heads: usize,
 }
 
-/// Which stream's tensors to take: their names differ.
+/// The stream, which decides the names of tensors.
 const IMAGE: ([&str; 3], [&str; 2]) = (["to_q", "to_k", "to_v"], ["norm_q", "norm_k"]);
 const TEXT: ([&str; 3], [&str; 2]) = (["add_q_proj", "add_k_proj", "add_v_proj"], ["norm_added_q", "norm_added_k"]);
 
@@ -75,7 +75,7 @@ fn modulation(linear: &Linear, vec: &Tensor<2>, count: usize) -> Vec<Tensor<2>> 
     linear.forward(vec.clone()).chunk(count, 1)
 }
 
-/// What one stream of a double block has of its own.
+/// The weights of one stream of a double block.
 #[derive(Clone, Debug)]
 struct Stream {
     names: [&'static str; 4],
@@ -215,7 +215,7 @@ impl SingleBlock {
         let out = |attended, inner| self.proj_out.forward(Tensor::cat(vec![attended, inner], 2));
         let y = match token_parts(&normed, limits, [&self.proj_mlp, &self.proj_out]) {
             None => {
-                // In this order, which is that in which the gradient of `normed` is added up.
+                // This order is that of the sum of `normed`'s gradient.
                 let inner = inner(normed.clone());
                 out(attended(normed), inner)
             }

@@ -33,9 +33,9 @@ pub struct FluxConfig {
     pub joint_attention_dim: usize,
     /// Width of the pooled CLIP embedding.
     pub pooled_projection_dim: usize,
-    /// Whether the model was distilled to take a guidance strength (dev) or not (schnell).
+    /// Whether the model has a distilled guidance input (dev) or not (schnell).
     pub guidance_embeds: bool,
-    /// How many of the `K` numbers of a head each position axis rotates.
+    /// The number of a head's `K` features that each position axis rotates.
     pub axes_dims_rope: Vec<usize>,
 }
 

@@ -1,11 +1,11 @@
-//! What one call of the transformer takes.
+//! The inputs of the transformer.
 
 use burn::tensor::Tensor;
 
 use super::Rope;
 use crate::{limits::Limits, models::Inputs};
 
-/// What one call of the transformer takes.
+/// The inputs of one call of the transformer.
 #[derive(Clone, Debug)]
 pub struct FluxInputs {
     /// Packed noisy latents `[B, L, 4·C]`.
@@ -16,11 +16,11 @@ pub struct FluxInputs {
     pub pooled: Tensor<2>,
     /// The noise level `[B]`, in [0, 1], f32.
     pub sigma: Tensor<1>,
-    /// Guidance strength `[B]`, f32; models without a guidance embedding ignore it.
+    /// Guidance scale `[B]`, f32; models without a guidance embedding ignore it.
     pub guidance: Tensor<1>,
     /// The rotation of all `T + L` tokens.
     pub rope: Rope,
-    /// How much is computed at once.
+    /// Limits on how much is computed at once.
     pub limits: Limits,
 }
 

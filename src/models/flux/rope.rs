@@ -38,7 +38,7 @@ impl Rope {
     }
 }
 
-/// What one position on one axis contributes.
+/// The angles of one position on one axis.
 struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,

@@ -14,10 +14,10 @@ use crate::{
     weights::Weights,
 };
 
-/// What stands between two segments.
+/// The state between two segments.
 #[derive(Clone, Debug, Default)]
 pub enum FluxState {
-    /// Nothing: the stem comes next.
+    /// Empty, before the stem.
     #[default]
     Start,
     /// Image and text side by side.
@@ -36,7 +36,7 @@ pub enum FluxState {
         /// As in `Two`.
         vec: Tensor<2>,
     },
-    /// What the head predicts for each image token, `[B, L, 4·C]`.
+    /// The prediction for each image token, `[B, L, 4·C]`.
     Velocity(Tensor<3>),
 }
 
@@ -77,7 +77,7 @@ enum Part {
 }
 
 impl FluxSegment {
-    /// How many there are.
+    /// The number of segments.
     pub(super) fn count(config: &FluxConfig) -> usize {
         config.num_layers + config.num_single_layers + 2
     }
@@ -134,7 +134,7 @@ impl Segment for FluxSegment {
             (Part::Single(_), Two { img, txt, vec }) => {
                 self.run(inputs, One { x: Tensor::cat(vec![txt, img], 1), vec })
             }
-            // Where there are no single blocks.
+            // Without single blocks.
             (Part::Head(head), Two { img, vec, .. }) => Velocity(head.forward(img, view(&vec))),
             _ => panic!("segments run in their order: stem, double blocks, single blocks, head"),
         }

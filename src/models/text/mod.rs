@@ -1,4 +1,4 @@
-//! Text encoders: prompts, as token ids, to what a diffusion model is conditioned on.
+//! Text encoders: from token ids to the embeddings that condition a diffusion model.
 
 mod t5;
 
@@ -16,19 +16,19 @@ use crate::{
 };
 pub use t5::{FeedForwardKind, T5Config, T5Encoder, T5Type};
 
-/// What a diffusion model reads instead of text.
+/// The embeddings of prompts.
 #[derive(Clone, Debug)]
 pub struct PromptEmbeds {
-    /// One row for each token, `[B, L, D]`: of T5 where the model has it, else of CLIP.
+    /// One row for each token, `[B, L, D]`: of T5 if the model has it, else of CLIP.
     pub prompt: Tensor<3>,
     /// One row for each prompt, `[B, P]`: CLIP's.
     pub pooled: Tensor<2>,
 }
 
-/// The longest prompt that FLUX.1 was trained with, in tokens of T5, which by itself has no limit.
+/// The longest prompt in FLUX.1's training, in T5 tokens. T5 itself has no limit.
 const T5_LONGEST: usize = 512;
 
-/// What the text encoders of one model read.
+/// The limits on the token ids of a model's text encoders.
 #[derive(Clone, Debug)]
 pub struct TextLimits {
     clip: ClipTextConfig,
@@ -46,11 +46,11 @@ impl TextLimits {
         Ok(Self { clip: ClipTextConfig::open(model.join("text_encoder"))?, t5 })
     }
 
-    /// Whether the encoders can read a prompt that did not come from their tokenizers: at least one id for each, none outside
-    /// the vocabulary, and no more than there are positions.
+    /// Checks the ids of a prompt that did not come from the model's tokenizers: at least one for each encoder, none outside the
+    /// vocabulary, and no more than there are positions.
     ///
     /// # Errors
-    /// What they cannot read.
+    /// The first invalid ids.
     pub fn check(&self, prompt: &PromptIds) -> std::result::Result<(), String> {
         let within = |name: &str, ids: &[i64], vocabulary: usize, longest: usize| {
             if ids.is_empty() || ids.len() > longest {
@@ -69,14 +69,14 @@ impl TextLimits {
 /// The bytes of text encoders on the device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextSizes {
-    /// Of what stays as long as an encoder.
+    /// The resident part.
     kept: u64,
-    /// Of the blocks that are lent.
+    /// The blocks, which are lent.
     blocks: Sizes,
 }
 
 impl TextSizes {
-    /// What is on the device at once if the blocks lie there.
+    /// The total on the device if the blocks stay there.
     pub fn at(self, residence: Residence) -> u64 {
         self.kept + self.blocks.at(residence)
     }
@@ -87,7 +87,7 @@ impl TextSizes {
 pub struct TextEncoders {
     /// `text_encoder/`.
     pub clip: ClipTextModel,
-    /// `text_encoder_2/`: FLUX.1 has one, SD 1.x has not.
+    /// `text_encoder_2/`, which FLUX.1 has and SD 1.x does not.
     pub t5: Option<T5Encoder>,
 }
 
@@ -100,7 +100,7 @@ impl TextEncoders {
         Self::open_as(Residence::Resident, model, device, dtype)
     }
 
-    /// The same, where the blocks of T5 lie where `residence` says; CLIP is small, and resident.
+    /// The same with the unused blocks of T5 where `residence` says; CLIP is small and always resident.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -119,7 +119,7 @@ impl TextEncoders {
         })
     }
 
-    /// The bytes of the text encoders of a model on the device, by their headers alone.
+    /// The bytes of the text encoders of a model on the device, from their headers.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -130,7 +130,7 @@ impl TextEncoders {
         Ok(TextSizes { kept: clip + t5.kept, blocks: t5.blocks })
     }
 
-    /// Puts adapters on, in place of those that were worn; the names of their layers begin with the encoder's folder.
+    /// Attaches adapters, in place of the previous ones; the names of their layers begin with the encoder's folder.
     pub fn wear(&mut self, adapters: &Adapters) {
         adapters.put_on("text_encoder", &mut self.clip);
         if let Some(t5) = &mut self.t5 {

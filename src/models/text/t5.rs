@@ -20,7 +20,7 @@ use crate::{
 pub struct T5Config {
     /// The family of models.
     pub model_type: T5Type,
-    /// How many ids there are.
+    /// The vocabulary size.
     pub vocab_size: usize,
     /// The width D.
     pub d_model: usize,
@@ -32,13 +32,13 @@ pub struct T5Config {
     pub num_layers: usize,
     /// Heads N of each block.
     pub num_heads: usize,
-    /// Kinds of distance that attention tells apart.
+    /// The number of buckets of relative positions.
     #[serde(default = "buckets")]
     pub relative_attention_num_buckets: usize,
-    /// From here on, all distances are of one kind.
+    /// The distance from which on all positions are in one bucket.
     #[serde(default = "distance")]
     pub relative_attention_max_distance: usize,
-    /// Of every norm.
+    /// The epsilon of every norm.
     #[serde(default = "epsilon")]
     pub layer_norm_epsilon: f64,
     /// The kind of feed-forward part.
@@ -78,15 +78,15 @@ fn epsilon() -> f64 {
 /// The second text encoder of FLUX.1.
 #[derive(Clone, Debug)]
 pub struct T5Encoder {
-    /// What it was built from.
+    /// Its configuration.
     pub config: T5Config,
     tokens: Embedding,
     distances: Embedding,
     layers: Lender<Layer>,
     final_norm: RmsNorm,
-    /// Bytes of what is not lent.
+    /// The bytes of the resident part.
     rest: u64,
-    /// Worn by the blocks.
+    /// The adapters of the blocks.
     adapters: Adapters,
 }
 
@@ -132,7 +132,7 @@ impl T5Config {
     /// Reads `config.json` of a `text_encoder_2/` folder.
     ///
     /// # Errors
-    /// The file is missing, or describes a model that kiln does not know, or sizes that cannot be.
+    /// The file is missing, or describes a model that kiln does not know, or impossible sizes.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config: Self = read_config(&path, &SETTINGS)?;
@@ -157,7 +157,7 @@ impl T5Encoder {
         Self::open_as(Residence::Resident, folder, device, dtype)
     }
 
-    /// The same with blocks whose weights lie where `residence` says.
+    /// The same with unused blocks where `residence` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -171,7 +171,7 @@ impl T5Encoder {
         Weights::load_model(folder, device, dtype, |weights| Self::load(weights, config, residence))
     }
 
-    /// The bytes that the encoder in a folder has on the device, by its headers alone.
+    /// The bytes of the encoder in a folder on the device, from its headers.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -197,12 +197,12 @@ impl T5Encoder {
         Self { tokens, distances, layers, final_norm, rest, config, adapters: Adapters::default() }
     }
 
-    /// Puts adapters on, in place of those that were worn.
+    /// Attaches adapters, in place of the previous ones.
     pub fn wear(&mut self, adapters: Adapters) {
         self.adapters = adapters;
     }
 
-    /// Reads token ids, all of one length; padding is attended to, as FLUX.1 was trained. Returns `[B, L, D]`.
+    /// Encodes token ids, all of one length, to `[B, L, D]`; padding is attended to, as in FLUX.1's training.
     pub fn forward(&self, ids: &[&[i64]]) -> Tensor<3> {
         let (batch, length) = (ids.len(), ids.first().map_or(0, |ids| ids.len()));
         let mut x = self.tokens.forward(&ids.concat()).reshape([batch, length, self.config.d_model]);
@@ -213,7 +213,7 @@ impl T5Encoder {
         self.final_norm.forward(x)
     }
 
-    /// What every block adds to its attention scores, in f32: `[1, N, L, L]`.
+    /// The relative position bias of every block's attention scores, in f32: `[1, N, L, L]`.
     fn position_bias(&self, length: usize) -> Tensor<4> {
         let kind = |query: i64, key: i64| {
             let (count, far) =
@@ -238,8 +238,8 @@ impl Linears for T5Encoder {
     }
 }
 
-/// The kind of distance `offset` (key minus query) is: half of the `count` kinds for keys after the query, and of each
-/// half one kind for each of the nearest distances, then kinds that grow logarithmically up to distance `far`.
+/// The bucket of the distance `offset` (key minus query): half of the `count` buckets are for keys after the query; each half has one
+/// bucket for each of the nearest distances, then buckets that grow logarithmically up to distance `far`.
 fn bucket(offset: i64, count: usize, far: usize) -> i64 {
     let half = count as i64 / 2;
     let exact = half / 2;
@@ -247,7 +247,7 @@ fn bucket(offset: i64, count: usize, far: usize) -> i64 {
     let kind = if distance < exact {
         distance
     } else {
-        // In f32 as in transformers, so that distances on a border fall on the same side.
+        // In f32 as in transformers, so that distances on a border fall into the same bucket.
         let steps = (distance as f32 / exact as f32).ln() / (far as f64 / exact as f64).ln() as f32;
         (exact + (steps * (half - exact) as f32) as i64).min(half - 1)
     };
@@ -300,7 +300,7 @@ impl Layer {
     fn forward(&self, x: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
         let h = self.norm1.forward(x.clone());
         let head = |linear: &Linear| heads(linear.forward(h.clone()), self.heads);
-        // Scores are not divided by √K: T5's initial weights made up for it.
+        // Scores are not divided by √K, which T5's initialization accounts for.
         let h = kernels::attention_biased(head(&self.q), head(&self.k), head(&self.v), Some(bias), 1.0);
         let x = x + self.o.forward(join_heads(h));
         let h = self.norm2.forward(x.clone());

@@ -1,4 +1,4 @@
-//! The spatial transformer: the positions of an image attend to each other and to the text.
+//! The spatial transformer: self-attention over the positions of an image, and cross-attention to the text.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -11,16 +11,16 @@ use crate::{
     weights::Weights,
 };
 
-/// Of the group norm before an attention; the config does not name it.
+/// The epsilon of the group norm before an attention, which is not in the configuration.
 const GROUP_EPSILON: f64 = 1e-6;
 
-/// Of the layer norms; the config does not name it.
+/// The epsilon of the layer norms, which is not in the configuration.
 const LAYER_EPSILON: f64 = 1e-5;
 
 /// Attention with projections before and after it.
 #[derive(Clone, Debug)]
 struct Attention {
-    /// Of queries, keys, values and output.
+    /// Heads, and projections of queries, keys, values and output.
     layers: [Linear; 4],
     heads: usize,
     upcast: bool,
@@ -29,7 +29,7 @@ struct Attention {
 impl Attention {
     const NAMES: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
 
-    /// `width` is that of what asks, `source` that of what is asked.
+    /// `width` is that of the queries' input, `source` that of keys and values.
     fn load(weights: &Weights, config: &UNetConfig, level: usize, width: usize, source: usize) -> Self {
         let [q, k, v, out] = Self::NAMES.map(|name| weights.at(name));
         let plain = Linear::load_without_bias;
@@ -67,7 +67,7 @@ impl Linears for Attention {
     }
 }
 
-/// Attention among the positions, attention to the text, feed-forward; each normed before and added to its input.
+/// Self-attention, cross-attention to the text, feed-forward; each with a norm before it and added to its input.
 #[derive(Clone, Debug)]
 struct Block {
     norms: [LayerNorm; 3],

@@ -10,16 +10,16 @@ use crate::{
     weights::{read_config, read_json},
 };
 
-/// `unet/config.json`. What is missing there takes the defaults of diffusers; what kiln does not know is refused.
+/// `unet/config.json`. Missing settings take the defaults of diffusers; settings that kiln does not know are refused.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
-    /// Of `sample`: 4, or 8 for InstructPix2Pix, 9 for inpainting.
+    /// The channels of `sample`: 4, or 8 for InstructPix2Pix, 9 for inpainting.
     pub in_channels: usize,
-    /// Of the prediction.
+    /// The channels of the prediction.
     pub out_channels: usize,
-    /// Height and width of the latents that the model was made for; nothing in the network depends on it. Null or missing is
-    /// as Stable Diffusion 1, one number is both.
+    /// Height and width of the native latents; nothing in the network depends on it. Null or missing is that of Stable Diffusion 1; one
+    /// number is both.
     #[serde(deserialize_with = "sides")]
     pub sample_size: [usize; 2],
     /// Whether the sample is mapped from [0, 1] to [-1, 1] first.
@@ -28,7 +28,7 @@ pub struct UNetConfig {
     pub block_out_channels: Vec<usize>,
     /// The kind of each level of the way down.
     pub down_block_types: Vec<DownBlockType>,
-    /// What is at the lowest resolution; null is nothing.
+    /// The kind of the middle, at the lowest resolution; null is none.
     pub mid_block_type: Option<MidBlockType>,
     /// The kind of each level of the way up, which starts at the lowest resolution.
     pub up_block_types: Vec<UpBlockType>,
@@ -43,13 +43,13 @@ pub struct UNetConfig {
     pub cross_attention_dim: usize,
     /// Whether attention is computed in f32 in models of a lower precision.
     pub upcast_attention: bool,
-    /// Of every group norm.
+    /// The number of groups of every group norm.
     pub norm_num_groups: usize,
-    /// Of the group norms outside of attention.
+    /// The epsilon of the group norms outside attention.
     pub norm_eps: f64,
     /// Whether cosines come before sines in the embedding of the timestep.
     pub flip_sin_to_cos: bool,
-    /// Taken off the number of frequencies when they are spaced.
+    /// Subtracted from the number of frequencies in their spacing.
     pub freq_shift: f64,
     /// Width of the embedded timestep; null is four times the channels of the first level.
     pub time_embedding_dim: Option<usize>,
@@ -70,7 +70,7 @@ pub enum PerLevel<T> {
 }
 
 impl<T: Copy> PerLevel<T> {
-    /// That of one level.
+    /// The value of a level.
     pub fn at(&self, level: usize) -> T {
         match self {
             Self::One(value) => *value,
@@ -104,7 +104,7 @@ pub enum UpBlockType {
     UpBlock2D,
 }
 
-/// One width for the whole model, though it may be written once for each level: there is one text.
+/// One width for the whole model, though it may be written once for each level.
 fn width<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<usize, D::Error> {
     match PerLevel::deserialize(from)? {
         PerLevel::One(width) => Ok(width),
@@ -115,7 +115,7 @@ fn width<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<usize, D::Er
     }
 }
 
-/// Nothing, one number for both sides, or height and width.
+/// None, one number for both sides, or height and width.
 fn sides<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<[usize; 2], D::Error> {
     match Option::<PerLevel<usize>>::deserialize(from)? {
         None => Ok(UNetConfig::default().sample_size),
@@ -154,8 +154,8 @@ impl Default for UNetConfig {
     }
 }
 
-/// What diffusers' class can also be, and the U-Nets of Stable Diffusion are not: fields that may have one value only, or be
-/// missing or null.
+/// Options of diffusers' class that the U-Nets of Stable Diffusion do not use: fields that must have one value, or be missing or
+/// null.
 fn fixed() -> [(&'static str, Value); 25] {
     [
         ("_class_name", json!("UNet2DConditionModel")),
@@ -283,7 +283,7 @@ impl UNetConfig {
             .then(|| "`conv_in_kernel` and `conv_out_kernel` must be odd".into())
     }
 
-    /// Whether the network reads an image to edit, as large as the latents, beside them (Brooks et al. 2023).
+    /// Whether the network also takes latents of an image to edit (Brooks et al. 2023).
     pub fn edits(&self) -> bool {
         self.in_channels == 2 * self.out_channels
     }

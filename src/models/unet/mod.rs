@@ -1,5 +1,5 @@
 //! The U-Net of Stable Diffusion 1.x and 2.x (`UNet2DConditionModel`; Rombach et al. 2022): a stem, the way down, the middle,
-//! the way up, a head. What the way down makes is kept and joined to what the way up makes at the same resolution.
+//! the way up, a head. Skip connections join the outputs of the way down to the way up at the same resolution.
 //!
 //! Shapes: `B` batch, `C` channels, `h w` the size of latents (and of what becomes of them at lower resolutions), `L = h·w`
 //! positions, `T` text tokens, `D` the width of whatever it is.
@@ -26,16 +26,16 @@ pub use config::{DownBlockType, MidBlockType, PerLevel, UNetConfig, UpBlockType}
 use segment::Place;
 pub use segment::{UNetSegment, UNetState};
 
-/// What one call of the U-Net takes.
+/// The inputs of one call of the U-Net.
 #[derive(Clone, Debug)]
 pub struct UNetInputs {
-    /// Noisy latents, and what they are conditioned on, `[B, in_channels, h, w]`, in the dtype of the weights.
+    /// Noisy latents, with the latents of an image to edit, `[B, in_channels, h, w]`, in the dtype of the weights.
     pub sample: Tensor<4>,
     /// The noise level as a step of the noise schedule `[B]`, f32.
     pub timestep: Tensor<1>,
     /// Text embeddings `[B, T, cross_attention_dim]`, in the dtype of the weights.
     pub text: Tensor<3>,
-    /// How much is computed at once.
+    /// Limits on how much is computed at once.
     pub limits: Limits,
 }
 
@@ -78,7 +78,7 @@ impl UNet {
         Self::open_as(Residence::Resident, folder, device, dtype)
     }
 
-    /// The same with weights that lie where `residence` says.
+    /// The same with unused weights where `residence` says.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -110,8 +110,8 @@ impl UNet {
         Self { segments: Lender::new(weights, residence, count, load), config }
     }
 
-    /// Lets the model take more channels, as InstructPix2Pix does with the image to edit. The new ones count for nothing
-    /// at first: their weights are zero, and the bias stays. A model that takes as many already is left alone.
+    /// Widens the input channels, as InstructPix2Pix does for the image to edit. The new ones have no effect at first: their weights are
+    /// zero, and the bias stays. A model that already has as many is left alone.
     pub fn widen(&mut self, in_channels: usize) {
         if in_channels > self.config.in_channels {
             self.segments.change(0, move |stem| stem.widen(in_channels));

@@ -15,13 +15,13 @@ use crate::{
     weights::Weights,
 };
 
-/// What stands between two segments.
+/// The state between two segments.
 #[derive(Clone, Debug, Default)]
 pub enum UNetState {
-    /// Nothing: the stem comes next.
+    /// Empty, before the stem.
     #[default]
     Start,
-    /// An image on its way.
+    /// Features, with skip connections.
     Way {
         /// The image, `[B, C, h, w]`.
         x: Tensor<4>,
@@ -30,7 +30,7 @@ pub enum UNetState {
         /// The SiLU of the embedded timestep, `[B, D]`.
         time: Tensor<2>,
     },
-    /// What the head predicts, `[B, out_channels, h, w]`.
+    /// The prediction, `[B, out_channels, h, w]`.
     Prediction(Tensor<4>),
 }
 
@@ -79,14 +79,14 @@ pub struct UNetSegment {
 enum Part {
     Stem(Stem),
     Layer(Layer),
-    /// Halves the image's sides; what comes out is a skip connection, too.
+    /// Halves the sides; the output is also a skip connection.
     Down(Conv2d),
-    /// Doubles the image's sides.
+    /// Doubles the sides.
     Up(Conv2d),
     Head(Head),
 }
 
-/// A residual block and perhaps attention, which have one number within their level.
+/// A residual block with optional attention, which share a number within their level.
 #[derive(Clone, Debug)]
 struct Layer {
     number: usize,
@@ -97,18 +97,18 @@ struct Layer {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Direction {
-    /// What comes out is a skip connection, too.
+    /// The output is also a skip connection.
     Down,
     /// Skip connections are left alone.
     Level,
-    /// The latest skip connection is joined to what goes in.
+    /// The latest skip connection is joined to the input.
     Up,
 }
 
-/// One segment as the configuration says it, without its tensors.
+/// The description of a segment, without its tensors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// The group of the checkpoint that it is in, and the number of that group.
+    /// Its group in the checkpoint, and the number of that group.
     group: (&'static str, usize),
     kind: Kind,
 }
@@ -218,8 +218,8 @@ impl Layer {
         if let Some(attention) = &self.attention {
             x = attention.forward(x, &inputs.text, &inputs.limits);
         }
-        // The time is handed on from layer to layer: what comes back for it is then added up layer by layer. With one tape for
-        // the whole network, skip connections would lead to early layers before late ones, and rounding differ.
+        // The time embedding is passed on from layer to layer, so that its gradient is summed layer by layer. With one tape for the
+        // whole network, skip connections would reach early layers before late ones, and rounding would differ.
         let time = view(&time);
         if self.direction == Direction::Down { UNetState::keep(x, skips, time) } else { Way { x, skips, time } }
     }
@@ -244,7 +244,7 @@ impl Segment for UNetSegment {
             (Part::Layer(layer), Way { x, skips, time }) => layer.forward(x, skips, time, inputs),
             (Part::Down(conv), Way { x, skips, time }) => UNetState::keep(conv.forward(x), skips, time),
             (Part::Up(conv), Way { x, skips, time }) => {
-                // Halving an odd side rounds up, so what was doubled again may be one too large.
+                // Halving an odd side rounds up, so after doubling it may be too large by one.
                 let [_, _, height, width] = skips.last().expect("skip connections are left").dims();
                 let x = upsample_nearest(x).narrow(2, 0, height).narrow(3, 0, width);
                 Way { x: conv.forward(x), skips, time }

@@ -16,10 +16,10 @@ use burn::tensor::Tensor;
 
 use crate::nn::{Conv2d, GroupNorm, pad_bottom_right, upsample_nearest};
 
-/// How an image is divided.
+/// The division of an image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    /// Rows of a band.
+    /// Rows per band.
     each: usize,
     /// Values that may be kept of whole images.
     pub keep: usize,
@@ -50,7 +50,7 @@ pub(super) struct Rows {
     pub x: Tensor<4>,
     /// The number of the first.
     pub first: usize,
-    /// Of the whole image.
+    /// The height of the whole image.
     pub height: usize,
 }
 
@@ -83,7 +83,7 @@ impl Rows {
         }
         let first = if start == 0 { 0 } else { (start + around).next_multiple_of(2) };
         let from = first.saturating_sub(around);
-        // What came in goes as soon as it was read.
+        // The input is dropped as soon as it was read.
         let x = if from == start { self.x } else { self.x.narrow(2, from - start, end - from) };
         let [batch, channels, _, width] = x.dims();
         let zeros = Tensor::zeros([batch, channels, around, width], (&x.device(), x.dtype()));
@@ -152,7 +152,7 @@ impl Bands {
         Rows { x, first: rows.start, height: self.shape[2] }
     }
 
-    /// Lets go of bands that end before this row.
+    /// Drops bands that end before this row.
     pub fn forget(&mut self, before: usize) {
         while self.bands.front().is_some_and(|band| band.range().end <= before) {
             self.bands.pop_front();
@@ -191,9 +191,9 @@ impl Bands {
 /// An image that goes into a block.
 #[derive(Clone, Debug)]
 pub(super) enum Picture<'a> {
-    /// It is there.
+    /// Already computed.
     Kept(Bands),
-    /// It is made when it is asked for: an image of twice the sides after a convolution.
+    /// Computed on demand: an image of twice the sides after a convolution.
     Doubled(Bands, &'a Conv2d),
 }
 
@@ -239,7 +239,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Lets go of what is only needed for rows before this one.
+    /// Drops data that is only needed for rows before this one.
     pub fn forget(&mut self, before: usize) {
         match self {
             Self::Kept(bands) => bands.forget(before),

@@ -11,10 +11,10 @@ use crate::{
     weights::Weights,
 };
 
-/// Of every group norm in the VAE; the checkpoints' config does not name it.
+/// The epsilon of every group norm in the VAE, which is not in the configuration.
 pub(super) const EPSILON: f64 = 1e-6;
 
-/// How many queries at a time: all scores of an image of 1024² at once would be 1 GiB.
+/// The number of queries at a time: all scores of an image of 1024² at once would be 1 GiB.
 const QUERIES: usize = 1024;
 
 /// A convolution of the VAE: an image has the same bits whatever its batch, and whether it is computed in bands.

@@ -15,10 +15,10 @@ pub struct VaeConfig {
     /// The diffusers class.
     #[serde(rename = "_class_name")]
     pub class: VaeClass,
-    /// Of the images that are encoded.
+    /// Channels of the encoder's images.
     #[serde(default = "three")]
     pub in_channels: usize,
-    /// Of the images that are decoded.
+    /// Channels of the decoder's images.
     #[serde(default = "three")]
     pub out_channels: usize,
     /// 16 for FLUX.1, 4 for SD 1.x.
@@ -33,7 +33,7 @@ pub struct VaeConfig {
     /// Residual blocks in each level of the encoder; the decoder has one more.
     #[serde(default = "one")]
     pub layers_per_block: usize,
-    /// Of every group norm.
+    /// The number of groups of every group norm.
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
     /// After every group norm.
@@ -149,7 +149,7 @@ impl VaeConfig {
         }
     }
 
-    /// How many pixels, along each side, one latent pixel stands for.
+    /// The number of pixels along each side of a latent pixel.
     pub fn downsampling(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }

@@ -67,7 +67,7 @@ impl Decoder {
         self.conv_out.forward(self.norm_out.forward_silu(x))
     }
 
-    /// What is at the lowest resolution, but for its level.
+    /// The part at the lowest resolution, before the first level.
     fn start(&self, latents: Tensor<4>) -> Tensor<4> {
         let latents = latents.cast(self.conv_in.dtype());
         let latents = match &self.post_quant_conv {

@@ -69,7 +69,7 @@ impl Encoder {
         self.finish(x)
     }
 
-    /// What comes after the last level.
+    /// The part after the last level.
     fn finish(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.conv_out.forward(self.norm_out.forward_silu(self.middle.forward(x)));
         match &self.quant_conv {

@@ -29,7 +29,7 @@ pub use scale::LatentScale;
 /// The two halves of the autoencoder, each of which is lent for one use.
 #[derive(Clone, Debug)]
 pub struct AutoencoderKl {
-    /// What it was built from.
+    /// Its configuration.
     pub config: VaeConfig,
     encoder: Whole<Encoder>,
     decoder: Whole<Decoder>,
@@ -125,12 +125,12 @@ impl AutoencoderKl {
         })
     }
 
-    /// What lies between raw latents and those a diffusion model sees.
+    /// The scale between raw latents and those of a diffusion model.
     pub fn latent_scale(&self) -> LatentScale {
         LatentScale { shift: self.config.shift_factor.unwrap_or(0.0), factor: self.config.scaling_factor }
     }
 
-    /// How many pixels, along each side, one latent place stands for.
+    /// The number of pixels along each side of a latent pixel.
     pub fn downsampling(&self) -> usize {
         self.config.downsampling()
     }
@@ -175,7 +175,7 @@ impl Moments {
         Tensor::cat(vec![self.mean, self.log_variance], 1)
     }
 
-    /// The most probable latents: the mean.
+    /// The mode: the mean.
     pub fn mode(&self) -> Tensor<4> {
         self.mean.clone()
     }

@@ -1,9 +1,9 @@
-//! Checkpoints: everything that the next step depends on, on disk.
+//! Checkpoints: the complete state of a run on disk.
 //!
-//! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads) or, of a full run, `weights.safetensors` (the
-//! denoiser under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is an EMA, and `state.json`, which
-//! also has the checksums of the other files and one of itself. The folder appears under its name only when it is complete, and
-//! older ones go only after that: renamed first, so that none is ever there in part, and not while another process reads them.
+//! `step-000100/` holds `adapter.safetensors` (a LoRA file that any tool reads) or, for a full run, `weights.safetensors` (the denoiser
+//! under diffusers' names), `optimizer.safetensors`, `ema.safetensors` if there is an EMA, and `state.json` with the checksums of the
+//! other files and of itself. The folder gets its name only when it is complete. Older ones are removed only after that, renamed
+//! first so that none is ever incomplete, and never while another process reads them.
 
 mod restored;
 mod state_file;
@@ -35,31 +35,31 @@ const STATE: &str = "state.json";
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Optimizer steps done. All randomness and the place in the data follow from it and the seed.
+    /// Optimizer steps done. With the seed, this determines all randomness and the position in the data.
     pub step: u64,
-    /// What was trained: which files there are follows from this and the next.
+    /// The training mode. Together with `ema` it determines the files.
     pub mode: Mode,
     /// Whether there is an EMA.
     pub averaged: bool,
-    /// What the run was made from; a resumed run must have the same.
+    /// The origin of the run; a resumed run must have the same.
     pub origin: Origin,
     /// The version of kiln that wrote it.
     pub version: String,
 }
 
-/// What goes into a checkpoint beside its state.
+/// The tensors of a checkpoint.
 pub(in crate::training) struct Content<'a> {
-    /// An adapter or weights.
+    /// The adapter or the weights.
     pub trained: BTreeMap<String, FlatTensor>,
-    /// Their EMA, if there is one.
+    /// The EMA, if there is one.
     pub averaged: Option<BTreeMap<String, FlatTensor>>,
-    /// Of both files.
+    /// The metadata of both files.
     pub metadata: BTreeMap<String, String>,
-    /// Its moments.
+    /// The moments of the optimizer.
     pub optimizer: &'a AdamW,
 }
 
-/// One `step-NNNNNN` folder.
+/// A `step-NNNNNN` folder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Checkpoint {
     /// Optimizer steps done.
@@ -69,7 +69,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The newest checkpoint of `run` from before `step` whose files are all as they were written.
+    /// The newest checkpoint of `run` before `step` whose files are all intact.
     pub(in crate::training) fn intact_before(run: &Path, step: u64) -> Option<Self> {
         let all = Self::all(run).unwrap_or_default();
         all.into_iter().rev().filter(|checkpoint| checkpoint.step < step).find(|checkpoint| checkpoint.verify().is_ok())
@@ -86,17 +86,16 @@ impl Checkpoint {
         Ok(found)
     }
 
-    /// The checkpoint in this very folder, if it is one.
+    /// The checkpoint in this folder, if it is one.
     pub fn at(folder: &Path) -> Option<Self> {
         let step = step_of(folder)?;
         folder.join(STATE).is_file().then(|| Self { step, folder: folder.into() })
     }
 
-    /// What `path` means where a run or a checkpoint is asked for: the run's folder and its checkpoints, oldest first, or
-    /// the one checkpoint.
+    /// Resolves a path to a run or a checkpoint: the folder of the run, and its checkpoints, oldest first, or the one checkpoint.
     ///
     /// # Errors
-    /// It is neither, or a run that has not saved anything.
+    /// It is neither, or a run without a checkpoint.
     pub fn resolve(path: &Path) -> Result<(PathBuf, Vec<Self>)> {
         // Canonical, so that `step-000100/.` and a relative name inside the run have a parent.
         let path = fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
@@ -116,7 +115,7 @@ impl Checkpoint {
         }
     }
 
-    /// Says which folders of a run look like checkpoints and are none.
+    /// Warns about folders of a run that look like checkpoints but are not.
     pub(in crate::training) fn warn_of_halves(run: &Path) {
         for entry in fs::read_dir(run).into_iter().flatten().flatten() {
             let folder = entry.path();
@@ -126,7 +125,8 @@ impl Checkpoint {
         }
     }
 
-    /// The checkpoints that `path` means, as [`resolve`](Self::resolve) says, of what can be read now; a run that goes on meanwhile removes none of them while the result lives.
+    /// The checkpoints at `path`, as in [`resolve`](Self::resolve), locked for reading: a run that is still training does not remove them
+    /// while the result lives.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve); or the one checkpoint has just been removed.
@@ -146,14 +146,14 @@ impl Checkpoint {
                     ));
                 }
             }
-            // All of them gone since they were listed means that there are newer ones.
+            // If all of them are gone since they were listed, there are newer ones.
             if !held.is_empty() {
                 return Ok((run, held));
             }
         }
     }
 
-    /// The file of what was trained or, if `averaged` is asked for and the run keeps one, of its EMA.
+    /// The file of the trained parameters or, with `averaged` and if there is one, of their EMA.
     ///
     /// # Errors
     /// `state.json` is missing or broken.
@@ -169,7 +169,7 @@ impl Checkpoint {
     /// Its `state.json`.
     ///
     /// # Errors
-    /// It is missing or broken, is not what was written, or is of another step than the folder.
+    /// It is missing, broken or damaged, or its step is not that of the folder.
     pub fn state(&self) -> Result<State> {
         let path = self.folder.join(STATE);
         let (state, _) = state_file::read(&path)?;
@@ -180,16 +180,16 @@ impl Checkpoint {
         Ok(state)
     }
 
-    /// Compares all its files with their checksums. Where an older version wrote none, headers and lengths must fit.
+    /// Verifies the checksums of all its files. Without checksums, as written by older versions, headers and lengths must be right.
     ///
     /// # Errors
-    /// A file is missing, or is not what was written.
+    /// A file is missing or damaged.
     pub fn verify(&self) -> Result<()> {
         self.state()?;
         self.verify_files(|_| true)
     }
 
-    /// The same, of the file that [`trained`](Self::trained) names only.
+    /// The same, only for the file of [`trained`](Self::trained).
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
@@ -214,7 +214,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The optimizer as it was, for the same parameters.
+    /// Restores the optimizer, for the same parameters.
     ///
     /// # Errors
     /// Its file is broken or does not fit the parameters.
@@ -231,7 +231,7 @@ impl Checkpoint {
     /// Writes a checkpoint into the folder of a run.
     ///
     /// # Errors
-    /// The disk refuses; what was there before is still there, and nothing else.
+    /// A file cannot be written; earlier checkpoints are intact, and nothing is left behind.
     pub(in crate::training) fn save(run: &Path, state: &State, content: Content) -> Result<Self> {
         let folder = run.join(format!("step-{:06}", state.step));
         let partial = run.join(format!("step-{:06}.partial", state.step));
@@ -248,11 +248,10 @@ impl Checkpoint {
         Ok(Self { step: state.step, folder })
     }
 
-    /// Renames the checkpoints of `run` that are from after this one to `….abandoned`: the run goes on from here another way,
-    /// and they are no part of it any more.
+    /// Renames the checkpoints of `run` after this one to `….abandoned`: the run resumes from here, so they are no longer part of it.
     ///
     /// # Errors
-    /// A folder cannot be renamed, or another process reads it.
+    /// A folder cannot be renamed, or another process is reading it.
     pub fn set_later_ones_aside(&self, run: &Path) -> Result<()> {
         for later in Self::all(run)?.into_iter().filter(|other| other.step > self.step) {
             let Some(_alone) = hold_alone(&later.folder.join(STATE))? else {
@@ -268,8 +267,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all. One that another process reads stays until the next
-    /// time.
+    /// Removes all but the newest `keep` checkpoints of a run; 0 keeps all. One that another process is reading stays until the next
+    /// call.
     ///
     /// # Errors
     /// A folder cannot be removed.
@@ -279,19 +278,21 @@ impl Checkpoint {
         for old in &all[..excess] {
             match hold_alone(&old.folder.join(STATE))? {
                 Some(_alone) => remove_whole(&old.folder)?,
-                None => tracing::debug!("{} is being read, and stays for now", old.folder.display()),
+                None => {
+                    tracing::debug!("{} is being read by another process, and is kept for now", old.folder.display())
+                }
             }
         }
         Ok(())
     }
 }
 
-/// The step that the name of a folder says.
+/// The step in the name of a folder.
 fn step_of(folder: &Path) -> Option<u64> {
     folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-/// Writes and syncs all files of a checkpoint: the state last, when the others and their checksums are on the disk.
+/// Writes and syncs all files of a checkpoint, `state.json` last.
 fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -316,7 +317,7 @@ fn fill(partial: &Path, state: &State, content: Content) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file of tensors; its checksum.
+/// Writes a file of tensors; returns its checksum.
 fn write<T: TensorBytes>(
     path: &Path,
     tensors: &BTreeMap<String, T>,
@@ -326,7 +327,7 @@ fn write<T: TensorBytes>(
     checksum(path)
 }
 
-/// A checkpoint that no process removes while this lives.
+/// A read lock on a checkpoint: no process removes it while this lives.
 #[derive(Debug)]
 pub struct Held {
     checkpoint: Checkpoint,

@@ -1,4 +1,4 @@
-//! Trained parameters, read back from a checkpoint.
+//! Restoring trained parameters from a checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +18,8 @@ use crate::{
 };
 
 impl Trainable {
-    /// The values of a checkpoint, on `device`, with those of the EMA if `averaged` is asked for and there is one.
-    /// For a full run they go into `model`.
+    /// The trained parameters of a checkpoint, on `device`; with `averaged`, their EMA if there is one. Those of a full run go into
+    /// `model`.
     ///
     /// # Errors
     /// A file is missing or broken, or does not fit the model.
@@ -34,7 +34,7 @@ impl Trainable {
         match config.training.mode {
             Mode::Lora => {
                 let mut lora = Lora::read(path)?.to_device(device);
-                // Exactly as configured; the file holds 32 bits of it.
+                // The configured value; the file holds only 32 bits of it.
                 lora.layers.iter_mut().for_each(|layer| layer.alpha = config.lora.alpha());
                 Ok(Self::Lora(lora))
             }
@@ -46,10 +46,10 @@ impl Trainable {
         }
     }
 
-    /// The running means of a checkpoint by the names of the parameters, each as one row; `None` if it has none.
+    /// The EMA of a checkpoint by the names of the parameters, each as one row; `None` if it has none.
     ///
     /// # Errors
-    /// Their file is missing or broken, or does not fit.
+    /// The file is missing or broken, or does not fit.
     pub fn means(
         &self,
         checkpoint: &Checkpoint,

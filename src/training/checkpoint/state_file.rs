@@ -1,5 +1,5 @@
-//! `state.json` of a checkpoint: the state, the checksums of the other files, and at its end the checksum of all that stands
-//! before. So a bit that flipped in any file is found, and so is a number that somebody changed.
+//! `state.json` of a checkpoint: the state, the checksums of the other files, and at the end the checksum of everything before it, so
+//! that any flipped bit and any edit is detected.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,17 +10,17 @@ use crate::{
     training::checkpoint::State,
 };
 
-/// What is wrong with a file whose checksum is another.
+/// The problem of a file with a wrong checksum.
 pub(in crate::training) const DAMAGED: &str =
     "does not match its checksum: it was damaged or changed after it was written";
 
-/// What stands between the content and its checksum.
+/// The text between the content and its checksum.
 const SEAL: &str = ",\n  \"checksum\": \"";
 
-/// What stands after the checksum.
+/// The text after the checksum.
 const END: &str = "\"\n}";
 
-/// BLAKE3 hashes, in hexadecimal digits, by file name.
+/// BLAKE3 hashes in hexadecimal, by file name.
 pub(in crate::training) type Sums = BTreeMap<String, String>;
 
 #[derive(Serialize)]
@@ -34,7 +34,7 @@ struct Written<'a> {
 struct Read {
     #[serde(flatten)]
     state: State,
-    /// Missing in checkpoints from before there were checksums.
+    /// Empty in checkpoints from before there were checksums.
     files: Option<Sums>,
 }
 
@@ -45,10 +45,10 @@ pub(in crate::training) fn text(state: &State, files: &Sums) -> String {
     format!("{content}{SEAL}{}{END}", hash(content))
 }
 
-/// What the file says, and the checksums of the others: none in a checkpoint from before there were any.
+/// The state in the file, and the checksums of the other files, which are empty in checkpoints from before there were any.
 ///
 /// # Errors
-/// It is missing or broken, or is not what was written.
+/// It is missing, broken or damaged.
 pub(in crate::training) fn read(path: &Path) -> Result<(State, Sums)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let text = str::from_utf8(&bytes).map_err(|_| Error::file(path, DAMAGED))?;

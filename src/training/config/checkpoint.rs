@@ -1,4 +1,4 @@
-//! `[checkpoint]`: when checkpoints are written, and how many stay.
+//! `[checkpoint]`: when checkpoints are written, and how many are kept.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between two checkpoints (what is trained, optimizer, position). Default 250. The last step is always saved.
+    /// Steps between two checkpoints (trained parameters, optimizer, position). Default 250. The last step is always saved.
     pub every: u64,
     /// How many of the newest checkpoints to keep; 0 keeps all. Default 3. Older ones are deleted only after a newer one is
     /// complete.

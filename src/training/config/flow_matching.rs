@@ -1,17 +1,17 @@
-//! `[objective]` of kind `flow_matching`: which noise levels are trained, and how much each counts.
+//! `[objective]` of kind `flow_matching`: the distribution and weighting of noise levels.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Rule;
 
-/// `[objective]` of kind `flow_matching`, for FLUX.1. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1): 0 is the image, 1
-/// is noise.
+/// `[objective]` of kind `flow_matching`, for FLUX.1. The model learns `velocity = noise - latents` at a noise level `sigma` in (0, 1):
+/// 0 is the image, 1 is noise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowMatchingConfig {
-    /// Distribution of the noise level sigma. Default `logit_normal`: the middle more often than the ends, as FLUX.1 was trained.
-    /// Use `uniform` to spend more on fine detail and on overall layout; `mode` lies in between.
+    /// Distribution of the noise level sigma. Default `logit_normal`: the middle more often than the ends, as FLUX.1 was trained. `uniform`
+    /// spends more steps on fine detail and on overall layout; `mode` is in between.
     pub sampling: Sampling,
     /// `logit_normal`: mean of n in sigma = 1 / (1 + e⁻ⁿ). Default 0. Above 0 means more noise (diffusers' scripts
     /// count the other way round): 0.5 for composition, -0.5 for texture.
@@ -31,21 +31,21 @@ pub struct FlowMatchingConfig {
     pub guidance: f64,
 }
 
-/// How a noise level is drawn.
+/// Distribution of noise levels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampling {
-    /// All levels alike.
+    /// Uniform.
     Uniform,
-    /// The logistic function of a normal number.
+    /// The logistic function of a normal variable.
     #[default]
     #[serde(alias = "logit-normal")]
     LogitNormal,
-    /// Uniform, pulled to the middle by `mode_scale`.
+    /// Uniform, shifted to the middle by `mode_scale`.
     Mode,
 }
 
-/// How much the loss of a sample counts.
+/// Weight of a sample in the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
@@ -58,15 +58,15 @@ pub enum Weighting {
     Cosmap,
 }
 
-/// How the drawn noise levels are moved. In TOML `"none"`, `"resolution"` or a number.
+/// Shift of the drawn noise levels. In TOML `"none"`, `"resolution"` or a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Shift {
-    /// Not at all.
+    /// No shift.
     None,
     /// By the size of the image.
     #[default]
     Resolution,
-    /// By this number, the same for all sizes.
+    /// By this number, for all sizes.
     Static(f64),
 }
 
@@ -85,7 +85,7 @@ impl Default for FlowMatchingConfig {
 }
 
 impl FlowMatchingConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let shift_is_positive = !matches!(self.shift, Shift::Static(s) if !(s.is_finite() && s > 0.0));
         vec![

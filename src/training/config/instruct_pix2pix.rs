@@ -1,13 +1,13 @@
-//! `[objective]` of kind `instruct_pix2pix`: what an editing model learns from a pair of images.
+//! `[objective]` of kind `instruct_pix2pix`: the loss of an editing model.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::Rule;
 
-/// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited image (or its velocity, as the model's scheduler
-/// says) from the noisy latents, those of the original beside them, and the instruction. How often the conditions are left out
-/// is `data.conditioning_dropout`.
+/// `[objective]` of kind `instruct_pix2pix`, for Stable Diffusion. The model learns the noise in the edited image (or its velocity,
+/// depending on the model's scheduler) from the noisy latents, the latents of the original, and the instruction.
+/// `data.conditioning_dropout` is how often these conditions are dropped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstructPix2PixConfig {
@@ -18,12 +18,12 @@ pub struct InstructPix2PixConfig {
     /// the overall brightness of an image more.
     pub noise_offset: f64,
     /// Whether the original's latents are scaled like those of the edited image. Default false, as in the paper and in diffusers'
-    /// script; set it only for a base model that was trained so.
+    /// script; set it only for a base model that was trained this way.
     pub scaled_condition: bool,
 }
 
 impl InstructPix2PixConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let not_negative = |x: f64| x.is_finite() && x >= 0.0;
         vec![

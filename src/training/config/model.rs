@@ -1,4 +1,4 @@
-//! `[model]`: what is fine-tuned. And whether the rest of a configuration is for it, which is found out before anything is encoded.
+//! `[model]`: the model to fine-tune, and the check of the configuration against it, before anything is encoded.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ pub struct ModelConfig {
     pub init: ModelInit,
 }
 
-/// What the denoiser starts as.
+/// Initial weights of the denoiser.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelInit {
@@ -46,7 +46,7 @@ impl ModelConfig {
     /// The model's folder.
     ///
     /// # Errors
-    /// It is not there, or lacks a part that is needed.
+    /// It does not exist, or lacks a part.
     pub(in crate::training) fn folder(&self) -> Result<PathBuf> {
         match self.init {
             ModelInit::Pretrained => hub::resolve(&self.path),
@@ -59,7 +59,7 @@ impl TrainConfig {
     /// Checks the configuration against the model of this family in the folder `model`.
     ///
     /// # Errors
-    /// A setting is not supported by the family, or asks for what the model cannot do; or the model's files are broken.
+    /// A setting is not supported by the family or the model; or the model's files are broken.
     pub(in crate::training) fn check_against_model(&self, family: &dyn Family, model: &Path) -> Result<()> {
         let (kind, wanted) = (self.objective.kind(), family.objective());
         if kind != wanted {
@@ -117,7 +117,7 @@ impl TrainConfig {
         named.scheduler(self.validation.steps).map(drop)
     }
 
-    /// The first of `settings` that is set though the objective has no use for it, with what to do about it.
+    /// An error for the first of `settings` that is set but not used by the objective, with a hint.
     fn refuse(&self, settings: &[(&str, bool, &str)]) -> Result<()> {
         match settings.iter().find(|(_, set, _)| *set) {
             Some((key, _, hint)) => {

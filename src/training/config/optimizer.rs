@@ -1,4 +1,4 @@
-//! `[optimizer]` and `[schedule]`: how gradients become steps, and how large these are.
+//! `[optimizer]` and `[schedule]`: the update rule and the learning rate.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use crate::quantization::MOMENT_BLOCK;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// Default `adamw`, as in torch: decoupled weight decay, bias-corrected moments, state in f32. `adamw8bit` keeps the moments in
-    /// 8 bits between steps, as bitsandbytes does: 2 bytes for each trainable parameter instead of 8. Take it where all weights of
+    /// The update rule. Default `adamw`, as in torch: decoupled weight decay, bias-corrected moments, state in f32. `adamw8bit` keeps the
+    /// moments in 8 bits between steps, as bitsandbytes does: 2 bytes for each trainable parameter instead of 8. Use it when all weights of
     /// a UNet are trained and memory is short; the moments of a LoRA are small.
     pub name: OptimizerName,
     /// Step size after warm-up. Default 1e-4, the usual one for LoRA with gaussian start. Lower it (3e-5) when samples
@@ -31,7 +31,7 @@ pub struct OptimizerConfig {
     pub max_grad_norm: f64,
 }
 
-/// Which rule turns gradients into steps.
+/// The update rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerName {
@@ -62,16 +62,16 @@ pub struct ScheduleConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleName {
-    /// Stays.
+    /// Constant.
     #[default]
     Constant,
-    /// Falls evenly to 0 at `max_steps`.
+    /// Linear decay to 0 at `max_steps`.
     Linear,
-    /// Falls as half a cosine wave to 0.
+    /// Half a cosine wave down to 0.
     Cosine,
-    /// Falls `cycles` times, and jumps back in between.
+    /// Half a cosine wave down to 0, `cycles` times.
     CosineWithRestarts,
-    /// Falls to 1e-7 as a power of what remains.
+    /// Polynomial decay to 1e-7.
     Polynomial,
 }
 
@@ -95,13 +95,13 @@ impl Default for ScheduleConfig {
 }
 
 impl OptimizerName {
-    /// Whether the moments of a tensor of so many values are kept in 8 bits: of small ones they are f32, as in bitsandbytes.
+    /// Whether the moments of a tensor of so many values are kept in 8 bits; those of small tensors are f32, as in bitsandbytes.
     pub fn is_eight_bit(self, count: usize) -> bool {
         const LEAST: usize = 4096;
         self == Self::Adamw8bit && count >= LEAST
     }
 
-    /// The bytes of both moments of a tensor of so many values.
+    /// The size in bytes of both moments of a tensor of so many values.
     pub fn bytes_of_moments(self, count: usize) -> u64 {
         let count = count as u64;
         match self.is_eight_bit(count as usize) {
@@ -112,7 +112,7 @@ impl OptimizerName {
 }
 
 impl OptimizerConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let not_negative = |x: f64| x.is_finite() && x >= 0.0;
@@ -128,7 +128,7 @@ impl OptimizerConfig {
 }
 
 impl ScheduleConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         vec![
             (self.cycles > 0, "schedule.cycles", "must be at least 1"),

@@ -1,4 +1,4 @@
-//! `[run]`: what a run is called, and where it lies.
+//! `[run]`: the name, seed and folder of a run.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Rule;
 
-/// The longest name of a run, in bytes: files that are called after it have endings of their own.
+/// The longest name of a run, in bytes; files named after it add extensions.
 const LONGEST_NAME: usize = 200;
 
 /// `[run]`
@@ -30,7 +30,7 @@ pub(super) fn checkpoints() -> PathBuf {
 }
 
 impl RunConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let is_one_word = !self.name.contains(['/', '\\']) && !matches!(self.name.trim(), "" | "." | "..");
         let fits = self.name.len() <= LONGEST_NAME && !self.name.chars().any(char::is_control);

@@ -1,4 +1,4 @@
-//! `[training]`: what is trained, and how long.
+//! `[training]`: the mode and length of a training.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub struct LoopConfig {
     pub log_every: u64,
 }
 
-/// What a run trains.
+/// The training mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -42,7 +42,7 @@ pub enum Mode {
     Full,
 }
 
-/// What the backward pass finds in memory.
+/// Activations kept for the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activations {
@@ -53,10 +53,10 @@ pub enum Activations {
     Full,
 }
 
-/// The most optimizer steps of a run: a step a millisecond for twelve days.
+/// The most optimizer steps of a run: at one step per millisecond, twelve days.
 const MOST_STEPS: u64 = 1_000_000_000;
 
-/// The most batches of a step.
+/// The most batches per step.
 const MOST_BATCHES: u64 = 1_000_000;
 
 impl Default for LoopConfig {
@@ -73,7 +73,7 @@ impl Default for LoopConfig {
 }
 
 impl LoopConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         vec![
             ((1..=MOST_STEPS).contains(&self.max_steps), "training.max_steps", "must be from 1 to 1000000000"),

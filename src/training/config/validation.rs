@@ -14,7 +14,7 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// Steps between two validations. Default 250. There is always one before the first step and one after the last; 0 means only
-    /// these. It does not disturb training: it has random numbers of its own.
+    /// these. It does not affect training: it has random numbers of its own.
     pub every: u64,
     /// FLUX.1: captions to generate images for, without and with the adapter. Default none. Include one without the subject,
     /// to see what else the adapter changes.
@@ -75,7 +75,7 @@ impl Default for ValidationConfig {
 }
 
 impl ValidationConfig {
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         let size_holds = |pixels: usize| (16..=LARGEST_SIDE).contains(&pixels) && pixels.is_multiple_of(16);
         let pictures = self.prompts.len().max(1).saturating_mul(self.seeds.len());

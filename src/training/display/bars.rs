@@ -11,7 +11,7 @@ use crate::training::{
     },
 };
 
-/// One bar for training and, above it, one for what is done between steps. Log lines go above both.
+/// A bar for training and, above it, one for the phases between steps. Log lines go above both.
 pub(in crate::training) struct Bars {
     interrupter: Interrupter,
     all: MultiProgress,
@@ -20,7 +20,7 @@ pub(in crate::training) struct Bars {
 }
 
 impl Bars {
-    /// Bars on standard error; none are drawn where it cannot show them.
+    /// Bars on standard error, if it can show them.
     pub fn new(interrupter: Interrupter) -> Self {
         let target = if has_cursor() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let all = MultiProgress::with_draw_target(target);

@@ -1,4 +1,4 @@
-//! burn-train's terminal dashboard, fed by the step-based loop.
+//! burn-train's terminal dashboard, driven by the training loop.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::training::{
 /// Curves and metrics over the whole terminal; `q` asks whether to stop. Log lines wait until it closes.
 pub(in crate::training) struct Dashboard {
     interrupter: Interrupter,
-    /// Taken out when the dashboard closes, which is what gives the terminal back.
+    /// The renderer; dropping it restores the terminal.
     renderer: Option<TuiMetricsRendererWrapper>,
     registered: HashSet<String>,
     step: u64,
@@ -40,7 +40,7 @@ impl Dashboard {
         self.renderer.as_mut().expect("it is taken on dropping only")
     }
 
-    /// A value of the metric `name`, which is made known when it is new. Metrics of one name share a plot.
+    /// A value of the metric `name`, which is registered when it is new. Metrics of one name share a plot.
     fn value(&mut self, name: &str, unit: &str, value: f64) -> MetricState {
         let id = MetricId::new(Arc::new(name.to_string()));
         if self.registered.insert(name.to_string()) {
@@ -69,7 +69,7 @@ impl Display for Dashboard {
                 renderer.update_split(step as usize);
             }
         } else {
-            // The renderer counts epochs from one; without one its arithmetic runs below zero.
+            // The renderer counts epochs from one; with zero its arithmetic underflows.
             renderer.start(1, 1, None);
             renderer.start_split(name, total as usize);
             renderer.update_split(done as usize);

@@ -23,13 +23,13 @@ use crate::{
     },
 };
 
-/// Shows how far the work is. All of it goes to standard error or to the terminal; standard output is for results.
+/// A progress display. It writes to standard error or the terminal; standard output is for results.
 pub trait Display {
-    /// A part of the work other than training steps, such as `encoding images`: `done` of `total`. The first call begins
-    /// it, the one with `done == total` ends it.
+    /// Progress of a phase other than training steps, such as `encoding images`: `done` of `total`. The first call begins it, the one
+    /// with `done == total` ends it.
     fn phase(&mut self, name: &str, done: u64, total: u64);
 
-    /// Training is at `step` of `max_steps`. To be called before the first step and after each.
+    /// Progress of training: `step` of `max_steps`. Called before the first step and after each.
     fn progress(&mut self, step: u64, max_steps: u64);
 
     /// The metrics of a logging step.
@@ -38,11 +38,11 @@ pub trait Display {
     /// The held-out loss.
     fn validation(&mut self, metrics: &ValidationMetrics);
 
-    /// Whether the person asked to stop: the loop then ends after the current step, with a checkpoint.
+    /// Whether the user asked to stop: the loop then ends after the current step, with a checkpoint.
     fn stop_requested(&self) -> bool;
 }
 
-/// The ways of showing it.
+/// The kinds of display.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ui {
     /// A dashboard that fills the terminal, with curves.
@@ -54,17 +54,17 @@ pub enum Ui {
 }
 
 impl Ui {
-    /// Bars on a terminal; lines elsewhere, on one that cannot move its cursor, and when little is to be said (lines go through
-    /// the log, which hides them).
+    /// Bars on a terminal; lines elsewhere, on a terminal that cannot move its cursor, and with `-q` (lines go through the log, which
+    /// hides them).
     pub fn detect(quiet: bool) -> Self {
         if has_cursor() && !quiet { Self::Bar } else { Self::Plain }
     }
 }
 
-/// Starts to show work. `interrupter` is how the display, or a signal, asks the loop to stop.
+/// Opens a display. `interrupter` is how the display, or a signal, asks the loop to stop.
 ///
 /// # Errors
-/// The dashboard was asked for, but there is no terminal that it could be shown on.
+/// The dashboard was requested, but there is no terminal that can show it.
 pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>> {
     Ok(match ui {
         Ui::Plain => Box::new(Plain::new(interrupter)),
@@ -83,8 +83,7 @@ pub fn open_display(ui: Ui, interrupter: Interrupter) -> Result<Box<dyn Display>
     })
 }
 
-/// The metrics of a step as one line, with the remaining time: at the speed of the last steps, so that it is right
-/// after a resume too, and without validation and checkpoints.
+/// The metrics of a step as one line, with the remaining time at the speed of the last steps, without validation and checkpoints.
 pub(in crate::training) fn describe(metrics: &StepMetrics, max_steps: u64) -> String {
     let StepMetrics { step, loss, learning_rate, grad_norm, seconds_per_step, memory_mib, device_memory_mib } = metrics;
     let on_device = device_memory_mib.map_or(String::new(), |mib| format!(" + {mib:.0} on the GPU"));

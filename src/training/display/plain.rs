@@ -15,7 +15,7 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// Time between two lines about the same phase.
+    /// The least time between two lines about one phase.
     const PATIENCE: Duration = Duration::from_secs(5);
 
     pub(super) fn new(interrupter: Interrupter) -> Self {

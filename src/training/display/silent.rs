@@ -3,7 +3,7 @@
 use super::Display;
 use crate::training::{StepMetrics, ValidationMetrics};
 
-/// Shows nothing.
+/// A display that shows nothing.
 pub struct Silent;
 
 impl Display for Silent {

@@ -1,5 +1,5 @@
-//! The terminal, shared between log lines and displays. Nothing here fails or panics because nobody reads any more: a run goes on
-//! when its terminal is gone.
+//! The terminal, shared between log lines and displays. Nothing here fails or panics when the terminal is gone, so that a run
+//! continues.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -8,13 +8,13 @@ use std::{
 
 use indicatif::MultiProgress;
 
-/// Where log lines go.
+/// The destination of log lines.
 pub(in crate::training) enum Logs {
     /// To standard error.
     Stderr,
     /// Above the progress bars.
     Above(MultiProgress),
-    /// Nowhere yet: a dashboard fills the terminal. They are printed when it closes.
+    /// A buffer, while a dashboard fills the terminal. It is printed when the dashboard closes.
     Held(Vec<u8>),
 }
 
@@ -24,14 +24,14 @@ fn logs() -> MutexGuard<'static, Logs> {
     LOGS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Sends log lines to `place` from now on, and those that were held to standard error.
+/// Sends log lines to `place` from now on, and prints buffered ones to standard error.
 pub(in crate::training) fn send_logs_to(place: Logs) {
     if let Logs::Held(lines) = std::mem::replace(&mut *logs(), place) {
         to_stderr(&lines);
     }
 }
 
-/// Writes to standard error. That it is closed, full or hung up is no error: there is nobody else to tell.
+/// Writes to standard error, and ignores errors: there is nowhere else to report them.
 fn to_stderr(text: &[u8]) {
     if let Err(error) = io::stderr().write_all(text)
         && is_gone(&error)
@@ -40,14 +40,13 @@ fn to_stderr(text: &[u8]) {
     }
 }
 
-/// Whether nobody is there any more to read what could not be written.
+/// Whether a write failed because the reader is gone.
 pub fn is_gone(error: &io::Error) -> bool {
-    // A terminal that was closed answers with EIO, for which there is no kind.
+    // A closed terminal returns EIO, for which there is no `ErrorKind`.
     error.kind() == io::ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(5)
 }
 
-/// Sends standard error nowhere from now on, for libraries that panic when they cannot write there, even while they clean up
-/// after a panic.
+/// Redirects standard error to nowhere, for libraries that panic when they cannot write there, even while they unwind.
 fn silence() {
     #[cfg(unix)]
     if let Ok(nowhere) = std::fs::File::options().write(true).open("/dev/null") {
@@ -55,29 +54,28 @@ fn silence() {
     }
 }
 
-/// Prints a line to standard error, which knows nothing of bars and dashboards; never fails.
+/// Prints a line directly to standard error, ignoring bars and dashboards; never fails.
 pub fn print_error(line: impl std::fmt::Display) {
     to_stderr(format!("{line}\n").as_bytes());
 }
 
-/// Whether standard error shows colours: a terminal, and neither `NO_COLOR` nor `TERM=dumb` speaks against it.
+/// Whether standard error shows colours: a terminal, without `NO_COLOR` and `TERM=dumb`.
 pub fn has_colours() -> bool {
-    // anstream takes any terminal of a CI service (`CI` is set) for one with colours.
+    // anstream assumes colours on any terminal of a CI service (`CI` is set).
     !is_dumb() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
 }
 
-/// Whether standard error can show what moves: a terminal that can put its cursor elsewhere.
+/// Whether standard error is a terminal that can move its cursor, as bars need.
 pub(in crate::training) fn has_cursor() -> bool {
     io::stderr().is_terminal() && !is_dumb()
 }
 
-/// Whether the terminal says that it knows no control sequences.
+/// Whether `TERM` says that the terminal knows no control sequences.
 fn is_dumb() -> bool {
     std::env::var_os("TERM").is_some_and(|name| name == "dumb")
 }
 
-/// Standard error for log lines, which knows when bars or a dashboard own the terminal. Each write should be whole
-/// lines. It never fails.
+/// A writer of log lines to standard error that respects bars and dashboards. Each write should be whole lines. It never fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;
 
@@ -107,17 +105,17 @@ pub(in crate::training) struct Restore(Option<rustix::termios::Termios>);
 
 #[cfg(unix)]
 impl Restore {
-    /// Remembers them.
+    /// Saves them.
     pub fn new() -> Self {
         Self(rustix::termios::tcgetattr(io::stdin()).ok())
     }
 
-    /// Gives the terminal back as it was, if a dashboard has it, and prints the log lines that it held.
+    /// Restores the terminal if a dashboard has it, and prints the buffered log lines.
     pub fn run(&self) {
         let dashboard = matches!(&*logs(), Logs::Held(_));
         if let (Some(settings), true) = (&self.0, dashboard) {
             _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, settings);
-            // Mouse reports off, back to the normal screen, cursor on (the inverse of what crossterm sends).
+            // Mouse reports off, normal screen, cursor on: the inverse of what crossterm sends.
             _ = io::stdout().write_all(b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h");
             _ = io::stdout().flush();
         }
@@ -125,8 +123,8 @@ impl Restore {
     }
 }
 
-/// Lets ctrl-c be a signal although the terminal is in raw mode, once it is. The renderer enters raw mode on a thread of
-/// its own, so this waits for it, at most a second.
+/// Makes ctrl-c a signal although the terminal is in raw mode. The renderer enters raw mode on its own thread, so this waits for it,
+/// at most a second.
 #[cfg(unix)]
 pub(in crate::training) fn keep_ctrl_c() {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};

@@ -1,5 +1,4 @@
-//! What InstructPix2Pix learns (Brooks et al. 2023): the noise in an edited image, from the original beside it and an
-//! instruction.
+//! The objective of InstructPix2Pix (Brooks et al. 2023): predict the noise in an edited image, given the original and an instruction.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
@@ -17,28 +16,28 @@ use crate::{
     training::InstructPix2PixConfig,
 };
 
-/// Draws what the loss of a model with a noise schedule needs, and computes it.
+/// The denoising objective of a model with a noise schedule.
 #[derive(Clone, Debug)]
 pub struct Denoising {
     /// Its settings.
     pub config: InstructPix2PixConfig,
-    /// How noisy each timestep is.
+    /// The noise schedule.
     pub schedule: NoiseSchedule,
-    /// What the model predicts.
+    /// The prediction type of the model.
     pub prediction: PredictionType,
 }
 
 impl Denoising {
-    /// The timestep of one sample, all alike: a function of seed, step and sample number alone.
+    /// The timestep of one sample, uniformly distributed: a function of seed, step and sample number.
     pub fn draw_timestep(&self, seed: Seed, step: u64, sample: u64) -> i64 {
         let timesteps = self.schedule.alphas_cumprod.len();
         let draw = f64::from(seed.draw(Purpose::Sigma, step, sample).uniform(1)[0]);
         ((draw * timesteps as f64) as i64).min(timesteps as i64 - 1)
     }
 
-    /// The model's inputs and target for scaled `latents` `[B, C, h, w]` of the edited images, mixed with `noise` at
-    /// `timesteps`, beside the `condition`, the latents of the originals `[B, C, h, w]`; `text` `[B, T, D]` are the embeddings of
-    /// the instructions. `dtype` is the model's.
+    /// The model's inputs and target for scaled `latents` `[B, C, h, w]` of the edited images, mixed with `noise` at `timesteps`, with
+    /// the latents of the originals `[B, C, h, w]` as `condition`; `text` `[B, T, D]` are the embeddings of the instructions. `dtype` is
+    /// that of the model.
     pub fn example(
         &self,
         latents: Tensor<4>,
@@ -67,7 +66,7 @@ impl Denoising {
         }
     }
 
-    /// min-SNR (Hang et al. 2023): `min(snr, γ)` over what the squared error of the prediction is worth in units of latents.
+    /// Min-SNR weights (Hang et al. 2023): `min(snr, γ)` divided by the weight of a squared error of the prediction in units of latents.
     fn weight(&self, timestep: i64) -> f64 {
         let (snr, gamma) = (self.schedule.snr(timestep), self.config.snr_gamma);
         match self.prediction {
@@ -138,7 +137,7 @@ mod tests {
         for prediction in [Epsilon, VPrediction] {
             assert_eq!([0, 500, 999].map(|t| objective(prediction, 0.0).weight(t)), [1.0; 3]);
         }
-        // In units of latents, an error of the noise is worth 1 / snr, and one of the velocity 1 / (snr + 1).
+        // In units of latents, a squared error of the noise is worth 1 / snr, and one of the velocity 1 / (snr + 1).
         let (noise, velocity) = (objective(Epsilon, 5.0), objective(VPrediction, 5.0));
         let snr = |t| noise.schedule.snr(t);
         assert!(snr(10) > 5.0 && snr(900) < 5.0);

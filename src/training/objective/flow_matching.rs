@@ -1,4 +1,4 @@
-//! What a FLUX adapter learns: the velocity between latents and noise, at noise levels drawn from a chosen distribution.
+//! The objective of FLUX: predict the velocity from latents to noise, at noise levels drawn from a chosen distribution.
 
 use std::f64::consts::PI;
 
@@ -22,17 +22,17 @@ use crate::{
     training::{FlowMatchingConfig, Sampling, Shift, Weighting},
 };
 
-/// Draws what a flow-matching loss needs and computes it.
+/// The flow-matching objective.
 #[derive(Clone, Debug)]
 pub struct FlowMatching {
     /// Its settings.
     pub config: FlowMatchingConfig,
-    /// For the shift that depends on the resolution.
+    /// The scheduler's settings, for the shift by resolution.
     pub scheduler: FlowMatchEuler,
 }
 
 impl FlowMatching {
-    /// The noise level of one sample: a function of seed, step and sample number alone.
+    /// The noise level of one sample: a function of seed, step and sample number.
     pub fn draw_sigma(&self, seed: Seed, step: u64, sample: u64, image_tokens: usize) -> f32 {
         let mut draw = seed.draw(Purpose::Sigma, step, sample);
         let sigma = match self.config.sampling {
@@ -55,8 +55,8 @@ impl FlowMatching {
         shift_sigma(sigma, shift).clamp(least, 1.0) as f32
     }
 
-    /// The model's inputs and target for normalized `latents` `[B, C, H, W]` mixed with `noise` at the levels `sigma`.
-    /// `dtype` is the model's.
+    /// The model's inputs and target for normalized `latents` `[B, C, H, W]` mixed with `noise` at the levels `sigma`. `dtype` is that of
+    /// the model.
     pub fn example(
         &self,
         model: &FluxConfig,

@@ -1,4 +1,4 @@
-//! Objectives: the loss a model learns from a batch.
+//! Objectives: from a batch to a loss.
 
 mod draw;
 mod denoising;
@@ -18,41 +18,41 @@ pub(in crate::training) use denoising::originals;
 pub use draw::Draw;
 pub use flow_matching::FlowMatching;
 
-/// What the denoiser of a pipeline `P` learns from batches. This is the one place where a batch becomes an [`Example`]: in a run, in its
-/// validation, and in a benchmark.
+/// The objective of the denoiser of a pipeline `P`. Only here does a batch become an [`Example`]: for a run, its validation, and a
+/// benchmark.
 pub trait Objective<P: Pipeline> {
     /// The denoiser.
     type Model: Network;
 
-    /// What a noise level is called: `sigma` or `timestep`.
+    /// The name of a noise level: `sigma` or `timestep`.
     const LEVEL: &'static str;
 
     /// The denoiser of a pipeline.
     fn model(pipeline: &P) -> &Self::Model;
 
-    /// The same, to be changed.
+    /// The same, mutable.
     fn model_mut(pipeline: &mut P) -> &mut Self::Model;
 
-    /// The noise level of a sample of latents `shape` `[B, C, h, w]`: a function of seed, step and sample number alone.
+    /// The noise level of a sample of latents `shape` `[B, C, h, w]`: a function of seed, step and sample number.
     fn draw_level(&self, seed: Seed, step: u64, sample: u64, shape: [usize; 4]) -> f64;
 
-    /// The noise of the samples from `first` on, `[B, C, h, w]`: standard normal where nothing else is said.
+    /// The noise of the samples from `first` on, `[B, C, h, w]`: by default standard normal.
     fn draw_noise(&self, seed: Seed, step: u64, first: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
         draw::draw_normal(seed, Purpose::Noise, step, first, shape, device)
     }
 
-    /// A batch at the given noise, ready for the denoiser of this pipeline.
+    /// A batch at the given noise, as inputs and target of this pipeline's denoiser.
     fn batch_example(&self, pipeline: &P, batch: Batch, draw: Draw) -> Example<<Self::Model as Network>::Inputs>;
 }
 
-/// One batch, ready for a model that is called with `I`.
+/// A batch as inputs `I` of a model, with the target.
 #[derive(Clone, Debug)]
 pub struct Example<I> {
-    /// What the model is called with.
+    /// The inputs of the model.
     pub inputs: I,
-    /// What it should predict, in the prediction's shape, f32.
+    /// The target, in the shape of the prediction, f32.
     pub target: Tensor<4>,
-    /// How much each sample counts, `[B]`, f32.
+    /// The weight of each sample, `[B]`, f32.
     pub weight: Tensor<1>,
 }
 

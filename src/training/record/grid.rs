@@ -13,7 +13,7 @@ use crate::{
 /// Pixels between two images of a grid.
 const GAP: u32 = 4;
 
-/// Images in rows of `columns`, on white; each has a cell of the size of the largest.
+/// Images in rows of `columns`, on white, in cells of the size of the largest.
 pub(in crate::training) fn arrange(pictures: &[&RgbImage], columns: usize) -> RgbImage {
     let largest = |side: fn(&RgbImage) -> u32| pictures.iter().map(|picture| side(picture)).max().unwrap_or(0);
     let (width, height) = (largest(RgbImage::width), largest(RgbImage::height));
@@ -31,7 +31,7 @@ pub(in crate::training) fn arrange(pictures: &[&RgbImage], columns: usize) -> Rg
 /// Writes a grid into a run's `samples/`.
 ///
 /// # Errors
-/// The disk refuses.
+/// The file cannot be written.
 pub(in crate::training) fn save_grid(run: &Path, step: u64, grid: &RgbImage) -> Result<PathBuf> {
     let path = run_folder::grid(run, step);
     let folder = path.parent().expect("a grid lies in a folder of the run");

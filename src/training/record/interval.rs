@@ -1,4 +1,4 @@
-//! The metrics of a few steps, read from the device together.
+//! The metrics of several steps, read from the device together.
 
 use std::time::Instant;
 
@@ -10,13 +10,13 @@ use crate::{
     training::StepMetrics,
 };
 
-/// What one optimizer step leaves: scalars that are still on the device.
+/// The metrics of one optimizer step: scalars that are still on the device.
 pub(in crate::training) struct Outcome {
-    /// Mean over the samples of the step, `[1]`.
+    /// The mean loss over the samples of the step, `[1]`.
     pub loss: Tensor<1>,
-    /// Before clipping, `[1]`.
+    /// The norm of the gradients before clipping, `[1]`.
     pub grad_norm: Tensor<1>,
-    /// Of this step.
+    /// The learning rate of the step.
     pub learning_rate: f64,
 }
 
@@ -27,7 +27,7 @@ pub(in crate::training) struct Interval {
 }
 
 impl Interval {
-    /// Begins now, with no steps.
+    /// An empty interval that starts now.
     pub fn start() -> Self {
         Self { started: Instant::now(), steps: Vec::new() }
     }
@@ -37,14 +37,14 @@ impl Interval {
         self.steps.push(outcome);
     }
 
-    /// Whether there is no step.
+    /// Whether it has no steps.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    /// The metrics of the steps, the last of which was `step`.
+    /// The metrics of the steps up to `step`.
     ///
-    /// Sync point: reads the losses, which stalls a GPU, so only where they are recorded or saved.
+    /// Sync point: reading the losses stalls a GPU, so it happens only where they are recorded or saved.
     ///
     /// # Errors
     /// A loss or norm is not finite.

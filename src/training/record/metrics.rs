@@ -1,6 +1,6 @@
-//! The record of a run: `metrics.jsonl` and TensorBoard's files, fed from one place.
+//! The record of a run: `metrics.jsonl` and TensorBoard's files, written together.
 //!
-//! A line of `metrics.jsonl` is one [`Record`]; its keys are the names used everywhere else.
+//! A line of `metrics.jsonl` is one [`Record`]; its keys are the names of metrics in all displays.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// What is known about training at a logging step.
+/// The training metrics of a logging step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepMetrics {
@@ -31,19 +31,19 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Length of the gradient over all that is trained, before clipping.
+    /// Norm of the gradient over all trainable parameters, before clipping.
     pub grad_norm: f64,
     /// Mean duration of a step since the last record, without validation and checkpoints.
     pub seconds_per_step: f64,
     /// Memory in use on the host, in MiB.
     pub memory_mib: f64,
-    /// The most memory that the run has held on the GPU since it last gave some back, in MiB; missing on the CPU.
+    /// Peak memory held on the GPU since memory was last released, in MiB; missing on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_memory_mib: Option<f64>,
 }
 
 impl StepMetrics {
-    /// Names, units and values, in the order in which they are shown.
+    /// Names, units and values, in display order.
     pub fn values(&self) -> Vec<(&'static str, &'static str, f64)> {
         let mut values = vec![
             ("loss", "", self.loss),
@@ -57,7 +57,7 @@ impl StepMetrics {
     }
 }
 
-/// The held-out loss after a step; step 0 is the model without what was learned.
+/// The held-out loss after a step; step 0 is the base model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationMetrics {
@@ -69,13 +69,13 @@ pub struct ValidationMetrics {
     pub validation_loss_at_level: BTreeMap<String, f64>,
 }
 
-/// The overall loss: the mean of those at each noise level; 0 of none.
+/// The overall loss: the mean over the noise levels; 0 if there are none.
 pub(in crate::training) fn mean_loss(losses: &[(f64, f64)]) -> f64 {
     losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len().max(1) as f64
 }
 
 impl ValidationMetrics {
-    /// From the losses at each noise level.
+    /// The metrics from the losses at each noise level.
     pub fn new(step: u64, losses: &[(f64, f64)]) -> Self {
         let validation_loss = mean_loss(losses);
         let validation_loss_at_level = losses.iter().map(|(level, loss)| (level.to_string(), *loss)).collect();
@@ -83,16 +83,16 @@ impl ValidationMetrics {
     }
 }
 
-/// The name of a run's grids among TensorBoard's images.
+/// The tag of sample grids in TensorBoard.
 pub(in crate::training) const GRID: &str = "samples";
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Record {
-    /// Of training.
+    /// Training metrics.
     Step(StepMetrics),
-    /// Of validation.
+    /// Validation metrics.
     Validation(ValidationMetrics),
 }
 
@@ -105,7 +105,7 @@ impl Record {
     }
 }
 
-/// Writes what a run measures into its folder.
+/// A writer of the metrics in a run folder.
 pub struct Metrics {
     path: PathBuf,
     file: File,
@@ -113,15 +113,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens `metrics.jsonl` and `tensorboard/` in the folder of a run, after `resumed_step` steps: 0 for a new run.
-    /// Lines of later steps, which will be trained again, are taken out, and so is a last line that was cut off. So are the later
-    /// points of TensorBoard's curves.
+    /// Opens `metrics.jsonl` and `tensorboard/` in the folder of a run, after `resumed_step` steps: 0 for a new run. Lines of later
+    /// steps, which will be repeated, are removed, and so are an incomplete last line and later points of TensorBoard's curves.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn open(run_folder: &Path, resumed_step: u64) -> Result<Self> {
         let path = run_folder.join(METRICS);
-        // The lines as they are: numbers that are read and written again may lose their last digit.
+        // Lines are copied verbatim: parsing and printing may change the last digit of a number.
         let kept = match resumed_step {
             0 => vec![],
             _ => lines(&path)?,
@@ -130,7 +129,7 @@ impl Metrics {
         let text: String = kept.iter().map(|(line, _)| line.as_str()).collect();
         replace(&path, |partial| std::fs::write(partial, text).map_err(|e| Error::io(partial, e)))?;
         let file = File::options().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-        // From this step on the curves are drawn anew, for the last run may have ended between its line and its points.
+        // From this step on the curves are redrawn, because the last run may have ended between its line and its points.
         let mut metrics = Self { path, file, board: TensorBoard::open(&run_folder.join(TENSORBOARD), resumed_step)? };
         for (_, record) in kept.iter().filter(|(_, record)| record.step() == resumed_step) {
             metrics.draw(record)?;
@@ -141,10 +140,10 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// All records of a run, in the order they were made; none if it has not recorded anything yet.
+    /// All records of a run, in order; empty if it has not recorded anything yet.
     ///
     /// # Errors
-    /// The file cannot be read, or a line other than the last is no record.
+    /// The file cannot be read, or a line other than the last is not a record.
     pub fn read(run_folder: &Path) -> Result<Vec<Record>> {
         Ok(lines(&run_folder.join(METRICS))?.into_iter().map(|(_, record)| record).collect())
     }
@@ -152,7 +151,7 @@ impl Metrics {
     /// Records a logging step.
     ///
     /// # Errors
-    /// The file cannot be written, such as for a full disk.
+    /// The file cannot be written, for example because the disk is full.
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.append(&Record::Step(metrics.clone()))
     }
@@ -165,18 +164,18 @@ impl Metrics {
         self.append(&Record::Validation(metrics.clone()))
     }
 
-    /// Puts an image, such as a grid of samples, beside the curves of TensorBoard.
+    /// Adds an image, such as a sample grid, to TensorBoard.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) -> Result<()> {
         self.board.image(name, image, step)
     }
 
-    /// Makes what was recorded last through a loss of power.
+    /// Syncs the records to disk, so that they survive a loss of power.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, e))
     }
@@ -186,7 +185,7 @@ impl Metrics {
         self.draw(record)
     }
 
-    /// The points of a record in TensorBoard's curves.
+    /// The points of a record in TensorBoard.
     fn draw(&mut self, record: &Record) -> Result<()> {
         match record {
             Record::Step(metrics) => metrics
@@ -203,7 +202,7 @@ impl Metrics {
     }
 }
 
-/// The lines of a file of records and what they say.
+/// The lines of a file of records, with the parsed records.
 fn lines(path: &Path) -> Result<Vec<(String, Record)>> {
     let text = match std::fs::read_to_string(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),

@@ -1,4 +1,4 @@
-//! The record of a run in its folder: metrics, curves, images, and how it was started.
+//! The record of a run in its folder: metrics, curves, images, and where it was started.
 
 pub(in crate::training) mod started;
 pub(in crate::training) mod run_folder;

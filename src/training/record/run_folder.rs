@@ -1,4 +1,4 @@
-//! The folder of a run, while this process is the one that writes there.
+//! The folder of a run, locked for writing by this process.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ pub(in crate::training) const TENSORBOARD: &str = "tensorboard";
 /// The grids of images.
 const SAMPLES: &str = "samples";
 
-/// A run folder in which no other process writes as long as this lives.
+/// A run folder that no other process writes to while this lives.
 #[derive(Debug)]
 pub(in crate::training) struct RunFolder {
     path: PathBuf,
@@ -28,11 +28,11 @@ pub(in crate::training) struct RunFolder {
 }
 
 impl RunFolder {
-    /// A folder for a new run: `NAME`, or `NAME-2` and so on where there is one already. One in which a run ended before its
-    /// first checkpoint is taken again.
+    /// A folder for a new run: `NAME`, or `NAME-2` and so on if that exists. The folder of a run that ended before its first checkpoint is
+    /// used again.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The folder cannot be written.
     pub fn create(config: &TrainConfig) -> Result<Self> {
         let wanted = config.run_folder();
         fs::create_dir_all(&config.run.output).map_err(|e| Error::io(&config.run.output, e))?;
@@ -46,7 +46,7 @@ impl RunFolder {
                 continue;
             }
             let Some(lock) = FolderLock::try_take(&path)? else { continue };
-            // Another process may have trained in it since it was looked at.
+            // Another process may have trained in it since it was inspected.
             if has_nothing_to_lose(&path) {
                 if !new {
                     tracing::info!("{} has no checkpoint yet: starting over in the same folder", path.display());
@@ -60,18 +60,18 @@ impl RunFolder {
     /// The folder of a run to resume.
     ///
     /// # Errors
-    /// Another process writes there, or the disk refuses.
+    /// Another process is writing there, or the folder cannot be written.
     pub fn open(path: &Path) -> Result<Self> {
         let lock = FolderLock::take(path)?;
         Self::clean(path.into(), lock)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes what a process left that died.
+    /// Removes what a dead process left behind.
     fn clean(path: PathBuf, lock: FolderLock) -> Result<Self> {
         sweep_folders(&path, "step-")?;
         sweep_folders(&path, "model.")?;
@@ -81,13 +81,12 @@ impl RunFolder {
     }
 }
 
-/// Whether the folder at `path` is that of a run which ended before its first checkpoint.
+/// Whether the folder at `path` belongs to a run that ended before its first checkpoint.
 pub(in crate::training) fn is_without_checkpoint(path: &Path) -> bool {
     path.join(CONFIG).is_file() && has_nothing_to_lose(path)
 }
 
-/// Whether there is nothing in the folder but what a run writes before its first checkpoint. Whatever else there is may be
-/// somebody's work.
+/// Whether the folder contains only what a run writes before its first checkpoint. Anything else may be somebody's work.
 fn has_nothing_to_lose(path: &Path) -> bool {
     let Ok(entries) = fs::read_dir(path) else { return false };
     let known = |entry: std::io::Result<fs::DirEntry>| {
@@ -101,15 +100,15 @@ fn has_nothing_to_lose(path: &Path) -> bool {
     entries.into_iter().all(known)
 }
 
-/// Where the grid of a step is.
+/// The path of the grid of a step.
 pub(in crate::training) fn grid(run: &Path, step: u64) -> PathBuf {
     run.join(SAMPLES).join(format!("step-{step:06}.png"))
 }
 
-/// Removes the grids of the steps from `first` on, which will be rebuilt.
+/// Removes the grids of steps from `first` on, which will be written again.
 ///
 /// # Errors
-/// The disk refuses.
+/// The folder cannot be written.
 pub(in crate::training) fn drop_grids(run: &Path, first: u64) -> Result<()> {
     for entry in fs::read_dir(run.join(SAMPLES)).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -1,4 +1,4 @@
-//! Where a run was started: the relative paths of its configuration begin there, wherever it is looked at from later.
+//! The working directory in which a run was started, to which the relative paths of its configuration refer.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
     weights::read_json,
 };
 
-/// In a run's folder.
+/// Its file in the run folder.
 pub(in crate::training) const FILE: &str = "started.json";
 
 #[derive(Serialize, Deserialize)]
@@ -23,11 +23,11 @@ struct Started {
     working_directory: PathBuf,
 }
 
-/// Notes the working directory in the folder of a `run`; not if the paths of `config` lead somewhere only from where it was
-/// started before.
+/// Records the working directory in the folder of a `run`, unless the paths of `config` exist only from the directory recorded
+/// before.
 ///
 /// # Errors
-/// The disk refuses.
+/// The file cannot be written.
 pub(in crate::training) fn note(run: &Path, config: &TrainConfig) -> Result<()> {
     let Ok(working_directory) = std::env::current_dir() else { return Ok(()) }; // it was removed: no path begins there
     if working_directory.to_str().is_none() || from_its_start(run, config) != *config {
@@ -38,8 +38,8 @@ pub(in crate::training) fn note(run: &Path, config: &TrainConfig) -> Result<()> 
     replace(&path, |partial| fs::write(partial, text).map_err(|e| Error::io(&path, e)))
 }
 
-/// The configuration of a `run` with its model and data where they are: relative paths that lead nowhere from here are taken
-/// from where the run was started, if they lead somewhere from there.
+/// The configuration of a `run` with the paths of its model and data resolved: relative paths that do not exist from here are taken
+/// relative to where the run was started, if they exist from there.
 pub(in crate::training) fn from_its_start(run: &Path, config: &TrainConfig) -> TrainConfig {
     let mut config = config.clone();
     let Ok(Started { working_directory }) = read_json(run.join(FILE)) else { return config };
@@ -49,7 +49,7 @@ pub(in crate::training) fn from_its_start(run: &Path, config: &TrainConfig) -> T
         config.model.path = model;
     }
     if let Some(cache) = config.data.cache.take() {
-        // With the data, whether it exists yet or not.
+        // Relative to the data, whether it exists yet or not.
         let moved = cache.is_relative() && !cache.exists() && found(&config.data.path).is_some();
         config.data.cache = Some(found(&cache).unwrap_or(if moved { working_directory.join(cache) } else { cache }));
     }

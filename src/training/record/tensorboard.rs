@@ -16,25 +16,25 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What every event file's name starts with; the time in seconds follows.
+/// Prefix of the names of event files; the time in seconds follows.
 const START: &str = "events.out.tfevents.";
 
-/// Writes curves and images that `tensorboard --logdir <run>` shows. A resumed run adds a file.
+/// A writer of curves and images for `tensorboard --logdir <run>`. A resumed run adds a file.
 pub(in crate::training) struct TensorBoard {
     path: PathBuf,
     records: RecordWriter<File>,
 }
 
 impl TensorBoard {
-    /// Opens a new event file in `folder`, which is made if needed. Of what older files hold, TensorBoard drops the steps from
-    /// `first` on: they will come again.
+    /// Opens a new event file in `folder`, which is created if necessary. TensorBoard drops the steps from `first` on of older files,
+    /// because they are repeated.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn open(folder: &Path, first: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let older = newest(folder);
-        // Files are read in the order of their names.
+        // TensorBoard reads files in the order of their names.
         let time = older.map_or(0, |time| time + 1).max(now() as u64);
         let path = folder.join(format!("{START}{time:010}.{}.{}.0", host(), std::process::id()));
         let file = File::options().write(true).create_new(true).open(&path).map_err(|e| Error::io(&path, e))?;
@@ -55,7 +55,7 @@ impl TensorBoard {
     /// A point of the curve `name`.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn scalar(&mut self, name: &str, value: f64, step: u64) -> Result<()> {
         let mut event = Event::new();
         event.set_summary(summary::scalar(name, value as f32));
@@ -65,9 +65,9 @@ impl TensorBoard {
     /// An image under `name`.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     pub fn image(&mut self, name: &str, image: &RgbImage, step: u64) -> Result<()> {
-        // The function's documentation says C, H, W; its code reads channels, width, height, and rows of RGB triples.
+        // The function documents C, H, W; its code reads channels, width, height, and rows of RGB triples.
         let size = [3, image.width() as usize, image.height() as usize];
         let mut event = Event::new();
         event.set_summary(summary::image(name, image.as_raw(), &size));

@@ -1,9 +1,9 @@
-//! Gradients of a network, segment by segment, with as much or as little tape as memory allows.
+//! Gradients of a network, segment by segment, with as much tape as memory allows.
 //!
-//! The segments are divided into groups. All but the last group run forward without a tape, and only what enters each is
-//! kept. Then the groups are walked backward: each runs again, with a tape, and the gradient is pulled through it (a
-//! vector-Jacobian product). One group for everything is ordinary automatic differentiation; one for each block needs the
-//! activations of one block. The gradients are the same bits either way.
+//! The segments are divided into groups. All but the last group run forward without a tape, and only the inputs of each are kept. The
+//! backward pass then visits the groups in reverse: each is recomputed with a tape, and the upstream gradient is propagated through it
+//! (a vector-Jacobian product). One group for everything is ordinary automatic differentiation; one per block needs the activations of
+//! a single block. The gradients have the same bits either way.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -17,12 +17,12 @@ use crate::{
     nn::{Adapters, Delta, Leaf, Parameter},
 };
 
-/// What gradients are wanted of.
+/// The parameters whose gradients are computed.
 #[derive(Clone, Copy, Debug)]
 pub enum Subject<'a> {
-    /// Of these, which the network wears.
+    /// These adapters, attached to the network.
     Adapters(&'a Adapters),
-    /// Of the network's own tensors.
+    /// The network's own tensors.
     Weights,
 }
 
@@ -35,24 +35,24 @@ impl Subject<'_> {
     }
 }
 
-/// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`, each as one row; plain f32
+/// Gradients by the name of the tensor, such as `transformer_blocks.0.attn.to_q.lora_A.weight`, each as one row; off-tape f32
 /// tensors.
 pub type Gradients = BTreeMap<String, Tensor<1>>;
 
-/// One group for each segment; the head joins the last block, whose activations are needed at once anyway.
+/// One group per segment; the head joins the last block, whose activations are needed at once anyway.
 pub fn blockwise(segments: usize) -> Vec<Range<usize>> {
     (0..segments - 1).map(|i| if i + 2 == segments { i..segments } else { i..i + 1 }).collect()
 }
 
-/// One group: every activation is kept.
+/// A single group: all activations are kept.
 pub fn full(segments: usize) -> Vec<Range<usize>> {
     std::iter::once(0..segments).collect()
 }
 
-/// The loss (a plain scalar) and its gradient with respect to the `subject`.
+/// The loss (an off-tape scalar) and its gradient with respect to the `subject`.
 ///
-/// `groups` divides the segments, in order and without gaps. `loss` maps the prediction to a scalar; its constants must be on
-/// the autodiff device.
+/// `groups` partitions the segments in order. `loss` maps the prediction to a scalar; its constants must be on the autodiff
+/// device.
 pub fn backward<M: Network>(
     model: &M,
     subject: Subject<'_>,
@@ -65,8 +65,8 @@ pub fn backward<M: Network>(
     (value, gradients)
 }
 
-/// The same with the gradients added to those of `sum`, group by group: beside the sum there are only the gradients of one group.
-/// Returns the loss.
+/// The same with the gradients added to `sum`, group by group, so that only the gradients of one group exist beside it. Returns the
+/// loss.
 pub fn backward_onto<M: Network>(
     sum: &mut Gradients,
     model: &M,
@@ -81,13 +81,13 @@ pub fn backward_onto<M: Network>(
     };
     let first = first.unwrap_or(model.len());
     let (last, before) = groups.split_last().expect("the segments are in groups");
-    // The last group has the loss, whether anything of it is trained or not; from the first trained segment on there is nothing.
+    // The last group has the loss, even if nothing of it is trained. Before the first trained segment no gradient is needed.
     let back: Vec<_> = std::iter::once(last).chain(before.iter().rev().take_while(|group| group.end > first)).collect();
     let order: Vec<usize> = (0..last.start).chain(back.iter().flat_map(|&group| group.clone())).collect();
     let mut lent = model.lender().walk(order, subject.worn());
     let mut next = || lent.next().expect("the walk goes forward and back");
 
-    // Forward, without a tape: what enters each group.
+    // Forward without a tape, keeping the inputs of each group.
     let mut entering = vec![M::State::default()];
     for group in before {
         let mut state = entering.last().expect("starts with one").clone();
@@ -101,7 +101,7 @@ pub fn backward_onto<M: Network>(
     let mut value = None;
     let mut upstream: Option<Vec<Option<DispatchTensor>>> = None;
     for (group, entry) in back.into_iter().zip(entering.into_iter().rev()) {
-        // What the stem shares needs a gradient only if the stem is trained.
+        // The shared tensors of the stem need gradients only if the stem is trained.
         let (streams, shared) = (group.start > first, group.start > first && first == 0);
         let leaves = entry.map(&mut Leaves { streams, shared });
         let mut trained = Vec::new();
@@ -141,7 +141,7 @@ pub fn backward_onto<M: Network>(
     value.expect("the last group ends with the head")
 }
 
-/// Makes what enters a group leaves of its tape, or constants beside it.
+/// Makes the inputs of a group leaves of its tape, or constants.
 struct Leaves {
     streams: bool,
     shared: bool,
@@ -159,11 +159,11 @@ impl Change for Leaves {
     }
 }
 
-/// Takes the gradients of what entered a group off its tape.
+/// Takes the gradients of a group's inputs from its tape.
 struct Entered<'a> {
     tape: &'a mut burn::tensor::Gradients,
     shared: bool,
-    /// One for each tensor of the state, of its own rank; `None` where none is wanted.
+    /// One per tensor of the state; `None` where no gradient is needed.
     gradients: Vec<Option<DispatchTensor>>,
 }
 
@@ -183,7 +183,7 @@ impl Change for Entered<'_> {
     }
 }
 
-/// Adds up scalars whose gradients with respect to the tensors of a state are given.
+/// Sums scalars whose gradients with respect to the tensors of a state are given.
 struct VjpSeeds {
     gradients: std::vec::IntoIter<Option<DispatchTensor>>,
     sum: Option<Tensor<1>>,
@@ -207,15 +207,15 @@ impl Change for VjpSeeds {
     }
 }
 
-/// A scalar whose gradient with respect to `state` is as given. What the group only reads or lets pass has its own share of
-/// the gradient from behind the group.
+/// A scalar whose gradient with respect to `state` is as given: the vector-Jacobian seed. Tensors that the group only reads or passes
+/// on keep their own share of the upstream gradient.
 fn seed_state(state: impl State, gradients: Vec<Option<DispatchTensor>>) -> Tensor<1> {
     let mut seeds = VjpSeeds { gradients: gradients.into_iter(), sum: None };
     state.map(&mut seeds);
     seeds.sum.expect("a state holds at least one stream")
 }
 
-/// Makes what is trained of a segment leaves; returns them with their names.
+/// Makes the trained tensors of a segment leaves; returns them with their names.
 fn track(segment: &mut impl Part, subject: Subject<'_>) -> Vec<(String, Leaf)> {
     let name = segment.name().to_string();
     let mut found = Vec::new();
@@ -225,7 +225,7 @@ fn track(segment: &mut impl Part, subject: Subject<'_>) -> Vec<(String, Leaf)> {
         }
         Subject::Adapters(_) => segment.linears(&name, &mut |layer, linear| {
             for adapter in linear.worn_mut() {
-                // Other forms are worn, not trained.
+                // Other forms are applied, not trained.
                 if let Delta::LowRank { a, b } = &mut adapter.delta {
                     found.push((name_a(layer), Parameter::Matrix(a).track()));
                     found.push((name_b(layer), Parameter::Matrix(b).track()));

@@ -1,4 +1,4 @@
-//! An EMA of the trained parameters.
+//! The EMA of the trained parameters.
 
 use std::collections::BTreeMap;
 
@@ -7,34 +7,34 @@ use burn::tensor::{Device, Tensor};
 use crate::nn::Parameters;
 
 /// An exponential moving average of parameters, with the ramp of diffusers' `EMAModel`: update `n`, counted from 0, keeps
-/// `min(decay, (1 + n) / (10 + n))` of the mean; the first copies the parameters.
+/// `min(decay, (1 + n) / (10 + n))` of the average; the first copies the parameters.
 #[derive(Clone, Debug)]
 pub struct Ema {
     decay: f64,
     updates: u64,
     means: BTreeMap<String, Tensor<1>>,
-    /// Where the means are; `None` is beside the parameters.
+    /// The device of the averages; `None` is that of the parameters.
     home: Option<Device>,
 }
 
 impl Ema {
-    /// Empty means, which keep up to `decay` (such as 0.9999) of themselves a step.
+    /// An empty EMA with this `decay`, such as 0.9999.
     pub fn new(decay: f64) -> Self {
         Self { decay, updates: 0, means: BTreeMap::new(), home: None }
     }
 
-    /// Goes on from `means` after so many updates.
+    /// Resumes from the averages `means` after so many updates.
     pub fn restore(decay: f64, updates: u64, means: BTreeMap<String, Tensor<1>>) -> Self {
         Self { decay, updates, means, home: None }
     }
 
-    /// The same with its means on the device `home`, which computes them. Of the parameters a copy of one tensor at a time goes there.
+    /// The same with the averages stored and computed on the device `home`. Parameters are copied there one tensor at a time.
     pub fn at(mut self, home: Device) -> Self {
         self.means.values_mut().for_each(|mean| *mean = mean.clone().to_device(&home));
         Self { home: Some(home), ..self }
     }
 
-    /// A parameter's values where the means are.
+    /// A parameter's values on the device of the averages.
     pub fn beside(&self, values: Tensor<1>) -> Tensor<1> {
         match &self.home {
             Some(home) => values.to_device(home),
@@ -42,7 +42,7 @@ impl Ema {
         }
     }
 
-    /// Takes in the parameters as they are after a step.
+    /// Updates the averages with the parameters after a step.
     pub fn update(&mut self, parameters: &mut impl Parameters) {
         let n = self.updates as f64;
         self.updates += 1;
@@ -57,7 +57,7 @@ impl Ema {
         });
     }
 
-    /// The means by the names of the parameters, each as one row.
+    /// The averages by the names of the parameters, each as one row.
     pub fn means(&self) -> &BTreeMap<String, Tensor<1>> {
         &self.means
     }

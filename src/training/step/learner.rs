@@ -1,4 +1,4 @@
-//! One optimizer step, wherever one is taken: in a run, in a benchmark, in the replay of a golden.
+//! One optimizer step, as used by runs, benchmarks and replayed goldens.
 
 use std::collections::BTreeMap;
 
@@ -22,24 +22,24 @@ use crate::{
     },
 };
 
-/// What learns: trained parameters, their optimizer, and their EMA if there is one.
+/// Trainable parameters with their optimizer, and their EMA if there is one.
 pub struct Learner {
     pub(in crate::training) trainable: Trainable,
     pub(in crate::training) optimizer: AdamW,
     pub(in crate::training) ema: Option<Ema>,
     activations: Activations,
-    /// Of the adapters: a probability, and the seed of the run.
+    /// Dropout of the adapters: a probability, and the seed of the run.
     dropout: (f64, Seed),
 }
 
-/// The loss of some samples and its gradients, each summed over them: so batches of different sizes add up to a mean over all
+/// The loss of some samples and its gradients, each summed over the samples, so that batches of different sizes give a mean over all
 /// samples of a step.
 pub struct Summed {
-    /// `[1]`.
+    /// The loss, `[1]`.
     pub loss: Tensor<1>,
-    /// Of everything that is trained.
+    /// The gradients of all trainable parameters.
     pub gradients: Gradients,
-    /// How many there are.
+    /// The number of samples.
     pub samples: usize,
 }
 
@@ -51,22 +51,22 @@ impl Summed {
     }
 }
 
-/// What one optimizer step leaves: scalars that are still on the device.
+/// The metrics of one optimizer step: scalars that are still on the device.
 pub struct Stepped {
-    /// Mean over the samples of the step, `[1]`.
+    /// The mean loss over the samples of the step, `[1]`.
     pub loss: Tensor<1>,
-    /// Before clipping, `[1]`.
+    /// The norm of the gradients before clipping, `[1]`.
     pub grad_norm: Tensor<1>,
 }
 
 impl Learner {
-    /// Trains an adapter, or the model itself if there is none. Nothing is dropped out, and no mean is kept.
+    /// A learner of an adapter, or of the model itself if there is none, without dropout and EMA.
     pub fn new(lora: Option<Lora>, optimizer: AdamW, activations: Activations) -> Self {
         let trainable = lora.map_or(Trainable::Full, Trainable::Lora);
         Self { trainable, optimizer, ema: None, activations, dropout: (0.0, Seed(0)) }
     }
 
-    /// The same for trained parameters that are there, with dropout in their adapters.
+    /// The same for existing trainable parameters, with dropout in their adapters.
     pub(in crate::training) fn of(
         trainable: Trainable,
         optimizer: AdamW,
@@ -81,7 +81,7 @@ impl Learner {
         Self { ema, ..self }
     }
 
-    /// What the model wears; nothing where it is trained itself.
+    /// The adapters; `None` if the model itself is trained.
     pub fn adapters(&self) -> Option<Adapters> {
         self.trainable.adapters()
     }
@@ -137,7 +137,7 @@ impl Learner {
         Summed { loss: sum.map_or(loss.clone(), |sum| sum + loss), gradients, samples: count + samples }
     }
 
-    /// Clips by the common norm, changes what is trained, and its mean. What nothing else holds is changed where it lies.
+    /// Clips the gradients by their common norm, and updates the parameters and the EMA, in place if nothing else holds the tensors.
     pub fn apply<M: Network>(&mut self, model: &mut M, learning_rate: f64, summed: Summed) -> Stepped {
         let Summed { loss, mut gradients, samples } = summed;
         let grad_norm = clip(&mut gradients, 1.0 / samples as f64, self.optimizer.max_grad_norm());
@@ -151,12 +151,12 @@ impl Learner {
         Stepped { loss: loss / samples as f64, grad_norm }
     }
 
-    /// Calls `visit` with everything that is trained.
+    /// Calls `visit` with every trainable parameter.
     pub fn parameters<M: Network>(&mut self, model: &mut M, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         TrainableParameters(&mut self.trainable, model).parameters("", visit);
     }
 
-    /// Puts the EMA in the place of the trained parameters, which it returns, and which lie where the EMA does; `None` without one.
+    /// Replaces the parameters by the EMA, and returns the parameters on the EMA's device; `None` without an EMA.
     pub(in crate::training) fn use_mean<M: Network>(&mut self, model: &mut M) -> Option<BTreeMap<String, Tensor<1>>> {
         let ema = self.ema.as_ref()?;
         let mut both = TrainableParameters(&mut self.trainable, model);
@@ -166,7 +166,7 @@ impl Learner {
         Some(raw)
     }
 
-    /// Sets each trained tensor that `values` names.
+    /// Sets each trainable parameter named in `values`.
     pub(in crate::training) fn assign<M: Network>(&mut self, model: &mut M, values: &BTreeMap<String, Tensor<1>>) {
         assign(&mut TrainableParameters(&mut self.trainable, model), values);
     }

@@ -1,4 +1,4 @@
-//! One optimizer step: gradients, clipping, AdamW, the learning rate, the EMA, and the whole of it as a [`Learner`].
+//! One optimizer step: gradients, clipping, AdamW, the learning rate, the EMA, and all of them as a [`Learner`].
 
 pub mod backward;
 mod ema;

@@ -21,25 +21,25 @@ pub struct AdamW {
     moments: BTreeMap<String, Moments>,
 }
 
-/// The running means of a gradient and of its square.
+/// The moving averages of a gradient and of its square.
 #[derive(Clone, Debug)]
 enum Moments {
     Full(Box<[Tensor<1>; 2]>),
     EightBit(Box<[Blockwise; 2]>),
 }
 
-/// How either is kept in 8 bits.
+/// The 8-bit codes of the two.
 const MAPS: [DynamicMap; 2] = [DynamicMap::Signed, DynamicMap::Unsigned];
 
-/// What a checkpoint calls them.
+/// Their names in a checkpoint.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
-/// A moment, or a part of one, on its way to a file.
+/// A moment, or a part of one, as stored in a file.
 #[derive(Clone, Debug)]
 pub enum Moment {
-    /// Numbers in f32.
+    /// Values in f32.
     Values(FlatTensor),
-    /// Levels, of one byte each.
+    /// Codes of one byte each.
     Codes([usize; 1], Tensor<1, Int>),
 }
 
@@ -70,7 +70,7 @@ impl AdamW {
         Self { config, steps: 0, moments: BTreeMap::new() }
     }
 
-    /// What the common norm of all gradients is clipped to; 0: not at all.
+    /// The norm to which all gradients together are clipped; 0 turns clipping off.
     pub fn max_grad_norm(&self) -> f64 {
         self.config.max_grad_norm
     }
@@ -80,7 +80,7 @@ impl AdamW {
         self.steps
     }
 
-    /// Updates `parameters` at `learning_rate`. A parameter without a gradient stays as it is.
+    /// Updates `parameters` at `learning_rate`. Parameters without a gradient stay unchanged.
     pub fn step(&mut self, learning_rate: f64, parameters: &mut impl Parameters, mut gradients: Gradients) {
         self.steps += 1;
         let update = kernels::AdamW {
@@ -111,7 +111,7 @@ impl AdamW {
         });
     }
 
-    /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`; in 8 bits with `….absmax` beside either.
+    /// All moments, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`; in 8 bits each with its `….absmax`.
     pub fn tensors(&self) -> BTreeMap<String, Moment> {
         let values = |row: &Tensor<1>| Moment::Values(FlatTensor { shape: row.dims().into(), values: row.clone() });
         let mut named = BTreeMap::new();
@@ -134,7 +134,7 @@ impl AdamW {
     /// Continues from the moments of a checkpoint after `steps` steps.
     ///
     /// # Errors
-    /// The file lacks a moment or holds one of another shape.
+    /// The file lacks a moment, or one has another shape.
     pub fn restore(
         config: OptimizerConfig,
         steps: u64,
@@ -171,7 +171,7 @@ impl AdamW {
     }
 }
 
-/// A moment of `count` values that a checkpoint has in 8 bits.
+/// A moment of `count` values that a checkpoint stores in 8 bits.
 fn eight_bit(file: &TensorFile, name: &str, count: usize, map: DynamicMap, device: &Device) -> Result<Blockwise> {
     let dtype = file.dtype(name).unwrap_or_default();
     let codes = file.bytes(name).filter(|codes| dtype == "U8" && codes.len() == count).ok_or_else(|| {
@@ -183,8 +183,8 @@ fn eight_bit(file: &TensorFile, name: &str, count: usize, map: DynamicMap, devic
     Ok(Blockwise::from_parts(codes.to_vec(), largest, map, device))
 }
 
-/// Scales all gradients by `share`, then clips them to `max_norm` (0: not at all). Returns their common norm as it was before
-/// clipping, still on the device.
+/// Scales all gradients by `share`, then clips them to `max_norm` (0 turns clipping off). Returns their common norm before clipping,
+/// still on the device.
 ///
 /// As `torch.nn.utils.clip_grad_norm_`: every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`.
 pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> Tensor<1> {

@@ -4,11 +4,11 @@ use std::f64::consts::PI;
 
 use crate::training::{ScheduleConfig, ScheduleName};
 
-/// Where `polynomial` ends.
+/// The final learning rate of `polynomial`.
 const POLYNOMIAL_END: f64 = 1e-7;
 
 impl ScheduleConfig {
-    /// The learning rate of optimizer step `step` (from 0) of `max_steps`, when the full rate is `base`.
+    /// The learning rate of optimizer step `step` (from 0) of `max_steps`, with the full rate `base`.
     pub fn learning_rate(&self, base: f64, step: u64, max_steps: u64) -> f64 {
         if step < self.warmup_steps {
             return base * step as f64 / self.warmup_steps as f64;

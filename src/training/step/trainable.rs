@@ -16,14 +16,14 @@ use crate::{
 
 /// The trainable parameters.
 pub(in crate::training) enum Trainable {
-    /// Beside the model, which wears them while it is lent.
+    /// Adapters beside the model, attached while it is lent.
     Lora(Lora),
-    /// The model's own.
+    /// The model's own weights.
     Full,
 }
 
 impl Trainable {
-    /// Untrained parameters for `model`, a `denoiser`.
+    /// Initial parameters for `model`, a `denoiser`.
     ///
     /// # Errors
     /// A LoRA target matches no layer.
@@ -49,7 +49,7 @@ impl Trainable {
         }
     }
 
-    /// What the model wears; nothing where it is trained itself.
+    /// The adapters; `None` if the model itself is trained.
     pub fn adapters(&self) -> Option<Adapters> {
         match self {
             Self::Lora(lora) => Some(lora.adapters(1.0)),
@@ -57,7 +57,7 @@ impl Trainable {
         }
     }
 
-    /// Calls `visit` with every trained tensor.
+    /// Calls `visit` with every trainable tensor.
     pub fn parameters(&mut self, model: &mut impl Network, visit: &mut dyn FnMut(&str, Parameter<'_>)) {
         match self {
             Self::Lora(lora) => Parameters::parameters(lora, "", visit),
@@ -65,8 +65,8 @@ impl Trainable {
         }
     }
 
-    /// All trained tensors for a file, bit for bit: an adapter as its files have it, weights under the model's names. Where
-    /// `means` has a tensor, its values are taken instead.
+    /// All trainable tensors for a file, bit for bit: an adapter in its file layout, weights under the model's names. Values in `means`
+    /// replace those of the tensors.
     pub fn tensors(
         &mut self,
         model: &mut impl Network,
@@ -87,7 +87,7 @@ impl Trainable {
     }
 }
 
-/// The trained parameters of a run as one thing with names.
+/// The trainable parameters of a run, by name.
 pub(in crate::training) struct TrainableParameters<'a, M>(pub &'a mut Trainable, pub &'a mut M);
 
 impl<M: Network> Parameters for TrainableParameters<'_, M> {
@@ -96,7 +96,7 @@ impl<M: Network> Parameters for TrainableParameters<'_, M> {
     }
 }
 
-/// Sets each parameter that `values` names, to one row of values, wherever these are.
+/// Sets each parameter named in `values` to one row of values, from any device.
 pub(in crate::training) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
     parameters.parameters("", &mut |name, parameter| {
         if let Some(value) = values.get(name) {

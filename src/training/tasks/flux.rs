@@ -28,7 +28,7 @@ pub(in crate::training) struct FluxTask {
 
 impl FluxTask {
     /// # Errors
-    /// The images' size does not suit the model, or a prompt was not prepared.
+    /// The size of the images does not fit the model, or a prompt was not prepared.
     pub fn new(
         config: &TrainConfig,
         objective: &FlowMatchingConfig,
@@ -64,8 +64,8 @@ impl Task for FluxTask {
         &self.validation.sigmas
     }
 
-    /// The configured prompts and seeds: a row for each prompt, and for each seed the image; of an adapter, beside the one
-    /// without it. An adapter that is not trained yet changes nothing, so nothing is made twice.
+    /// A grid of the configured prompts and seeds: a row for each prompt, with an image for each seed; with an adapter, beside the image
+    /// without it. An untrained adapter changes nothing, so no image is generated twice.
     fn grid(&mut self, adapters: &[Adapters], trained: bool) -> Result<Option<RgbImage>> {
         let Some(shown) = &self.shown else { return Ok(None) };
         if self.mode == Mode::Full {
@@ -84,7 +84,7 @@ impl Task for FluxTask {
     }
 }
 
-/// The images of the grid: all prompts and seeds, seeds running fastest.
+/// The images of the grid: all prompts and seeds, with seeds varying fastest.
 struct Shown {
     family: &'static dyn Family,
     batch: generation::Batch,

@@ -34,7 +34,7 @@ pub(in crate::training) struct InstructPix2PixTask<'a> {
 }
 
 impl<'a> InstructPix2PixTask<'a> {
-    /// A UNet that does not read an image yet is widened.
+    /// The first convolution of a UNet without image input is widened.
     pub fn new(
         config: &TrainConfig,
         objective: &InstructPix2PixConfig,
@@ -44,7 +44,7 @@ impl<'a> InstructPix2PixTask<'a> {
     ) -> Self {
         if !pipeline.edits() {
             let channels = 2 * pipeline.unet.config.in_channels;
-            tracing::info!("the UNet now reads {channels} channels: the new ones have no effect yet");
+            tracing::info!("the UNet now has {channels} input channels; the weights of the new ones are zero");
             pipeline.unet.widen(channels);
         }
         let validation = config.validation.clone();
@@ -84,7 +84,7 @@ impl<'a> InstructPix2PixTask<'a> {
         })
     }
 
-    /// What the model makes of pairs with one of the configured seeds.
+    /// Edits of pairs with one of the configured seeds.
     fn edit(&self, pairs: &Pairs, seed: u64, image_guidance: f64, adapters: &[Adapters]) -> Result<Vec<RgbImage>> {
         let [count, _, height, width] = pairs.latents.dims();
         let factor = self.pipeline.vae.downsampling();
@@ -104,7 +104,7 @@ impl<'a> InstructPix2PixTask<'a> {
         };
         Generator { pipeline: &self.pipeline, family: self.family }.make(&batch, &pairs.shown, &options, adapters)
     }
-    /// How far the edits of held-out pairs, at least one, go and how much they keep, with `adapters` on.
+    /// The CLIP curve of edits of at least one held-out pair, with `adapters`.
     ///
     /// # Errors
     /// An image is not finite, or the cache is damaged.
@@ -138,11 +138,11 @@ impl<'a> InstructPix2PixTask<'a> {
     }
 }
 
-/// Held-out pairs of one size. The images are as the VAE gives them back, which is the best that an edit can look.
+/// Held-out pairs of one size. The images are reconstructions of the VAE, the best that an edit can look.
 struct Pairs {
     /// The instructions, and guidance against the empty prompt.
     shown: Embedded,
-    /// Raw, of the originals, `[B, C, h, w]`.
+    /// Raw latents of the originals, `[B, C, h, w]`.
     latents: Tensor<4>,
     originals: Vec<RgbImage>,
     targets: Vec<RgbImage>,
@@ -168,7 +168,7 @@ impl Task for InstructPix2PixTask<'_> {
         &self.levels
     }
 
-    /// Held-out pairs: a row for each, with the original, an edit for each seed, and the target.
+    /// A grid of held-out pairs: a row for each, with the original, an edit for each seed, and the target.
     fn grid(&mut self, adapters: &[Adapters], _: bool) -> Result<Option<RgbImage>> {
         let mut pictures = Vec::new();
         for batch in &self.shown {

@@ -1,4 +1,4 @@
-//! Tasks: what can be trained, each with its model and its objective.
+//! Tasks: kinds of training, each with its model and its objective.
 
 mod instruct_pix2pix;
 mod flux;
@@ -15,7 +15,7 @@ use crate::{
 use flux::FluxTask;
 use instruct_pix2pix::InstructPix2PixTask;
 
-/// The task of a run, its model loaded.
+/// The task of a run, with its model loaded.
 pub(in crate::training) enum AnyTask<'a> {
     /// FLUX.1, by flow matching.
     Flux(Box<FluxTask>),
@@ -23,7 +23,7 @@ pub(in crate::training) enum AnyTask<'a> {
     InstructPix2Pix(Box<InstructPix2PixTask<'a>>),
 }
 
-/// Does the same with a task, whichever it is: `each_task!(any, task => …)`.
+/// Does the same work with a task of any kind: `each_task!(any, task => …)`.
 macro_rules! each_task {
     ($any:expr, $task:ident => $work:expr) => {
         match $any {
@@ -34,10 +34,10 @@ macro_rules! each_task {
 }
 pub(in crate::training) use each_task;
 
-/// Loads the model, and makes the task that it is trained for.
+/// Loads the model, and sets up its task.
 ///
 /// # Errors
-/// The model cannot be loaded, or settings do not suit it.
+/// The model cannot be loaded, or settings do not fit it.
 pub(in crate::training) fn open_task<'a>(
     config: &TrainConfig,
     prepared: &'a Prepared,
