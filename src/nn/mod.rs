@@ -16,6 +16,8 @@ pub use delta::{Delta, Magnitude};
 pub use embedding::Embedding;
 pub use linear::{LayerShape, Linear, Linears};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
-pub use parameter::{Leaf, Parameter, Parameters, below};
+pub use parameter::{Leaf, Parameter, Parameters};
 pub use weight::Weight;
 use worn::Worn;
+
+pub use crate::weights::below;

@@ -19,15 +19,6 @@ pub trait Parameters {
     fn parameters(&mut self, path: &str, visit: &mut dyn FnMut(&str, Parameter<'_>));
 }
 
-/// Joins `path` and `name` with a dot; either may be empty.
-pub fn below(path: &str, name: &str) -> String {
-    match (path, name) {
-        ("", name) => name.to_string(),
-        (path, "") => path.to_string(),
-        (path, name) => format!("{path}.{name}"),
-    }
-}
-
 impl Parameter<'_> {
     /// Its shape.
     pub fn shape(&self) -> Vec<usize> {

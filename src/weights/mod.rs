@@ -333,10 +333,15 @@ impl Weights {
     }
 
     fn full(&self, name: &str) -> String {
-        match (self.prefix.as_str(), name) {
-            ("", name) => name.into(),
-            (prefix, "") => prefix.into(),
-            (prefix, name) => format!("{prefix}.{name}"),
-        }
+        below(&self.prefix, name)
+    }
+}
+
+/// Joins `path` and `name` with a dot; either may be empty.
+pub fn below(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", name) => name.to_string(),
+        (path, "") => path.to_string(),
+        (path, name) => format!("{path}.{name}"),
     }
 }
