@@ -1,4 +1,4 @@
-//! Which device computes: from a word to a device that is there, and from a device to its name and its dtype.
+//! The choice of the device: from a word to a device, and from a device to its name and its dtype.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 

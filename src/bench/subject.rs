@@ -1,4 +1,4 @@
-//! What is trained and what samples: a pipeline with random weights, and random inputs for it.
+//! The subject of a benchmark: a pipeline with random weights, and random inputs for it.
 
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
@@ -12,17 +12,17 @@ use crate::{
     rng::Purpose,
 };
 
-/// A pipeline with random weights and what its denoiser learns, with random inputs of one size.
+/// A pipeline with random weights and its objective, with random inputs of one size.
 pub(super) struct Subject<P, O> {
-    /// The pipeline. Its VAE is not used, so the weights of that are never drawn.
+    /// The pipeline. Its VAE is unused, so the weights of the VAE are never drawn.
     pub pipeline: P,
-    /// What its denoiser is.
+    /// The kind of its denoiser.
     pub denoiser: lora::Denoiser,
-    /// What it learns.
+    /// Its objective.
     pub objective: O,
-    /// What it learns from, as a dataset gives it.
+    /// A batch of training data.
     pub batch: Batch,
-    /// What it makes, in any number of steps.
+    /// A sampling request, for any number of steps.
     pub request: Request,
 }
 

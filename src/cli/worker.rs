@@ -33,7 +33,7 @@ pub struct Args {
     queue: QueueArgs,
 }
 
-/// Where several machines meet.
+/// The options for queue and store of several machines.
 #[derive(Debug, clap::Args)]
 pub(super) struct QueueArgs {
     /// NATS server with JetStream that holds the jobs for workers, `nats://HOST:PORT` or `tls://HOST:PORT`; overrides
@@ -65,7 +65,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<()> {
     Ok(serve::work(config, &global.open()?, ready)?)
 }
 
-/// What `kiln batch` does where it has a queue.
+/// `kiln batch` with a queue.
 pub(super) fn feed(request: &BatchRequest, cluster: &ClusterConfig, dry_run: bool) -> Result<()> {
     if dry_run || request.memory != MemoryConfig::default() {
         let problem = "workers plan their own memory: leave out `memory`, `memory_limit` and `dry_run`";

@@ -1,6 +1,6 @@
 //! The keys of a configuration, with their documentation and defaults: as a file to start from, and as tables of the README.
 
-/// How a table stands in its file.
+/// The form of a table in its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TableForm {
     /// No heading: the keys before the first table.

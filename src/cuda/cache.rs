@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// Keeps both in one file of the folder `wanted`, or of kiln's own in the user's cache. To be called before the backend
 /// starts. Says which folder it is.
 ///
-/// What the user wrote for CubeCL (`cubecl.toml`, `CUBECL_ENVIRONMENT`) stays, but for the folder if `wanted` names one.
+/// The user's settings for CubeCL (`cubecl.toml`, `CUBECL_ENVIRONMENT`) stay, except the folder if `wanted` names one.
 pub(super) fn keep(wanted: Option<PathBuf>, gpu: &Gpu) -> Result<String> {
     let written = written();
     let has = |section: &str, key| written.get(section).is_some_and(|section| section.get(key).is_some());
@@ -59,8 +59,8 @@ fn default_folder() -> Option<PathBuf> {
     Some(cache?.join("kiln"))
 }
 
-/// What stands in the user's file for CubeCL, sought as CubeCL does: in what it reads from there, a value that was not written
-/// and one that is the default look the same.
+/// The contents of the user's file for CubeCL, which is looked up as CubeCL does. CubeCL's own result does not distinguish defaults from
+/// written values.
 fn written() -> toml::Table {
     let here = std::env::current_dir().unwrap_or_default();
     let in_folder = |folder: &Path| {

@@ -42,7 +42,7 @@ pub(super) fn roots() -> Vec<PathBuf> {
     roots
 }
 
-/// What in `folder` has a name that is `wanted`; nothing where there is no such folder.
+/// The files in `folder` with a name that is `wanted`; none if there is no such folder.
 fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let entries = entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path());
@@ -55,10 +55,10 @@ fn numbers(text: &str) -> Vec<u32> {
     text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// What a file itself says against being used, before anything in it is called.
+/// A check of a file before anything in it is called; returns the problem.
 type Objection<'a> = &'a dyn Fn(&Path) -> Option<String>;
 
-/// Who asks for a library.
+/// The requester of a library.
 #[derive(Clone, Copy)]
 pub(super) enum User<'a> {
     /// The backend's bindings, which take what the system's loader finds by the name. A library is found by its name also

@@ -29,7 +29,7 @@ impl Default for Paths {
 impl FromStr for Paths {
     type Err = String;
 
-    /// Of a list of names with commas between; an empty one names nothing.
+    /// Parses a list of names separated by commas, which may be empty.
     fn from_str(list: &str) -> Result<Self, String> {
         let mut paths = Self::NONE;
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {

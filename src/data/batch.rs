@@ -24,7 +24,7 @@ pub struct Batch {
 pub struct HostBatch {
     /// f32 `[B, 2C, h, w]`
     pub moments: TensorData,
-    /// Of edits only, f32 `[B, 2C, h, w]`
+    /// Edits only, f32 `[B, 2C, h, w]`
     pub original: Option<TensorData>,
     /// f32 `[B, L, D]`
     pub prompt: TensorData,

@@ -28,7 +28,7 @@ pub trait Encoders {
     /// # Errors
     /// The tokenizers cannot be loaded or used.
     fn tokenize(&mut self, prompt: &str) -> Result<PromptIds>;
-    /// Which of these prompts are truncated.
+    /// Counts the prompts that are truncated.
     ///
     /// # Errors
     /// The tokenizers cannot be used.

@@ -259,7 +259,7 @@ fn latents(config: &DataConfig, vae: &str, hash: &str, bucket: Bucket) -> Vec<St
     variants.iter().map(key).collect()
 }
 
-/// What need not be read again: the images in `index.json`, by location, and the time up to which entries count as checked. Files of
+/// Known files and entries: the images in `index.json`, by location, and the time up to which entries count as checked. Files of
 /// the last seconds before it was written are left out, because the clocks of file systems are coarse.
 fn recall(cache: &Cache, folder: &Path) -> (HashMap<Place, Picture>, SystemTime) {
     let path = cache.folder().join("index.json");

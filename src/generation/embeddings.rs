@@ -77,7 +77,7 @@ mod tests {
         PromptIds { clip: vec![number], t5: vec![] }
     }
 
-    /// Of `megabytes`, all of them zeros.
+    /// Embeddings of zeros, of so many `megabytes`.
     fn embeds(megabytes: usize) -> PromptEmbeds {
         let device = Device::flex();
         PromptEmbeds { prompt: Tensor::zeros([1, megabytes, 1 << 18], &device), pooled: Tensor::zeros([1, 1], &device) }

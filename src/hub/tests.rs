@@ -165,7 +165,7 @@ fn only_files_that_are_read_are_fetched() {
     ];
     let names: Vec<String> = FILES.iter().map(|(name, _)| *name).chain(others).map(String::from).collect();
     let mut expected: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
-    // Of this part there is nothing else.
+    // This part has nothing else.
     expected.extend([
         "text_encoder/model.fp16-00001-of-00002.safetensors",
         "text_encoder/model.safetensors.index.fp16.json",

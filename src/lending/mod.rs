@@ -31,7 +31,7 @@ pub trait Part: Clone + Linears + Parameters + Send + Sync + 'static {
     fn name(&self) -> &str;
 }
 
-/// Where parts lie while they are not lent.
+/// The location of parts while they are not lent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residence {
     /// On the device.
@@ -50,9 +50,9 @@ pub struct Sizes {
     pub total: u64,
     /// The largest part.
     pub largest: u64,
-    /// Of the largest tensor, dense.
+    /// The largest tensor, dense.
     pub tensor: u64,
-    /// Of what is made of one weight for a product: a matrix that is dense or turned around, or a transformed kernel.
+    /// The largest workspace of one weight in a product: a dense or transposed matrix, or a transformed kernel.
     pub workspace: u64,
 }
 

@@ -1,10 +1,10 @@
-//! The kinds of denoisers that adapters are for.
+//! The kinds of denoisers with adapters.
 
 use std::fmt;
 
 use super::unet;
 
-/// The denoiser whose layers an adapter changes. Where an adapter is made, the family of the model says which it is.
+/// The denoiser whose layers an adapter changes. For a new adapter, the family of the model decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denoiser {
     /// FLUX.1's.
@@ -14,7 +14,7 @@ pub enum Denoiser {
 }
 
 impl Denoiser {
-    /// Its folder in a model folder, which is also what diffusers' files of adapters begin names with.
+    /// Its folder in a model, which is also the prefix of names in diffusers' adapter files.
     pub fn folder(self) -> &'static str {
         match self {
             Self::Transformer => "transformer",
@@ -22,8 +22,8 @@ impl Denoiser {
         }
     }
 
-    /// The denoiser that the adapter in a file is for, from the names of its layers as diffusers has them. Nothing else in a file
-    /// tells: programs differ in the prefixes that they write (`lora_unet_` for either), and in what they say in the metadata.
+    /// The denoiser of the adapter in a file, by diffusers' names of its layers. Nothing else in a file tells: programs differ in their
+    /// prefixes (`lora_unet_` for either) and metadata.
     pub(super) fn guess<'a>(mut layers: impl Iterator<Item = &'a str>) -> Self {
         match layers.any(|layer| unet::layer_named(layer).is_some()) {
             true => Self::Unet,

@@ -44,7 +44,7 @@ pub const UNET_ATTENTION: [&str; 8] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Spelled", into = "Spelled")]
 pub enum Targets {
-    /// What diffusers trains by default: [`UNET_ATTENTION`] in a model that has such layers, else [`ATTENTION`].
+    /// diffusers' default: [`UNET_ATTENTION`] in a model with such layers, else [`ATTENTION`].
     Attention,
     /// Every linear layer that all programs load: in a transformer those inside its blocks, in a UNet those of its transformers. Some
     /// programs do not load other layers.

@@ -1,4 +1,4 @@
-//! What the C library does with freed memory.
+//! Tuning of the C library's allocator.
 
 /// Makes the C library keep the memory of freed tensors for the next ones, for the life of the process.
 ///

@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 pub struct Phase {
     /// Its name, such as `denoise`.
     pub name: &'static str,
-    /// What is in memory during it, such as `weights`, each with its size in bytes.
+    /// The items in memory during it, such as `weights`, each with its size in bytes.
     pub parts: Vec<(&'static str, u64)>,
-    /// What lies in host memory so that it takes none of the device's, each with its bytes.
+    /// The items in host memory instead of the device's, each with its size in bytes.
     pub on_host: Vec<(&'static str, u64)>,
 }
 

@@ -16,7 +16,7 @@ pub trait State: Clone + Default {
     /// Maps every tensor, in a fixed order: first those that the segments change, then the shared ones.
     fn map(self, change: &mut impl Change) -> Self;
 
-    /// What the head predicts: `[B, C, H, W]`, or `[B, 1, L, D]`.
+    /// The prediction of the head: `[B, C, H, W]`, or `[B, 1, L, D]`.
     ///
     /// # Panics
     /// The head has not run.

@@ -162,7 +162,7 @@ impl Adapters {
     /// The file of the adapter of this name, and the hash of its bytes.
     ///
     /// # Errors
-    /// There is none, or the disk refuses.
+    /// There is none, or it cannot be read.
     #[cfg(feature = "cluster")]
     pub fn content(&self, name: &str) -> Result<(PathBuf, String)> {
         let file = self.file(name)?;

@@ -1,4 +1,4 @@
-//! Where a tensor lies in a file, and what its bytes are.
+//! The position and dtype of a tensor in a file.
 
 use std::{fmt, ops::Range};
 

@@ -130,7 +130,7 @@ impl TensorFile {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The element type of a tensor as the file format spells it (`F32`, `BF16`, `Q4_K`, …), if the file has it.
+    /// The dtype of a tensor in the file format's spelling (`F32`, `BF16`, `Q4_K`, …), if the file has the tensor.
     pub fn dtype(&self, name: &str) -> Option<String> {
         self.tensors.get(name).map(|entry| entry.element.to_string())
     }

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 
-/// What the tensors of an exported file are rounded to.
+/// The dtype of the tensors in an exported file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileDtype {
     /// 32 bits: nothing is rounded.

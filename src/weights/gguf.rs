@@ -16,7 +16,7 @@ pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// The default alignment of tensors in bytes; a file may declare another.
 const ALIGNMENT: u64 = 32;
 
-/// The element types that kiln reads, by their numbers in the file.
+/// The dtypes that kiln reads, by their numbers in the file.
 const ELEMENTS: [(u32, Element); 8] = [
     (0, Element::Plain(Dtype::F32)),
     (1, Element::Plain(Dtype::F16)),

@@ -59,7 +59,7 @@ pub struct Weights {
     stay: Stay,
 }
 
-/// How long tensors that are taken stay on the device.
+/// The lifetime of loaded tensors on the device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stay {
     /// As long as the model.

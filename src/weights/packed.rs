@@ -118,7 +118,7 @@ fn state_name(name: &str, kind: FourBitKind) -> String {
     format!("{name}.quant_state.bitsandbytes__{}", kind.name())
 }
 
-/// Where the tensors beside a weight are looked up: all files of a part, or the file behind a view.
+/// The files in which the tensors beside a weight are looked up: all files of a part, or the file behind a view.
 struct Stored<'a> {
     source: &'a Source,
     whole: Option<&'a TensorFile>,
@@ -302,7 +302,7 @@ fn matrix(name: &str, shape: &[usize]) -> Result<[usize; 2]> {
     }
 }
 
-/// What ComfyUI notes as JSON beside a weight.
+/// ComfyUI's JSON note beside a weight.
 fn comfy(note: &[u8], kind: EightBitKind) -> Result<()> {
     #[derive(Deserialize)]
     struct Note {

@@ -132,7 +132,7 @@ fn fill(base: &Path, plans: &[Plan], folder: &Path, options: QuantizeOptions) ->
     plans.iter().map(|plan| plan.write(folder, options)).collect()
 }
 
-/// How the weights of one part are to be written.
+/// The plan for writing the weights of a part.
 struct Plan {
     part: String,
     config: Map<String, Value>,

@@ -14,16 +14,16 @@ use crate::error::Result;
 /// The name of the file that describes a view, in the folder of a part.
 pub(crate) const VIEW: &str = "weights.view.json";
 
-/// Where the tensors of a part are.
+/// The locations of a part's tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PartView {
     /// The safetensors or GGUF file.
     pub file: PathBuf,
-    /// Where each tensor is, by its name in the part's own layout.
+    /// The location of each tensor, by its name in the part's own layout.
     pub tensors: BTreeMap<String, Elsewhere>,
 }
 
-/// Where one tensor is.
+/// The location of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Elsewhere {
     /// The name of the tensor in the file.

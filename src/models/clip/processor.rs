@@ -18,9 +18,9 @@ pub struct ClipImageProcessor {
     size: u32,
     /// The side of the square crop.
     crop: u32,
-    /// Of the channels, in [0, 1].
+    /// Per channel, in [0, 1].
     mean: [f32; 3],
-    /// Of the channels, in [0, 1].
+    /// Per channel, in [0, 1].
     deviation: [f32; 3],
 }
 

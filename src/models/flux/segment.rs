@@ -157,7 +157,7 @@ impl Parameters for FluxSegment {
         match &mut self.part {
             Part::Double(block) => block.parameters(path, visit),
             Part::Single(block) => block.parameters(path, visit),
-            // Of linear layers alone.
+            // Linear layers only.
             Part::Stem(stem) => stem.linears(path, &mut |name, layer| layer.parameters(name, visit)),
             Part::Head(head) => head.linears(path, &mut |name, layer| layer.parameters(name, visit)),
         }

@@ -21,7 +21,7 @@ const PIECE: u64 = 4 << 10;
 /// A hash of the names, the sizes and parts of the files of a model.
 ///
 /// # Errors
-/// It is not there, or the disk refuses.
+/// It does not exist, or cannot be read.
 pub fn of(model: &str) -> Result<String> {
     let folder = hub::resolve(model)?;
     let mut files = Vec::new();

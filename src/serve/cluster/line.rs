@@ -33,7 +33,7 @@ const VARIABLE: &str = "KILN_QUEUE_CREDENTIALS";
 const JOBS: &str = "kiln-jobs";
 const ENDS: &str = "kiln-ends";
 
-/// How long ends wait for a server that is not there. Then their jobs are made again.
+/// How long results wait for a missing server. After that, their jobs are repeated.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How long there is to connect, and for an answer of the queue.
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The subject of wishes to cancel.
 const WISHES: &str = "kiln.cancel";
 
-/// A connection, which is made again whenever it breaks.
+/// A connection that reconnects whenever it breaks.
 #[derive(Clone)]
 pub struct Line {
     client: Client,

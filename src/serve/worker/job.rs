@@ -87,7 +87,7 @@ impl Worker {
     /// Makes the images of a job.
     ///
     /// # Errors
-    /// The store or the disk refuses.
+    /// The store or a file cannot be read or written.
     async fn outcome(&self, order: Order, delivery: i64) -> Result<Outcome> {
         let (id, sender) = (order.id, order.sender.clone());
         let (request, _worn) = match self.with_files(order).await {

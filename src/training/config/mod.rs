@@ -59,13 +59,13 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     /// The LoRA: which layers get an adapter, how large it is and how it starts. Used where `training.mode` is `lora`.
     #[serde(default)]
     pub lora: LoraConfig,
-    /// What the model is trained for.
+    /// The objective of the training.
     #[serde(default, bound(deserialize = "O: Default + Deserialize<'de>"))]
     pub objective: O,
-    /// How gradients become steps.
+    /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// How the learning rate changes over the run.
+    /// The learning rate over the run.
     #[serde(default)]
     pub schedule: ScheduleConfig,
     /// The training loop: mode, length, and memory.
@@ -74,10 +74,10 @@ pub struct TrainConfig<O = ObjectiveConfig> {
     /// When checkpoints are written, and how many are kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// How progress is measured: held-out loss and sample images.
+    /// Validation during training: held-out loss and sample images.
     #[serde(default)]
     pub validation: ValidationConfig,
-    /// How much of the model is in device memory at once. The results are the same at every level.
+    /// The memory level: how much of the model is in device memory at once. The results are the same at every level.
     #[serde(default)]
     pub memory: MemoryConfig,
 }

@@ -1,18 +1,18 @@
-//! `[objective]`: what the model is trained for.
+//! `[objective]`: the objective of a training.
 
 use serde::Serialize;
 
 use super::{FlowMatchingConfig, InstructPix2PixConfig, Rule};
 use crate::families::ObjectiveKind;
 
-/// `[objective]`. Its `kind` says what the model is trained for, and which other keys there are; the family of the model says
-/// which kind it can be. Default `flow_matching`, for FLUX.1; Stable Diffusion needs `instruct_pix2pix`.
+/// `[objective]`. Its `kind` decides which other keys there are, and must suit the family of the model. Default `flow_matching`, for
+/// FLUX.1; Stable Diffusion needs `instruct_pix2pix`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ObjectiveConfig {
-    /// To make images from captions.
+    /// Generating images from captions.
     FlowMatching(FlowMatchingConfig),
-    /// To edit images by instruction.
+    /// Editing images by instruction.
     #[serde(rename = "instruct_pix2pix")]
     InstructPix2Pix(InstructPix2PixConfig),
 }
@@ -26,7 +26,7 @@ impl ObjectiveConfig {
         }
     }
 
-    /// What must hold.
+    /// The rules for its values.
     pub(super) fn rules(&self) -> Vec<Rule> {
         match self {
             Self::FlowMatching(config) => config.rules(),

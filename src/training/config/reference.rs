@@ -44,7 +44,7 @@ pub fn reference(kind: ObjectiveKind) -> Vec<TableReference> {
         let mut table = TableReference::new(name, docs, (fields, field_docs), values, &required);
         table.keys.retain(|key| is_for(key, kind));
         if name == "objective" {
-            let docs = "What the model is trained for; it decides which other keys there are. Default `flow_matching`, for FLUX.1; \
+            let docs = "The objective of the training; it decides which other keys there are. Default `flow_matching`, for FLUX.1; \
                         Stable Diffusion needs `instruct_pix2pix`.";
             let value = values.and_then(|values| values.get("kind")).map(toml::Value::to_string);
             table.keys.insert(0, KeyReference { name: "kind", docs: docs.into(), value, is_required: false });

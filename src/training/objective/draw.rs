@@ -1,4 +1,4 @@
-//! Everything random about a batch.
+//! The random draws of a batch.
 
 use burn::tensor::{Device, Tensor};
 
@@ -9,19 +9,19 @@ use crate::{
     rng::{Purpose, Seed},
 };
 
-/// Everything random about a batch.
+/// The random draws of a batch.
 #[derive(Clone, Debug)]
 pub struct Draw {
-    /// The noise of the VAE's posterior, `[B, C, h, w]`; `None` takes the most likely latents.
+    /// The noise of the VAE's posterior, `[B, C, h, w]`; `None` takes the mode.
     pub posterior: Option<Tensor<4>>,
-    /// What is mixed into the latents, `[B, C, h, w]`.
+    /// The noise mixed into the latents, `[B, C, h, w]`.
     pub noise: Tensor<4>,
     /// The noise level of each sample: sigma in (0, 1] for flow matching, else the timestep.
     pub levels: Vec<f64>,
 }
 
 impl Draw {
-    /// What training draws in optimizer step `step` for the samples from `first` on, of latents `shape`.
+    /// The draws of training in optimizer step `step` for the samples from `first` on, of latents `shape`.
     pub fn new<P: Pipeline>(
         objective: &impl Objective<P>,
         seed: Seed,
@@ -38,7 +38,7 @@ impl Draw {
         }
     }
 
-    /// The latents, raw, that are trained on.
+    /// The raw latents to train on.
     pub fn latents(&self, moments: &Moments) -> Tensor<4> {
         match &self.posterior {
             Some(noise) => moments.sample(noise.clone()),
@@ -47,7 +47,7 @@ impl Draw {
     }
 }
 
-/// Standard normal values, each sample's from a stream of its own.
+/// Standard normal noise, each sample's from its own random stream.
 pub(super) fn draw_normal(
     seed: Seed,
     purpose: Purpose,
