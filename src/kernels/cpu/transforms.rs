@@ -43,58 +43,87 @@ fn half(a: Lanes) -> Lanes {
     )
 }
 
-/// Applies `f` to each column, then to each row of the result.
-#[inline(always)]
-pub fn both_ways<const M: usize, const N: usize>(
-    x: &[[Lanes; M]; M],
-    f: impl Fn([Lanes; M]) -> [Lanes; N],
-) -> [[Lanes; N]; N] {
-    let mut half = [[[0.0; LANES]; M]; N];
-    for j in 0..M {
-        let mut column = [[0.0; LANES]; M];
-        for i in 0..M {
-            column[i] = x[i][j];
-        }
-        let column = f(column);
-        for i in 0..N {
-            half[i][j] = column[i];
-        }
-    }
-    let mut y = [[[0.0; LANES]; N]; N];
-    for i in 0..N {
-        y[i] = f(half[i]);
-    }
-    y
+/// `$f` of each of the `$m` columns of `$x`, then of each of the `$n` rows of the result. Written out, not as loops: where a compiler
+/// leaves those as they are, each tile goes through memory, and a transform takes half as long again.
+macro_rules! both_ways {
+    ($x:expr, $f:expr, $m:tt => $n:tt) => {{
+        let half = columns!($x, $f, $m, $m);
+        columns!(half, $f, $n, $m)
+    }};
+}
+
+/// `f` of the columns `$j` of `$x`, which has the rows `$rows`.
+macro_rules! columns {
+    ($x:expr, $f:expr, [$($j:tt)*], $rows:tt) => {
+        [$($f(column!($x, $j, $rows))),*]
+    };
+}
+
+/// The column `$j` of `$x`, which has the rows `$i`.
+macro_rules! column {
+    ($x:expr, $j:tt, [$($i:tt)*]) => {
+        [$($x[$i][$j]),*]
+    };
 }
 
 /// `Bᵀ` applied to a column.
 #[inline(always)]
-pub fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
+fn b_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
     [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
 }
 
 /// `A` applied to a column.
 #[inline(always)]
-pub fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
+fn a([a, b]: [Lanes; 2]) -> [Lanes; 4] {
     [a, plus(a, b), minus(a, b), minus([0.0; LANES], b)]
 }
 
 /// `Aᵀ` applied to a column.
 #[inline(always)]
-pub fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
+fn a_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 2] {
     [plus(plus(a, b), c), minus(minus(b, c), d)]
 }
 
 /// `G` applied to a column.
 #[inline(always)]
-pub fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
+fn g([a, b, c]: [Lanes; 3]) -> [Lanes; 4] {
     let (edges, middle) = (half(plus(a, c)), half(b));
     [a, plus(edges, middle), minus(edges, middle), c]
 }
 
 /// `Gᵀ` applied to a column.
 #[inline(always)]
-pub fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
+fn g_transposed([a, b, c, d]: [Lanes; 4]) -> [Lanes; 3] {
     let sum = half(plus(b, c));
     [plus(a, sum), half(minus(b, c)), plus(sum, d)]
+}
+
+/// `BᵀxB`: the input of a tile.
+#[inline(always)]
+pub fn input(x: &[[Lanes; 4]; 4]) -> [[Lanes; 4]; 4] {
+    both_ways!(x, b_transposed, [0 1 2 3] => [0 1 2 3])
+}
+
+/// `A·dy·Aᵀ`: the gradient of a tile.
+#[inline(always)]
+pub fn gradient(dy: &[[Lanes; 2]; 2]) -> [[Lanes; 4]; 4] {
+    both_ways!(dy, a, [0 1] => [0 1 2 3])
+}
+
+/// `AᵀmA`: the output of a tile.
+#[inline(always)]
+pub fn output(m: &[[Lanes; 4]; 4]) -> [[Lanes; 2]; 2] {
+    both_ways!(m, a_transposed, [0 1 2 3] => [0 1])
+}
+
+/// `GwGᵀ`: a kernel.
+#[inline(always)]
+pub fn kernel(w: &[[Lanes; 3]; 3]) -> [[Lanes; 4]; 4] {
+    both_ways!(w, g, [0 1 2] => [0 1 2 3])
+}
+
+/// `GᵀuG`: the gradient of a kernel.
+#[inline(always)]
+pub fn kernel_gradient(u: &[[Lanes; 4]; 4]) -> [[Lanes; 3]; 3] {
+    both_ways!(u, g_transposed, [0 1 2 3] => [0 1 2])
 }

@@ -26,7 +26,7 @@ use super::{
     matrix::Matrix,
     patches::{Company, Sizes, bands},
     simd::vectorized,
-    transforms::{LANES, Lanes, a, a_transposed, b_transposed, both_ways, g, g_transposed},
+    transforms::{self, LANES, Lanes},
 };
 
 /// The number of elements of a transform.
@@ -140,7 +140,7 @@ fn convolve<'a>(
     let each = (TILES / tiles.across()).max(1);
     let mut seen = Transformed::default();
     for band in tiles.bands(inputs) {
-        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
+        seen.fill(tiles, inputs, x, band.clone(), transforms::input);
         let piece = |sums: &mut Vec<f32>, piece: usize| {
             let first = piece % groups * OUTPUTS;
             let channels = first..outputs.min(first + OUTPUTS);
@@ -190,8 +190,8 @@ pub fn weight_gradient(sizes: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
     let mut sums = vec![0.0; POINTS * step];
     let (mut seen, mut pulled) = (Transformed::default(), Transformed::default());
     for band in tiles.bands(inputs.max(outputs)) {
-        seen.fill(tiles, inputs, x, band.clone(), b_transposed);
-        pulled.fill(tiles, outputs, g, band, a);
+        seen.fill(tiles, inputs, x, band.clone(), transforms::input);
+        pulled.fill(tiles, outputs, g, band, transforms::gradient);
         let add = |sums: &mut [f32], point: usize, first: usize| {
             let g = pulled.point(point).rows(first, OUTPUTS.min(outputs - first));
             // SAFETY: the sums are borrowed mutably and have the size of the product.
@@ -225,7 +225,7 @@ impl Transformed {
         Matrix { data, rows: self.channels, columns: self.columns, strides: (self.pitch, 1) }
     }
 
-    /// Applies `transform`, along columns and rows, to the `N`×`N` elements of `x` `[B, C, H, W]` around each tile; images are
+    /// Applies `transform` to the `N`×`N` elements of `x` `[B, C, H, W]` around each tile; images are
     /// padded with zeros.
     fn fill<const N: usize>(
         &mut self,
@@ -233,7 +233,7 @@ impl Transformed {
         channels: usize,
         x: &[f32],
         band: Range<usize>,
-        transform: impl Fn([Lanes; N]) -> [Lanes; 4] + Sync,
+        transform: impl Fn(&[[Lanes; N]; N]) -> [[Lanes; 4]; 4] + Sync,
     ) {
         let across = tiles.across();
         self.channels = channels;
@@ -271,7 +271,7 @@ impl Transformed {
                                     seen.copy_from_slice(&lines[from..from + LANES]);
                                 }
                             }
-                            for (point, lanes) in both_ways(&seen, &transform).as_flattened().iter().enumerate() {
+                            for (point, lanes) in transform(&seen).as_flattened().iter().enumerate() {
                                 let at = point * step + channel * pitch + at * across + start;
                                 // SAFETY: inside this channel's row, which is one task. What a vector writes beyond a
                                 // row of tiles belongs to the next row, which is written later, or to the padding.
@@ -312,7 +312,7 @@ fn write_lines(width: usize, sums: &[f32], step: usize, bias: f32, y: &mut Unini
         for (point, m) in m.as_flattened_mut().iter_mut().enumerate() {
             m.copy_from_slice(&sums[point * step + start / 2..][..LANES]);
         }
-        let tile = both_ways(&m, a_transposed);
+        let tile = transforms::output(&m);
         for (down, y) in y.chunks_exact_mut(width).enumerate() {
             let mut line = [0.0; 2 * LANES];
             for i in 0..LANES {
@@ -346,7 +346,7 @@ fn transform_weight(weight: &[f32], inputs: usize) -> Vec<f32> {
                             *w = some[9 * i + k];
                         }
                     }
-                    for (point, u) in both_ways(&w, g).as_flattened().iter().enumerate() {
+                    for (point, u) in transforms::kernel(&w).as_flattened().iter().enumerate() {
                         // SAFETY: the kernels of one output channel are one task.
                         let place = unsafe { place.values(point * step + output * inputs + start, count) };
                         place.copy_from_slice(&u[..count]);
@@ -373,7 +373,7 @@ fn gather_weight(u: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
                     for (point, du) in du.as_flattened_mut().iter_mut().enumerate() {
                         du[..count].copy_from_slice(&u[point * step + output * inputs + start..][..count]);
                     }
-                    let w = both_ways(&du, g_transposed);
+                    let w = transforms::kernel_gradient(&du);
                     for (i, dw) in dw.chunks_exact_mut(9).enumerate() {
                         for (dw, w) in dw.iter_mut().zip(w.as_flattened()) {
                             *dw = w[i];
