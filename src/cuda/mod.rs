@@ -12,6 +12,8 @@ mod driver;
 mod library;
 mod paths;
 #[cfg(feature = "cuda")]
+mod pools;
+#[cfg(feature = "cuda")]
 mod toolkit;
 #[cfg(feature = "cuda")]
 mod vendor;
@@ -99,7 +101,10 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
     let found = ready(number, cache, paths)?;
     tracing::debug!("cuda:{number} is {found}");
     #[cfg(feature = "cuda")]
-    return Ok(Device::cuda(number));
+    {
+        pools::set(number, driver()?.gpus[number].memory);
+        Ok(Device::cuda(number))
+    }
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver")
 }
