@@ -57,9 +57,12 @@ struct Settings {
     // Kernels that are only counted: those with which CubeCL measures the device's speed. They write nothing of use.
     std::string skip = setting("STANDIN_SKIP", "throughput launch_overhead");
 
+    std::string name;
+
     Settings() {
         std::string capability = setting("STANDIN_CAPABILITY", run ? "6.1" : "9.0");
         sscanf(capability.c_str(), "%d.%d", &major, &minor);
+        name = setting("STANDIN_NAME", ("stand-in " + capability).c_str());
     }
 
     bool skips(const std::string& kernel) const {
@@ -255,7 +258,7 @@ EXPORT int cuDriverGetVersion(int* version) { return *version = 13050, SUCCESS; 
 EXPORT int cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
 EXPORT int cuDeviceGet(int* device, int number) { return number ? INVALID_DEVICE : (*device = 0, SUCCESS); }
 EXPORT int cuDeviceGetName(char* name, int size, int) {
-    return snprintf(name, size_t(size), "stand-in %d.%d", driver().settings.major, driver().settings.minor), SUCCESS;
+    return snprintf(name, size_t(size), "%s", driver().settings.name.c_str()), SUCCESS;
 }
 EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = driver().settings.memory, SUCCESS; }
 EXPORT int cuDeviceGetUuid_v2(char* uuid, int) { return memset(uuid, 7, 16), SUCCESS; }

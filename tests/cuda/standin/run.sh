@@ -12,8 +12,10 @@ done
 export STANDIN_MODE="$mode" STANDIN_CACHE="${STANDIN_CACHE:-$home/kernels}"
 export CUDA_PATH="${CUDA_PATH:-$home}" CUBECL_AUTOTUNE_LEVEL="${CUBECL_AUTOTUNE_LEVEL:-minimal}"
 if [ -n "${NVRTC:-}" ]; then
-    # NVIDIA's own compiler from the folder NVRTC, with the headers in CUDA_PATH, beside the stand-in driver.
-    mkdir -p "$home/driver" && ln -sf ../libcuda.so.1 "$home/driver/" && home="$home/driver:$NVRTC"
+    # NVIDIA's own compiler from the folder NVRTC, with the headers in CUDA_PATH, beside the stand-ins for the driver and the libraries.
+    mkdir -p "$home/driver"
+    for library in libcuda.so.1 libcublasLt.so.13 libcudnn.so.9; do ln -sf "../$library" "$home/driver/"; done
+    home="$home/driver:$NVRTC"
 fi
 export LD_LIBRARY_PATH="$home${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$@"
