@@ -77,12 +77,17 @@ impl Operation {
                     weight_decay: 1e-4,
                     step: 10,
                 };
-                let state = std::rc::Rc::new(std::cell::Cell::new(Some((p, m, v))));
+                let scale = Tensor::ones([1], device);
+                let state = std::rc::Rc::new(std::cell::RefCell::new(vec![(p, [m, v])]));
                 Box::new(move |_| {
-                    let (state, g) = (state.clone(), g.clone());
+                    let (state, g, scale) = (state.clone(), g.clone(), scale.clone());
                     Box::new(move || {
-                        let (p, m, v) = state.take().expect("it is put back after each call");
-                        state.set(Some(kernels::adamw(p, g, m, v, &options)));
+                        let updates = state.take().into_iter().map(|(parameter, moments)| kernels::Update {
+                            parameter,
+                            gradient: g.clone(),
+                            moments,
+                        });
+                        state.replace(kernels::adamw(updates.collect(), &scale, &options));
                     })
                 })
             }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{composed, cpu, dispatch::by_way, formulas::AdamWFactors};
+use super::{composed, cpu, dispatch::by_way, formulas::AdamWFactors, operation::RawTensor};
 
 /// Adam with decoupled weight decay (Loshchilov & Hutter 2019), with the semantics of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,23 +36,48 @@ impl AdamW {
     }
 }
 
-/// One update of `parameter` from its gradient and the moments `m` and `v`; returns parameter and moments. Off-tape f32 tensors
-/// of the same shape:
+/// A parameter, its gradient and its moments: off-tape f32 tensors of one shape.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The parameter, which is updated in place if nothing else holds it.
+    pub parameter: Tensor<1>,
+    /// Its gradient.
+    pub gradient: Tensor<1>,
+    /// The moving averages of the gradient and of its square; in place as well.
+    pub moments: [Tensor<1>; 2],
+}
+
+/// One update of parameters from their gradients times `scale` `[1]`, and of their moments `m` and `v`; returns parameters and
+/// moments, in order:
 /// `p ← p·(1 - lr·decay) - lr/(1-β₁ᵗ)·m / (√v/√(1-β₂ᵗ) + ε)`.
-pub fn adamw<const D: usize>(
-    parameter: Tensor<D>,
-    gradient: Tensor<D>,
-    m: Tensor<D>,
-    v: Tensor<D>,
-    options: &AdamW,
-) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+pub fn adamw(updates: Vec<Update>, scale: &Tensor<1>, options: &AdamW) -> Vec<(Tensor<1>, [Tensor<1>; 2])> {
     let factors = options.factors();
-    let outputs = by_way!([parameter, gradient, m, v].map(Tensor::into_dispatch),
-        Cpu(inputs) => cpu::adamw::update(inputs, factors.in_f32()).map(Tensor::from_dispatch),
-        Cuda(inputs) => cuda::adamw::update(inputs, factors.in_f32()).map(Tensor::from_dispatch),
-        Composed(inputs) => composed::adamw::update(inputs.map(Tensor::from_dispatch), &factors),
+    let tensors = updates
+        .into_iter()
+        .map(|Update { parameter, gradient, moments: [m, v] }| [parameter, gradient, m, v].map(Tensor::into_dispatch));
+    let updated: Vec<[RawTensor; 3]> = by_way!([scale.clone().into_dispatch()],
+        Cuda([scale]) => cuda::adamw::update(tensors.map(cuda::tensors).collect(), scale, factors.in_f32()),
+        Composed([scale]) => {
+            let scale = Tensor::<1>::from_dispatch(scale);
+            tensors.map(|tensors| alone(tensors, scale.clone(), &factors)).collect()
+        },
     );
-    outputs.into()
+    let typed = |updated: [RawTensor; 3]| {
+        let [parameter, m, v] = updated.map(Tensor::from_dispatch);
+        (parameter, [m, v])
+    };
+    updated.into_iter().map(typed).collect()
+}
+
+/// The update of one parameter: of `[parameter, gradient, m, v]`.
+fn alone([parameter, gradient, m, v]: [RawTensor; 4], scale: Tensor<1>, factors: &AdamWFactors) -> [RawTensor; 3] {
+    let gradient = (Tensor::<1>::from_dispatch(gradient) * scale).into_dispatch();
+    by_way!([parameter, gradient, m, v],
+        Cpu(inputs) => cpu::adamw::update(inputs, factors.in_f32()),
+        Composed(inputs) => {
+            composed::adamw::update(inputs.map(Tensor::<1>::from_dispatch), factors).map(Tensor::into_dispatch)
+        },
+    )
 }
 
 /// The sum of the squares of all elements of all `rows`, of which there must be at least one. Off-tape tensors of one dtype.

@@ -1,6 +1,6 @@
 //! Trainable tensors of a model, of any rank.
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Gradients, Shape, Tensor};
 
 /// One trainable tensor, borrowed from its layer.
 pub enum Parameter<'a> {
@@ -38,13 +38,29 @@ impl Parameter<'_> {
         }
     }
 
-    /// Replaces its values, passed to `change` flattened. The layer holds no other reference in the meantime, so `change` can work
-    /// in place.
-    pub fn update(self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
+    /// Takes its values out of the layer, flattened, and its shape; for [`put`](Self::put) afterwards. Until then nothing but the
+    /// caller holds the values, so they can be updated in place.
+    pub fn take(self) -> (Tensor<1>, Vec<usize>) {
+        fn taken<const D: usize>(t: &mut Tensor<D>) -> Tensor<1> {
+            // One element, not zero: CubeCL has no zero-byte allocations, and a request for one first frees every cached page.
+            let empty = Tensor::empty([1; D], (&t.device(), t.dtype()));
+            flat(std::mem::replace(t, empty))
+        }
+        let shape = self.shape();
+        let values = match self {
+            Self::Vector(t) => taken(t),
+            Self::Matrix(t) => taken(t),
+            Self::Kernel(t) => taken(t),
+        };
+        (values, shape)
+    }
+
+    /// Sets its values to these, flattened, of its `shape`.
+    pub fn put(self, values: Tensor<1>, shape: &[usize]) {
         match self {
-            Self::Vector(t) => replace(t, change),
-            Self::Matrix(t) => replace(t, change),
-            Self::Kernel(t) => replace(t, change),
+            Self::Vector(t) => *t = values,
+            Self::Matrix(t) => *t = values.reshape(Shape::from(shape)),
+            Self::Kernel(t) => *t = values.reshape(Shape::from(shape)),
         }
     }
 
@@ -86,11 +102,4 @@ impl Leaf {
 fn flat<const D: usize>(t: Tensor<D>) -> Tensor<1> {
     let count = t.shape().num_elements();
     t.reshape([count])
-}
-
-fn replace<const D: usize>(t: &mut Tensor<D>, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
-    let shape = t.dims();
-    // One element, not zero: CubeCL has no zero-byte allocations, and a request for one first frees every cached page.
-    let empty = Tensor::empty([1; D], (&t.device(), t.dtype()));
-    *t = change(flat(std::mem::replace(t, empty))).reshape(shape);
 }

@@ -7,7 +7,7 @@ use super::{
     check::Check,
 };
 use crate::{
-    kernels::{self, AdamW},
+    kernels::{self, AdamW, Update},
     rng::{Purpose, Seed},
 };
 
@@ -75,13 +75,21 @@ fn run(device: &Device, dtype: FloatDType, inputs: &[TensorData], function: &Fun
     all
 }
 
-/// Parameter, mean and mean square after one step.
+/// Parameter, mean and mean square after one step, of these values and of others of different sizes beside them, half of whose
+/// elements can be read only one by one.
 fn step(device: &Device, inputs: &[TensorData; 4]) -> TensorData {
-    let [parameter, gradient, mean, square] =
-        inputs.clone().map(|data| Tensor::<1>::from_data(data, (device, DType::F32)));
+    let all = inputs.clone().map(|data| Tensor::<1>::from_data(data, (device, DType::F32)));
+    let count = all[0].dims()[0];
+    let sizes = (0..30).map(|i| if i % 4 == 3 { count } else { (count / (i + 1)).max(1) });
+    let updates = sizes.map(|size| {
+        let [parameter, gradient, mean, square] = all.clone().map(|t| t.slice([count - size..count]));
+        Update { parameter, gradient, moments: [mean, square.square()] }
+    });
+    let scale = Tensor::full([1], 0.5, device);
     let options = AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 3 };
-    let (parameter, mean, square) = kernels::adamw(parameter, gradient, mean, square.square(), &options);
-    Tensor::cat(vec![parameter, mean, square], 0).into_data()
+    let updated = kernels::adamw(updates.collect(), &scale, &options);
+    let rows = updated.into_iter().flat_map(|(parameter, [mean, square])| [parameter, mean, square]);
+    Tensor::cat(rows.collect(), 0).into_data()
 }
 
 /// A kernel with the description of its size.

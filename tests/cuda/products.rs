@@ -42,3 +42,9 @@ fn products_go_through_the_library_or_not_and_are_the_same() {
     assert_eq!(selftest("kernel low_rank", Some("products")), Some([2 * 2 * 5, 0, 2 * 2]));
     assert_eq!(selftest("kernel linear", Some("attention")), Some([0; 3]));
 }
+
+/// Many tensors per launch: of several sizes and alignments, and more than one launch takes.
+#[test]
+fn the_optimizer_updates_many_tensors_at_once() {
+    selftest("kernel adamw", None);
+}

@@ -217,7 +217,7 @@ fn trained<M: Network>(denoiser: Denoiser, model: &M, mut inputs: impl FnMut(u64
         let subject = Subject::Adapters(&adapters);
         let groups = blockwise(model.len());
         let (_, gradients) = backward(model, subject, &inputs(step), &groups, |y| (y - 0.1).square().mean());
-        optimizer.step(1e-3, &mut lora, gradients);
+        optimizer.step(1e-3, &mut lora, gradients, &Tensor::ones([1], &Device::flex()));
     }
     lora.layers.iter().flat_map(|layer| [bits(layer.a.clone()), bits(layer.b.clone())]).collect()
 }

@@ -30,7 +30,11 @@ fn adamw_on(device: &Device, golden: &TensorFile) {
         let gradient: Tensor<1> = gradients.clone().narrow(0, step, 1).squeeze_dim(0);
         let before = parameter.clone();
         let start = before.clone().into_data();
-        (parameter, m, v) = adamw(parameter, gradient, m, v, &options);
+        // Half the gradient, doubled again.
+        let (half, two) = (gradient / 2.0, Tensor::full([1], 2.0, device));
+        let update = Update { parameter, gradient: half, moments: [m, v] };
+        let updated = adamw(vec![update], &two, &options).pop().unwrap();
+        (parameter, [m, v]) = updated;
         let [got, want] = [parameter.clone(), expected.clone().narrow(0, step, 1).squeeze_dim(0)]
             .map(|t| t.to_device(&Device::flex()));
         close(&got, &want, 1e-6, &format!("step {step} on {device:?}"));

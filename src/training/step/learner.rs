@@ -16,7 +16,7 @@ use crate::{
         objective::{Draw, Example, Objective},
         step::{
             backward::{self, Gradients, Subject, backward_onto},
-            optimizer::{AdamW, clip},
+            optimizer::{AdamW, clipping},
             trainable::{Trainable, TrainableParameters, assign},
         },
     },
@@ -139,11 +139,11 @@ impl Learner {
 
     /// Clips the gradients by their common norm, and updates the parameters and the EMA, in place if nothing else holds the tensors.
     pub fn apply<M: Network>(&mut self, model: &mut M, learning_rate: f64, summed: Summed) -> Stepped {
-        let Summed { loss, mut gradients, samples } = summed;
-        let grad_norm = clip(&mut gradients, 1.0 / samples as f64, self.optimizer.max_grad_norm());
+        let Summed { loss, gradients, samples } = summed;
+        let (grad_norm, scale) = clipping(&gradients, 1.0 / samples as f64, self.optimizer.max_grad_norm());
         match &mut self.trainable {
-            Trainable::Lora(lora) => self.optimizer.step(learning_rate, lora, gradients),
-            Trainable::Full => self.optimizer.step(learning_rate, model, gradients),
+            Trainable::Lora(lora) => self.optimizer.step(learning_rate, lora, gradients, &scale),
+            Trainable::Full => self.optimizer.step(learning_rate, model, gradients, &scale),
         }
         if let Some(ema) = &mut self.ema {
             ema.update(&mut TrainableParameters(&mut self.trainable, model));

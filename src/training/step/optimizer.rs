@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::{
     error::{Error, Result},
-    kernels::{self, Blockwise},
+    kernels::{self, Blockwise, Update},
     nn::Parameters,
     quantization::{DynamicMap, MOMENT_BLOCK},
     training::{OptimizerConfig, step::backward::Gradients},
@@ -30,6 +30,9 @@ enum Moments {
 
 /// The 8-bit codes of the two.
 const MAPS: [DynamicMap; 2] = [DynamicMap::Signed, DynamicMap::Unsigned];
+
+/// The number of parameters that are updated at a time. Only their moments are dense, if moments are kept in 8 bits.
+const TOGETHER: usize = 24;
 
 /// Their names in a checkpoint.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
@@ -80,10 +83,16 @@ impl AdamW {
         self.steps
     }
 
-    /// Updates `parameters` at `learning_rate`. Parameters without a gradient stay unchanged.
-    pub fn step(&mut self, learning_rate: f64, parameters: &mut impl Parameters, mut gradients: Gradients) {
+    /// Updates `parameters` at `learning_rate`, by their gradients times `scale` `[1]`. Parameters without a gradient stay unchanged.
+    pub fn step(
+        &mut self,
+        learning_rate: f64,
+        parameters: &mut impl Parameters,
+        mut gradients: Gradients,
+        scale: &Tensor<1>,
+    ) {
         self.steps += 1;
-        let update = kernels::AdamW {
+        let options = kernels::AdamW {
             learning_rate,
             beta1: self.config.betas[0],
             beta2: self.config.betas[1],
@@ -91,23 +100,44 @@ impl AdamW {
             weight_decay: self.config.weight_decay,
             step: self.steps,
         };
+        let mut taken = Vec::with_capacity(gradients.len());
         parameters.parameters("", &mut |name, parameter| {
-            let Some(gradient) = gradients.remove(name) else { return };
-            let [mean, square] = match self.moments.remove(name) {
-                None => [gradient.zeros_like(), gradient.zeros_like()],
-                Some(Moments::Full(moments)) => *moments,
-                Some(Moments::EightBit(moments)) => moments.map(|moment| moment.dense()),
-            };
-            let is_eight_bit = self.config.name.is_eight_bit(gradient.dims()[0]);
-            parameter.update(|value| {
-                let (value, mean, square) = kernels::adamw(value, gradient, mean, square, &update);
-                let moments = match is_eight_bit {
-                    true => Moments::EightBit(Box::new([Blockwise::of(mean, MAPS[0]), Blockwise::of(square, MAPS[1])])),
-                    false => Moments::Full(Box::new([mean, square])),
+            if let Some(gradient) = gradients.remove(name) {
+                let (parameter, shape) = parameter.take();
+                taken.push((name.to_string(), shape, parameter, gradient));
+            }
+        });
+        let mut updated = BTreeMap::new();
+        let mut taken = taken.into_iter();
+        while taken.len() > 0 {
+            let (places, updates): (Vec<_>, Vec<_>) = taken
+                .by_ref()
+                .take(TOGETHER)
+                .map(|(name, shape, parameter, gradient)| {
+                    let moments = match self.moments.remove(&name) {
+                        None => [gradient.zeros_like(), gradient.zeros_like()],
+                        Some(Moments::Full(moments)) => *moments,
+                        Some(Moments::EightBit(moments)) => moments.map(|moment| moment.dense()),
+                    };
+                    ((name, shape), Update { parameter, gradient, moments })
+                })
+                .unzip();
+            for ((name, shape), (values, moments)) in places.into_iter().zip(kernels::adamw(updates, scale, &options)) {
+                let kept = match self.config.name.is_eight_bit(values.dims()[0]) {
+                    true => {
+                        let [mean, square] = moments;
+                        Moments::EightBit(Box::new([Blockwise::of(mean, MAPS[0]), Blockwise::of(square, MAPS[1])]))
+                    }
+                    false => Moments::Full(Box::new(moments)),
                 };
-                self.moments.insert(name.into(), moments);
-                value
-            });
+                self.moments.insert(name.clone(), kept);
+                updated.insert(name, (values, shape));
+            }
+        }
+        parameters.parameters("", &mut |name, parameter| {
+            if let Some((values, shape)) = updated.remove(name) {
+                parameter.put(values, &shape);
+            }
         });
     }
 
@@ -183,16 +213,15 @@ fn eight_bit(file: &TensorFile, name: &str, count: usize, map: DynamicMap, devic
     Ok(Blockwise::from_parts(codes.to_vec(), largest, map, device))
 }
 
-/// Scales all gradients by `share`, then clips them to `max_norm` (0 turns clipping off). Returns their common norm before clipping,
-/// still on the device.
+/// The common norm of all gradients times `share`, and the factor that scales them by `share` and then clips them to `max_norm` (0 turns
+/// clipping off). Both `[1]`, still on the device.
 ///
 /// As `torch.nn.utils.clip_grad_norm_`: every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`.
-pub fn clip(gradients: &mut Gradients, share: f64, max_norm: f64) -> Tensor<1> {
+pub fn clipping(gradients: &Gradients, share: f64, max_norm: f64) -> (Tensor<1>, Tensor<1>) {
     let norm = kernels::sum_of_squares(gradients.values().cloned()).sqrt() * share;
-    let factor = match max_norm > 0.0 {
+    let scale = match max_norm > 0.0 {
         true => ((norm.clone() + 1e-6).recip() * max_norm).clamp_max(1.0) * share,
         false => norm.ones_like() * share,
     };
-    gradients.values_mut().for_each(|gradient| *gradient = gradient.clone() * factor.clone());
-    norm
+    (norm, scale)
 }

@@ -100,7 +100,8 @@ impl<M: Network> Parameters for TrainableParameters<'_, M> {
 pub(in crate::training) fn assign(parameters: &mut impl Parameters, values: &BTreeMap<String, Tensor<1>>) {
     parameters.parameters("", &mut |name, parameter| {
         if let Some(value) = values.get(name) {
-            parameter.update(|before| value.clone().to_device(&before.device()));
+            let (device, shape) = (parameter.flat().device(), parameter.shape());
+            parameter.put(value.clone().to_device(&device), &shape);
         }
     });
 }
