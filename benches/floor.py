@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The least time that one training or sampling step of FLUX.1-dev can take on a chip: computed, not measured. Needs no libraries.
+"""The least time that one training or sampling step of FLUX.1-dev can take on a chip, and the time of kiln's own step part by part:
+computed, not measured. Needs no libraries.
 
 D is the width of the model, r the rank of the adapters. Left out are the embeddings, the final layer and the optimizer:
 together below 1 %.
@@ -62,9 +63,69 @@ def table(tflops, terabytes):
     return "\n".join(rows)
 
 
+# What was measured, of chips or for them, in TFLOP/s and TB/s. H100: through torch, h100.md. H200: copy and products as in README.md;
+# attention as NVIDIA publishes it for cuDNN 9.19 (cudnn-frontend, sdpa_benchmark_training), for 64 heads of 128 and 4096 tokens.
+CHIPS = {
+    "H100": {"products": 780, "forward": 650, "backward": 539, "copy": 3.03},
+    "H200": {"products": 783, "forward": 671, "backward": 560, "copy": 4.3},
+}
+
+
+def parts(chip, size=1024, batch=1, rank=16):
+    """The parts of a training step that keeps everything, in kiln's kernels: name, amount, unit, and seconds on the chip."""
+    tokens = batch * ((size // 16) ** 2 + TEXT)
+    length = tokens // batch
+    product, adapter = 2 * PRODUCTS * D**2 * tokens / 1e12, 2 * ADAPTERS * rank * D * tokens / 1e12
+    attention = (DOUBLE + SINGLE) * 4 * tokens * length * D / 1e12
+    gb = tokens * D * BYTES / 1e9
+    # Numbers a token in units of D, read and written besides what a product reads and writes anyway.
+    norms = DOUBLE * (2 * 2 + 4) + SINGLE * (2 + 4)
+    gates = DOUBLE * 2 * 3 + SINGLE * 3
+    # The product writes the activation and, as an auxiliary output, what it is of; the backward pass reads that and the gradient, and
+    # writes. Left apart it would be 8 and 12.
+    gelu_forward, gelu_backward = (DOUBLE + SINGLE) * 4, (DOUBLE + SINGLE) * 12
+    # The adapter's product reads and writes the layer's output; the gradient of the layer's input reads and writes the adapter's.
+    # Double: q, k, v, out (4) and the feed-forward (5); single: q, k, v.
+    adapters = (DOUBLE * 9 + SINGLE * 3) * 2
+    # q, k, v share their input, as does the feed-forward of a single block: their gradients are added up, 3 for each.
+    shared = DOUBLE * 2 * 3 + SINGLE * 3 * 3
+    # proj_out of a single block reads attention and feed-forward side by side: they are joined, and their gradients parted.
+    joined = SINGLE * 5 * 2 * 2
+    backward = DOUBLE * (2 * 4 + 6 + 2 * 2) + SINGLE * (4 + 6 + 2)
+    tflops, copy = CHIPS[chip]["products"], CHIPS[chip]["copy"]
+    rows = [("products of the frozen weights, forward", product, "TFLOP", tflops)]
+    rows.append(("their input gradients", product, "TFLOP", tflops))
+    # Thin products are bound by what they read: as passes, below.
+    rows.append(("attention, forward", attention, "TFLOP", CHIPS[chip]["forward"]))
+    rows.append(("attention, backward", 2.5 * attention, "TFLOP", CHIPS[chip]["backward"]))
+    for name, numbers in [
+        ("norms, modulation, rotation, forward", norms),
+        ("gates, forward", gates),
+        ("gelu's auxiliary output", gelu_forward),
+        ("gelu, backward", gelu_backward),
+        ("adapters: their products' passes over activations, forward and backward", 3 * adapters),
+        ("sums of gradients of shared inputs", shared),
+        ("joining and parting in single blocks", joined),
+        ("norms, rotation and gates, backward", backward),
+    ]:
+        rows.append((name, numbers * gb, "GB", copy * 1e3))
+    return [(name, amount, unit, amount / rate) for name, amount, unit, rate in rows], 3 * adapter
+
+
+def parts_table():
+    tables = {chip: parts(chip)[0] for chip in CHIPS}
+    rows = [f"| part | | {' | '.join(f'{chip}, ms' for chip in tables)} |", "|---|---|" + "---|" * len(tables)]
+    for i, (name, amount, unit, _) in enumerate(tables["H100"]):
+        rows.append(f"| {name} | {amount:.1f} {unit} | " + " | ".join(f"{t[i][3] * 1e3:.1f}" for t in tables.values()) + " |")
+    sums = " | ".join(f"{sum(row[3] for row in t) * 1e3:.0f}" for t in tables.values())
+    return "\n".join([*rows, f"| **together** | | {sums} |"])
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tflops", type=float, default=790, help="what large bf16 products reach on the chip")
     p.add_argument("--terabytes", type=float, default=4.1, help="what a copy on the device reads and writes a second")
     a = p.parse_args()
     print(table(a.tflops, a.terabytes))
+    print("\nkiln's training step at 1024², batch 1, rank 16 on `attention`, everything kept:\n")
+    print(parts_table())

@@ -16,7 +16,9 @@ pub struct Factors<'a> {
 /// An activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
+    /// As [`gelu_tanh`](super::gelu_tanh).
     GeluTanh,
+    /// As [`silu`](super::silu).
     Silu,
 }
 

@@ -3,20 +3,38 @@
 use burn::tensor::Tensor;
 
 use super::{
+    activation::{Activatable, Activated},
     composed, cpu,
     dispatch::by_way,
-    formulas::Factors,
+    formulas::{Activation, Factors},
     operation::{Operation, RawTensor, apply, assert_one_dtype},
 };
+#[cfg(feature = "cuda")]
+use super::{cuda, dispatch::on_gpu};
 
 /// `y + scale·(x·Aᵀ)·Bᵀ`: a LoRA adapter applied to the output `y` of its layer.
 ///
 /// The adapter acts on the activation, never on the weight: a dense `W + s·B·A` per layer would have to be kept for the
 /// backward pass. `y` `[M, out]`, `x` `[M, in]`, `a` `[rank, in]`, `b` `[out, rank]`, in f32 whatever the dtype of `x`.
 pub fn low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    apply(LowRank { scale }, raw_tensors(y, x, a, b))
+}
+
+/// The activation of [`low_rank`], in a `shape` whose last axis is `out` and the others together `M`.
+pub fn low_rank_activated<const D: usize>(
+    y: Tensor<2>,
+    x: Tensor<2>,
+    factors: Factors<'_>,
+    kind: Activation,
+    shape: [usize; D],
+) -> Tensor<D> {
+    let inputs = raw_tensors(y, x, factors.a.clone(), factors.b.clone());
+    apply(Activated { operation: LowRank { scale: factors.scale }, kind, shape }, inputs)
+}
+
+fn raw_tensors(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> [RawTensor; 4] {
     assert_one_dtype("a LoRA layer", &[y.dtype(), x.dtype()]);
-    let inputs = [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()];
-    apply(LowRank { scale }, inputs)
+    [y.into_dispatch(), x.into_dispatch(), a.into_dispatch(), b.into_dispatch()]
 }
 
 /// `y + Σ scale·(x·Aᵀ)·Bᵀ` with separate factors for each sample, of any ranks and any number. `y` `[M, out]`, `x` `[M, in]`,
@@ -64,5 +82,24 @@ impl Operation<4> for LowRank {
             Composed(all) => composed::low_rank::backward(all.map(Tensor::from_dispatch), self.scale, wanted),
         );
         [dy, dx, da, db]
+    }
+}
+
+impl Activatable<4> for LowRank {
+    #[cfg(feature = "cuda")]
+    fn forward_activated(
+        &self,
+        kind: Activation,
+        inputs: [RawTensor; 4],
+        kept: bool,
+    ) -> (RawTensor, Option<RawTensor>, Self::Saved) {
+        let inputs = match on_gpu(inputs) {
+            Ok(inputs) => match cuda::linear::low_rank_activated(kind, inputs, self.scale, kept) {
+                Ok(activated) => return activated,
+                Err(inputs) => inputs.map(cuda::raw_tensor),
+            },
+            Err(inputs) => inputs,
+        };
+        self.forward_then_activated(kind, inputs)
     }
 }

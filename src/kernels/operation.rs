@@ -27,8 +27,28 @@ pub(super) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// The output, and what [`backward`](Self::backward) needs.
     fn forward(&self, inputs: [RawTensor; N]) -> (RawTensor, Self::Saved);
 
+    /// The output alone.
+    fn forward_only(&self, inputs: [RawTensor; N]) -> RawTensor {
+        self.forward(inputs).0
+    }
+
+    /// Whether [`backward_onto`](Self::backward_onto) differs from [`backward`](Self::backward).
+    const ADDS: bool = false;
+
     /// The gradients of the inputs that are `wanted`, from the gradient of the output.
     fn backward(self, saved: Self::Saved, gradient: RawTensor, wanted: [bool; N]) -> [Option<RawTensor>; N];
+
+    /// The same, beside the gradients that the inputs already have from other operations: where adding to one costs less than a pass of
+    /// its own, it is taken, and the sum returned. What is left in `before` is added later.
+    fn backward_onto(
+        self,
+        saved: Self::Saved,
+        gradient: RawTensor,
+        wanted: [bool; N],
+        _before: &mut [Option<RawTensor>; N],
+    ) -> [Option<RawTensor>; N] {
+        self.backward(saved, gradient, wanted)
+    }
 }
 
 /// Runs `operation`, recording it if an input is on a tape.
@@ -38,7 +58,7 @@ pub(super) fn apply<const N: usize, const D: usize>(operation: impl Operation<N>
         _ => None,
     });
     let output = match taped {
-        None => operation.forward(inputs).0,
+        None => operation.forward_only(inputs),
         Some(DispatchTensorKind::Flex(_)) => on_tape::<Flex, _, N>(operation, inputs),
         #[cfg(feature = "cuda")]
         Some(DispatchTensorKind::Cuda(_)) => on_tape::<burn::backend::Cuda, _, N>(operation, inputs),
@@ -98,9 +118,17 @@ impl<B: Concrete, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
     fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = B::wrap_raw(gradients.consume::<B>(&ops.node));
         let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
-        let parents = ops.parents.into_iter().zip(self.0.backward(ops.state, gradient, wanted));
-        for (parent, gradient) in parents {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+        let mut before = std::array::from_fn(|i| {
+            let parent = ops.parents[i].as_ref().filter(|_| O::ADDS)?;
+            // Gradients are found by tensors, of which only the node matters.
+            let mut tensor = Autodiff::<B>::from_inner(B::unwrap_raw(gradient.clone()));
+            tensor.node = parent.clone();
+            gradients.remove::<B>(&tensor).map(B::wrap_raw)
+        });
+        let after = self.0.backward_onto(ops.state, gradient, wanted, &mut before);
+        for ((parent, before), after) in ops.parents.into_iter().zip(before).zip(after) {
+            let Some(parent) = parent else { continue };
+            for gradient in [before, after].into_iter().flatten() {
                 gradients.register::<B>(parent.id, B::unwrap_raw(gradient));
             }
         }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Adapter, Adapters, Conv2d, Delta, Magnitude, Weight, Worn, delta::add_to_bias};
 use crate::{
-    kernels,
+    kernels::{self, Activation},
     nn::{LayerName, Parameter, Parameters, below},
     weights::Weights,
 };
@@ -118,24 +118,53 @@ impl Linear {
 
     /// Maps the last axis of `x` from `in` to `out`; the first axis is the batch.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (shape, samples, x) = self.flat(x);
+        self.worn_by(self.product(x.clone(), samples), x, samples).reshape(shape)
+    }
+
+    /// The tanh form of GELU of [`forward`](Self::forward).
+    pub fn forward_gelu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        const KIND: Activation = Activation::GeluTanh;
+        let (shape, samples, x) = self.flat(x);
+        let adapters = self.worn.of_all();
+        // What is added last takes the activation along.
+        let last = adapters.and_then(<[Adapter]>::split_last);
+        match (adapters, last.and_then(|(last, before)| Some((last.factors()?, before)))) {
+            (Some([]), _) => self.weight.product_activated(x, self.bias.clone(), self.alone(samples), KIND, shape),
+            (_, Some((factors, before))) => {
+                let y = self.wear(before, self.product(x.clone(), samples), x.clone(), samples);
+                kernels::low_rank_activated(y, x, factors, KIND, shape)
+            }
+            _ => kernels::activated(self.worn_by(self.product(x.clone(), samples), x, samples).reshape(shape), KIND),
+        }
+    }
+
+    /// The shape of the output for `x`, the number of samples, and `x` as a matrix: products of higher rank take a slower path in the
+    /// backend. All terms use this one view of `x`, so its gradient is one sum in one order, with and without recomputation.
+    fn flat<const D: usize>(&self, x: Tensor<D>) -> ([usize; D], usize, Tensor<2>) {
         let mut shape = x.dims();
         let [outputs, inputs] = self.weight.dims();
-        let rows = shape.iter().product::<usize>() / inputs;
-        // Two axes only: products of higher rank take a slower path in the backend.
-        // All terms use this one view of `x`, so its gradient is one sum in one order, with and without recomputation.
-        let flat = x.reshape([rows, inputs]);
-        let samples = shape[0];
-        let y = self.weight.product(flat.clone(), self.bias.clone(), if self.worn.is_by_row() { samples } else { 1 });
-        let y = match self.worn.of_all() {
-            Some(adapters) => self.wear(adapters, y, flat, samples),
-            None => self.wear_by_row(y, flat, samples),
-        };
+        let flat = x.reshape([shape.iter().product::<usize>() / inputs, inputs]);
         shape[D - 1] = outputs;
-        y.reshape(shape)
+        (shape, shape[0], flat)
     }
-}
 
-impl Linear {
+    /// How many samples must get the same bits as alone.
+    fn alone(&self, samples: usize) -> usize {
+        if self.worn.is_by_row() { samples } else { 1 }
+    }
+
+    fn product(&self, x: Tensor<2>, samples: usize) -> Tensor<2> {
+        self.weight.product(x, self.bias.clone(), self.alone(samples))
+    }
+
+    fn worn_by(&self, y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {
+        match self.worn.of_all() {
+            Some(adapters) => self.wear(adapters, y, x, samples),
+            None => self.wear_by_row(y, x, samples),
+        }
+    }
+
     /// Adds the adapters' contributions for `x` `[M, in]` to `y` `[M, out]`, the output of the layer. The rows belong to `samples`
     /// samples.
     fn wear(&self, adapters: &[Adapter], mut y: Tensor<2>, x: Tensor<2>, samples: usize) -> Tensor<2> {

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::{Parameter, Parameters};
 use crate::{
-    kernels::{self, PackedMatrix},
+    kernels::{self, Activation, PackedMatrix},
     weights::{Matrix, Weights},
 };
 
@@ -87,6 +87,21 @@ impl Weight {
         match &self.form {
             Form::Dense(dense) => kernels::linear_by_sample(x, dense.clone(), bias, samples),
             Form::Packed(packed) => kernels::linear_packed_by_sample(x, packed, bias, samples),
+        }
+    }
+
+    /// The activation of [`product`](Self::product), in a `shape` whose last axis is `out` and the others together `M`.
+    pub(super) fn product_activated<const D: usize>(
+        &self,
+        x: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        samples: usize,
+        kind: Activation,
+        shape: [usize; D],
+    ) -> Tensor<D> {
+        match &self.form {
+            Form::Dense(dense) => kernels::linear_activated(x, dense.clone(), bias, samples, kind, shape),
+            Form::Packed(_) => kernels::activated(self.product(x, bias, samples).reshape(shape), kind),
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
     check::Check,
 };
 use crate::{
-    kernels::{self, AdamW, Update},
+    kernels::{self, Activation, AdamW, Factors, Update},
     rng::{Purpose, Seed},
 };
 
@@ -130,6 +130,33 @@ fn matrices() -> Vec<(String, Kernel)> {
             let (a, b) = (a.cast(FloatDType::F32), b.cast(FloatDType::F32));
             flat(kernels::low_rank(shaped(y, [rows, outputs]), shaped(x, [rows, inputs]), a, b, 0.7))
         }));
+    }
+    // A layer with its adapter and activation: its input gets a gradient from both products.
+    for size @ [rows, inputs, outputs, rank] in [[77, 104, 136, 4], [33, 40, 33, 2]] {
+        let counts = [rows * inputs, outputs * inputs, outputs, rank * inputs, outputs * rank];
+        all.push(kernel("linear_low_rank_gelu", &size, counts, [3, 4], move |[x, w, bias, a, b]| {
+            let (x, w) = (shaped(x, [rows, inputs]), shaped(w, [outputs, inputs]));
+            let [a, b] = [(a, [rank, inputs]), (b, [outputs, rank])].map(|(t, shape)| shaped(t, shape));
+            let (a, b) = (a.cast(FloatDType::F32), b.cast(FloatDType::F32));
+            let y = kernels::linear(x.clone(), w, Some(bias.clone()));
+            flat(kernels::low_rank_activated(
+                y,
+                x,
+                Factors { a: &a, b: &b, scale: 0.1 },
+                Activation::GeluTanh,
+                [1, rows, outputs],
+            ))
+        }));
+        all.push(kernel(
+            "linear_gelu",
+            &size[..3],
+            [rows * inputs, outputs * inputs, outputs],
+            [2, 2],
+            move |[x, w, bias]| {
+                let (x, w) = (shaped(x, [rows, inputs]), shaped(w, [outputs, inputs]));
+                flat(kernels::linear_activated(x, w, Some(bias.clone()), 1, Activation::GeluTanh, [1, rows, outputs]))
+            },
+        ));
     }
     for size @ [batch, heads, queries, keys, width] in [
         [2, 3, 77, 77, 64],

@@ -14,7 +14,7 @@ use cudarc::{
     cublaslt::{
         result::{self, CublasError},
         sys::{
-            self, cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            self, cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasLtEpilogue_t as Epilogue,
             cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preference,
             cublasLtMatrixLayoutAttribute_t as LayoutAttribute, cublasLtReductionScheme_t, cudaDataType_t,
         },
@@ -51,8 +51,19 @@ pub(super) struct Task {
     pub c: Option<[usize; 2]>,
     /// Whether there is a bias, with one value per row of `D` in the dtype of `D`.
     pub bias: bool,
+    /// Whether `D` is the tanh form of GELU of that.
+    pub gelu: Option<Gelu>,
     /// The largest power of two, up to 256, that divides all addresses.
     pub aligned: usize,
+}
+
+/// The tanh form of GELU of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Gelu {
+    /// The result itself is not needed.
+    Alone,
+    /// The result itself is kept as an auxiliary output, which has the layout and dtype of `D`.
+    AndResult,
 }
 
 /// The layout of a factor.
@@ -76,6 +87,8 @@ pub(super) struct Addresses {
     pub d: u64,
     /// 0 if there is none.
     pub bias: u64,
+    /// The auxiliary output; 0 if there is none.
+    pub result: u64,
     /// The workspace, of [`WORKSPACE`] bytes.
     pub workspace: u64,
 }
@@ -212,12 +225,24 @@ impl Plan {
             let turned = i32::from(factor.transposed);
             set(attribute, (&raw const turned).cast(), 4)?;
         }
+        let epilogue = match (task.gelu, task.bias) {
+            (None, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
+            (None, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            (Some(Gelu::Alone), false) => Epilogue::CUBLASLT_EPILOGUE_GELU,
+            (Some(Gelu::Alone), true) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+            (Some(Gelu::AndResult), false) => Epilogue::CUBLASLT_EPILOGUE_GELU_AUX,
+            (Some(Gelu::AndResult), true) => Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+        };
+        set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, (&raw const epilogue).cast(), 4)?;
+        // Any aligned address; the real ones are passed with each call.
+        let somewhere = 256u64;
         if task.bias {
-            let epilogue = CUBLASLT_EPILOGUE_BIAS;
-            set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, (&raw const epilogue).cast(), 4)?;
-            // Any aligned address; the real one is passed with each call.
-            let somewhere = 256u64;
             set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const somewhere).cast(), 8)?;
+        }
+        if task.gelu == Some(Gelu::AndResult) {
+            let leading = task.d[0] as i64;
+            set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (&raw const somewhere).cast(), 8)?;
+            set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (&raw const leading).cast(), 8)?;
         }
         let factor = |factor: Factor, [rows, columns]: [usize; 2]| {
             let sizes = if factor.transposed { [columns, rows] } else { [rows, columns] };
@@ -259,14 +284,17 @@ impl Plan {
     /// # Safety
     /// The matrices of the task are at the addresses, for as long as the stream works on them.
     pub(super) unsafe fn run(&self, at: Addresses, scale: f32, stream: CUstream) -> Result<(), String> {
-        if [at.a, at.b, at.c, at.d].iter().any(|address| !address.is_multiple_of(self.aligned as u64)) {
+        if [at.a, at.b, at.c, at.d, at.result].iter().any(|address| !address.is_multiple_of(self.aligned as u64)) {
             return Err(format!("a matrix of a product is not aligned to {} bytes", self.aligned));
         }
         let problem = |e: CublasError| format!("cuBLASLt: {e}");
-        if at.bias != 0 {
-            let attribute = Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            // SAFETY: the description lives, and this attribute is a pointer.
-            unsafe { result::set_matmul_desc_attribute(self.operation.0, attribute, (&raw const at.bias).cast(), 8) }
+        let pointers = [
+            (Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, at.bias),
+            (Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, at.result),
+        ];
+        for (attribute, address) in pointers.into_iter().filter(|(_, address)| *address != 0) {
+            // SAFETY: the description lives, and these attributes are pointers.
+            unsafe { result::set_matmul_desc_attribute(self.operation.0, attribute, (&raw const address).cast(), 8) }
                 .map_err(problem)?;
         }
         let (onto, c) = if at.c == 0 { (0.0f32, at.d) } else { (1.0, at.c) };

@@ -5,10 +5,13 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::kernel::cast;
 
 use super::{
-    CudaTensor, RawTensor, matmul,
-    product::{Product, product},
+    CudaTensor, RawTensor,
+    cast::cast_all,
+    dims, matmul,
+    product::{Product, gelu, product, takes_gelu},
     raw_tensor, tensors,
 };
+use crate::kernels::formulas::Activation;
 
 /// The transpose `[n, m]` of a tensor `[m, n]`, as a view.
 fn turned(tensor: &CudaTensor) -> CudaTensor {
@@ -32,6 +35,35 @@ pub fn affine(x: &CudaTensor, weight: &CudaTensor, bias: Option<&CudaTensor>) ->
     }
 }
 
+/// An activation of [`affine`], and the result before it if it is to be `kept`: in one launch, if cuBLASLt can.
+pub fn affine_activated(
+    kind: Activation,
+    x: &CudaTensor,
+    weight: &CudaTensor,
+    bias: Option<&CudaTensor>,
+    kept: bool,
+) -> Option<(RawTensor, Option<RawTensor>)> {
+    activated(kind, Product { bias, ..Product::new(x, &turned(weight)) }, kept)
+}
+
+fn activated(kind: Activation, product: Product, kept: bool) -> Option<(RawTensor, Option<RawTensor>)> {
+    let (output, result) = match kind {
+        Activation::GeluTanh => gelu(product, kept)?,
+        Activation::Silu => return None,
+    };
+    Some((raw_tensor(output), result.map(raw_tensor)))
+}
+
+/// `before + g·W` of the gradient `g` `[M, out]` of an output, `W` `[out, in]`, and the gradient that the input `[M, in]` already has from
+/// elsewhere, such as from the layer's adapter: one pass less over `before` than adding it afterwards.
+pub fn input_gradient(g: &CudaTensor, weight: &CudaTensor, before: CudaTensor) -> RawTensor {
+    if let Some(sum) = product(Product { onto: Some(&before), ..Product::new(g, weight) }) {
+        return raw_tensor(sum);
+    }
+    let gradient = Tensor::<2>::from_dispatch(matmul::product([g.clone(), weight.clone()]));
+    (gradient + Tensor::from_dispatch(raw_tensor(before))).into_dispatch()
+}
+
 /// `scale·a·b` for two matrices, in `dtype`: their own or f32.
 fn scaled(a: &CudaTensor, b: &CudaTensor, scale: f64, dtype: DType) -> CudaTensor {
     let whole = Product { scale: scale as f32, dtype, ..Product::new(a, b) };
@@ -49,19 +81,44 @@ fn times(tensor: CudaTensor, scale: f64) -> CudaTensor {
     scaled
 }
 
+/// What [`low_rank`] and its [gradients](low_rank_gradients) need: `x`, `x·Aᵀ`, and `A` and `B` in the dtype of `x`.
+fn narrowed([x, a, b]: [&CudaTensor; 3]) -> [CudaTensor; 4] {
+    let [a, b] = cast_all([a, b], x.dtype);
+    let u = scaled(x, &turned(&a), 1.0, x.dtype);
+    [x.clone(), u, a, b]
+}
+
 /// `y + scale·(x·Aᵀ)·Bᵀ` of `y` `[M, out]`, `x` `[M, in]`, and in f32 `A` `[rank, in]` and `B` `[out, rank]`; and what the
 /// [gradients](low_rank_gradients) need: `x`, `x·Aᵀ`, and `A` and `B` in the type of `x`.
 pub fn low_rank([y, x, a, b]: [CudaTensor; 4], scale: f64) -> (RawTensor, [RawTensor; 4]) {
-    let [a, b] = [a, b].map(|factor| cast(factor, x.dtype));
-    let u = scaled(&x, &turned(&a), 1.0, x.dtype);
-    let turned = turned(&b);
-    let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(&u, &turned) });
+    let saved @ [_, u, _, b] = &narrowed([&x, &a, &b]);
+    let turned = turned(b);
+    let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) });
     let added = added.map(raw_tensor).unwrap_or_else(|| {
         // The scale is applied to the smallest factor.
         let change = matmul::product([u.clone(), times(turned.clone(), scale)]);
         (Tensor::<2>::from_dispatch(raw_tensor(y)) + Tensor::from_dispatch(change)).into_dispatch()
     });
-    (added, [x, u, a, b].map(raw_tensor))
+    (added, saved.clone().map(raw_tensor))
+}
+
+/// An activation of [`low_rank`], the result before it if it is to be `kept`, and what the [gradients](low_rank_gradients) need; the
+/// inputs again if cuBLASLt cannot do it in one launch.
+pub fn low_rank_activated(
+    kind: Activation,
+    [y, x, a, b]: [CudaTensor; 4],
+    scale: f64,
+    kept: bool,
+) -> Result<(RawTensor, Option<RawTensor>, [RawTensor; 4]), [CudaTensor; 4]> {
+    if !takes_gelu(dims::<2>(&y)[1]) {
+        return Err([y, x, a, b]);
+    }
+    let saved @ [_, u, _, narrow] = &narrowed([&x, &a, &b]);
+    let turned = turned(narrow);
+    match activated(kind, Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) }, kept) {
+        Some((output, result)) => Ok((output, result, saved.clone().map(raw_tensor))),
+        None => Err([y, x, a, b]),
+    }
 }
 
 /// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`low_rank`] left.

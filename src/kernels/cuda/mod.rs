@@ -6,6 +6,7 @@
 
 pub(super) mod activation;
 pub(super) mod adamw;
+mod cast;
 mod cudnn;
 mod stream;
 mod ready;

@@ -8,7 +8,7 @@ use burn_cubecl::kernel::into_contiguous;
 
 use super::{
     CudaTensor,
-    cublaslt::{self, Addresses, Factor, Task, WORKSPACE},
+    cublaslt::{self, Addresses, Factor, Gelu, Task, WORKSPACE},
     empty, stream,
 };
 use crate::cuda::{Library, library};
@@ -38,6 +38,21 @@ impl<'a> Product<'a> {
 
 /// The product, if the library is available and accepts it.
 pub(super) fn product(product: Product) -> Option<CudaTensor> {
+    run(product, None).map(|(product, _)| product)
+}
+
+/// The tanh form of GELU of a product of two matrices, and the product itself if it is to be `kept`: in one launch, if the library is
+/// available and accepts it.
+pub(super) fn gelu(product: Product, kept: bool) -> Option<(CudaTensor, Option<CudaTensor>)> {
+    takes_gelu(columns(product.b)).then(|| run(product, Some(if kept { Gelu::AndResult } else { Gelu::Alone })))?
+}
+
+/// Whether a matrix with this number of columns may be the auxiliary output of a product.
+pub(super) fn takes_gelu(columns: usize) -> bool {
+    columns.is_multiple_of(8)
+}
+
+fn run(product: Product, gelu: Option<Gelu>) -> Option<(CudaTensor, Option<CudaTensor>)> {
     let Product { scale, onto, bias, dtype, .. } = product;
     library(Library::CublasLt)?;
     let known = |t: DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
@@ -87,6 +102,7 @@ pub(super) fn product(product: Product) -> Option<CudaTensor> {
         d: [n, d_apart],
         c: c_apart.map(|apart| [apart, d_apart]),
         bias: bias.is_some(),
+        gelu,
         aligned,
     };
     let plan = cublaslt::plan(task, &a)?;
@@ -94,23 +110,26 @@ pub(super) fn product(product: Product) -> Option<CudaTensor> {
         Some(c) if in_place => c.clone(),
         _ => empty(&a, batches.output.clone(), dtype),
     };
+    let result = (gelu == Some(Gelu::AndResult)).then(|| empty(&a, batches.output.clone(), dtype));
     let workspace = stream::workspace(&a, WORKSPACE);
-    let (has_c, has_bias) = (c.is_some(), bias.is_some());
+    let (has_c, has_bias, has_result) = (c.is_some(), bias.is_some(), result.is_some());
     let inputs: Vec<&CudaTensor> = [Some(&a), Some(&b), c.as_ref(), bias.as_ref()].into_iter().flatten().collect();
-    stream::enqueue(&inputs, &[&d, &workspace], move |addresses, stream| {
+    let outputs: Vec<&CudaTensor> = [Some(&d), result.as_ref(), Some(&workspace)].into_iter().flatten().collect();
+    stream::enqueue(&inputs, &outputs, move |addresses, stream| {
         let mut addresses = addresses.iter().copied();
         let mut next = |there: bool| if there { addresses.next().unwrap_or_default() } else { 0 };
-        let [a, b, c, bias, d, workspace] = [true, true, has_c, has_bias, true, true].map(&mut next);
+        let there = [true, true, has_c, has_bias, true, has_result, true];
+        let [a, b, c, bias, d, result, workspace] = there.map(&mut next);
         for start in starts {
             let [a_start, b_start, d_start] = [0, 1, 2].map(|i| (start[i] * sizes[i]) as u64);
-            let at = Addresses { a: b + b_start, b: a + a_start, c, d: d + d_start, bias, workspace };
+            let at = Addresses { a: b + b_start, b: a + a_start, c, d: d + d_start, bias, result, workspace };
             // SAFETY: the task has the shapes and strides of the tensors, whose memory is held until the work is on the
             // stream.
             unsafe { plan.run(at, scale, stream)? };
         }
         Ok(())
     });
-    Some(d)
+    Some((d, result))
 }
 
 fn rows(t: &CudaTensor) -> usize {

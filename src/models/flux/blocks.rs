@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{FluxConfig, rope::Rope};
 use crate::{
-    kernels::{attention_within, gated_add, gelu_tanh, layer_norm_modulate, rms_norm_rope},
+    kernels::{attention_within, gated_add, layer_norm_modulate, rms_norm_rope},
     limits::Limits,
     models::{by_tokens, join_heads, token_parts},
     nn::{Linear, Linears, Parameter, Parameters},
@@ -109,7 +109,7 @@ impl Stream {
         let x = gated_add(x, attention_gate, self.to_out.forward(attended));
         let normed = layer_norm_modulate(x.clone(), shift, scale, EPSILON);
         let [widen, narrow] = &self.feed_forward;
-        let y = by_tokens(normed, limits, [widen, narrow], |x| narrow.forward(gelu_tanh(widen.forward(x))));
+        let y = by_tokens(normed, limits, [widen, narrow], |x| narrow.forward(widen.forward_gelu(x)));
         gated_add(x, gate, y)
     }
 
@@ -207,7 +207,7 @@ impl SingleBlock {
     pub fn forward(&self, x: Tensor<3>, vec: &Tensor<2>, rope: &Rope, limits: &Limits) -> Tensor<3> {
         let [shift, scale, gate] = modulation(&self.norm, vec, 3).try_into().expect("chunk(3) gives three");
         let normed = layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let inner = |x| gelu_tanh(self.proj_mlp.forward(x));
+        let inner = |x| self.proj_mlp.forward_gelu(x);
         let attended = |x| {
             let [q, k, v] = self.qkv.forward(x, rope);
             join_heads(attention_within(q, k, v, limits.attention_scores))

@@ -1,8 +1,10 @@
 // A stand-in for NVIDIA's library of matrix products (libcublasLt.so.13) beside the stand-in driver. See README.md.
 //
 // It has the functions that kiln calls, and executes what their descriptors say on the CPU: D = alpha·op(A)·op(B) + beta·C,
-// plus a bias, each number added up in f32 in the order of the sum. It refuses what the real one refuses, and more: matrices
+// plus a bias, each number added up in f32 in the order of the sum, or the tanh form of GELU of that, with or without what it is of as
+// an auxiliary output. It refuses what the real one refuses, and more: matrices
 // outside of their memory, addresses that are less aligned than was promised, an algorithm of another problem.
+#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -23,6 +25,8 @@ namespace {
 enum Status { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum Type { F32 = 0, F16 = 2, BF16 = 14 };
 constexpr int COMPUTE_32F = 68;
+// The default epilogue is 1; the others are sums of these.
+enum Epilogue { BIAS = 4, GELU = 32, AUXILIARY = 128 };
 
 struct Layout {
     int type;
@@ -42,6 +46,12 @@ struct Operation {
     int32_t transposed[2] = {0, 0};
     int epilogue = 1;
     const void* bias = nullptr;
+    char* auxiliary = nullptr;
+    int64_t auxiliary_leading = 0;
+
+    bool biased() const { return epilogue & BIAS; }
+    bool gelu() const { return epilogue & GELU; }
+    bool kept() const { return epilogue & AUXILIARY; }
 };
 
 struct Preference {
@@ -118,7 +128,10 @@ int check(const Operation& o, const Layout& a, const Layout& b, const Layout& c,
         return complain(INVALID_VALUE, "(%lu x %lu)(%lu x %lu) is not %lu x %lu", rows, *inner, other, columns, d.rows, d.columns);
     // The library's table: factors of one type, the output of theirs or of f32, added up in f32.
     bool known = a.type == b.type && c.type == d.type && (d.type == a.type || d.type == F32);
-    if (!known || o.compute != COMPUTE_32F || o.scale != F32 || (o.epilogue != 1 && o.epilogue != 4)) return NOT_SUPPORTED;
+    if (!known || o.compute != COMPUTE_32F || o.scale != F32) return NOT_SUPPORTED;
+    if (o.epilogue != 1 && (o.epilogue & ~(BIAS | GELU | AUXILIARY) || (o.kept() && !o.gelu()))) return NOT_SUPPORTED;
+    // An auxiliary output has rows of their own distance, of eight numbers each time.
+    if (o.kept() && (d.batch != 1 || o.auxiliary_leading % 8 || o.auxiliary_leading < int64_t(d.rows))) return NOT_SUPPORTED;
     return SUCCESS;
 }
 
@@ -136,6 +149,8 @@ EXPORT int cublasLtMatmulDescSetAttribute(Operation* o, int attribute, const voi
         case 3: case 4: return size == 4 ? memcpy(&o->transposed[attribute - 3], value, 4), SUCCESS : INVALID_VALUE;
         case 7: return size == 4 ? memcpy(&o->epilogue, value, 4), SUCCESS : INVALID_VALUE;
         case 8: return size == 8 ? memcpy(&o->bias, value, 8), SUCCESS : INVALID_VALUE;
+        case 11: return size == 8 ? memcpy(&o->auxiliary, value, 8), SUCCESS : INVALID_VALUE;
+        case 12: return size == 8 ? memcpy(&o->auxiliary_leading, value, 8), SUCCESS : INVALID_VALUE;
         default: return complain(INVALID_VALUE, "attribute %d of an operation", attribute);
     }
 }
@@ -198,10 +213,12 @@ EXPORT int cublasLtMatmul(void* handle, const Operation* o, const float* alpha, 
             return complain(INVALID_VALUE, "%s leaves its memory", all[i].name);
     }
     if (c_at == d_at && (c->leading != d->leading || c->apart != d->apart)) return complain(INVALID_VALUE, "C in D's place, but not as D lies");
-    bool bias = o->epilogue == 4;
+    bool bias = o->biased();
+    if (o->kept() && (uintptr_t(o->auxiliary) % 16 || !standin_inside(uint64_t(o->auxiliary), d->bytes())))
+        return complain(INVALID_VALUE, "an auxiliary output outside of memory");
     if (bias && !standin_inside(uint64_t(o->bias), d->rows * d->size())) return complain(INVALID_VALUE, "a bias outside of memory");
 
-    standin_launched(bias ? "cublasLtMatmul_bias" : *beta != 0 ? "cublasLtMatmul_onto" : "cublasLtMatmul");
+    standin_launched(o->kept() ? "cublasLtMatmul_gelu_aux" : o->gelu() ? "cublasLtMatmul_gelu" : bias ? "cublasLtMatmul_bias" : *beta != 0 ? "cublasLtMatmul_onto" : "cublasLtMatmul");
     if (!standin_runs()) return SUCCESS;
     for (int32_t item = 0; item < d->batch; item++) {
         auto at = [&](const char* start, const Layout* l) { return start + size_t(item) * l->apart * l->size(); };
@@ -214,6 +231,8 @@ EXPORT int cublasLtMatmul(void* handle, const Operation* o, const float* alpha, 
                 sum *= *alpha;
                 if (*beta != 0) sum += *beta * get(at(c_at, c), j * c->leading + i, c->type);
                 if (bias) sum += get(o->bias, i, d->type);
+                if (o->kept()) put(o->auxiliary, j * o->auxiliary_leading + i, d->type, sum);
+                if (o->gelu()) sum = 0.5f * sum * (1 + tanhf(0.7978845608f * (sum + 0.044715f * sum * sum * sum)));
                 put(d_at + size_t(item) * d->apart * d->size(), j * d->leading + i, d->type, sum);
             }
     }
