@@ -30,7 +30,7 @@ mod rope;
 mod upsample;
 
 pub use activation::{activated, gelu_tanh, silu};
-pub use adamw::{AdamW, Update, adamw, sum_of_squares};
+pub use adamw::{AdamW, UPDATES_PER_LAUNCH, Update, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased, attention_within};
 pub use blockwise::Blockwise;
 pub use conv::{conv2d, conv2d_by_sample, conv2d_rows};

@@ -7,9 +7,7 @@ use burn_cubecl::{
 };
 
 use super::{CudaTensor, PLANE, RawTensor, UNITS, address_type, cube_sum, empty, one_type, raw_tensor, vector_size};
-
-/// The number of tensors per launch: a kernel has the code for each.
-const TOGETHER: usize = 24;
+use crate::kernels::adamw::UPDATES_PER_LAUNCH;
 
 /// The number of cubes per tensor, at most; their units go on through larger tensors.
 const MOST_CUBES: usize = 4096;
@@ -37,7 +35,7 @@ pub fn update(tensors: Vec<[CudaTensor; 4]>, scale: CudaTensor, factors: [f32; 7
     let size = |tensors: &[CudaTensor; 4]| vector_size(&tensors.each_ref());
     let alike = ready.chunk_by(|a, b| size(a) == size(b));
     alike
-        .flat_map(|alike| alike.chunks(TOGETHER))
+        .flat_map(|alike| alike.chunks(UPDATES_PER_LAUNCH))
         .for_each(|group| launch_step(group, size(&group[0]), &scale, factors));
     ready.into_iter().map(|[p, _, m, v]| [p, m, v].map(raw_tensor)).collect()
 }
@@ -129,7 +127,7 @@ pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
     let partial = empty(&rows[0], [rows.len(), CUBES], DType::F32);
     let size = |row: &CudaTensor| vector_size(&[row]);
     let mut first = 0;
-    for group in rows.chunk_by(|a, b| size(a) == size(b)).flat_map(|alike| alike.chunks(TOGETHER)) {
+    for group in rows.chunk_by(|a, b| size(a) == size(b)).flat_map(|alike| alike.chunks(UPDATES_PER_LAUNCH)) {
         let all: Vec<&CudaTensor> = group.iter().collect();
         let (dtype, address) = (one_type(&all), address_type(&[&all[..], &[&partial]].concat()));
         let count = CubeCount::new_2d(CUBES as u32, group.len() as u32);

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::{
     error::{Error, Result},
-    kernels::{self, Blockwise, Update},
+    kernels::{self, Blockwise, UPDATES_PER_LAUNCH, Update},
     nn::Parameters,
     quantization::{DynamicMap, MOMENT_BLOCK},
     training::{OptimizerConfig, step::backward::Gradients},
@@ -30,9 +30,6 @@ enum Moments {
 
 /// The 8-bit codes of the two.
 const MAPS: [DynamicMap; 2] = [DynamicMap::Signed, DynamicMap::Unsigned];
-
-/// The number of parameters that are updated at a time. Only their moments are dense, if moments are kept in 8 bits.
-const TOGETHER: usize = 24;
 
 /// Their names in a checkpoint.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
@@ -109,10 +106,11 @@ impl AdamW {
         });
         let mut updated = BTreeMap::new();
         let mut taken = taken.into_iter();
+        // If moments are kept in 8 bits, only those of one launch are dense at a time.
         while taken.len() > 0 {
             let (places, updates): (Vec<_>, Vec<_>) = taken
                 .by_ref()
-                .take(TOGETHER)
+                .take(UPDATES_PER_LAUNCH)
                 .map(|(name, shape, parameter, gradient)| {
                     let moments = match self.moments.remove(&name) {
                         None => [gradient.zeros_like(), gradient.zeros_like()],
