@@ -48,7 +48,7 @@ if wanted kernels; then part kernels 200 "$kiln" selftest --device cuda --only k
 if wanted models; then part models 150 "$kiln" selftest --device cuda --only flux; fi
 if wanted train; then step train 220 train --repeats 5 --peer "$(peer "${VARIANTS:-}")"; fi
 if wanted paths; then
-    for paths in products attention,products products,attention,convolutions; do
+    for paths in products epilogues attention,products attention,epilogues; do
         step "paths-$paths" 60 train --repeats 3 --cuda-paths "$paths"
     done
 fi

@@ -72,9 +72,9 @@ struct Global {
     /// Refused: the old name of `--kernel-cache`
     #[arg(long, global = true, hide = true, value_parser = renamed)]
     cache: Option<PathBuf>,
-    /// Operations to run on NVIDIA's libraries where they are installed: `products` (cuBLASLt), `attention` and `convolutions`
-    /// (cuDNN); `deterministic-attention` gives the same bits in every run; an empty list means none [default:
-    /// products,attention,convolutions]
+    /// Operations to run on NVIDIA's libraries where they are installed: `products` (cuBLASLt), with `epilogues` what follows them in
+    /// the same launch, `attention` and `convolutions` (cuDNN); `deterministic-attention` gives the same bits in every run; an
+    /// empty list means none [default: products,epilogues,attention,convolutions]
     #[arg(
         long,
         global = true,

@@ -7,6 +7,8 @@ use std::str::FromStr;
 pub struct Paths {
     /// Matrix products, by cuBLASLt.
     pub products: bool,
+    /// What follows a product, in its launch: an addition, an activation.
+    pub epilogues: bool,
     /// Attention, by cuDNN.
     pub attention: bool,
     /// Convolutions, by cuDNN.
@@ -17,12 +19,13 @@ pub struct Paths {
 
 impl Paths {
     /// None of them.
-    pub const NONE: Self = Self { products: false, attention: false, convolutions: false, deterministic: false };
+    pub const NONE: Self =
+        Self { products: false, epilogues: false, attention: false, convolutions: false, deterministic: false };
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { products: true, attention: true, convolutions: true, deterministic: false }
+        Self { products: true, epilogues: true, attention: true, convolutions: true, deterministic: false }
     }
 }
 
@@ -35,12 +38,13 @@ impl FromStr for Paths {
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match name {
                 "products" => paths.products = true,
+                "epilogues" => (paths.products, paths.epilogues) = (true, true),
                 "attention" => paths.attention = true,
                 "convolutions" => paths.convolutions = true,
                 "deterministic-attention" => (paths.attention, paths.deterministic) = (true, true),
                 _ => {
                     return Err(format!(
-                        "`{name}` is not one of `products`, `attention`, `deterministic-attention` and `convolutions`"
+                        "`{name}` is not one of `products`, `epilogues`, `attention`, `deterministic-attention` and `convolutions`"
                     ));
                 }
             }
@@ -65,6 +69,7 @@ mod tests {
         assert_eq!(in_order, Ok(Paths { attention: true, deterministic: true, ..Paths::NONE }));
         assert!(!Paths::default().deterministic);
         assert!(read("products,all").unwrap_err().contains("`all`"));
-        assert_eq!("convolutions,attention,products".parse(), Ok(Paths::default()));
+        assert_eq!("convolutions,attention,epilogues".parse(), Ok(Paths::default()));
+        assert!(!"products".parse::<Paths>().unwrap().epilogues);
     }
 }

@@ -13,9 +13,8 @@ use crate::panics::unpanicked;
 
 const MIB: u64 = 1 << 20;
 
-/// The pages, and the largest tensor in one, in MiB. A page is only as much larger as its tensors that the end of it, where no further
-/// one fits, is small; large tensors are few, and a page is full with one or two.
-const PAGES: [[u64; 2]; 4] = [[8, 1], [128, 16], [1024, 256], [2048, 2048]];
+/// The pages, and the largest tensor in one, in MiB: small tensors are apart, so that none of them keeps a large page in use.
+const PAGES: [[u64; 2]; 3] = [[8, 1], [128, 16], [1024, 1024]];
 
 /// Sets the pages of the GPU `number` with `memory` bytes, which the backend must not have used yet.
 ///
@@ -29,9 +28,10 @@ pub(super) fn set(number: usize, memory: u64) {
         dealloc_period: None,
     };
     let mut pools = vec![MemoryPoolConfig::Exclusive { max_alloc_size: MemorySize(0), dealloc_period: None }];
-    pools.extend(PAGES.map(|sizes| pages(sizes.map(|size| size * MIB))));
-    // Larger tensors, as by default.
-    pools.push(pages([memory / 4 / MIB * MIB; 2]));
+    // Larger tensors as by default.
+    let most = memory / 4 / MIB * MIB;
+    pools.extend(PAGES.map(|sizes| pages(sizes.map(|size| (size * MIB).min(most)))));
+    pools.push(pages([most; 2]));
     // Where the backend cannot start, its first use says so.
     let done = unpanicked(|| {
         CudaRuntime::client(&CudaDevice::new(number)).configure_memory_pools(&MemoryPoolsConfig::Explicit(pools))

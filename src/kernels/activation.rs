@@ -61,8 +61,7 @@ fn backward<const D: usize>(kind: Activation, x_and_gradient: [RawTensor; 2]) ->
 
 /// An operation with a matrix as its result, which an activation can follow in the same launch.
 pub(super) trait Activatable<const N: usize>: Operation<N> {
-    /// The activated result; the result itself if it is to be `kept`, or at no cost; and what the backward pass of the operation needs. An
-    /// implementation with room for the activation in its launch has its own.
+    /// The activated result; the result itself if it is to be `kept` or costs nothing; and what the backward pass of the operation needs.
     fn forward_activated(
         &self,
         kind: Activation,

@@ -36,9 +36,6 @@ impl AdamW {
     }
 }
 
-/// The number of tensors per launch on a GPU: a kernel has the code for each.
-pub const UPDATES_PER_LAUNCH: usize = 24;
-
 /// A parameter, its gradient and its moments: off-tape f32 tensors of one shape.
 #[derive(Clone, Debug)]
 pub struct Update {

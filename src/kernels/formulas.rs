@@ -56,3 +56,6 @@ impl AdamWFactors {
         [keep, rate, root, 1.0 - beta1, beta2, 1.0 - beta2, epsilon].map(|factor| factor as f32)
     }
 }
+
+/// The number of parameters that AdamW updates in one launch on a GPU: the kernel has the code for each.
+pub const UPDATES_PER_LAUNCH: usize = 24;

@@ -140,17 +140,14 @@ impl<const N: usize> Activatable<N> for Linear {
         inputs: [RawTensor; N],
         kept: bool,
     ) -> (RawTensor, Option<RawTensor>, Self::Saved) {
-        let saved = (self.trained.then(|| inputs[0].clone()), inputs[1].clone());
-        let inputs = match on_gpu(inputs) {
+        match on_gpu(inputs) {
             Ok(inputs) => {
                 let [x, weight] = [0, 1].map(|i: usize| &inputs[i]);
-                if let Some((output, y)) = cuda::linear::affine_activated(kind, x, weight, inputs.get(2), kept) {
-                    return (output, y, saved);
-                }
-                inputs.map(cuda::raw_tensor)
+                let (output, y) = cuda::linear::affine_activated(kind, x, weight, inputs.get(2), kept);
+                let [x, weight] = [x, weight].map(|t| cuda::raw_tensor(t.clone()));
+                (output, y, (self.trained.then_some(x), weight))
             }
-            Err(inputs) => inputs,
-        };
-        self.forward_then_activated(kind, inputs)
+            Err(inputs) => self.forward_then_activated(kind, inputs),
+        }
     }
 }

@@ -93,13 +93,9 @@ impl Activatable<4> for LowRank {
         inputs: [RawTensor; 4],
         kept: bool,
     ) -> (RawTensor, Option<RawTensor>, Self::Saved) {
-        let inputs = match on_gpu(inputs) {
-            Ok(inputs) => match cuda::linear::low_rank_activated(kind, inputs, self.scale, kept) {
-                Ok(activated) => return activated,
-                Err(inputs) => inputs.map(cuda::raw_tensor),
-            },
-            Err(inputs) => inputs,
-        };
-        self.forward_then_activated(kind, inputs)
+        match on_gpu(inputs) {
+            Ok(inputs) => cuda::linear::low_rank_activated(kind, inputs, self.scale, kept),
+            Err(inputs) => self.forward_then_activated(kind, inputs),
+        }
     }
 }

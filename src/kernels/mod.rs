@@ -30,12 +30,12 @@ mod rope;
 mod upsample;
 
 pub use activation::{activated, gelu_tanh, silu};
-pub use adamw::{AdamW, UPDATES_PER_LAUNCH, Update, adamw, sum_of_squares};
+pub use adamw::{AdamW, Update, adamw, sum_of_squares};
 pub use attention::{attention, attention_biased, attention_within};
 pub use blockwise::Blockwise;
 pub use conv::{conv2d, conv2d_by_sample, conv2d_rows};
 pub use cpu::vectors;
-pub use formulas::{Activation, Factors};
+pub use formulas::{Activation, Factors, UPDATES_PER_LAUNCH};
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_rows, group_norm_silu};
 pub use group_statistics::GroupStatistics;

@@ -82,7 +82,7 @@ fn step(device: &Device, inputs: &[TensorData; 4]) -> TensorData {
     let count = all[0].dims()[0];
     let sizes = (0..30).map(|i| if i % 4 == 3 { count } else { (count / (i + 1)).max(1) });
     let updates = sizes.map(|size| {
-        let [parameter, gradient, mean, square] = all.clone().map(|t| t.slice([count - size..count]));
+        let [parameter, gradient, mean, square] = all.clone().map(|t| t.narrow(0, count - size, size));
         Update { parameter, gradient, moments: [mean, square.square()] }
     });
     let scale = Tensor::full([1], 0.5, device);
@@ -134,7 +134,7 @@ fn matrices() -> Vec<(String, Kernel)> {
     // A layer with its adapter and activation: its input gets a gradient from both products.
     for size @ [rows, inputs, outputs, rank] in [[77, 104, 136, 4], [33, 40, 33, 2]] {
         let counts = [rows * inputs, outputs * inputs, outputs, rank * inputs, outputs * rank];
-        all.push(kernel("linear_low_rank_gelu", &size, counts, [3, 4], move |[x, w, bias, a, b]| {
+        all.push(kernel("gelu_of_low_rank", &size, counts, [3, 4], move |[x, w, bias, a, b]| {
             let (x, w) = (shaped(x, [rows, inputs]), shaped(w, [outputs, inputs]));
             let [a, b] = [(a, [rank, inputs]), (b, [outputs, rank])].map(|(t, shape)| shaped(t, shape));
             let (a, b) = (a.cast(FloatDType::F32), b.cast(FloatDType::F32));
@@ -148,7 +148,7 @@ fn matrices() -> Vec<(String, Kernel)> {
             ))
         }));
         all.push(kernel(
-            "linear_gelu",
+            "gelu_of_linear",
             &size[..3],
             [rows * inputs, outputs * inputs, outputs],
             [2, 2],

@@ -1,4 +1,4 @@
-//! `--device cuda` without a GPU: errors if something is missing, and products on a stand-in.
+//! `--device cuda` without a GPU: errors if something is missing, and the kernels on a stand-in.
 
-mod products;
+mod kernels;
 mod start;

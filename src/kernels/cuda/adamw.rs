@@ -7,7 +7,7 @@ use burn_cubecl::{
 };
 
 use super::{CudaTensor, PLANE, RawTensor, UNITS, address_type, cube_sum, empty, one_type, raw_tensor, vector_size};
-use crate::kernels::adamw::UPDATES_PER_LAUNCH;
+use crate::kernels::formulas::UPDATES_PER_LAUNCH;
 
 /// The number of cubes per tensor, at most; their units go on through larger tensors.
 const MOST_CUBES: usize = 4096;

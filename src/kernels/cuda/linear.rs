@@ -5,10 +5,10 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::kernel::cast;
 
 use super::{
-    CudaTensor, RawTensor,
+    CudaTensor, RawTensor, activation,
     cast::cast_all,
-    dims, matmul,
-    product::{Product, gelu, product, takes_gelu},
+    matmul,
+    product::{Product, gelu, product},
     raw_tensor, tensors,
 };
 use crate::kernels::formulas::Activation;
@@ -35,23 +35,30 @@ pub fn affine(x: &CudaTensor, weight: &CudaTensor, bias: Option<&CudaTensor>) ->
     }
 }
 
-/// An activation of [`affine`], and the result before it if it is to be `kept`: in one launch, if cuBLASLt can.
+/// An activation of [`affine`], and the result before it if it is to be `kept` or costs nothing: in one launch if cuBLASLt can.
 pub fn affine_activated(
     kind: Activation,
     x: &CudaTensor,
     weight: &CudaTensor,
     bias: Option<&CudaTensor>,
     kept: bool,
-) -> Option<(RawTensor, Option<RawTensor>)> {
+) -> (RawTensor, Option<RawTensor>) {
     activated(kind, Product { bias, ..Product::new(x, &turned(weight)) }, kept)
+        .unwrap_or_else(|| then_activated(kind, affine(x, weight, bias)))
 }
 
+/// An activation of a product, and the product if it is to be `kept`, if cuBLASLt can in one launch.
 fn activated(kind: Activation, product: Product, kept: bool) -> Option<(RawTensor, Option<RawTensor>)> {
     let (output, result) = match kind {
         Activation::GeluTanh => gelu(product, kept)?,
         Activation::Silu => return None,
     };
     Some((raw_tensor(output), result.map(raw_tensor)))
+}
+
+fn then_activated(kind: Activation, result: RawTensor) -> (RawTensor, Option<RawTensor>) {
+    let [x] = tensors([result.clone()]);
+    (activation::forward(kind, x), Some(result))
 }
 
 /// `before + g·W` of the gradient `g` `[M, out]` of an output, `W` `[out, in]`, and the gradient that the input `[M, in]` already has from
@@ -92,33 +99,35 @@ fn narrowed([x, a, b]: [&CudaTensor; 3]) -> [CudaTensor; 4] {
 /// [gradients](low_rank_gradients) need: `x`, `x·Aᵀ`, and `A` and `B` in the type of `x`.
 pub fn low_rank([y, x, a, b]: [CudaTensor; 4], scale: f64) -> (RawTensor, [RawTensor; 4]) {
     let saved @ [_, u, _, b] = &narrowed([&x, &a, &b]);
-    let turned = turned(b);
-    let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) });
-    let added = added.map(raw_tensor).unwrap_or_else(|| {
-        // The scale is applied to the smallest factor.
-        let change = matmul::product([u.clone(), times(turned.clone(), scale)]);
-        (Tensor::<2>::from_dispatch(raw_tensor(y)) + Tensor::from_dispatch(change)).into_dispatch()
-    });
-    (added, saved.clone().map(raw_tensor))
+    (widened(y, u, b, scale), saved.clone().map(raw_tensor))
 }
 
-/// An activation of [`low_rank`], the result before it if it is to be `kept`, and what the [gradients](low_rank_gradients) need; the
-/// inputs again if cuBLASLt cannot do it in one launch.
+/// An activation of [`low_rank`], the result before it if it is to be `kept` or costs nothing, and what the
+/// [gradients](low_rank_gradients) need: in one launch less if cuBLASLt can.
 pub fn low_rank_activated(
     kind: Activation,
     [y, x, a, b]: [CudaTensor; 4],
     scale: f64,
     kept: bool,
-) -> Result<(RawTensor, Option<RawTensor>, [RawTensor; 4]), [CudaTensor; 4]> {
-    if !takes_gelu(dims::<2>(&y)[1]) {
-        return Err([y, x, a, b]);
-    }
-    let saved @ [_, u, _, narrow] = &narrowed([&x, &a, &b]);
-    let turned = turned(narrow);
-    match activated(kind, Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) }, kept) {
-        Some((output, result)) => Ok((output, result, saved.clone().map(raw_tensor))),
-        None => Err([y, x, a, b]),
-    }
+) -> (RawTensor, Option<RawTensor>, [RawTensor; 4]) {
+    let saved @ [_, u, _, b] = &narrowed([&x, &a, &b]);
+    let together = {
+        let turned = turned(b);
+        activated(kind, Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) }, kept)
+    };
+    let (output, result) = together.unwrap_or_else(|| then_activated(kind, widened(y, u, b, scale)));
+    (output, result, saved.clone().map(raw_tensor))
+}
+
+/// `y + scale·u·Bᵀ` of `u` `[M, rank]` and `B` `[out, rank]`.
+fn widened(y: CudaTensor, u: &CudaTensor, b: &CudaTensor, scale: f64) -> RawTensor {
+    let turned = turned(b);
+    let added = product(Product { scale: scale as f32, onto: Some(&y), ..Product::new(u, &turned) });
+    added.map(raw_tensor).unwrap_or_else(|| {
+        // The scale is applied to the smallest factor.
+        let change = matmul::product([u.clone(), times(turned, scale)]);
+        (Tensor::<2>::from_dispatch(raw_tensor(y)) + Tensor::from_dispatch(change)).into_dispatch()
+    })
 }
 
 /// The gradients of `x`, `A` and `B`, as far as they are `wanted`, from that of the output and what [`low_rank`] left.

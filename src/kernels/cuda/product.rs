@@ -11,7 +11,7 @@ use super::{
     cublaslt::{self, Addresses, Factor, Gelu, Task, WORKSPACE},
     empty, stream,
 };
-use crate::cuda::{Library, library};
+use crate::cuda::{Library, library, paths};
 
 /// `scale·a·b + onto + bias` over the last two axes, the others broadcasting.
 #[derive(Clone, Copy)]
@@ -44,17 +44,18 @@ pub(super) fn product(product: Product) -> Option<CudaTensor> {
 /// The tanh form of GELU of a product of two matrices, and the product itself if it is to be `kept`: in one launch, if the library is
 /// available and accepts it.
 pub(super) fn gelu(product: Product, kept: bool) -> Option<(CudaTensor, Option<CudaTensor>)> {
-    takes_gelu(columns(product.b)).then(|| run(product, Some(if kept { Gelu::AndResult } else { Gelu::Alone })))?
-}
-
-/// Whether a matrix with this number of columns may be the auxiliary output of a product.
-pub(super) fn takes_gelu(columns: usize) -> bool {
-    columns.is_multiple_of(8)
+    // What cuBLASLt demands of the rows of an auxiliary output.
+    columns(product.b)
+        .is_multiple_of(8)
+        .then(|| run(product, Some(if kept { Gelu::AndResult } else { Gelu::Alone })))?
 }
 
 fn run(product: Product, gelu: Option<Gelu>) -> Option<(CudaTensor, Option<CudaTensor>)> {
     let Product { scale, onto, bias, dtype, .. } = product;
     library(Library::CublasLt)?;
+    if !paths().epilogues && (onto.is_some() || gelu.is_some()) {
+        return None;
+    }
     let known = |t: DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
     let types = product.a.dtype == product.b.dtype && known(product.a.dtype);
     if !types || !(dtype == product.a.dtype || dtype == DType::F32) || !stream::is_open(product.a) {
