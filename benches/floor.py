@@ -63,8 +63,8 @@ def table(tflops, terabytes):
     return "\n".join(rows)
 
 
-# What was measured, of chips or for them, in TFLOP/s and TB/s. H100: through torch, h100.md. H200: copy and products as in README.md;
-# attention as NVIDIA publishes it for cuDNN 9.19 (cudnn-frontend, sdpa_benchmark_training), for 64 heads of 128 and 4096 tokens.
+# What chips reach, in TFLOP/s and TB/s. H100: measured through torch (results/h100.md). H200: a product of 8192³ (769 to 798) and a copy
+# measured so; attention as NVIDIA publishes it for cuDNN 9.19 (cudnn-frontend, sdpa_benchmark_training: 64 heads of 128, 4096 tokens).
 CHIPS = {
     "H100": {"products": 780, "forward": 650, "backward": 539, "copy": 3.03},
     "H200": {"products": 783, "forward": 671, "backward": 560, "copy": 4.3},
