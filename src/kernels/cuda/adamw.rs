@@ -6,7 +6,9 @@ use burn_cubecl::{
     kernel::into_contiguous,
 };
 
-use super::{CudaTensor, PLANE, RawTensor, UNITS, address_type, cube_sum, empty, one_type, raw_tensor, vector_size};
+use super::{
+    CudaTensor, PLANE, RawTensor, UNITS, address_type, arguments, cube_sum, empty, one_type, raw_tensor, vector_size,
+};
 use crate::kernels::formulas::UPDATES_PER_LAUNCH;
 
 /// The number of cubes per tensor, at most; their units go on through larger tensors.
@@ -16,15 +18,6 @@ const MOST_CUBES: usize = 4096;
 fn owned(tensor: CudaTensor) -> CudaTensor {
     let tensor = into_contiguous(tensor);
     if tensor.can_mut() { tensor } else { into_contiguous(tensor.copy()) }
-}
-
-/// Tensors as arguments of one kernel.
-macro_rules! sequence {
-    ($tensors:expr) => {{
-        let mut sequence = SequenceArg::new();
-        $tensors.for_each(|tensor: &CudaTensor| sequence.push(tensor.clone().into_tensor_arg()));
-        sequence
-    }};
 }
 
 /// Updates parameters and their moments from their gradients times `scale` `[1]`; returns parameters and moments.
@@ -53,10 +46,10 @@ fn launch_step(group: &[[CudaTensor; 4]], size: VectorSize, scale: &CudaTensor, 
             dim,
             address,
             size,
-            sequence!(group.iter().map(|[p, ..]| p)),
-            sequence!(group.iter().map(|[_, g, ..]| g)),
-            sequence!(group.iter().map(|[_, _, m, _]| m)),
-            sequence!(group.iter().map(|[.., v]| v)),
+            arguments(group.iter().map(|[p, ..]| p)),
+            arguments(group.iter().map(|[_, g, ..]| g)),
+            arguments(group.iter().map(|[_, _, m, _]| m)),
+            arguments(group.iter().map(|[.., v]| v)),
             scale.clone().into_tensor_arg(),
             keep,
             rate,
@@ -131,7 +124,7 @@ pub fn sum_of_squares(rows: Vec<CudaTensor>) -> burn::tensor::Tensor<1> {
         let all: Vec<&CudaTensor> = group.iter().collect();
         let (dtype, address) = (one_type(&all), address_type(&[&all[..], &[&partial]].concat()));
         let count = CubeCount::new_2d(CUBES as u32, group.len() as u32);
-        let (rows, to) = (sequence!(group.iter()), partial.clone().into_tensor_arg());
+        let (rows, to) = (arguments(group), partial.clone().into_tensor_arg());
         // SAFETY: the units stop at the end of their row, and each cube writes to its own element.
         unsafe {
             add_squares::launch_unchecked(

@@ -6,7 +6,7 @@ use burn_cubecl::{
     kernel::into_contiguous,
 };
 
-use super::{CudaTensor, UNITS, address_type, empty, one_type, storage, vector_size};
+use super::{CudaTensor, UNITS, address_type, arguments, empty, one_type, storage, vector_size};
 
 /// The tensors, which have one dtype, in `dtype`.
 pub fn cast_all<const N: usize>(tensors: [&CudaTensor; N], dtype: DType) -> [CudaTensor; N] {
@@ -20,9 +20,7 @@ pub fn cast_all<const N: usize>(tensors: [&CudaTensor; N], dtype: DType) -> [Cud
     let dtypes = [one_type(&tensors.each_ref()), storage(dtype)];
     let most = tensors.iter().map(|tensor| tensor.meta.num_elements() / size).max().unwrap_or(0);
     let count = CubeCount::new_2d((most as u32).div_ceil(UNITS).max(1), N as u32);
-    let (mut from, mut to) = (SequenceArg::new(), SequenceArg::new());
-    tensors.into_iter().for_each(|tensor| from.push(tensor.into_tensor_arg()));
-    results.iter().for_each(|result| to.push(result.clone().into_tensor_arg()));
+    let (from, to) = (arguments(&tensors), arguments(&results));
     // SAFETY: a unit past a tensor does nothing, and each result has the shape of its tensor.
     unsafe { convert::launch_unchecked(&client, count, CubeDim::new_1d(UNITS), address, size, from, to, dtypes) };
     results

@@ -28,6 +28,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::{
     cubecl::{
         self,
+        cuda::CudaRuntime,
         ir::{ElemType, FloatKind},
         prelude::*,
         tensor_vector_size_parallel,
@@ -126,6 +127,13 @@ fn vector_size(tensors: &[&CudaTensor]) -> VectorSize {
 /// Wide enough for every position in the tensors.
 fn address_type(tensors: &[&CudaTensor]) -> AddressType {
     tensors.iter().map(|t| t.required_address_type()).max().unwrap_or_default()
+}
+
+/// Tensors as one argument of a kernel that has the code for each of them.
+fn arguments<'a, E: LaunchArg<RuntimeArg<CudaRuntime> = TensorArg<CudaRuntime>>>(
+    tensors: impl IntoIterator<Item = &'a CudaTensor>,
+) -> SequenceArg<CudaRuntime, E> {
+    tensors.into_iter().map(|tensor| tensor.clone().into_tensor_arg()).collect()
 }
 
 /// Units per cube in kernels whose units work independently.
