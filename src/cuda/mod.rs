@@ -98,15 +98,15 @@ pub fn driver() -> Result<Driver> {
 /// As [`driver`]; there is no GPU of that number; the compiler or the headers are missing, or do not fit the driver, the GPU
 /// or each other; `cache` was named and cannot be made.
 pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Device> {
-    let found = ready(number, cache, paths)?;
+    let (found, memory) = examine(number, cache, paths)?;
     tracing::debug!("cuda:{number} is {found}");
     #[cfg(feature = "cuda")]
     {
-        pools::set(number, driver()?.gpus[number].memory);
+        pools::set(number, memory);
         Ok(Device::cuda(number))
     }
     #[cfg(not(feature = "cuda"))]
-    unreachable!("without CUDA there is no driver")
+    unreachable!("without CUDA there is no driver, nor {memory} bytes")
 }
 
 /// Makes everything ready that [`open`] needs, and says what was found: the GPU, the driver, the compiler, NVIDIA's libraries
@@ -115,6 +115,11 @@ pub fn open(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Devic
 /// # Errors
 /// As [`open`].
 pub fn ready(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<String> {
+    examine(number, cache, paths).map(|(found, _)| found)
+}
+
+/// What [`ready`] says, and the memory of the GPU in bytes.
+fn examine(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<(String, u64)> {
     let driver = driver()?;
     let Some(gpu) = driver.gpus.get(number) else {
         let gpus = driver.gpus.iter().enumerate().map(|(number, gpu)| format!("\n  cuda:{number}: {gpu}"));
@@ -128,7 +133,8 @@ pub fn ready(number: usize, cache: Option<PathBuf>, paths: Paths) -> Result<Stri
         let kept = cache::keep(cache, gpu)?;
         let vendor = vendor::find(paths, &roots, driver.cuda, gpu);
         let release = driver.release.as_deref().unwrap_or("of unknown number");
-        Ok(format!("{gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}", driver.cuda))
+        let found = format!("{gpu}; driver {release} for CUDA {}; {toolkit}; {vendor}; kernels in {kept}", driver.cuda);
+        Ok((found, gpu.memory))
     }
     #[cfg(not(feature = "cuda"))]
     unreachable!("without CUDA there is no driver: {gpu} {cache:?} {paths:?}")
