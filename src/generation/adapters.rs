@@ -19,7 +19,7 @@ impl Session {
     pub fn read_adapter(&self, path: &Path) -> Result<Lora> {
         let lora = Lora::read(path)?;
         self.check_adapter(&lora).map_err(|e| e.at(path))?;
-        Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
+        Ok(self.own(lora))
     }
 
     /// Checks that an adapter, on any device, fits this model. Reads only headers.
@@ -81,7 +81,12 @@ impl Session {
         if left_out > 0 {
             warn_once(format!("{}: {left_out} tensors for text encoders are left out, as requested", path.display()));
         }
-        Ok(Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) })
+        Ok(self.own(lora))
+    }
+
+    /// The adapter on this session's device, for its model's denoiser.
+    fn own(&self, lora: Lora) -> Lora {
+        Lora { denoiser: self.family.denoiser(), ..lora.to_device(&self.device) }
     }
 }
 
