@@ -69,6 +69,25 @@ impl TableReference {
     }
 }
 
+/// The keys of these tables as `table.key`, once each table has keys and documentation, and each key says its default or that it has none.
+#[cfg(test)]
+pub(crate) fn documented<'a>(
+    tables: impl IntoIterator<Item = &'a TableReference>,
+) -> std::collections::BTreeSet<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    for table in tables {
+        assert!(!table.keys.is_empty() && table.docs.ends_with('.'), "{}", table.name);
+        for key in &table.keys {
+            let name = format!("{}.{}", table.name, key.name);
+            assert!(key.docs.ends_with('.') && !key.docs.contains("[`"), "{name}: {}", key.docs);
+            let says = if key.is_required { "No default" } else { "Default" };
+            assert!(key.docs.contains(says), "`{name}` does not say its default: {}", key.docs);
+            seen.insert(name);
+        }
+    }
+    seen
+}
+
 /// A configuration file with these tables: a comment with `first`, then every key below its documentation. Keys and tables that are
 /// not set by default are behind a `#`.
 pub fn commented(first: &str, tables: &[TableReference]) -> String {

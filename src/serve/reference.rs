@@ -65,9 +65,8 @@ fn cluster() -> ClusterConfig {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
+    use crate::config::reference::documented;
 
     #[test]
     fn the_commented_default_is_a_configuration_with_all_defaults() {
@@ -88,17 +87,10 @@ mod tests {
 
     #[test]
     fn every_key_is_there_and_says_its_default() {
-        let mut seen = BTreeSet::new();
-        for table in reference() {
-            assert!(!table.keys.is_empty() && table.docs.ends_with('.'), "{}", table.name);
-            for key in &table.keys {
-                let name = format!("{}.{}", table.name, key.name);
-                assert!(key.docs.ends_with('.') && !key.docs.contains("[`"), "{name}: {}", key.docs);
-                let says = if key.is_required { "No default" } else { "Default" };
-                assert!(key.docs.contains(says), "`{name}` does not say its default: {}", key.docs);
-                assert_eq!(key.docs.contains("No default"), key.is_required, "{name}");
-                seen.insert(name);
-            }
+        let tables = reference();
+        let seen = documented(&tables);
+        for (table, key) in tables.iter().flat_map(|table| table.keys.iter().map(move |key| (table, key))) {
+            assert_eq!(key.docs.contains("No default"), key.is_required, "{}.{}", table.name, key.name);
         }
         let with_cluster = ServeConfig { cluster: Some(cluster()), ..defaults() };
         for (name, value) in &toml::Table::try_from(with_cluster).unwrap() {
