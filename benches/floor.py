@@ -71,12 +71,11 @@ CHIPS = {
 }
 
 
-def parts(chip, size=1024, batch=1, rank=16):
+def parts(chip, size=1024, batch=1):
     """The parts of a training step that keeps everything, in kiln's kernels: name, amount, unit, and seconds on the chip."""
     tokens = batch * ((size // 16) ** 2 + TEXT)
     length = tokens // batch
-    product, adapter = 2 * PRODUCTS * D**2 * tokens / 1e12, 2 * ADAPTERS * rank * D * tokens / 1e12
-    attention = (DOUBLE + SINGLE) * 4 * tokens * length * D / 1e12
+    product, attention = 2 * PRODUCTS * D**2 * tokens / 1e12, (DOUBLE + SINGLE) * 4 * tokens * length * D / 1e12
     gb = tokens * D * BYTES / 1e9
     # Numbers a token in units of D, read and written besides what a product reads and writes anyway.
     norms = DOUBLE * (2 * 2 + 4) + SINGLE * (2 + 4)
@@ -95,7 +94,7 @@ def parts(chip, size=1024, batch=1, rank=16):
     tflops, copy = CHIPS[chip]["products"], CHIPS[chip]["copy"]
     rows = [("products of the frozen weights, forward", product, "TFLOP", tflops)]
     rows.append(("their input gradients", product, "TFLOP", tflops))
-    # Thin products are bound by what they read: as passes, below.
+    # The adapters' thin products are bound by what they read: they are among the passes below.
     rows.append(("attention, forward", attention, "TFLOP", CHIPS[chip]["forward"]))
     rows.append(("attention, backward", 2.5 * attention, "TFLOP", CHIPS[chip]["backward"]))
     for name, numbers in [
@@ -109,11 +108,11 @@ def parts(chip, size=1024, batch=1, rank=16):
         ("norms, rotation and gates, backward", backward),
     ]:
         rows.append((name, numbers * gb, "GB", copy * 1e3))
-    return [(name, amount, unit, amount / rate) for name, amount, unit, rate in rows], 3 * adapter
+    return [(name, amount, unit, amount / rate) for name, amount, unit, rate in rows]
 
 
 def parts_table():
-    tables = {chip: parts(chip)[0] for chip in CHIPS}
+    tables = {chip: parts(chip) for chip in CHIPS}
     rows = [f"| part | | {' | '.join(f'{chip}, ms' for chip in tables)} |", "|---|---|" + "---|" * len(tables)]
     for i, (name, amount, unit, _) in enumerate(tables["H100"]):
         rows.append(f"| {name} | {amount:.1f} {unit} | " + " | ".join(f"{t[i][3] * 1e3:.1f}" for t in tables.values()) + " |")

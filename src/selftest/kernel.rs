@@ -75,8 +75,7 @@ fn run(device: &Device, dtype: FloatDType, inputs: &[TensorData], function: &Fun
     all
 }
 
-/// Parameter, mean and mean square after one step, of these values and of others of different sizes beside them, half of whose
-/// elements can be read only one by one.
+/// Parameter, mean and mean square after one step: of these values, and of parts of them, whose sizes and alignments differ.
 fn step(device: &Device, inputs: &[TensorData; 4]) -> TensorData {
     let all = inputs.clone().map(|data| Tensor::<1>::from_data(data, (device, DType::F32)));
     let count = all[0].dims()[0];
